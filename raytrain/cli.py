@@ -1,0 +1,342 @@
+"""The command line: `raytrain --help`. jobs/*.py call the same `main`, so they take the same flags.
+
+Heavy modules (torch, ray) are imported inside the commands: help, --print-config and a wrong setting answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import cyclopts
+from cyclopts import App, Parameter
+from pydantic import ValidationError
+
+from raytrain import runs, storage
+from raytrain.config import Recipe, load_recipe, parse_yaml, sentences
+from raytrain.errors import ConfigError, RaytrainError
+
+# Set before ray is imported; whoever sets them differently keeps their value. Sources: README, "Behind the scenes".
+RAY_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: each report and the end of a run would wait for it
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # logs a harmless error at every start
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of workers would appear twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actor pools log a harmless error; `info` brings all of it back
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; silences a warning at every start
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+app = App(
+    name="raytrain",
+    help="Train tile classifiers on satellite imagery with Ray. Start with: raytrain quickstart",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+data_app = App(name="data", help="Look at a dataset.")
+runs_app = App(name="runs", help="List, show and report runs.")
+app.command(data_app)
+app.command(runs_app)
+
+Storage = Annotated[
+    str, Parameter(name="--storage", env_var="RAYTRAIN_STORAGE", help="directory or URI that holds the runs")
+]
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Runs a command line and exits with the codes that README lists."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.exit(run_command(sys.argv[1:] if argv is None else argv))
+
+
+def run_command(argv: list[str]) -> int:
+    """Runs a command line. Returns the exit code; prints sentences, not tracebacks, for what a person can mend."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is read while it grows
+    try:
+        result = app(argv, exit_on_error=False, print_error=False)
+        return result if isinstance(result, int) else 0
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        what = sentences(cause) if isinstance(cause, ValidationError) else str(error).strip()
+        return _fail(ConfigError(what, "", "raytrain --help, or raytrain COMMAND --help"))
+    except RaytrainError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("stopped from the keyboard", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("This is a fault of raytrain, not of your input: please report the lines above.", file=sys.stderr)
+        return 1
+
+
+def _fail(error: RaytrainError) -> int:
+    print(f"error: {error}\nraytrain ends with exit code {error.exit_code}", file=sys.stderr)
+    return error.exit_code
+
+
+@app.command
+def quickstart(
+    *,
+    out: Annotated[str, Parameter(help="directory for tiles, dataset and run")] = "quickstart",
+    num_workers: Annotated[int, Parameter(help="Ray Train workers")] = 2,
+) -> None:
+    """No data, no GPU, no account: synthetic tiles to a report in minutes."""
+    from raytrain.quickstart import quickstart as run_quickstart
+
+    run_quickstart(out, num_workers)
+
+
+@app.command
+def ingest(
+    *,
+    images: Annotated[str, Parameter(help="folder with the tiles directly inside")],
+    labels: Annotated[str, Parameter(help="CSV with one row a tile")],
+    out: Annotated[str, Parameter(help="dataset directory or URI to make")],
+    valid: Annotated[float, Parameter(help="share of rows that validate, 0 to 1")] = 0.2,
+    seed: Annotated[int, Parameter(help="seed of the split and of the order of rows")] = 42,
+    max_bad: Annotated[int | None, Parameter(help="unusable tiles before nothing is written; default max(10, 0.1 %)")] = None,
+    classes: Annotated[str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")] = None,
+    name_column: Annotated[str, Parameter(help="column with the tile's name")] = "image_name",
+    tags_column: Annotated[str, Parameter(help="column with space-separated labels")] = "tags",
+) -> None:
+    """Make a dataset of Parquet shards from tiles and a label CSV."""
+    if not 0 < valid < 1:
+        raise ConfigError(f"--valid {valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
+    from raytrain.distributed.ingest import ingest as run_ingest
+
+    done = run_ingest(
+        images, labels, out, classes=classes.split(",") if classes else None, valid=valid, seed=seed, max_bad=max_bad,
+        name_column=name_column, tags_column=tags_column,
+    )  # fmt: skip
+    verb = "is there already" if done.already_there else f"written by {len(done.pids)} processes"
+    print(f"dataset {done.dataset.place} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes")
+    for key, count in done.counts.items():
+        print(f"  {key}: {count}")
+    print(f"next: raytrain train --config planet-resnet18 --dataset {out}")
+
+
+@data_app.command
+def check(dataset: str, /) -> None:
+    """Verify every shard, split and picture of a dataset."""
+    from raytrain.data.dataset import damages, open_dataset
+    from raytrain.errors import DataError
+
+    found = open_dataset(dataset)
+    wrong = damages(found)
+    if wrong:
+        raise DataError("; ".join(wrong), "training would stop or learn from wrong data", "ingest into a new directory")
+    print(f"{found.place}: {found.rows} tiles in {len(found.shards)} shards, every byte as written")
+    for split in found.manifest["splits"]:
+        parts = ", ".join(f"{part} {count}" for part, count in split["parts"].items())
+        print(f"  split {split['name']}: {parts}")
+    for name, count in zip(found.classes, found.targets.sum(0), strict=True):
+        print(f"  {name}: {count}")
+
+
+@app.command
+def train(
+    *,
+    config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
+    flags: Annotated[Recipe | None, Parameter(name="*")] = None,
+    name: Annotated[str | None, Parameter(help="name of the new run; unique by default")] = None,
+    resume: Annotated[str | None, Parameter(help="go on with this run from its last complete epoch")] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="check everything, take one step per stage, print the plan")] = False,
+    print_config: Annotated[bool, Parameter(negative="", help="print the resolved recipe and stop")] = False,
+) -> None:
+    """Train through the stages of a recipe; --resume goes on with a run."""
+    overrides = flags.model_dump(exclude_unset=True) if flags else {}
+    if resume is not None:
+        _resume(resume, overrides, config)
+        return
+    recipe = load_recipe(config, overrides)
+    if print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    if dry_run:
+        from raytrain.distributed.plan import dry_run as run_dry
+
+        run_dry(recipe)
+        return
+    from raytrain.distributed.train import train as run_train
+
+    label = storage.name_of(config or "train").removesuffix(".yaml")
+    _after_training(run_train(recipe, name=name or runs.new_name(label)).run)
+
+
+def _resume(name: str, overrides: dict[str, Any], config: str | None) -> None:
+    if config is not None:
+        raise ConfigError(
+            f"--resume {name} goes on with the run's own configuration, --config {config} would replace it",
+            "half of the run would have been trained in another way",
+            f"leave --config out, or start a new run with --init-from {name}",
+        )
+    place = overrides.get("storage") or load_recipe(None).storage
+    run = runs.find(name, place)
+    from raytrain.distributed.train import resume as run_resume
+
+    _after_training(run_resume(run, overrides).run)
+
+
+def _after_training(run: runs.Run) -> None:
+    from raytrain.evaluation.thresholds import table
+    from raytrain.report.conclude import conclude
+
+    done = conclude(run.place)
+    print(table(done.judgement))
+    print(f"report: {done.report}")
+    where = storage.join(run.place, "checkpoints", "last")
+    print(f"next: raytrain predict --checkpoint {where} --images DIR --out test.parquet")
+
+
+@app.command
+def tune(
+    *,
+    space: Annotated[str | None, Parameter(help="YAML file: path of a field to {sampler: arguments}")] = None,
+    thresholds: Annotated[str | None, Parameter(help="search thresholds over this predictions file instead")] = None,
+    config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
+    flags: Annotated[Recipe | None, Parameter(name="*")] = None,
+    num_samples: Annotated[int, Parameter(help="trials")] = 8,
+    name: Annotated[str | None, Parameter(help="name of the search; unique by default")] = None,
+) -> None:
+    """Search learning rates, the resize schedule or any field of a recipe; or thresholds."""
+    if (space is None) == (thresholds is None):
+        raise ConfigError("give one of --space SPACE.yaml and --thresholds P.parquet", "", "see README, Searches")
+    if num_samples < 1:
+        raise ConfigError(f"--num-samples {num_samples} is less than 1", "a search has at least one trial", "--num-samples 8")
+    recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
+    name = name or runs.new_name("tune")
+    if thresholds is not None:
+        from raytrain.distributed.tune import search_thresholds
+
+        out = storage.join(storage.absolute(recipe.storage), name)
+        table = search_thresholds(storage.absolute(thresholds), out, num_samples=num_samples)
+        print(table.head(5).to_string(index=False))
+        print(f"results: {out}\nnext: raytrain submission TEST.parquet --thresholds {out}/thresholds.json --out submission.csv")
+        return
+    assert space is not None
+    content = parse_yaml(_file_text(space), space)
+    from raytrain.distributed.preflight import check_recipe
+    from raytrain.distributed.tune import search
+
+    recipe, _ = check_recipe(recipe)
+    table = search(recipe, content, name=name, num_samples=num_samples)
+    out = storage.join(recipe.storage, name)
+    print(table.head(5).to_string(index=False))
+    print(f"results: {out}/trials.csv\nnext: raytrain train --config {out}/best.yaml")
+
+
+def _file_text(path: str) -> str:
+    if not Path(path).expanduser().is_file():
+        raise ConfigError(f"the file {path} does not exist", "it says what is searched", "see README, Searches")
+    return Path(path).expanduser().read_text()
+
+
+@app.command
+def predict(
+    *,
+    checkpoint: Annotated[str, Parameter(help="path, RUN (its last) or RUN:stage-2-128")],
+    out: Annotated[str, Parameter(help="Parquet file to write")],
+    dataset: Annotated[str | None, Parameter(help="dataset directory or URI")] = None,
+    part: Annotated[str, Parameter(help="train, valid, test or all of the dataset's split")] = "valid",
+    images: Annotated[list[str] | None, Parameter(help="folder with tiles; may be given several times", negative="")] = None,
+    tta: Annotated[bool, Parameter(negative="", help="mean over the 8 symmetries of each tile")] = False,
+    where: Storage = "runs",
+) -> None:
+    """Write logits for a part of a dataset or for folders of tiles."""
+    if (dataset is None) == (not images):
+        raise ConfigError("give one of --dataset and --images", "", "raytrain predict --checkpoint RUN --images DIR --out P.parquet")
+    place = runs.find_checkpoint(checkpoint, where)
+    from raytrain.distributed.predict import predict as run_predict
+
+    done = run_predict(place, out, dataset_place=dataset, part=part, image_folders=images or [], tta=tta)
+    for record in done.bad:
+        print(f"left out: {record['image_name']} ({record['kind']})")
+    print(f"{done.tiles} predictions in {done.place}")
+    known = f"raytrain evaluate {out} --out evaluation"
+    print(f"next: {known if dataset else f'raytrain submission {out} --out submission.csv'}")
+
+
+@app.command
+def evaluate(
+    predictions: str,
+    /,
+    *,
+    out: Annotated[str, Parameter(help="directory for thresholds, tables and the report")],
+) -> None:
+    """Judge predictions: F2 at 0.2, best thresholds, per-label table, report."""
+    from raytrain.evaluation.predictions import read
+    from raytrain.evaluation.thresholds import judge, table, write
+    from raytrain.report.page import write_evaluation
+
+    place = storage.absolute(out)
+    judgement = judge(read(storage.absolute(predictions)))
+    write(judgement, place)
+    print(table(judgement))
+    print(f"report: {write_evaluation(place, storage.absolute(predictions))}")
+
+
+@app.command
+def submission(
+    predictions: Annotated[list[str], Parameter(negative="")],
+    /,
+    *,
+    out: Annotated[str, Parameter(help="CSV to write: image_name,tags")],
+    thresholds: Annotated[str | None, Parameter(help="thresholds.json of a run or an evaluation; 0.2 without")] = None,
+    sample: Annotated[str | None, Parameter(help="the competition's sample file: names and order")] = None,
+) -> None:
+    """Write the competition's CSV from one or several predictions files."""
+    from raytrain.evaluation.predictions import read
+    from raytrain.evaluation.submission import build, write
+    from raytrain.evaluation.thresholds import read_thresholds
+
+    found = [read(storage.absolute(place)) for place in predictions]
+    cut = read_thresholds(storage.absolute(thresholds), found[0].classes) if thresholds else None
+    table = build(found, cut, storage.absolute(sample) if sample else None)
+    write(storage.absolute(out), table)
+    print(f"{len(table)} rows in {out}")
+
+
+@runs_app.command(name="list")
+def list_runs(*, where: Storage = "runs") -> None:
+    """All runs under a storage path, with their best F2."""
+    for run in runs.every(where):
+        rows = _history(run)
+        best = f"best F2 {max(float(row['f2']) for row in rows):.4f} after {len(rows)} epochs" if rows else "no epoch yet"
+        print(f"{run.name}  {best}")
+
+
+@runs_app.command
+def show(run: str, /, *, where: Storage = "runs") -> None:
+    """History and checkpoints of a run."""
+    found = runs.find(run, where)
+    print(f"{found.place}\ncheckpoints: {', '.join(found.checkpoints)}")
+    for row in _history(found):
+        print("  ".join(f"{key} {float(value):.4g}" for key, value in row.items()))
+
+
+@runs_app.command
+def report(run: str, /, *, where: Storage = "runs") -> None:
+    """Write a run's report again."""
+    from raytrain.report.conclude import conclude
+
+    print(f"report: {conclude(runs.find(run, where).place).report}")
+
+
+def _history(run: runs.Run) -> list[dict[str, str]]:
+    import csv
+
+    try:
+        text = storage.read_bytes(storage.join(run.place, "history.csv")).decode()
+    except FileNotFoundError:
+        return []
+    return list(csv.DictReader(text.splitlines()))
+
+

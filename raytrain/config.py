@@ -1,0 +1,311 @@
+"""The configuration: frozen pydantic models, and how a recipe file, the environment and flags become one.
+
+`load_recipe("planet-resnet50", overrides)` reads a named recipe or a YAML file, lays `RAYTRAIN_*` variables over it,
+then the overrides of the command line, and returns a validated `Recipe`. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from raytrain.errors import ConfigError, did_you_mean
+
+ENV_PREFIX = "RAYTRAIN_"
+# Variables with the prefix that are not fields of a recipe.
+ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTRAIN_TORCH"}
+
+
+class Settings(BaseModel):
+    """Base of all configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Augment(Settings):
+    """Random changes of training tiles; the defaults are the lesson's."""
+
+    flip: Literal["dihedral", "horizontal", "none"] = Field(
+        "dihedral", description="dihedral: the 8 symmetries of the square"
+    )
+    rotate: float = Field(10.0, ge=0, le=180, description="largest rotation either way, degrees")
+    zoom: float = Field(1.05, ge=1, le=4, description="largest magnification, a factor")
+    lighting: float = Field(0.1, ge=0, lt=1, description="largest change of brightness and contrast, a fraction")
+    p_affine: float = Field(0.75, ge=0, le=1, description="probability of the rotation, and of the zoom")
+    p_lighting: float = Field(0.75, ge=0, le=1, description="probability of the brightness and contrast change")
+
+
+class Model(Settings):
+    """The network."""
+
+    arch: str = Field("resnet50", description="any torchvision ResNet by name")
+    weights: str = Field("imagenet", description="imagenet (torchvision's IMAGENET1K_V1), none, or a file")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the last layer; half of it before the first")
+
+
+class Data(Settings):
+    """Which rows are trained on, and how tiles become tensors."""
+
+    split: str = Field("random", description="name of a split of the dataset", pattern=r"^[A-Za-z0-9_.-]+$")
+    normalize: Literal["imagenet", "none"] = Field("imagenet", description="mean and deviation per channel")
+    augment: Augment = Field(default_factory=Augment)
+
+
+class Train(Settings):
+    """The optimiser and its surroundings, equal for all stages."""
+
+    batch_size: int = Field(64, ge=2, le=65536, description="global batch over all workers, tiles")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
+    wd: float = Field(0.01, ge=0, lt=1, description="decoupled weight decay, a fraction of lr")
+    optimizer: Literal["adamw"] = Field("adamw", description="AdamW with betas (momentum of the schedule, 0.99)")
+    schedule: Literal["one-cycle-2018", "one-cycle-2019"] = Field(
+        "one-cycle-2018", description="2018: linear warm-up, earlier groups lr/3; 2019: cosine, lr/10"
+    )
+    drop_last: bool = Field(False, description="drop the last, smaller training batch of an epoch")
+    seed: int = Field(42, ge=0, lt=2**31, description="seed of order, augmentation, dropout and new weights")
+    threads: int | None = Field(None, ge=1, le=512, description="torch threads per worker; by default CPUs / workers")
+
+
+class Stage(Settings):
+    """One entry of the resize schedule."""
+
+    size: int = Field(ge=16, le=4096, description="side of the tiles as the network sees them, pixels")
+    epochs: int = Field(ge=1, le=10000, description="passes over the training part")
+    freeze: bool = Field(False, description="train only the head (and BatchNorm)")
+    lr: float | tuple[float, float] = Field(
+        description="peak learning rate: a number for the head, a pair spread geometrically over the layer groups"
+    )
+
+    @field_validator("lr")
+    @classmethod
+    def _positive(cls, lr: float | tuple[float, float]) -> float | tuple[float, float]:
+        if min(lr if isinstance(lr, tuple) else (lr,)) <= 0:
+            raise ValueError("a learning rate must be greater than 0")
+        return lr
+
+
+LESSON_STAGES = (
+    Stage(size=128, epochs=5, freeze=True, lr=0.01),
+    Stage(size=128, epochs=5, freeze=False, lr=(1e-5, 0.002)),
+    Stage(size=256, epochs=5, freeze=True, lr=0.005),
+    Stage(size=256, epochs=5, freeze=False, lr=(1e-5, 0.001)),
+)
+
+
+class Recipe(Settings):
+    """A complete configuration of a training run. A field left out takes the lesson's value."""
+
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    train: Train = Field(default_factory=Train)
+    stages: Annotated[tuple[Stage, ...], Parameter(parse=False)] = Field(
+        LESSON_STAGES, min_length=1, description="the resize schedule"
+    )
+    select: Annotated[str | None, Parameter(name="--stages")] = Field(
+        None, pattern=r"^\d+(-\d+)?$", description="run only these stages of the list, such as 3 or 3-4"
+    )
+    dataset: str | None = Field(None, description="dataset directory or URI written by `raytrain ingest`")
+    storage: str = Field("runs", description="directory or URI that holds the runs")
+    init_from: str | None = Field(None, description="start from a checkpoint: a path, RUN or RUN:stage-2-128")
+    num_workers: int = Field(1, ge=1, le=4096, description="Ray Train workers, one GPU each where GPUs are used")
+    use_gpu: bool | None = Field(None, description="by default GPUs where there are any")
+
+    @property
+    def selected(self) -> tuple[int, int]:
+        """First and last stage to run, counted from 1 over the whole list."""
+        if self.select is None:
+            return 1, len(self.stages)
+        first, _, last = self.select.partition("-")
+        return int(first), int(last or first)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The lesson's names: `stage-2-128` is the second stage of size 128 in the whole list."""
+        sizes = [stage.size for stage in self.stages]
+        return tuple(f"stage-{sizes[: i + 1].count(size)}-{size}" for i, size in enumerate(sizes))
+
+    def to_yaml(self) -> str:
+        """This recipe as YAML text that `load_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("raytrain.recipes").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe: `overrides` beat `RAYTRAIN_*`, which beat the file, which beats the defaults.
+
+    Args:
+        source: a recipe's name, the path of a YAML file, or None for the defaults.
+        overrides: nested dictionary with the fields to set, as `Recipe.model_dump` gives them.
+
+    Raises:
+        ConfigError: unknown recipe, unreadable YAML, unknown key, value out of range.
+    """
+    text = _recipe_text(source) if source else ""
+    label = source or "the command line"
+    values = merge(merge(parse_yaml(text, label), environment()), overrides or {})
+    return validate(values, label, text)
+
+
+def validate(values: Mapping[str, Any], label: str, text: str = "") -> Recipe:
+    """Checks nested values against the models. All mistakes are named at once, each with its key (and line).
+
+    Raises:
+        ConfigError: with the keys, the values, the allowed ranges and the nearest known key.
+    """
+    try:
+        recipe = Recipe.model_validate(values)
+        first, last = recipe.selected
+        if 1 <= first <= last <= len(recipe.stages):
+            return recipe
+    except ValidationError as error:
+        raise ConfigError(
+            f"{label}: {sentences(error, text)}",
+            "a run with a setting that is not understood would not be the run you meant",
+            "raytrain train --print-config shows every key with its value",
+        ) from None
+    raise ConfigError(
+        f"--stages {recipe.select}: {label} has the stages 1 to {len(recipe.stages)}",
+        "there is nothing to select",
+        f"--stages 1-{len(recipe.stages)}",
+    )
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays one nested dictionary over another; lists are replaced as a whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The `RAYTRAIN_*` variables as nested values: `RAYTRAIN_TRAIN__BATCH_SIZE=32` sets `train.batch_size`.
+
+    Raises:
+        ConfigError: a variable that names no field.
+    """
+    values: dict[str, Any] = {}
+    for name, value in (os.environ if env is None else env).items():
+        if not name.startswith(ENV_PREFIX) or name in ENV_OTHER or not value:
+            continue
+        path = name.removeprefix(ENV_PREFIX).lower().split("__")
+        if not _is_leaf(path):
+            known = [ENV_PREFIX + "__".join(p).upper() for p in _leaves()]
+            raise ConfigError(
+                f"the environment variable {name} names no setting.{did_you_mean(name, known)}",
+                "it would be ignored silently otherwise",
+                f"unset {name}",
+            )
+        for key in reversed(path):
+            value = {key: value}  # type: ignore[assignment]  # the text becomes the innermost value of the nest
+        values = merge(values, value)  # type: ignore[arg-type]  # after the loop it is a nested dictionary
+    return values
+
+
+def parse_yaml(text: str, label: str) -> dict[str, Any]:
+    """Reads YAML text that must be a mapping (or empty).
+
+    Raises:
+        ConfigError: broken YAML with its line, or another shape than a mapping.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{label} is not valid YAML{where}: {getattr(error, 'problem', error)}",
+            "the recipe cannot be read",
+            "correct that line; `raytrain train --print-config` prints a recipe that works",
+        ) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{label} holds a {type(values).__name__}, not keys with values", "", "see README, recipes")
+    return values
+
+
+def _recipe_text(source: str) -> str:
+    if source in recipe_names():
+        return resources.files("raytrain.recipes").joinpath(f"{source}.yaml").read_text()
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.read_text()
+    names = recipe_names()
+    raise ConfigError(
+        f'no recipe "{source}": it is neither a file nor one of {", ".join(names)}.{did_you_mean(source, names)}',
+        "there is nothing to run",
+        f"raytrain train --config {names[0]} --print-config",
+    )
+
+
+def _models(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], type[BaseModel]]:
+    """Every nested settings model by its path."""
+    found = {prefix: model}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= _models(field.annotation, (*prefix, name))
+    return found
+
+
+def _leaves() -> list[list[str]]:
+    models = _models(Recipe)
+    return [[*path, key] for path, m in models.items() for key in m.model_fields if (*path, key) not in models]
+
+
+def _is_leaf(path: list[str]) -> bool:
+    return path in _leaves() and path != ["stages"]
+
+
+def sentences(error: ValidationError, text: str = "") -> str:
+    """What pydantic found wrong, without its vocabulary: key, line in `text`, value, allowed range, nearest key."""
+    # A tuple that lost a bad item is reported again as too short; the item itself says enough.
+    found = [e for e in error.errors() if e["type"] != "too_short" or error.error_count() == 1]
+    return "; ".join(_sentence(e["loc"], e["type"], e["msg"], e.get("input"), text) for e in found)
+
+
+def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any, text: str) -> str:  # noqa: ANN401
+    # A tuple[...] | float field reports once per branch and puts the branch's name at the end of the path.
+    path = tuple(p for p in loc if isinstance(p, int) or re.fullmatch(r"\w+", p) and p not in ("float", "tuple"))
+    key = ".".join(map(str, path)) or "recipe"
+    line = _line_of(path, text)
+    where = f"{key} (line {line})" if line else key
+    if kind == "extra_forbidden":
+        parent = Stage if path and path[0] == "stages" else _models(Recipe).get(tuple(map(str, path[:-1])), Recipe)
+        return f'unknown key "{where}".{did_you_mean(str(path[-1]), parent.model_fields)}'
+    if kind == "missing":
+        return f"{where} is missing"
+    message = message.removeprefix("Value error, ")
+    return f"{where}: {message}" if kind == "value_error" and not path else f"{where} = {value!r}: {message}"
+
+
+def _line_of(path: tuple[int | str, ...], text: str) -> int | None:
+    """Line of a key in YAML text, counted from 1; None where the file does not hold it."""
+    node = yaml.compose(text) if text else None
+    line = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((p for p in node.value if p[0].value == part), None)
+            if pair is None:
+                return None
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

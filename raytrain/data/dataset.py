@@ -1,0 +1,250 @@
+"""The dataset on disk: its schema, manifest, splits and verification.
+
+    DATASET/shards/part-00000.parquet ...   image_name, image (encoded bytes), width, height, crc32, target
+    DATASET/splits/<name>.parquet           image_name, part (train / valid / test), fold
+    DATASET/dataset.json                    written last; without it there is no dataset
+    DATASET/quarantine.jsonl                files that were left out, with kind and reason
+
+Row numbers count over the shards in the order of the manifest. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raytrain import storage
+from raytrain.errors import DataError, did_you_mean
+
+SCHEMA_VERSION = 1
+SHARD_SCHEMA = pa.schema(
+    [
+        ("image_name", pa.string()),
+        ("image", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("crc32", pa.int64()),
+        ("target", pa.list_(pa.uint8())),
+    ]
+)
+SPLIT_SCHEMA = pa.schema([("image_name", pa.string()), ("part", pa.string()), ("fold", pa.int32())])
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset directory that was opened; `manifest` is the content of its dataset.json."""
+
+    place: str
+    manifest: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        """Label names in the order of the target columns."""
+        return list(self.manifest["classes"])
+
+    @property
+    def tile_size(self) -> int:
+        """Side of the tiles as stored, pixels: the most frequent one."""
+        return int(self.manifest["tile_size"])
+
+    @property
+    def shards(self) -> list[str]:
+        """Places of the shards, in the order that numbers the rows."""
+        return [storage.join(self.place, "shards", shard["file"]) for shard in self.manifest["shards"]]
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of every shard."""
+        return [int(shard["rows"]) for shard in self.manifest["shards"]]
+
+    @property
+    def rows(self) -> int:
+        """Tiles in the dataset."""
+        return sum(self.shard_rows)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over shards and classes; equal hashes mean equal pictures and labels in equal order."""
+        return dataset_hash(self.manifest["shards"], self.classes)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """image_name and target (uint8 array of K) of every row, without the pictures."""
+        tables = [read_shard(place, ["image_name", "target"]) for place in self.shards]
+        names = [name for t in tables for name in t.column("image_name").to_pylist()]
+        return pd.DataFrame({"image_name": names, "target": list(_targets(tables, len(self.classes)))})
+
+    @cached_property
+    def targets(self) -> np.ndarray[Any, Any]:
+        """uint8 (rows, K): 1 where the tile has the label."""
+        return np.stack(list(self.table["target"])) if self.rows else np.zeros((0, len(self.classes)), np.uint8)
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The rows of a named split: image_name, part, fold.
+
+        Raises:
+            DataError: no such split, or its file is not the one in the manifest.
+        """
+        known = [split["name"] for split in self.manifest["splits"]]
+        if name not in known:
+            raise DataError(
+                f'{self.place} has no split "{name}" (it has: {", ".join(known)}).{did_you_mean(name, known)}',
+                "training and validation rows would be undefined",
+                f"raytrain train ... --data.split {known[0]}",
+            )
+        content = self._verified("splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"])
+        return pq.read_table(io.BytesIO(content)).to_pandas()
+
+    def part_rows(self, split: str, part: str) -> np.ndarray[Any, Any]:
+        """int64 row numbers of one part (`train`, `valid`, `test`) of a split, ascending."""
+        table = self.split(split)
+        members = set(table.loc[table["part"] == part, "image_name"])
+        return np.flatnonzero(self.table["image_name"].isin(members).to_numpy()).astype(np.int64)
+
+    def split_hash(self, split: str) -> str:
+        """SHA-256 of the split's file."""
+        return next(str(s["sha256"]) for s in self.manifest["splits"] if s["name"] == split)
+
+    def _verified(self, folder: str, file: str, sha256: str) -> bytes:
+        place = storage.join(self.place, folder, file)
+        try:
+            content = storage.read_bytes(place)
+        except FileNotFoundError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise DataError(
+                f"{place} is {'damaged' if content else 'missing'}: it is not the file that dataset.json names",
+                "labels or pictures would be silently wrong",
+                f"raytrain data check {self.place}",
+            )
+        return content
+
+
+def dataset_hash(shards: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
+    """The hash of a dataset from its manifest's shard entries and classes."""
+    content = json.dumps([[s["file"], s["rows"], s["sha256"]] for s in shards] + [list(classes)])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def open_dataset(place: str) -> Dataset:
+    """Opens a dataset directory or URI.
+
+    Raises:
+        DataError: no dataset.json, or one of another schema version.
+    """
+    place = storage.absolute(place)
+    try:
+        manifest = storage.read_json(storage.join(place, "dataset.json"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{place} is not a dataset: it has no dataset.json",
+            "the manifest is written last, so an ingest that was cut short leaves none",
+            f"raytrain ingest --images DIR --labels CSV --out {place}",
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{place}/dataset.json is damaged: {error}", "", f"ingest {place} again") from None
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{place} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}",
+            "rows could be misread",
+            "ingest it again with this version of raytrain",
+        )
+    return Dataset(place, manifest)
+
+
+def read_shard(place: str, columns: list[str]) -> pa.Table:
+    """Reads columns of a shard with page checksums verified.
+
+    Only the named columns are touched: a foreign column with a pickled extension type must never be converted.
+
+    Raises:
+        DataError: missing, damaged or of another schema.
+    """
+    try:
+        fs, path = storage.filesystem(place)
+        with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as file:
+            unexpected = [c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type]
+            if unexpected:
+                raise DataError(f"{place}: column {unexpected[0]} has another type than raytrain writes")
+            return file.read(columns=columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(
+            f"shard {place} cannot be read: {str(error).splitlines()[0]}",
+            "its tiles would be missing from training",
+            "raytrain data check DATASET names every damaged file; ingest again to replace them",
+        ) from None
+
+
+def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
+    """Encoded pictures of single rows (for reports and sheets), in the order asked for."""
+    starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
+    cache: dict[int, pa.Table] = {}
+    for row in rows:
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        if shard not in cache:
+            cache[shard] = read_shard(dataset.shards[shard], ["image"])
+        yield cache[shard].column("image")[int(row - starts[shard])].as_py()
+
+
+def shard_bytes(table: pa.Table) -> bytes:
+    """A shard as Parquet bytes: page checksums, no compression (JPEG bytes do not shrink), no clock times."""
+    sink = io.BytesIO()
+    pq.write_table(
+        table, sink, row_group_size=256, compression="none", write_page_checksum=True, use_dictionary=False
+    )
+    return sink.getvalue()
+
+
+def split_bytes(split: pd.DataFrame) -> bytes:
+    """A split (image_name, part, fold) as Parquet bytes, sorted by name so that equal splits are equal bytes."""
+    table = pa.Table.from_pandas(split.sort_values("image_name"), schema=SPLIT_SCHEMA, preserve_index=False)
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def damages(dataset: Dataset) -> list[str]:
+    """Every damage of a dataset, one sentence each: hashes of shards and splits, row counts, crc32 of each picture."""
+    found = []
+    for entry in dataset.manifest["shards"]:
+        found += _damages_of(dataset, "shards", entry["file"], entry)
+    for entry in dataset.manifest["splits"]:
+        found += _damages_of(dataset, "splits", f"{entry['name']}.parquet", entry)
+    return found
+
+
+def _damages_of(dataset: Dataset, folder: str, file: str, entry: dict[str, Any]) -> list[str]:
+    try:
+        content = dataset._verified(folder, file, entry["sha256"])
+    except DataError as error:
+        return [error.what]
+    if folder == "splits":
+        return []
+    table = pq.read_table(io.BytesIO(content), columns=["image_name", "image", "crc32"])
+    wrong = [
+        f"{file}: the picture of {name} does not match its crc32"
+        for name, image, check in zip(*(table.column(c).to_pylist() for c in table.column_names), strict=True)
+        if crc32(image) != check
+    ]
+    return wrong + ([] if table.num_rows == entry["rows"] else [f"{file}: {table.num_rows} rows, not {entry['rows']}"])
+
+
+def _targets(tables: list[pa.Table], width: int) -> Iterator[np.ndarray[Any, Any]]:
+    for table in tables:
+        column = table.column("target").combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        if len(flat) != len(column) * width:
+            raise DataError("a target has another length than the list of classes", "labels would be shifted")
+        yield from flat.reshape(-1, width)

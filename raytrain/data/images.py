@@ -1,0 +1,113 @@
+"""The gate every picture passes: header and limits first, then a full decode to RGB.
+
+`inspect(content)` accepts a picture or raises `BadImage` with a kind for the quarantine; `decode(content, size)` gives
+the pixels that ingest checks, the tile cache stores and predict sees. Real Planet tiles are 4-component JPEGs that
+Pillow opens as CMYK; only `convert("RGB")` reads them right. Kinds and limits: README, "Own data". No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 4096 * 4096
+MIN_SIDE = 16
+# Part of the key of the tile cache: raise it whenever `decode` may give other pixels.
+DECODER_VERSION = 1
+_EXIF_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+    """A picture that stays outside; `kind` is the word in quarantine.jsonl."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, detail
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the gate found out about an accepted picture: sides in pixels, Pillow mode, crc32 of the encoded bytes."""
+
+    width: int
+    height: int
+    mode: str
+    crc32: int
+
+
+def inspect(content: bytes) -> Picture:
+    """Passes encoded bytes through the gate: size, header, then a full decode (a header alone misses truncation).
+
+    Raises:
+        BadImage: kind empty, too-large, not-an-image, too-many-pixels, too-small, animated, 16-bit or truncated.
+    """
+    image = _open(content)
+    pixels = _rgb(image)
+    return Picture(pixels.width, pixels.height, image.mode, crc32(content))
+
+
+def decode(content: bytes, size: int | None = None) -> np.ndarray[Any, Any]:
+    """Decodes encoded bytes to uint8 RGB (height, width, 3), or (size, size, 3) by antialiased bilinear resize.
+
+    Raises:
+        BadImage: as `inspect`.
+    """
+    pixels = _rgb(_open(content))
+    if size is not None and pixels.size != (size, size):
+        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(pixels)
+
+
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise BadImage("empty", "the file has no bytes")
+    if len(content) > MAX_BYTES:
+        raise BadImage("too-large", f"{len(content)} bytes, at most {MAX_BYTES}")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit on pixels is lower than the one Pillow warns about.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BadImage("not-an-image", f"starts with {content[:12]!r}") from None
+    except Image.DecompressionBombError as error:
+        raise BadImage("too-many-pixels", str(error)) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadImage("not-an-image", str(error)) from None
+    _check_header(image)
+    return image
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage("too-many-pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels")
+    if min(image.size) < MIN_SIDE:
+        raise BadImage("too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side")
+    if getattr(image, "n_frames", 1) > 1:
+        raise BadImage("animated", f"{getattr(image, 'n_frames', 1)} frames")
+    if image.mode.startswith(("I", "F")):
+        # convert("RGB") would clip every value above 255 to white.
+        raise BadImage("16-bit", f"mode {image.mode}: rescale it to 8 bits first")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+            return Image.alpha_composite(black, rgba).convert("RGB")
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, IndexError) as error:
+        raise BadImage("truncated", str(error)) from None

@@ -1,0 +1,229 @@
+"""From a label file and an image folder to the index table: image_name, path, part, target.
+
+Labels come as CSV with one row a tile and space-separated tags, as Kaggle's `train_v2.csv`. Reading is strict: pandas
+would silently shift columns on an extra comma and turn a tag `NA` into nothing. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raytrain import storage
+from raytrain.data.images import SUFFIXES
+from raytrain.errors import DataError, did_you_mean
+
+MAX_LABEL_BYTES = 200 * 2**20
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label file as read.
+
+    Attributes:
+        table: one row per line of the file, in its order: image_name, tags (tuple of unique labels), line, and
+            problem (the quarantine kind, or empty).
+        classes: sorted labels of the whole file, or the ones the user listed.
+        sha256: hash of the file's bytes.
+        notes: counts of what was tidied, by a short description.
+    """
+
+    table: pd.DataFrame
+    classes: list[str]
+    sha256: str
+    notes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> np.ndarray[Any, Any]:
+        """uint8 (rows, K), 1 where the tile has the label; repeated tags count once."""
+        column = {name: i for i, name in enumerate(self.classes)}
+        targets = np.zeros((len(self.table), len(self.classes)), np.uint8)
+        for row, tags in enumerate(self.table["tags"]):
+            targets[row, [column[tag] for tag in tags]] = 1
+        return targets
+
+
+def read_labels(
+    place: str, name_column: str = "image_name", tags_column: str = "tags", classes: Sequence[str] | None = None
+) -> Labels:
+    """Reads a label CSV.
+
+    Raises:
+        DataError: missing, not UTF-8, HTML, another separator, wrong header, a row with another number of fields, an
+            open quote, no rows, or a label that is not in `classes`; with the line.
+    """
+    content = _label_bytes(place)
+    rows = list(_rows(_text(content, place), place, name_column, tags_column))
+    if not rows:
+        raise DataError(f"{place} has a header but no rows", "there is nothing to train on", "check the file")
+    table = pd.DataFrame(rows, columns=["image_name", "tags", "line"])
+    repeated = sum(len(tags) != len(set(tags)) for tags in table["tags"])
+    table["tags"] = [tuple(dict.fromkeys(tags)) for tags in table["tags"]]
+    table["problem"] = _problems(table)
+    found = sorted({tag for tags in table["tags"] for tag in tags})
+    if classes is not None:
+        _check_known(found, list(classes), table, place)
+    notes = {"rows that repeat a tag": repeated, "rows repeated word for word": int((table["problem"] == "repeated").sum())}
+    return Labels(table, list(classes or found), hashlib.sha256(content).hexdigest(), notes)
+
+
+def find_images(place: str) -> dict[str, str]:
+    """The pictures directly inside a folder: file name and file name without suffix, each to its place.
+
+    Raises:
+        DataError: no such folder, or no picture in it.
+    """
+    files = [name for name in storage.names(place) if name.lower().endswith(SUFFIXES)]
+    if not files:
+        missing = not storage.exists(place)
+        raise DataError(
+            f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}",
+            f"pictures end in {', '.join(SUFFIXES)} and lie directly in the folder",
+            "raytrain ingest --images DIR with the folder that holds the tiles",
+        )
+    places = {name: storage.join(place, name) for name in files}
+    stems = {name.rsplit(".", 1)[0]: path for name, path in reversed(places.items())}
+    return stems | places
+
+
+def index_table(labels: Labels, images: dict[str, str], parts: np.ndarray[Any, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Joins labels, pictures and parts.
+
+    Returns:
+        The index table (image_name, path, part, target) of the usable rows, and one quarantine record for each other.
+    """
+    table = labels.table.assign(part=parts, target=list(labels.targets))
+    table["path"] = [images.get(name) for name in table["image_name"]]
+    table.loc[(table["problem"] == "") & table["path"].isna(), "problem"] = "missing"
+    bad = table[(table["problem"] != "") & (table["problem"] != "repeated")]
+    records = [
+        {"image_name": row.image_name, "kind": row.problem, "detail": f"line {row.line} of the label file"}
+        for row in bad.itertuples()
+    ]
+    good = table[table["problem"] == ""]
+    return good[["image_name", "path", "part", "target"]].reset_index(drop=True), records
+
+
+def _label_bytes(place: str) -> bytes:
+    try:
+        content = storage.read_bytes(place)
+    except FileNotFoundError:
+        raise DataError(
+            f"the label file {place} does not exist",
+            "labels are needed to train",
+            "raytrain ingest --labels CSV with the file that has the columns image_name,tags",
+        ) from None
+    if len(content) > MAX_LABEL_BYTES:
+        raise DataError(f"{place} has {len(content)} bytes, at most {MAX_LABEL_BYTES} are read", "is it a label file?")
+    return content
+
+
+def _text(content: bytes, place: str) -> str:
+    if content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise DataError(
+            f"{place} is an HTML page, not a table",
+            "a sign-in or error page was probably saved in its place",
+            "download the label file again",
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{place} is not UTF-8 (byte 0x{content[error.start]:02x} at line {line})",
+            "names and labels could be misread",
+            "save it again as UTF-8",
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{place} has a NUL character at line {line}", "it is damaged or not text", "get it again")
+    return text
+
+
+def _rows(text: str, place: str, name_column: str, tags_column: str) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        header = next(reader, [])
+        name, tags = _columns(header, place, name_column, tags_column)
+        for row in reader:
+            line, start = reader.line_num + 1, line + 1
+            if row and len(row) != len(header):
+                raise DataError(
+                    f"line {start} of {place} has {len(row)} fields, the header has {len(header)}: {','.join(row)[:80]}",
+                    "a field too many or too few would shift labels to another tile",
+                    "correct that line (several labels are separated by spaces, not commas)",
+                )
+            if row:
+                yield row[name].strip(), tuple(row[tags].split()), start
+            line = reader.line_num
+    except csv.Error as error:
+        raise DataError(
+            f"{place} cannot be read from line {line + 1} on: {error}",
+            "a quote that is opened there is never closed, or stands inside a field",
+            "correct that line",
+        ) from None
+
+
+def _columns(header: list[str], place: str, name_column: str, tags_column: str) -> tuple[int, int]:
+    expected = (name_column, tags_column)
+    fix = "rename the columns, or give --name-column and --tags-column"
+    why = f"the columns {name_column} and {tags_column} say which tile has which labels"
+    if len(header) <= 1:
+        other = next((s for s in ";\t|" if header and s in header[0]), None)
+        if other:
+            raise DataError(
+                f"{place} is separated by {other!r}, expected ','", why, "save it again with commas between the columns"
+            )
+        if not header:
+            raise DataError(f"{place} is empty", why, "check the file")
+    missing = [column for column in expected if header.count(column) != 1]
+    if missing:
+        raise DataError(
+            f'{place} must have one column "{missing[0]}"; its header is {",".join(header)[:120]}.'
+            f"{did_you_mean(missing[0], header)}",
+            why,
+            fix,
+        )
+    return header.index(name_column), header.index(tags_column)
+
+
+def _problems(table: pd.DataFrame) -> list[str]:
+    tags_of: dict[str, set[frozenset[str]]] = {}
+    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+        tags_of.setdefault(name, set()).add(frozenset(tags))
+    seen: Counter[str] = Counter()
+    problems = []
+    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+        seen[name] += 1
+        if not _SAFE_NAME.fullmatch(name):
+            problems.append("unsafe-name")
+        elif len(tags_of[name]) > 1:
+            problems.append("contradicting-labels")
+        elif seen[name] > 1:
+            problems.append("repeated")
+        else:
+            problems.append("" if tags else "no-labels")
+    return problems
+
+
+def _check_known(found: list[str], classes: list[str], table: pd.DataFrame, place: str) -> None:
+    unknown = [tag for tag in found if tag not in classes]
+    if unknown:
+        count = sum(unknown[0] in tags for tags in table["tags"])
+        raise DataError(
+            f'{place} has the label "{unknown[0]}" on {count} tiles, which is not in the list of classes.'
+            f"{did_you_mean(unknown[0], classes)}",
+            "a label that is not a class cannot be learned",
+            "correct the label file, or add the label to --classes",
+        )

@@ -1,0 +1,80 @@
+"""The Ray session that a command runs in: an existing cluster where RAY_ADDRESS names one, else a local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+import ray
+import ray.data
+
+from raytrain.errors import ResourceError
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Connects to Ray, and ends the session again if this call started it.
+
+    Without RAY_ADDRESS the cluster is a new, local one: an accidental hit on a stranger's cluster would run there.
+
+    Raises:
+        ResourceError: the cluster at RAY_ADDRESS cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    remote = "RAY_ADDRESS" in os.environ
+    try:
+        with _native_stderr_muted():
+            ray.init(address=None if remote else "local", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}",
+            "RAY_ADDRESS names the cluster to use",
+            "ray status; or unset RAY_ADDRESS to run on this machine; with token authentication: export RAY_AUTH_MODE=token",
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_muted() -> Iterator[None]:
+    """Mutes what Ray's C++ part writes while it starts: it announces its own log level on the terminal."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def cpus() -> int:
+    """CPUs the cluster declares, or this machine has where no cluster is connected."""
+    if ray.is_initialized():
+        return int(ray.cluster_resources().get("CPU", 1))
+    return len(os.sched_getaffinity(0))
+
+
+def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:
+    """A Ray Data dataset with one block per table, without bars and banners."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # The pool is fixed; waiting for all of it makes even a short job use every process.
+    context.wait_for_min_actors_s = 60
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.from_pandas(blocks)
+
+
+def actors(blocks: int) -> ray.data.ActorPoolStrategy:
+    """A pool of one process per CPU of the cluster, but not more than there are blocks."""
+    return ray.data.ActorPoolStrategy(size=max(1, min(cpus(), blocks)), max_tasks_in_flight_per_actor=1)

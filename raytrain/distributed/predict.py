@@ -1,0 +1,186 @@
+"""Batch inference with Ray Data actors: a checkpoint and tiles in, logits as Parquet out.
+
+Pixels take the same way as in validation: the same decoder, stored size, resize and precision, all from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import torch
+
+from raytrain import storage
+from raytrain.data import images
+from raytrain.data.dataset import open_dataset, read_shard
+from raytrain.data.sources import find_images
+from raytrain.distributed.cluster import actors, quiet_dataset, session
+from raytrain.errors import DataError
+from raytrain.evaluation import predictions
+from raytrain.training import checkpoint as ckpt
+from raytrain.training import models, transforms
+from raytrain.training.loop import default_precision
+
+BATCH = 64
+TILES_PER_BLOCK = 256
+SYMMETRIES = 8
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Where the predictions are, how many, and the files that could not be read."""
+
+    place: str
+    tiles: int
+    bad: list[dict[str, str]]
+
+
+def predict(
+    checkpoint_place: str,
+    out: str,
+    *,
+    dataset_place: str | None = None,
+    part: str = "valid",
+    image_folders: Sequence[str] = (),
+    tta: bool = False,
+    say: Callable[[str], None] = print,
+) -> Predicted:
+    """Writes the logits of a dataset's part (or of folders of pictures) to a Parquet file.
+
+    Args:
+        checkpoint_place: a checkpoint directory.
+        out: file to write.
+        dataset_place: dataset whose split (the one trained on) has `part`.
+        part: train, valid, test or all.
+        image_folders: folders with pictures, instead of a dataset; their labels are unknown.
+        tta: mean logits over the 8 symmetries of the square.
+        say: receives progress lines.
+
+    Raises:
+        ConfigError: the checkpoint is missing or has other classes than the dataset.
+        DataError: no tiles, or the same name in two folders.
+    """
+    checkpoint = ckpt.load(checkpoint_place)
+    meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
+    if dataset_place is not None:
+        dataset = open_dataset(dataset_place)
+        ckpt.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
+        blocks = _dataset_blocks(dataset_place, checkpoint.meta["split"], part)
+        meta |= {"dataset": dataset.place, "split": checkpoint.meta["split"], "part": part}
+    else:
+        blocks = _folder_blocks(image_folders)
+        meta |= {"images": json.dumps([storage.absolute(folder) for folder in image_folders])}
+    table = _run(blocks, checkpoint.place, tta, say)
+    bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
+    good = table[table["kind"] == ""].sort_values("order")
+    if good.empty:
+        raise DataError("not one picture could be read", "there is nothing to predict", "check --images")
+    target = np.stack(list(good["target"])) if dataset_place is not None else None
+    outcome = predictions.Predictions(
+        tuple(good["image_name"]), np.stack(list(good["logits"])).astype(np.float32), target,
+        tuple(checkpoint.meta["classes"]), meta,
+    )  # fmt: skip
+    predictions.write(storage.absolute(out), outcome)
+    return Predicted(storage.absolute(out), len(good), bad)
+
+
+class Predictor:
+    """One inference actor: holds the network of a checkpoint."""
+
+    def __init__(self, place: str, tta: bool) -> None:
+        self.tta = tta
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        checkpoint = ckpt.load(place)
+        self.meta = checkpoint.meta
+        self.model = models.build(self.meta["arch"], len(self.meta["classes"]), 0.0)
+        self.model.load_state_dict(checkpoint.weights())
+        self.model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        capable = default_precision(self.device) == "bf16"
+        self.bf16 = self.meta["precision"] == "bf16" and capable
+
+    def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
+        """Adds `logits` (float32 (K,)) and `kind` (empty, or why the picture cannot be read) to the rows."""
+        pixels, kinds = [], []
+        for content in _contents(block):
+            try:
+                pixels.append(images.decode(content, self.meta["resize"]["stored_size"]))
+                kinds.append("")
+            except images.BadImage as error:
+                kinds.append(error.kind)
+        logits = iter([row for i in range(0, len(pixels), BATCH) for row in self._logits(pixels[i : i + BATCH])])
+        width = len(self.meta["classes"])
+        values = [next(logits) if not kind else np.zeros(width, np.float32) for kind in kinds]
+        return block[["order", "image_name", "target"]].assign(logits=values, kind=kinds, pid=os.getpid())
+
+    def _logits(self, pixels: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
+        batch = transforms.valid_pixels(stacked, self.meta["size"], self.meta["normalize"])
+        views = [transforms.symmetry(batch, i) for i in range(SYMMETRIES if self.tta else 1)]
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs = [self.model(view.contiguous(memory_format=torch.channels_last)).float() for view in views]
+        values: np.ndarray[Any, Any] = torch.stack(outputs).mean(0).cpu().numpy()
+        return values
+
+
+def _contents(block: pd.DataFrame) -> list[bytes]:
+    """Encoded bytes of a block: rows of one shard, or files of their own."""
+    if block["row"].iloc[0] < 0:
+        return [storage.read_bytes(path) for path in block["path"]]
+    column = read_shard(block["path"].iloc[0], ["image"]).column("image")
+    return [column[int(row)].as_py() for row in block["row"]]
+
+
+def _run(blocks: list[pd.DataFrame], place: str, tta: bool, say: Callable[[str], None]) -> pd.DataFrame:
+    total, done, tables = sum(map(len, blocks)), 0, []
+    with session():
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        pool = ray.data.ActorPoolStrategy(size=gpus) if gpus else actors(len(blocks))
+        data = quiet_dataset(blocks).map_batches(
+            Predictor, fn_constructor_args=(place, tta), batch_size=None, batch_format="pandas",
+            compute=pool, num_gpus=1 if gpus else None,
+        )  # fmt: skip
+        for table in data.iter_batches(batch_size=None, batch_format="pandas"):
+            tables.append(table)
+            done += len(table)
+            say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]})")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
+    """One table per shard with the rows of the part: order (row in the dataset), path of the shard, row in it."""
+    dataset = open_dataset(place)
+    rows = np.arange(dataset.rows) if part == "all" else dataset.part_rows(split, part)
+    if not len(rows):
+        raise DataError(f'the split {split} has no part "{part}"', "there is nothing to predict", "--part train, valid or all")
+    starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
+    blocks = []
+    for shard, path in enumerate(dataset.shards):
+        mine = rows[(rows >= starts[shard]) & (rows < starts[shard + 1])]
+        table = pd.DataFrame({"order": mine, "path": path, "row": mine - starts[shard]})
+        table["image_name"] = dataset.table["image_name"].iloc[mine].to_list()
+        table["target"] = list(dataset.targets[mine])
+        blocks.append(table)
+    return [block for block in blocks if len(block)]
+
+
+def _folder_blocks(folders: Sequence[str]) -> list[pd.DataFrame]:
+    paths: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted(set(find_images(storage.absolute(folder)).values())):
+            stem = storage.name_of(path).rsplit(".", 1)[0]
+            if stem in paths:
+                raise DataError(
+                    f"{paths[stem]} and {path} have the same name",
+                    "predictions are looked up by name",
+                    "rename one, or predict the folders into two files",
+                )
+            paths[stem] = path
+    table = pd.DataFrame({"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()})
+    table["target"] = [np.zeros(0, np.uint8)] * len(table)
+    return [table.iloc[i : i + TILES_PER_BLOCK] for i in range(0, len(table), TILES_PER_BLOCK)]

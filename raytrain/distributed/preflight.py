@@ -1,0 +1,75 @@
+"""What can be known before a worker starts: resources, storage, checkpoint, weights."""
+
+from __future__ import annotations
+
+import ray
+
+from raytrain import runs, storage
+from raytrain.config import Recipe
+from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.distributed.cluster import cpus
+from raytrain.errors import ConfigError, ResourceError
+from raytrain.training import checkpoint, models
+from raytrain.training.loop import check_rows
+
+
+def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
+    """Resolves the places of a recipe and checks all that needs no cluster.
+
+    Returns:
+        The recipe with absolute places, and its dataset.
+
+    Raises:
+        ConfigError, DataError, StorageError, RemoteError: each with its sentence.
+    """
+    if recipe.dataset is None:
+        raise ConfigError(
+            "no dataset is given", "there is nothing to train on", "--dataset DIR, as written by raytrain ingest --out DIR"
+        )
+    dataset = open_dataset(recipe.dataset)
+    check_rows(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
+    places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
+    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
+    if recipe.init_from is not None:
+        places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
+        checkpoint.check_fits(checkpoint.load(places["init_from"]), dataset.classes, recipe.model.arch)
+    else:
+        state = models.body_weights(recipe.model.arch, recipe.model.weights)
+        if state is not None:
+            models.load_body(model, state, recipe.model.weights)
+    if recipe.model.weights not in ("imagenet", "none"):
+        weights = storage.absolute(recipe.model.weights)
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
+    storage.probe(places["storage"])
+    return recipe.model_copy(update=places), dataset
+
+
+def check_workers(num_workers: int) -> None:
+    """Refuses more workers than this machine has CPUs, before a local cluster is started.
+
+    Raises:
+        ResourceError: too many workers.
+    """
+    if num_workers > cpus():
+        raise ResourceError(
+            f"{num_workers} workers are asked for, there are {cpus()} CPUs",
+            "Ray would wait for them for ever",
+            f"--num-workers {cpus()}, or set RAY_ADDRESS to a larger cluster",
+        )
+
+
+def use_gpu(recipe: Recipe) -> bool:
+    """Whether workers get a GPU each, on the connected cluster.
+
+    Raises:
+        ResourceError: GPUs were asked for and there are too few.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    wanted = recipe.use_gpu if recipe.use_gpu is not None else gpus > 0
+    if wanted and recipe.num_workers > gpus:
+        raise ResourceError(
+            f"{recipe.num_workers} workers with a GPU each are asked for, the cluster declares {gpus} GPUs",
+            "Ray would wait for them for ever",
+            f"--num-workers {gpus}" if gpus else "--no-use-gpu, or a cluster with GPUs",
+        )
+    return wanted

@@ -1,0 +1,195 @@
+"""The only TorchTrainer: one worker group per run, started once, works through all stages."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.util.queue import Empty, Queue
+
+from raytrain import runs, storage
+from raytrain.config import Recipe
+from raytrain.data.dataset import open_dataset
+from raytrain.distributed.cluster import cpus, session
+from raytrain.distributed.preflight import check_recipe, check_workers, use_gpu
+from raytrain.errors import ConfigError, RaytrainError
+from raytrain.training.loop import Batch, Hooks, Metrics, Worker, fit
+
+# A worker group that cannot be placed within this many starts of a minute each never will be.
+START_ATTEMPTS = 2
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run and the metrics of its last epoch."""
+
+    run: runs.Run
+    metrics: Metrics
+
+
+def train(
+    recipe: Recipe,
+    *,
+    name: str,
+    say: Callable[[str], None] = print,
+    on_batch: Callable[[int, Batch], None] | None = None,
+) -> Trained:
+    """Trains a new run.
+
+    Args:
+        recipe: its `dataset` is set; places may be relative.
+        name: of the run directory under `recipe.storage`.
+        say: receives a line per epoch and more.
+        on_batch: called in the workers with (rank, batch) of every step; must be picklable. For tests.
+
+    Raises:
+        RaytrainError: of the kind that fits, with nothing started where that can be known before.
+    """
+    if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
+        check_workers(recipe.num_workers)
+    recipe, dataset = check_recipe(recipe)
+    run = runs.create(recipe, name, dataset)
+    say(f"run {run.name} in {run.place}")
+    return _attempt(run, recipe, say, on_batch)
+
+
+def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] = print) -> Trained:
+    """Goes on with a run from its latest complete epoch.
+
+    Args:
+        run: an existing run.
+        overrides: only the number of workers and the use of GPUs may change.
+
+    Raises:
+        ConfigError: another field would change.
+    """
+    changed = sorted(overrides.keys() - {"num_workers", "use_gpu", "storage"})
+    if changed:
+        raise ConfigError(
+            f"--resume goes on with the settings of {run.name}; {', '.join(changed)} cannot change now",
+            "half of the run would have been trained in another way",
+            f"leave it out, or start a new run with --init-from {run.name}",
+        )
+    allowed = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
+    recipe = run.recipe.model_copy(update=allowed)
+    if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
+        check_workers(recipe.num_workers)
+    recipe, _ = check_recipe(recipe.model_copy(update={"storage": run.place.rsplit("/", 1)[0]}))
+    storage.remove(storage.join(run.place, "failure.json"))
+    say(f"run {run.name} in {run.place}")
+    return _attempt(run, recipe, say, None)
+
+
+def _attempt(
+    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
+) -> Trained:
+    try:
+        with session():
+            check_workers(recipe.num_workers)
+            return Trained(run, _fit(run, recipe, say, on_batch))
+    except RaytrainError as error:
+        runs.write_failure(run, error, error.exit_code)
+        raise
+
+
+def _fit(
+    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
+) -> Metrics:
+    gpu = use_gpu(recipe)
+    say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
+    with _lines(say) as lines:
+        config = {"recipe": recipe.model_dump(mode="json"), "run": run.place, "lines": lines, "on_batch": on_batch}
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config=config,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
+            ),
+            # Ray's own snapshot decides nothing: a fresh name for every attempt.
+            run_config=ray.train.RunConfig(
+                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=storage.join(run.place, "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=START_ATTEMPTS),
+                logging_config=ray.train.LoggingConfig("ERROR"),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from None
+    metrics: Metrics = result.return_value
+    return metrics
+
+
+def train_worker(config: dict[str, Any]) -> Metrics:
+    """What every worker runs: builds its place in the group and fits. Also runs in Ray's local mode (0 workers)."""
+    context = ray.train.get_context()
+    recipe = Recipe.model_validate(config["recipe"])
+    rank, lines, on_batch = context.get_world_rank(), config["lines"], config["on_batch"]
+    worker = Worker(
+        rank, context.get_world_size(), context.get_local_rank(), context.get_local_world_size(),
+        ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu"),
+        len(os.sched_getaffinity(0)),
+    )  # fmt: skip
+    hooks = Hooks(
+        say=print if lines is None else lines.put,
+        report=ray.train.report,
+        on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None,
+    )
+    assert recipe.dataset is not None
+    return fit(recipe, open_dataset(recipe.dataset), config["run"], worker, hooks)
+
+
+def _resources(workers: int, gpu: bool) -> dict[str, float]:
+    """Leaves a CPU to Ray Data and to the driver; a GPU worker asks for one GPU beside it."""
+    share = max(0.01, min(1.0, (cpus() - 1) / workers))
+    return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
+
+
+@contextmanager
+def _lines(say: Callable[[str], None]) -> Iterator[Queue]:
+    """A queue whose lines are said in this process: worker output through Ray's log would be prefixed and doubled."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    done = threading.Event()
+    thread = threading.Thread(target=_drain, args=(queue, done, say), daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        queue.shutdown(force=True)
+
+
+def _drain(queue: Queue, done: threading.Event, say: Callable[[str], None]) -> None:
+    while True:
+        finishing = done.is_set()
+        try:
+            while True:
+                say(queue.get(timeout=0.2))
+        except Empty:
+            if finishing:
+                return
+        except ray.exceptions.RayError:
+            return
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own error inside Ray's wrappers, or Ray's where it is none of ours."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [*failures.values(), error]:
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, RaytrainError):
+                return seen
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    return error

@@ -1,0 +1,221 @@
+"""The only Tuner: searches over any field of a recipe, the list of stages included, and over thresholds.
+
+A trial is a plain Tune function over the same `loop.fit` in one process; ASHA ends the weak ones early. A space is a
+YAML mapping from a field's path to how it is drawn:
+
+    stages.0.lr: {loguniform: [0.003, 0.03]}
+    train.wd: {choice: [0.01, 0.1]}
+    stages: {choice: [[{size: 64, epochs: 2, lr: 0.01}], [{size: 128, epochs: 2, lr: 0.01}]]}
+
+`stages` is applied first, so that a path into it changes the drawn list.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+import ray.tune
+import torch
+from ray.tune.schedulers import ASHAScheduler
+
+from raytrain import storage
+from raytrain.config import Recipe, validate
+from raytrain.data.dataset import open_dataset
+from raytrain.distributed.cluster import cpus, session
+from raytrain.errors import ConfigError, did_you_mean
+from raytrain.evaluation import predictions, thresholds
+from raytrain.training.loop import Hooks, Worker, fit
+
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "choice": lambda *values: ray.tune.choice(list(values)),
+    "uniform": ray.tune.uniform,
+    "loguniform": ray.tune.loguniform,
+    "randint": ray.tune.randint,
+}
+
+
+def search(
+    recipe: Recipe, space: Mapping[str, Any], *, name: str, num_samples: int, say: Callable[[str], None] = print
+) -> pd.DataFrame:
+    """Runs the trials and writes `trials.csv` and `best.yaml` into `<storage>/<name>`.
+
+    Args:
+        recipe: checked by the preflight; its fields are the ones the space does not draw.
+        space: path of a field to {sampler: arguments}.
+        name: of the search under the recipe's storage.
+        num_samples: trials.
+        say: receives a line per finished epoch of a trial.
+
+    Returns:
+        One row per trial, best F2 first: trial, f2, epochs, and a column per path.
+
+    Raises:
+        ConfigError: a path or a sampler that does not exist, or a drawn value out of range.
+    """
+    place = storage.join(recipe.storage, name)
+    drawn = {path: sampler(path, how) for path, how in space.items()}
+    for path, how in space.items():
+        apply_draw(recipe, {path: _first(how)})
+    base = recipe.model_dump(mode="json")
+    results = _tune(
+        lambda config: _trial(base, config, place), drawn, place, num_samples,
+        ASHAScheduler(time_attr="training_iteration", max_t=_most_epochs(recipe, space), reduction_factor=2), say,
+    )  # fmt: skip
+    table = _table(results)
+    storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
+    best = results[table["trial"].iloc[0]].config
+    header = f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {place}/best.yaml\n"
+    storage.write_text(storage.join(place, "best.yaml"), header + apply_draw(recipe, best).to_yaml())
+    return table
+
+
+def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[str], None] = print) -> pd.DataFrame:
+    """Threshold search as Tune trials over a predictions file; no training is spent on it.
+
+    Each trial ascends from a drawn threshold in a drawn order of classes on one half of the tiles and is judged on the
+    other. Writes `trials.csv`, and `thresholds.json` fitted from the best start on all tiles, into `out`.
+
+    Raises:
+        DataError: no predictions file, or one without targets.
+    """
+    found = predictions.read(place)
+    judged = thresholds.judge(found)
+    space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
+    results = _tune(lambda config: _threshold_trial(place, config), space, out, num_samples, None, say)
+    table = _table(results)
+    storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
+    thresholds.write(judged, out)
+    return table
+
+
+def sampler(path: str, how: Any) -> Any:  # noqa: ANN401  # YAML in, one of Tune's sampler classes out
+    """Tune's sampler for one entry of a space.
+
+    Raises:
+        ConfigError: not a mapping with one known sampler, or arguments it does not take.
+    """
+    name, arguments = next(iter(how.items())) if isinstance(how, dict) and len(how) == 1 else (str(how), None)
+    if name not in SAMPLERS or not isinstance(arguments, list):
+        raise ConfigError(
+            f'the space draws {path} by "{name}".{did_you_mean(name, SAMPLERS)}',
+            f"known are {', '.join(SAMPLERS)}, each with a list",
+            f"{path}: {{loguniform: [0.001, 0.1]}}",
+        )
+    try:
+        return SAMPLERS[name](*[float(a) if isinstance(a, str) and name != "choice" else a for a in arguments])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the space draws {path} by {name} {arguments}: {error}", "", "see README, Searches") from None
+
+
+def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
+    """The recipe with drawn values at their paths (`train.wd`, `stages.1.lr.0`), validated.
+
+    Raises:
+        ConfigError: a path that does not exist, or a value out of range.
+    """
+    values = copy.deepcopy(recipe.model_dump(mode="json"))
+    for path in sorted(draw, key=lambda p: (p != "stages", p)):
+        target: Any = values
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        try:
+            for part in parents:
+                target = target[part]
+            target[last] = draw[path]
+        except (KeyError, IndexError, TypeError):
+            raise ConfigError(
+                f'the space names "{path}", which the recipe does not have',
+                "the value would be drawn and never used",
+                "raytrain train --print-config shows every path",
+            ) from None
+    return validate(values, "the drawn configuration")
+
+
+def _trial(base: dict[str, Any], config: dict[str, Any], place: str) -> None:
+    recipe = apply_draw(Recipe.model_validate(base), config)
+    recipe = recipe.model_copy(update={"num_workers": 1})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hooks = Hooks(say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]}))
+    run = storage.join(place, "trials", ray.tune.get_context().get_trial_id())
+    storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
+    assert recipe.dataset is not None
+    fit(recipe, open_dataset(recipe.dataset), run, Worker(device=device), hooks)
+
+
+def _threshold_trial(place: str, config: dict[str, Any]) -> None:
+    found = predictions.read(place)
+    assert found.target is not None
+    fitting = slice(0, None, 2)
+    judging = slice(1, None, 2)
+    chosen, fitted = thresholds.best_per_class(
+        found.logits[fitting], found.target[fitting], start=config["start"], seed=config["seed"]
+    )
+    f2 = thresholds.metrics.f2(found.logits[judging], found.target[judging], chosen)
+    ray.tune.report({"f2": f2, "f2_fitted": fitted})
+
+
+class _Lines(ray.tune.Callback):
+    """Says a line for each report of a trial."""
+
+    def __init__(self, say: Callable[[str], None], trials: int) -> None:
+        self.say, self.trials, self.finished = say, trials, 0
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:  # noqa: ANN401
+        self.say(f"trial {trial.trial_id}  epoch {result['training_iteration']}  F2 {result['f2']:.4f}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401
+        self.finished += 1
+        self.say(f"trial {trial.trial_id} is done ({self.finished} of {self.trials})")
+
+
+def _tune(
+    function: Callable[[dict[str, Any]], None], space: dict[str, Any], place: str, num_samples: int,
+    scheduler: ASHAScheduler | None, say: Callable[[str], None],
+) -> dict[str, ray.tune.Result]:  # fmt: skip
+    storage.probe(place)
+    with session():
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(function, {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}),
+            param_space=space,
+            tune_config=ray.tune.TuneConfig(
+                metric="f2", mode="max", num_samples=num_samples, max_concurrent_trials=gpus or cpus(),
+                scheduler=scheduler, reuse_actors=False,
+            ),
+            run_config=ray.tune.RunConfig(
+                name="ray", storage_path=place, verbose=0, callbacks=[_Lines(say, num_samples)]
+            ),
+        )  # fmt: skip
+        grid = tuner.fit()
+    failed = [result.error for result in grid if result.error]
+    if len(failed) == len(grid):
+        raise failed[0]
+    if failed:
+        say(f"{len(failed)} trials failed, the first: {str(failed[0]).splitlines()[-1]}")
+    return {result.metrics["trial_id"]: result for result in grid if result.metrics and not result.error}
+
+
+def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:
+    rows = [
+        {"trial": trial, "f2": result.metrics["f2"], "epochs": result.metrics["training_iteration"], **result.config}
+        for trial, result in results.items()
+    ]
+    return pd.DataFrame(rows).sort_values("f2", ascending=False, ignore_index=True)
+
+
+def _first(how: Any) -> Any:  # noqa: ANN401
+    value = next(iter(how.values()))[0]
+    return float(value) if "choice" not in how and isinstance(value, str) else value
+
+
+def _most_epochs(recipe: Recipe, space: Mapping[str, Any]) -> int:
+    lists = space["stages"]["choice"] if "stages" in space else [recipe.model_dump(mode="json")["stages"]]
+    totals = []
+    for stages in lists:
+        first, last = recipe.model_copy(update={"stages": stages}).selected
+        totals.append(sum(int(stage["epochs"]) for stage in stages[first - 1 : last]))
+    return max(1, *totals) if totals else 1
+
+

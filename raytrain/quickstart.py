@@ -1,0 +1,86 @@
+"""`raytrain quickstart`: synthetic tiles -> dataset -> training -> report, with no data, GPU or account.
+
+Beside the network's F2 stand two answers on the same validation tiles that need no network: the best constant set of
+labels, and a logistic regression on the mean and deviation of each colour channel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain import runs, storage
+from raytrain.config import load_recipe
+from raytrain.data import images, synthetic
+from raytrain.data.dataset import Dataset, read_images
+from raytrain.distributed.ingest import ingest
+from raytrain.distributed.train import train
+from raytrain.evaluation import baselines, metrics, predictions, thresholds
+from raytrain.report.conclude import conclude
+from raytrain.training.history import duration
+
+TILES = 2000
+VALID = 0.2
+SEED = 0
+
+
+def quickstart(out: str, num_workers: int, say: Callable[[str], None] = print) -> None:
+    """Runs the whole way and prints where the report is and what to type next.
+
+    Args:
+        out: directory for tiles, dataset and run; what is there already is used again.
+        num_workers: Ray Train workers.
+        say: receives the lines.
+    """
+    began = time.monotonic()
+    base = Path(out).expanduser().absolute()
+    say(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
+    folder, labels = synthetic.write(base / "tiles", TILES, SEED)
+    done = ingest(str(folder), str(labels), str(base / "dataset"), valid=VALID, say=lambda line: None)
+    say(f"dataset {done.dataset.place}: {done.dataset.rows} synthetic tiles ({duration(time.monotonic() - began)})")
+    overrides = {"dataset": done.dataset.place, "storage": str(base / "runs"), "num_workers": num_workers}
+    run = train(load_recipe("quickstart", overrides), name=runs.new_name("quickstart"), say=say).run
+    scores = compare(done.dataset, run.place)
+    storage.write_json(storage.join(run.place, "baselines.json"), scores)
+    report = conclude(run.place).report
+    for line in _summary(scores, len(done.dataset.part_rows("random", "valid"))):
+        say(line)
+    say(f"done in {duration(time.monotonic() - began)}\nreport: {report}")
+    say("next, with your own tiles: raytrain ingest --images DIR --labels CSV --out mydata")
+    say(f"      or look again:      raytrain runs show {run.name} --storage {base / 'runs'}")
+
+
+def compare(dataset: Dataset, run: str) -> dict[str, Any]:
+    """F2 of the network (threshold 0.2) and of two answers without one, on the validation part of a run."""
+    found = predictions.read(storage.join(run, "predictions.parquet"))
+    assert found.target is not None
+    train_rows, valid_rows = (dataset.part_rows("random", part) for part in ("train", "valid"))
+    train_target, valid_target = dataset.targets[train_rows], dataset.targets[valid_rows]
+    constant, _ = baselines.best_constant(train_target)
+    features = baselines.colour_features(images.decode(content) for content in read_images(dataset, range(dataset.rows)))
+    model = baselines.logistic_regression(features[train_rows], train_target)
+    cut, _ = thresholds.best_global(model.logits(features[train_rows]), train_target)
+    answer = np.broadcast_to(constant, valid_target.shape)
+    return {
+        "constant": {
+            "labels": [name for name, on in zip(dataset.classes, constant, strict=True) if on],
+            "f2": float(metrics.f2_per_tile(answer, valid_target).mean()),
+        },
+        "logistic": {"f2": metrics.f2(model.logits(features[valid_rows]), valid_target, cut), "threshold": cut},
+        "model": {"f2": metrics.f2(found.logits, found.target)},
+    }
+
+
+def _summary(scores: dict[str, Any], tiles: int) -> list[str]:
+    network = scores["model"]["f2"]
+    constant, logistic = scores["constant"], scores["logistic"]
+    return [
+        f"F2 on {tiles} synthetic validation tiles (no Planet result):",
+        f"  {network:.4f}  the network, threshold 0.2",
+        f"  {logistic['f2']:.4f}  logistic regression on colour mean and deviation ({network - logistic['f2']:+.4f})",
+        f"  {constant['f2']:.4f}  always {' '.join(constant['labels'])} ({network - constant['f2']:+.4f})",
+    ]

@@ -1,0 +1,156 @@
+"""What a run directory holds, read into one record. Every file but history.csv may be missing.
+
+    config.yaml  env.json  history.csv  metrics.jsonl  predictions.parquet  baselines.json     (DESIGN, run directory)
+
+Works the same on a local path and a URI. Neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from raytrain import storage
+from raytrain.config import Recipe, parse_yaml, validate
+from raytrain.errors import DataError
+from raytrain.evaluation import predictions as prediction_files
+from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.thresholds import Judgement, judge
+
+HISTORY_COLUMNS = (
+    "stage", "size", "epoch", "lr", "train_loss", "valid_loss", "accuracy", "f2", "f2_best", "images_per_s", "seconds",
+)  # fmt: skip
+STEP_COLUMNS = ("stage", "epoch", "step", "lr", "momentum", "loss")
+SYNTHETIC_PREFIX = "synthetic_"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, or the evaluation of a predictions file: then recipe, env, history and steps are empty.
+
+    `history` has HISTORY_COLUMNS, `steps` STEP_COLUMNS; both are tables without rows where there is nothing.
+    """
+
+    place: str
+    recipe: Recipe | None = None
+    env: dict[str, Any] = field(default_factory=dict)
+    history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(HISTORY_COLUMNS)))
+    steps: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(STEP_COLUMNS)))
+    predictions: Predictions | None = None
+    judgement: Judgement | None = None
+    baselines: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its place."""
+        return storage.name_of(self.place)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names over the whole list of stages, so that stage n is entry n - 1."""
+        return self.recipe.stage_names if self.recipe else ()
+
+    @property
+    def synthetic(self) -> bool:
+        """True if env.json says so, or all tiles bear the names that synthetic tiles have."""
+        names = self.predictions.names if self.predictions else ()
+        named = len(names) > 0 and all(name.startswith(SYNTHETIC_PREFIX) for name in names)
+        return bool(self.env.get("synthetic")) or named
+
+    @property
+    def dataset(self) -> str | None:
+        """Place of the dataset, if anything names it."""
+        meta = self.predictions.meta if self.predictions else {}
+        known = (self.recipe and self.recipe.dataset, self.env.get("dataset"), meta.get("dataset"))
+        return next((place for place in known if isinstance(place, str) and place), None)
+
+
+def read_run(place: str) -> Record:
+    """Reads a run directory.
+
+    Raises:
+        DataError: no history.csv (nothing was trained yet), or a file that is damaged.
+        ConfigError: a config.yaml that is no recipe of this version.
+        StorageError: the file system cannot be reached.
+    """
+    place = storage.absolute(place)
+    history = _history(place)
+    config = _content(place, "config.yaml").decode()
+    label = storage.join(place, "config.yaml")
+    record = Record(
+        place=place,
+        recipe=validate(parse_yaml(config, label), label, config) if config else None,
+        env=_json(place, "env.json"),
+        history=history,
+        steps=_steps(_content(place, "metrics.jsonl"), place),
+        baselines=_json(place, "baselines.json"),
+    )
+    predictions = storage.join(place, "predictions.parquet")
+    return _judged(record, predictions) if storage.exists(predictions) else record
+
+
+def read_evaluation(out: str, predictions_place: str) -> Record:
+    """The record of an evaluation without a run: predictions, and a judgement if they have targets.
+
+    Raises:
+        DataError: the predictions cannot be used.
+    """
+    return _judged(Record(place=storage.absolute(out)), predictions_place)
+
+
+def _judged(record: Record, place: str) -> Record:
+    predictions = prediction_files.read(place)
+    judgement = judge(predictions) if predictions.target is not None else None
+    return replace(record, predictions=predictions, judgement=judgement)
+
+
+def _history(place: str) -> pd.DataFrame:
+    content = _content(place, "history.csv")
+    file = storage.join(place, "history.csv")
+    if not content.strip():
+        raise DataError(
+            f"{place} has no history.csv",
+            "a run writes it after its first epoch; without it there is nothing to report",
+            f"raytrain runs list --storage {place.rpartition('/')[0] or '.'}",
+        )
+    table = pd.read_csv(io.BytesIO(content))
+    missing = [column for column in HISTORY_COLUMNS if column not in table.columns]
+    if missing:
+        raise DataError(f"{file} has no column {missing[0]}", "it is not the history of a run", "give a run directory")
+    return table
+
+
+def _steps(content: bytes, place: str) -> pd.DataFrame:
+    try:
+        rows = [json.loads(line) for line in content.splitlines()]
+    except ValueError as error:
+        raise _damaged(place, "metrics.jsonl", error) from None
+    return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
+
+
+def _json(place: str, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(_content(place, name) or b"{}")
+    except ValueError as error:
+        raise _damaged(place, name, error) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _damaged(place: str, name: str, error: ValueError) -> DataError:
+    return DataError(
+        f"{storage.join(place, name)} is damaged: {error}",
+        "the report would show something else than the run did",
+        f"remove {name}, the report does without it; then raytrain runs report {storage.name_of(place)}",
+    )
+
+
+def _content(place: str, name: str) -> bytes:
+    """The bytes of a file of the run, none if it is not there."""
+    try:
+        return storage.read_bytes(storage.join(place, name))
+    except FileNotFoundError:
+        return b""

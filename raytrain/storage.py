@@ -1,0 +1,231 @@
+"""Files on this machine or in an object store, through pyarrow.fs; small writes are atomic.
+
+A place is a local path or a URI that `pyarrow.fs.FileSystem.from_uri` understands (s3://, gs://, abfs://, file://).
+Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raytrain.errors import StorageError
+
+
+def is_uri(place: str) -> bool:
+    """True for `scheme://...`, except file://, which is a local path."""
+    return "://" in place and not place.startswith("file://")
+
+
+def absolute(place: str) -> str:
+    """A place that means the same in every process: local paths made absolute, URIs as they are.
+
+    Ray workers run in another directory, and Ray refuses relative storage paths late and badly.
+    """
+    if is_uri(place):
+        return place.rstrip("/")
+    return str(Path(place.removeprefix("file://")).expanduser().absolute())
+
+
+def join(place: str, *parts: str) -> str:
+    """`place/part/...`; the query of a URI (`?region=...`) stays at its end."""
+    base, mark, query = place.partition("?")
+    return "/".join([base.rstrip("/"), *parts]) + mark + query
+
+
+def name_of(place: str) -> str:
+    """The last component of a place."""
+    return place.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
+
+
+def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a place and the path inside it.
+
+    Raises:
+        StorageError: a scheme that pyarrow does not know.
+    """
+    if not is_uri(place):
+        return pafs.LocalFileSystem(), absolute(place)
+    try:
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(place)
+        return found
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(
+            f"{place} cannot be opened: {error}",
+            "only local paths, s3://, gs:// and abfs:// are understood",
+            "give a local path or one of these URIs",
+        ) from None
+
+
+@contextmanager
+def _failures(doing: str, place: str) -> Iterator[None]:
+    """Turns the errors of file systems into a StorageError; a missing file stays FileNotFoundError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot {doing} {place}: {error.strerror or error}",
+            "nothing that was there before has been changed",
+            "check the permissions and the free space (df -h), or give another --storage or --out",
+        ) from None
+
+
+def exists(place: str) -> bool:
+    """True if there is a file or directory."""
+    with _failures("look at", place):
+        fs, path = filesystem(place)
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def names(place: str, *, directories: bool = False) -> list[str]:
+    """Sorted names of the files (or directories) directly inside a directory; empty if it does not exist."""
+    with _failures("list", place):
+        fs, path = filesystem(place)
+        wanted = pafs.FileType.Directory if directories else pafs.FileType.File
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == wanted)
+
+
+def read_bytes(place: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it cannot be read.
+    """
+    with _failures("read", place):
+        if not is_uri(place):
+            return Path(absolute(place)).read_bytes()
+        fs, path = filesystem(place)
+        with fs.open_input_file(path) as stream:
+            content: bytes = stream.read()
+        return content
+
+
+def read_json(place: str) -> Any:  # noqa: ANN401  # JSON has no narrower type
+    """The parsed content of a JSON file."""
+    return json.loads(read_bytes(place))
+
+
+def make_dir(place: str) -> None:
+    """Makes a directory and its parents."""
+    with _failures("make", place):
+        fs, path = filesystem(place)
+        fs.create_dir(path, recursive=True)
+
+
+def write_bytes(place: str, content: bytes) -> None:
+    """Writes a whole file so that a reader sees the old content or the new, never a part.
+
+    Locally: a temporary file beside it, fsync, rename, fsync of the directory. An object store's put is atomic.
+
+    Raises:
+        StorageError: it cannot be written; what was there before is intact.
+    """
+    with _failures("write", place):
+        fs, path = filesystem(place)
+        if not isinstance(fs, pafs.LocalFileSystem):
+            with fs.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_directory(target.parent)
+
+
+def write_text(place: str, content: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(place, content.encode())
+
+
+def write_json(place: str, content: Any) -> None:  # noqa: ANN401
+    """`write_bytes` of indented JSON; NaN and infinity are refused, since JSON has none."""
+    write_text(place, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes renames inside a local directory survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(place: str) -> None:
+    """Removes a directory or a file; nothing happens where there is none."""
+    with _failures("remove", place):
+        fs, path = filesystem(place)
+        kind = fs.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            fs.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            fs.delete_file(path)
+
+
+def move_directory(source: str, target: str) -> None:
+    """Renames a local directory (atomic), or moves the objects under a prefix (not atomic)."""
+    with _failures("move", source):
+        fs, path = filesystem(source)
+        fs.move(path, filesystem(target)[1])
+        if not is_uri(target):
+            sync_directory(Path(absolute(target)).parent)
+
+
+def upload_directory(source: Path, target: str) -> None:
+    """Copies the files of a local directory into a place, files with `MANIFEST` or `dataset.json` names last."""
+    with _failures("write", target):
+        files = sorted(p for p in source.rglob("*") if p.is_file())
+        for file in sorted(files, key=lambda p: p.name in ("MANIFEST.json", "dataset.json")):
+            write_bytes(join(target, *file.relative_to(source).parts), file.read_bytes())
+
+
+@contextmanager
+def local_directory(place: str) -> Iterator[Path]:
+    """A local directory to write into: the place itself, or a temporary one that is uploaded at the end."""
+    if not is_uri(place):
+        with _failures("make", place):
+            Path(absolute(place)).mkdir(parents=True, exist_ok=True)
+        yield Path(absolute(place))
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="raytrain-"))
+    try:
+        yield scratch
+        upload_directory(scratch, place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def probe(place: str) -> None:
+    """Writes, reads and removes a small file, so that a bad storage path fails before any work is done.
+
+    Raises:
+        StorageError: one of the three did not work.
+    """
+    file = join(place, f".raytrain-probe-{uuid.uuid4().hex[:8]}")
+    make_dir(place)
+    write_bytes(file, b"probe")
+    if read_bytes(file) != b"probe":
+        raise StorageError(f"{place} does not return what was written", "checkpoints would be lost", "give another one")
+    remove(file)

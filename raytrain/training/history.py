@@ -1,0 +1,147 @@
+"""What a run wrote down: history.csv, metrics.jsonl, TensorBoard events, and the line per epoch.
+
+The files are rewritten whole at each epoch (atomic, and an object store cannot append); a resumed run first drops the
+rows that came after its checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from raytrain import storage
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A row of history.csv. Losses are means over tiles; `lr` is the head's at the last step; `seconds` of the epoch."""
+
+    stage: int
+    size: int
+    epoch: int
+    lr: float
+    train_loss: float
+    valid_loss: float
+    accuracy: float
+    f2: float
+    f2_best: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A line of metrics.jsonl: `step` counts over the run, `lr` has one value per layer group."""
+
+    stage: int
+    epoch: int
+    step: int
+    lr: list[float]
+    momentum: float
+    loss: float
+
+
+class History:
+    """The record of a run. Every rank keeps one, rank 0 writes it."""
+
+    def __init__(self, run: str, upto: tuple[int, int] = (0, 0)) -> None:
+        """Opens the record of a run directory, keeping what lies before the position (stage, epochs done)."""
+        self.run = run
+        self.epochs = [row for row in read_epochs(run) if (row.stage, row.epoch) <= upto]
+        self.steps = [row for row in read_steps(run) if (row.stage, row.epoch) <= upto]
+
+    @property
+    def step(self) -> int:
+        """Training steps recorded so far, over the whole run."""
+        return self.steps[-1].step + 1 if self.steps else 0
+
+    @property
+    def best(self) -> float:
+        """Highest F2 so far; -1 before the first epoch."""
+        return max((row.f2 for row in self.epochs), default=-1.0)
+
+    def add(self, row: EpochRow, steps: list[StepRow], *, write: bool) -> None:
+        """Records an epoch and, on rank 0, writes the files."""
+        self.epochs.append(row)
+        self.steps += steps
+        if not write:
+            return
+        storage.write_text(storage.join(self.run, "history.csv"), _csv(self.epochs))
+        lines = "".join(json.dumps(asdict(step)) + "\n" for step in self.steps)
+        storage.write_text(storage.join(self.run, "metrics.jsonl"), lines)
+
+    def write_events(self) -> None:
+        """Writes the TensorBoard events of the whole run, once, at its end."""
+        place = storage.join(self.run, "tensorboard")
+        storage.remove(place)
+        with storage.local_directory(place) as directory, SummaryWriter(str(directory)) as writer:
+            for step in self.steps:
+                writer.add_scalar("train/loss", step.loss, step.step)
+                writer.add_scalar("train/lr", step.lr[-1], step.step)
+                writer.add_scalar("train/momentum", step.momentum, step.step)
+            for number, row in enumerate(self.epochs, 1):
+                for key in ("valid_loss", "accuracy", "f2", "images_per_s"):
+                    writer.add_scalar(f"valid/{key}", getattr(row, key), number)
+
+
+def read_epochs(run: str) -> list[EpochRow]:
+    """The rows of a run's history.csv; empty where there is none."""
+    try:
+        text = storage.read_bytes(storage.join(run, "history.csv")).decode()
+    except FileNotFoundError:
+        return []
+    whole = {"stage", "size", "epoch"}
+    return [
+        EpochRow(**{key: int(value) if key in whole else float(value) for key, value in row.items()})
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def read_steps(run: str) -> list[StepRow]:
+    """The lines of a run's metrics.jsonl; empty where there is none."""
+    try:
+        text = storage.read_bytes(storage.join(run, "metrics.jsonl")).decode()
+    except FileNotFoundError:
+        return []
+    return [StepRow(**json.loads(line)) for line in text.splitlines()]
+
+
+def epoch_line(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remaining_s: float) -> str:
+    """The line a person reads after each epoch."""
+    best = " *best" if row.f2 >= row.f2_best else "      "
+    end = time.strftime("%H:%M:%S", time.localtime(time.time() + remaining_s))
+    return (
+        f"stage {row.stage}/{stages}  {row.size:>3} px {'frozen  ' if frozen else 'unfrozen'}  epoch {row.epoch}/{epochs}"
+        f"  lr {row.lr:.1e}  train {row.train_loss:.4f}  valid {row.valid_loss:.4f}  acc {row.accuracy:.4f}"
+        f"  F2 {row.f2:.4f}{best}  {row.images_per_s:.0f} img/s  {duration(row.seconds)}"
+        f"  end {end} (in {duration(remaining_s)})"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:07 or 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def smoothed(losses: list[float], beta: float = 0.98) -> float:
+    """Debiased exponential mean of batch losses, as fastai prints it: m_t / (1 - beta^t)."""
+    mean = 0.0
+    for loss in losses:
+        mean = beta * mean + (1 - beta) * loss
+    return mean / (1 - beta ** len(losses)) if losses else 0.0
+
+
+def _csv(rows: list[EpochRow]) -> str:
+    text = io.StringIO()
+    writer: Any = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()

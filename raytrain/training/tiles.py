@@ -1,0 +1,75 @@
+"""Which tiles make which batch, and the batches themselves.
+
+The order of samples is a pure function of (seed, stage, epoch), and a global batch is the same set of tiles whatever
+the number of workers; rank r takes its slice. Resume in the middle of an epoch therefore needs no stored state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from raytrain.data.cache import Store
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+# Below two tiles on a rank BatchNorm has no variance to normalise by.
+MIN_TILES_PER_RANK = 2
+
+
+def epoch_order(rows: Rows, shard_rows: Sequence[int], key: Sequence[int], window: int | None = None) -> Rows:
+    """Orders the rows of an epoch: shards are permuted, then rows within windows of `window` shards.
+
+    Args:
+        rows: int64 row numbers to visit, ascending.
+        shard_rows: rows of each shard of the dataset, in order.
+        key: (seed, stage, epoch).
+        window: shards held at once; None for all, which is a full shuffle.
+
+    Returns:
+        int64, a permutation of `rows`.
+    """
+    generator = np.random.default_rng(list(key))
+    bounds = np.searchsorted(rows, np.cumsum([0, *shard_rows]))
+    shards = generator.permutation(len(shard_rows))
+    window = window or len(shards)
+    pieces = []
+    for start in range(0, len(shards), window):
+        members = [rows[bounds[s] : bounds[s + 1]] for s in shards[start : start + window]]
+        pieces.append(generator.permutation(np.concatenate(members)))
+    return np.concatenate(pieces)
+
+
+def global_batches(order: Rows, batch_size: int, world: int, drop_last: bool) -> list[Rows]:
+    """Cuts an epoch's order into global batches.
+
+    The last, smaller one is dropped with `drop_last`, or where it would leave a rank fewer than 2 tiles.
+    """
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    last_is_short = bool(batches) and len(batches[-1]) < batch_size
+    if last_is_short and (drop_last or len(batches[-1]) < MIN_TILES_PER_RANK * world):
+        batches.pop()
+    return batches
+
+
+def rank_slice(length: int, rank: int, world: int) -> slice:
+    """The contiguous share of a rank: sizes differ by one tile at most."""
+    small, extra = divmod(length, world)
+    first = rank * small + min(rank, extra)
+    return slice(first, first + small + (rank < extra))
+
+
+def batch_of(store: Store, targets: np.ndarray[Any, Any], rows: Rows, device: torch.device) -> dict[str, torch.Tensor]:
+    """Gathers tiles: image uint8 (B, 3, H, W) RGB, target float32 (B, K), index int64 (B,).
+
+    The picture's memory is channels-last, as it lies in the store.
+    """
+    pixels = torch.from_numpy(store.pixels[rows]).permute(0, 3, 1, 2)
+    batch = {
+        "image": pixels,
+        "target": torch.from_numpy(targets[rows].astype(np.float32)),
+        "index": torch.from_numpy(rows),
+    }
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -1,0 +1,125 @@
+"""Augmentation and normalisation of whole batches, on the device that trains.
+
+Dihedral flip, rotation, zoom and the resize are one affine matrix per tile and one `grid_sample`; brightness and
+contrast follow in logit space. Numbers and formulas: fastai 1.0.21 `get_transforms(flip_vert=True, max_lighting=.1,
+max_zoom=1.05, max_warp=0.)` (vision/transform.py, vision/image.py), bilinear, no antialias, align_corners, reflection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from raytrain.config import Augment
+
+# Stored with checkpoints: how pixels of the stored tile become pixels of the network.
+RESIZE_RULE = "bilinear, align_corners, no antialias"
+NORMALIZE = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for a batch: affine float32 (B, 2, 3), brightness and contrast float32 (B,)."""
+
+    affine: torch.Tensor
+    brightness: torch.Tensor
+    contrast: torch.Tensor
+
+    def rows(self, part: slice) -> Draws:
+        """The draws of a rank's share of the batch."""
+        return Draws(self.affine[part], self.brightness[part], self.contrast[part])
+
+    def to(self, device: torch.device) -> Draws:
+        """The draws on a device."""
+        return Draws(self.affine.to(device), self.brightness.to(device), self.contrast.to(device))
+
+
+def draw(augment: Augment, count: int, generator: torch.Generator) -> Draws:
+    """Draws the augmentation of a global batch of `count` tiles from a CPU generator.
+
+    Always the same number of draws in the same order, so that switching one change off leaves the others as they were.
+    """
+    uniform = torch.rand(10, count, generator=generator, dtype=torch.float64)
+    affine = _dihedral(augment.flip, uniform[0])
+    affine = affine @ _rotation(augment, uniform[1], uniform[2])
+    affine = affine @ _zoom(augment, uniform[3], uniform[4], uniform[5:7])
+    brightness, contrast = _lighting(augment, uniform[7:9], uniform[9])
+    return Draws(affine[:, :2].float(), brightness.float(), contrast.float())
+
+
+def train_pixels(images: torch.Tensor, draws: Draws, size: int, normalize: str) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to augmented, normalised float32 (B, 3, size, size)."""
+    pixels = images.float() / 255
+    grid = F.affine_grid(draws.affine, [len(images), 3, size, size], align_corners=True)
+    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+    return _normalized(_lit(pixels, draws.brightness, draws.contrast), normalize)
+
+
+def valid_pixels(images: torch.Tensor, size: int, normalize: str) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to resized, normalised float32 (B, 3, size, size); nothing random."""
+    pixels = images.float() / 255
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=True, antialias=False)
+    return _normalized(pixels, normalize)
+
+
+def symmetry(pixels: torch.Tensor, number: int) -> torch.Tensor:
+    """One of the 8 symmetries of the square (0 is the identity) of (B, C, S, S), exact."""
+    turned = torch.rot90(pixels, number % 4, (-2, -1))
+    return turned.flip(-1) if number >= 4 else turned
+
+
+def _dihedral(flip: str, u: torch.Tensor) -> torch.Tensor:
+    k = (u * 8).long() if flip == "dihedral" else (u * 2).long() if flip == "horizontal" else torch.zeros(len(u)).long()
+    x = torch.where(k & 1 > 0, -1.0, 1.0).double()
+    y = torch.where(k & 2 > 0, -1.0, 1.0).double()
+    swap = (k & 4 > 0).double()
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return _matrix((x * (1 - swap), x * swap, zero), (y * swap, y * (1 - swap), zero), one)
+
+
+def _rotation(augment: Augment, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    angle = torch.where(u < augment.p_affine, (2 * v - 1) * math.radians(augment.rotate), 0.0)
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    return _matrix((angle.cos(), -angle.sin(), zero), (angle.sin(), angle.cos(), zero), one)
+
+
+def _zoom(augment: Augment, u: torch.Tensor, v: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    scale = torch.where(u < augment.p_affine, 1 + v * (augment.zoom - 1), 1.0)
+    shift = (1 - 1 / scale) * (2 * centre - 1)
+    zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+    return _matrix((1 / scale, zero, shift[0]), (zero, 1 / scale, shift[1]), one)
+
+
+def _matrix(top: tuple[torch.Tensor, ...], middle: tuple[torch.Tensor, ...], one: torch.Tensor) -> torch.Tensor:
+    zero = torch.zeros_like(one)
+    rows = [torch.stack(row, -1) for row in (top, middle, (zero, zero, one))]
+    return torch.stack(rows, -2)
+
+
+def _lighting(augment: Augment, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # One uniform per value serves both the coin and the amount: u below p is uniform in [0, p).
+    p, amount = augment.p_lighting, augment.lighting
+    change = 0.5 + amount * (u[0] - 0.5)
+    brightness = torch.where(u[1] < p, torch.logit(change), 0.0)
+    share = (v / max(p, 1e-12)).clamp(max=1)
+    log_scale = (1 - 2 * share) * math.log(1 - amount)
+    contrast = torch.where(v < p, log_scale.exp(), 1.0)
+    return brightness, contrast
+
+
+def _lit(pixels: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
+    # sigmoid((logit(p) + logit(c)) * s): fastai 1 adds brightness and scales contrast on the logits of the pixels.
+    logits = torch.logit(pixels, eps=1e-7)
+    return torch.sigmoid((logits + brightness[:, None, None, None]) * contrast[:, None, None, None])
+
+
+def _normalized(pixels: torch.Tensor, normalize: str) -> torch.Tensor:
+    mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in NORMALIZE[normalize])
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
