@@ -102,8 +102,12 @@ def ingest(
     out: Annotated[str, Parameter(help="dataset directory or URI to make")],
     valid: Annotated[float, Parameter(help="share of rows that validate, 0 to 1")] = 0.2,
     seed: Annotated[int, Parameter(help="seed of the split and of the order of rows")] = 42,
-    max_bad: Annotated[int | None, Parameter(help="unusable tiles before nothing is written; default max(10, 0.1 %)")] = None,
-    classes: Annotated[str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")] = None,
+    max_bad: Annotated[
+        int | None, Parameter(help="unusable tiles before nothing is written; default max(10, 0.1 %)")
+    ] = None,
+    classes: Annotated[
+        str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")
+    ] = None,
     name_column: Annotated[str, Parameter(help="column with the tile's name")] = "image_name",
     tags_column: Annotated[str, Parameter(help="column with space-separated labels")] = "tags",
 ) -> None:
@@ -148,7 +152,9 @@ def train(
     flags: Annotated[Recipe | None, Parameter(name="*")] = None,
     name: Annotated[str | None, Parameter(help="name of the new run; unique by default")] = None,
     resume: Annotated[str | None, Parameter(help="go on with this run from its last complete epoch")] = None,
-    dry_run: Annotated[bool, Parameter(negative="", help="check everything, take one step per stage, print the plan")] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="check everything, take one step per stage, print the plan")
+    ] = False,
     print_config: Annotated[bool, Parameter(negative="", help="print the resolved recipe and stop")] = False,
 ) -> None:
     """Train through the stages of a recipe; --resume goes on with a run."""
@@ -210,7 +216,9 @@ def tune(
     if (space is None) == (thresholds is None):
         raise ConfigError("give one of --space SPACE.yaml and --thresholds P.parquet", "", "see README, Searches")
     if num_samples < 1:
-        raise ConfigError(f"--num-samples {num_samples} is less than 1", "a search has at least one trial", "--num-samples 8")
+        raise ConfigError(
+            f"--num-samples {num_samples} is less than 1", "a search has at least one trial", "--num-samples 8"
+        )
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
     name = name or runs.new_name("tune")
     if thresholds is not None:
@@ -219,7 +227,9 @@ def tune(
         out = storage.join(storage.absolute(recipe.storage), name)
         table = search_thresholds(storage.absolute(thresholds), out, num_samples=num_samples)
         print(table.head(5).to_string(index=False))
-        print(f"results: {out}\nnext: raytrain submission TEST.parquet --thresholds {out}/thresholds.json --out submission.csv")
+        print(
+            f"results: {out}\nnext: raytrain submission TEST.parquet --thresholds {out}/thresholds.json --out submission.csv"
+        )
         return
     assert space is not None
     content = parse_yaml(_file_text(space), space)
@@ -246,13 +256,17 @@ def predict(
     out: Annotated[str, Parameter(help="Parquet file to write")],
     dataset: Annotated[str | None, Parameter(help="dataset directory or URI")] = None,
     part: Annotated[str, Parameter(help="train, valid, test or all of the dataset's split")] = "valid",
-    images: Annotated[list[str] | None, Parameter(help="folder with tiles; may be given several times", negative="")] = None,
+    images: Annotated[
+        list[str] | None, Parameter(help="folder with tiles; may be given several times", negative="")
+    ] = None,
     tta: Annotated[bool, Parameter(negative="", help="mean over the 8 symmetries of each tile")] = False,
     where: Storage = "runs",
 ) -> None:
     """Write logits for a part of a dataset or for folders of tiles."""
     if (dataset is None) == (not images):
-        raise ConfigError("give one of --dataset and --images", "", "raytrain predict --checkpoint RUN --images DIR --out P.parquet")
+        raise ConfigError(
+            "give one of --dataset and --images", "", "raytrain predict --checkpoint RUN --images DIR --out P.parquet"
+        )
     place = runs.find_checkpoint(checkpoint, where)
     from raytrain.distributed.predict import predict as run_predict
 
@@ -309,7 +323,9 @@ def list_runs(*, where: Storage = "runs") -> None:
     """All runs under a storage path, with their best F2."""
     for run in runs.every(where):
         rows = _history(run)
-        best = f"best F2 {max(float(row['f2']) for row in rows):.4f} after {len(rows)} epochs" if rows else "no epoch yet"
+        best = (
+            f"best F2 {max(float(row['f2']) for row in rows):.4f} after {len(rows)} epochs" if rows else "no epoch yet"
+        )
         print(f"{run.name}  {best}")
 
 
@@ -338,5 +354,3 @@ def _history(run: runs.Run) -> list[dict[str, str]]:
     except FileNotFoundError:
         return []
     return list(csv.DictReader(text.splitlines()))
-
-

@@ -278,9 +278,9 @@ def sentences(error: ValidationError, text: str = "") -> str:
     return "; ".join(_sentence(e["loc"], e["type"], e["msg"], e.get("input"), text) for e in found)
 
 
-def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any, text: str) -> str:  # noqa: ANN401
+def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any, text: str) -> str:
     # A tuple[...] | float field reports once per branch and puts the branch's name at the end of the path.
-    path = tuple(p for p in loc if isinstance(p, int) or re.fullmatch(r"\w+", p) and p not in ("float", "tuple"))
+    path = tuple(p for p in loc if isinstance(p, int) or (re.fullmatch(r"\w+", p) and p not in ("float", "tuple")))
     key = ".".join(map(str, path)) or "recipe"
     line = _line_of(path, text)
     where = f"{key} (line {line})" if line else key

@@ -61,7 +61,9 @@ def compare(dataset: Dataset, run: str) -> dict[str, Any]:
     train_rows, valid_rows = (dataset.part_rows("random", part) for part in ("train", "valid"))
     train_target, valid_target = dataset.targets[train_rows], dataset.targets[valid_rows]
     constant, _ = baselines.best_constant(train_target)
-    features = baselines.colour_features(images.decode(content) for content in read_images(dataset, range(dataset.rows)))
+    features = baselines.colour_features(
+        images.decode(content) for content in read_images(dataset, range(dataset.rows))
+    )
     model = baselines.logistic_regression(features[train_rows], train_target)
     cut, _ = thresholds.best_global(model.logits(features[train_rows]), train_target)
     answer = np.broadcast_to(constant, valid_target.shape)

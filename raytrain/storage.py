@@ -114,7 +114,7 @@ def read_bytes(place: str) -> bytes:
         return content
 
 
-def read_json(place: str) -> Any:  # noqa: ANN401  # JSON has no narrower type
+def read_json(place: str) -> Any:
     """The parsed content of a JSON file."""
     return json.loads(read_bytes(place))
 
@@ -159,7 +159,7 @@ def write_text(place: str, content: str) -> None:
     write_bytes(place, content.encode())
 
 
-def write_json(place: str, content: Any) -> None:  # noqa: ANN401
+def write_json(place: str, content: Any) -> None:
     """`write_bytes` of indented JSON; NaN and infinity are refused, since JSON has none."""
     write_text(place, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

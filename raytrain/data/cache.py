@@ -186,9 +186,7 @@ def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> 
                 marker.unlink()
 
 
-def _fill(
-    root: Path, shards: list[Shard], shape: tuple[int, ...], processes: int, say: Callable[[str], None]
-) -> int:
+def _fill(root: Path, shards: list[Shard], shape: tuple[int, ...], processes: int, say: Callable[[str], None]) -> int:
     """Decodes what no other process has decoded or is decoding, then waits for the others. Returns tiles decoded."""
     decoded = 0
     while missing := [shard for shard in shards if not _marker(root, shard).exists()]:

@@ -201,9 +201,7 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
 def shard_bytes(table: pa.Table) -> bytes:
     """A shard as Parquet bytes: page checksums, no compression (JPEG bytes do not shrink), no clock times."""
     sink = io.BytesIO()
-    pq.write_table(
-        table, sink, row_group_size=256, compression="none", write_page_checksum=True, use_dictionary=False
-    )
+    pq.write_table(table, sink, row_group_size=256, compression="none", write_page_checksum=True, use_dictionary=False)
     return sink.getvalue()
 
 

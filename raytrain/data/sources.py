@@ -73,7 +73,10 @@ def read_labels(
     found = sorted({tag for tags in table["tags"] for tag in tags})
     if classes is not None:
         _check_known(found, list(classes), table, place)
-    notes = {"rows that repeat a tag": repeated, "rows repeated word for word": int((table["problem"] == "repeated").sum())}
+    notes = {
+        "rows that repeat a tag": repeated,
+        "rows repeated word for word": int((table["problem"] == "repeated").sum()),
+    }
     return Labels(table, list(classes or found), hashlib.sha256(content).hexdigest(), notes)
 
 
@@ -96,7 +99,9 @@ def find_images(place: str) -> dict[str, str]:
     return stems | places
 
 
-def index_table(labels: Labels, images: dict[str, str], parts: np.ndarray[Any, Any]) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+def index_table(
+    labels: Labels, images: dict[str, str], parts: np.ndarray[Any, Any]
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Joins labels, pictures and parts.
 
     Returns:

@@ -174,7 +174,10 @@ def _write_shards(index: pd.DataFrame, place: str, seed: int, say: Callable[[str
     ]
     with session():
         data = quiet_dataset(blocks).map_batches(
-            Gate, fn_constructor_kwargs={"place": place}, batch_size=None, batch_format="pandas",
+            Gate,
+            fn_constructor_kwargs={"place": place},
+            batch_size=None,
+            batch_format="pandas",
             compute=actors(len(blocks)),
         )
         written = []
@@ -193,7 +196,9 @@ def _finish(
 ) -> None:  # fmt: skip
     kept = {name for shard in written for name in json.loads(shard["names"])}
     if not kept:
-        raise DataError("no usable picture is left", "a dataset without rows cannot be trained on", "see the quarantine")
+        raise DataError(
+            "no usable picture is left", "a dataset without rows cannot be trained on", "see the quarantine"
+        )
     split = index[index["image_name"].isin(kept)][["image_name", "part"]].assign(fold=-1)
     content = ds.split_bytes(split)
     storage.write_bytes(storage.join(place, "splits", "random.parquet"), content)

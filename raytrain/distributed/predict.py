@@ -157,7 +157,9 @@ def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
     dataset = open_dataset(place)
     rows = np.arange(dataset.rows) if part == "all" else dataset.part_rows(split, part)
     if not len(rows):
-        raise DataError(f'the split {split} has no part "{part}"', "there is nothing to predict", "--part train, valid or all")
+        raise DataError(
+            f'the split {split} has no part "{part}"', "there is nothing to predict", "--part train, valid or all"
+        )
     starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
     blocks = []
     for shard, path in enumerate(dataset.shards):

@@ -24,7 +24,9 @@ def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
     """
     if recipe.dataset is None:
         raise ConfigError(
-            "no dataset is given", "there is nothing to train on", "--dataset DIR, as written by raytrain ingest --out DIR"
+            "no dataset is given",
+            "there is nothing to train on",
+            "--dataset DIR, as written by raytrain ingest --out DIR",
         )
     dataset = open_dataset(recipe.dataset)
     check_rows(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))

@@ -67,7 +67,9 @@ def search(
     table = _table(results)
     storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
     best = results[table["trial"].iloc[0]].config
-    header = f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {place}/best.yaml\n"
+    header = (
+        f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {place}/best.yaml\n"
+    )
     storage.write_text(storage.join(place, "best.yaml"), header + apply_draw(recipe, best).to_yaml())
     return table
 
@@ -91,7 +93,7 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
     return table
 
 
-def sampler(path: str, how: Any) -> Any:  # noqa: ANN401  # YAML in, one of Tune's sampler classes out
+def sampler(path: str, how: Any) -> Any:
     """Tune's sampler for one entry of a space.
 
     Raises:
@@ -107,7 +109,9 @@ def sampler(path: str, how: Any) -> Any:  # noqa: ANN401  # YAML in, one of Tune
     try:
         return SAMPLERS[name](*[float(a) if isinstance(a, str) and name != "choice" else a for a in arguments])
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"the space draws {path} by {name} {arguments}: {error}", "", "see README, Searches") from None
+        raise ConfigError(
+            f"the space draws {path} by {name} {arguments}: {error}", "", "see README, Searches"
+        ) from None
 
 
 def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
@@ -162,10 +166,12 @@ class _Lines(ray.tune.Callback):
     def __init__(self, say: Callable[[str], None], trials: int) -> None:
         self.say, self.trials, self.finished = say, trials, 0
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:  # noqa: ANN401
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self.say(f"trial {trial.trial_id}  epoch {result['training_iteration']}  F2 {result['f2']:.4f}")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finished += 1
         self.say(f"trial {trial.trial_id} is done ({self.finished} of {self.trials})")
 
@@ -205,7 +211,7 @@ def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("f2", ascending=False, ignore_index=True)
 
 
-def _first(how: Any) -> Any:  # noqa: ANN401
+def _first(how: Any) -> Any:
     value = next(iter(how.values()))[0]
     return float(value) if "choice" not in how and isinstance(value, str) else value
 
@@ -217,5 +223,3 @@ def _most_epochs(recipe: Recipe, space: Mapping[str, Any]) -> int:
         first, last = recipe.model_copy(update={"stages": stages}).selected
         totals.append(sum(int(stage["epochs"]) for stage in stages[first - 1 : last]))
     return max(1, *totals) if totals else 1
-
-

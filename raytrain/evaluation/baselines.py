@@ -1,62 +1,104 @@
-"""Answers that need no network, to be printed beside one: a constant label set, a logistic regression on colours."""
+"""What needs no network: the best constant answer, and a logistic regression on the colours of a tile.
+
+A network that is not clearly better has learned nothing about the pictures. Both are fitted on the training part and
+judged on the validation part. In: features float64 (N, F), target (N, K) of 0 and 1. Neither torch nor ray.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # type: ignore[import-untyped]  # scipy ships no types
 
-from raytrain.evaluation.metrics import Array, f2_per_tile, sigmoid
+from raytrain.evaluation import metrics, thresholds
+from raytrain.evaluation.metrics import Array
 
 
 def best_constant(target: Array) -> tuple[Array, float]:
-    """The constant answer, bool (K,), with the highest mean F2 found by flipping one label at a time, and that F2."""
-    answer, best = np.zeros(target.shape[1], bool), -1.0
+    """The set of labels that is the best answer for every tile: bool (K,), and its mean F2 over the tiles.
+
+    Flips the label that gains most until none does: that adds greedily, and takes back what a later label made useless.
+    """
+    true = (target != 0).astype(np.float64)
+    answer, best = np.zeros(true.shape[1], np.bool_), 0.0
     while True:
-        flips = answer ^ np.eye(len(answer), dtype=bool)
-        scores = [float(f2_per_tile(np.broadcast_to(flip, target.shape), target).mean()) for flip in flips]
-        found = int(np.argmax(scores))
-        if scores[found] <= best:
+        sign = np.where(answer, -1.0, 1.0)
+        tp = (true @ answer)[:, None] + true * sign
+        scores = metrics.f2_of_counts(tp, answer.sum() + sign, true.sum(axis=1, keepdims=True)).mean(axis=0)
+        chosen = int(scores.argmax())
+        if scores[chosen] <= best + thresholds.TIE:
             return answer, best
-        answer, best = flips[found], scores[found]
+        answer[chosen] ^= True
+        best = float(scores[chosen])
 
 
 def colour_features(images: Iterable[Array]) -> Array:
-    """Mean and deviation of each colour channel, in units of 255: uint8 (H, W, 3) each, to float64 (N, 6)."""
-    rows = [np.concatenate([image.mean((0, 1)), image.std((0, 1))]) / 255 for image in images]
-    return np.stack(rows)
+    """Mean and deviation of each channel: float64 (N, 6) between 0 and 1, of uint8 (H, W, 3) pictures."""
+    rows = [[*image.mean(axis=(0, 1)), *image.std(axis=(0, 1))] for image in images]
+    return np.array(rows, np.float64).reshape(-1, 6) / 255.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogisticRegression:
-    """One logistic regression per label on standardised features."""
+    """One logistic regression a class, over features standardised by the training part.
+
+    mean, scale (F,); weights (F, K); bias (K,).
+    """
 
     mean: Array
-    deviation: Array
+    scale: Array
     weights: Array
+    bias: Array
 
     def logits(self, features: Array) -> Array:
-        """float64 (N, F) to float64 (N, K)."""
-        scaled = (features - self.mean) / self.deviation
-        values: Array = np.column_stack([scaled, np.ones(len(scaled))]) @ self.weights
-        return values
+        """float64 (N, K) of features (N, F)."""
+        return (features - self.mean) / self.scale @ self.weights + self.bias
 
 
 def logistic_regression(features: Array, target: Array, l2: float = 1e-3) -> LogisticRegression:
-    """Fits all labels at once by L-BFGS: mean cross entropy per label plus l2/2 times the squared weights (not the bias)."""
-    mean, deviation = features.mean(0), features.std(0) + 1e-12
-    inputs = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
-    shape = (inputs.shape[1], target.shape[1])
-    penalty = np.append(np.full(shape[0] - 1, l2), 0.0)[:, None]
+    """Minimises mean cross entropy + l2 / 2 · |weights|² for every class; the bias is free.
 
-    def loss_and_gradient(flat: Array) -> tuple[float, Array]:
-        weights = flat.reshape(shape)
-        x = inputs @ weights
-        loss = (np.logaddexp(0, x) - target * x).mean(0).sum() + (penalty * weights**2).sum() / 2
-        gradient = inputs.T @ (sigmoid(x) - target) / len(inputs) + penalty * weights
-        return float(loss), gradient.reshape(-1)
+    The same optimum as sklearn's LogisticRegression(C = 1 / (l2 · N)) on standardised features.
+    """
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(deviation > 1e-12, deviation, 1.0)
+    x = np.column_stack([(features - mean) / scale, np.ones(len(features))])
+    true = (target != 0).astype(np.float64)
+    # The bias is the last row; a class that all or no tiles have still ends, since its gradient fades.
+    decay = np.full((x.shape[1], 1), l2)
+    decay[-1] = 0.0
 
-    found = minimize(loss_and_gradient, np.zeros(shape[0] * shape[1]), jac=True, method="L-BFGS-B")
-    return LogisticRegression(mean, deviation, found.x.reshape(shape))
+    def loss(flat: Array) -> tuple[float, Array]:
+        weights = flat.reshape(x.shape[1], -1)
+        logits = x @ weights
+        gradient = x.T @ (metrics.sigmoid(logits) - true) / len(x) + decay * weights
+        return metrics.bce(logits, true) * true.shape[1] + float((decay * weights**2).sum()) / 2, gradient.ravel()
+
+    start = np.zeros(x.shape[1] * true.shape[1])
+    options = {"maxiter": 2000, "gtol": 1e-7, "ftol": 1e-13}
+    weights = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(x.shape[1], -1)
+    return LogisticRegression(mean, scale, weights[:-1], weights[-1])
+
+
+def compare(
+    train: tuple[Array, Array], valid: tuple[Array, Array], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Both baselines, fitted on `train` and judged on `valid`, as baselines.json holds them.
+
+    Args:
+        train, valid: (features, target) of a part.
+
+    Returns:
+        {"constant": {"labels", "f2"}, "logistic": {"threshold", "f2"}}; the threshold is the best one for `train`.
+    """
+    answer, _ = best_constant(train[1])
+    constant = metrics.f2_per_tile(np.broadcast_to(answer, valid[1].shape), valid[1]).mean()
+    model = logistic_regression(*train)
+    threshold, _ = thresholds.best_global(model.logits(train[0]), train[1])
+    return {
+        "constant": {"labels": [c for c, said in zip(classes, answer, strict=True) if said], "f2": float(constant)},
+        "logistic": {"threshold": threshold, "f2": metrics.f2(model.logits(valid[0]), valid[1], threshold)},
+    }

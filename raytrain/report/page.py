@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from jinja2 import Environment, StrictUndefined
 
 from raytrain import storage
@@ -156,7 +154,9 @@ def _summary(record: Record) -> list[str]:
     sentences = []
     if record.recipe:
         model, train, stages = record.recipe.model, record.recipe.train, record.recipe.stages
-        start = {"none": "from scratch", "imagenet": "from ImageNet weights"}.get(model.weights, f"from {model.weights}")
+        start = {"none": "from scratch", "imagenet": "from ImageNet weights"}.get(
+            model.weights, f"from {model.weights}"
+        )
         sizes = " then ".join(str(size) for size in dict.fromkeys(stage.size for stage in stages))
         sentences.append(
             f"{model.arch} {start}, {len(stages)} stage{'s' * (len(stages) > 1)} at {sizes} pixels, "

@@ -17,7 +17,7 @@ from PIL import Image
 
 from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_images
-from raytrain.errors import DataError, StorageError
+from raytrain.errors import DataError
 from raytrain.evaluation.predictions import Predictions
 
 SIDE = 160  # pixels

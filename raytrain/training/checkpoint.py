@@ -1,9 +1,9 @@
 """Checkpoints: written atomically, verified before use, found again after any crash. The only reader and writer.
 
-    model.safetensors   parameters and buffers of the network
-    train_state.pt      optimiser state, only where training can go on in the middle of a stage
-    meta.json           what it is: recipe, position, classes, normalisation, dataset and split hash, versions
-    MANIFEST.json       sha256 of each file, written last; without it there is no checkpoint
+model.safetensors   parameters and buffers of the network
+train_state.pt      optimiser state, only where training can go on in the middle of a stage
+meta.json           what it is: recipe, position, classes, normalisation, dataset and split hash, versions
+MANIFEST.json       sha256 of each file, written last; without it there is no checkpoint
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def read(place: str) -> Checkpoint:
         raise DamagedCheckpoint(f"{place} is incomplete: {error}") from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest[name]:
-            raise DamagedCheckpoint(f"{storage.join(place, name)} is not the file that was written ({len(content)} bytes)")
+            raise DamagedCheckpoint(
+                f"{storage.join(place, name)} is not the file that was written ({len(content)} bytes)"
+            )
     return Checkpoint(place, json.loads(files["meta.json"]), files)
 
 
@@ -187,5 +189,3 @@ def _difference(theirs: list[str], ours: list[str]) -> str:
     parts += [f"it alone has {', '.join(only[:3])}"] if only else []
     parts += [f"it lacks {', '.join(lacking[:3])}"] if lacking else []
     return "; ".join(parts)
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -199,7 +200,12 @@ class Trainer:
         if self.worker.world == 1:
             return self.model
         devices = [self.worker.device] if self.worker.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def _run_epoch(
         self, number: int, stage: Stage, epoch: int, network: nn.Module, optimizer: torch.optim.Optimizer
@@ -221,7 +227,9 @@ class Trainer:
             self._save("last", number, epoch, optimizer.state_dict())
             left = self._remaining_seconds(number, epoch, row)
             self.hooks.say(
-                epoch_line(row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=stage.freeze, remaining_s=left)
+                epoch_line(
+                    row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=stage.freeze, remaining_s=left
+                )
             )
         self.hooks.report(self.last)
 
@@ -267,7 +275,9 @@ class Trainer:
         draws = transforms.draw(data.augment, len(rows), torch.Generator().manual_seed(_key(*key)))
         batch = tiles.batch_of(self.store, self.dataset.targets, rows[share], worker.device)
         self.hooks.on_batch(Batch("train", number, epoch, i, batch))
-        pixels = transforms.train_pixels(batch["image"], draws.rows(share).to(worker.device), stage.size, data.normalize)
+        pixels = transforms.train_pixels(
+            batch["image"], draws.rows(share).to(worker.device), stage.size, data.normalize
+        )
         # Dropout becomes a function of the position alone, and differs per rank.
         torch.manual_seed(_key(*key, worker.rank + 1))
         with self._autocast():
@@ -300,10 +310,15 @@ class Trainer:
             )
 
     def _share_buffers(self) -> None:
-        """Gives all ranks rank 0's BatchNorm statistics, so that validation does not depend on who computes it."""
+        """Gives all ranks the mean of their BatchNorm statistics, so that validation does not depend on who computes it.
+
+        The mean, not rank 0's alone: each rank saw only its slice of every batch. Normalisation in training uses the
+        batch's own statistics, so nothing else changes.
+        """
         if self.worker.world > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
+            for buffer in (b for b in self.model.buffers() if b.is_floating_point()):
+                dist.all_reduce(buffer)
+                buffer /= self.worker.world
 
     def _validate(self, number: int, stage: Stage, epoch: int) -> Metrics:
         """Logits of every validation tile exactly once; the metrics are computed alike on every rank."""
@@ -318,7 +333,9 @@ class Trainer:
         logits = np.concatenate([part[1] for part in parts])
         names = tuple(self.dataset.table["image_name"].iloc[rows])
         if len(set(names)) != len(names) or len(names) != len(self.valid_rows):
-            raise RuntimeError(f"validation saw {len(names)} tiles, {len(set(names))} different; {len(self.valid_rows)} exist")
+            raise RuntimeError(
+                f"validation saw {len(names)} tiles, {len(set(names))} different; {len(self.valid_rows)} exist"
+            )
         target = self.dataset.targets[rows]
         if self.leads:
             meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
@@ -377,7 +394,11 @@ def check_rows(recipe: Recipe, train: int, valid: int) -> None:
         DataError: no validation rows.
     """
     if valid == 0:
-        raise DataError(f"the split {recipe.data.split} has no validation rows", "nothing could be judged", "raytrain ingest --valid 0.2")
+        raise DataError(
+            f"the split {recipe.data.split} has no validation rows",
+            "nothing could be judged",
+            "raytrain ingest --valid 0.2",
+        )
     if train < recipe.train.batch_size:
         raise ConfigError(
             f"train.batch_size = {recipe.train.batch_size} is more than the {train} training tiles",

@@ -39,7 +39,9 @@ def build(arch: str, outputs: int, dropout: float) -> nn.Sequential:
 
 
 def _body(arch: str) -> tuple[nn.Sequential, int]:
-    resnets = [name for name in torchvision.models.list_models() if name.startswith(("resnet", "resnext", "wide_resnet"))]
+    resnets = [
+        name for name in torchvision.models.list_models() if name.startswith(("resnet", "resnext", "wide_resnet"))
+    ]
     if arch not in resnets:
         raise ConfigError(
             f'model.arch = "{arch}" is not a torchvision ResNet.{did_you_mean(arch, resnets)}',
@@ -159,5 +161,3 @@ def _file(weights: str) -> dict[str, torch.Tensor]:
 def parameter_count(module: nn.Module) -> int:
     """Number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-

@@ -67,5 +67,3 @@ def set_step(optimizer: torch.optim.Optimizer, step: int, steps: int, schedule: 
         group["lr"] = group["peak_lr"] * share
         group["betas"] = (momentum, BETA2)
     return [group["lr"] for group in optimizer.param_groups], momentum
-
-

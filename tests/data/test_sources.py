@@ -87,7 +87,7 @@ def test_unusable_rows_are_named_by_their_problem(tmp_path):
 
 
 def test_an_unknown_label_names_the_nearest(tmp_path):
-    with pytest.raises(DataError, match='"primry" on 1 tiles.*Did you mean "primary"'):
+    with pytest.raises(DataError, match=r'"primry" on 1 tiles.*Did you mean "primary"'):
         read(tmp_path, "image_name,tags\nt_0,primry\n", classes=["primary", "clear"])
 
 

@@ -14,9 +14,7 @@ GOLDEN_2018 = {
 GOLDEN_2019 = {100: (0.00080533879, 0.945778), 379: (0.0051900661, 0.900103), 759: (0.01, 0.85)}
 
 
-@pytest.mark.parametrize(
-    ("schedule", "golden"), [("one-cycle-2018", GOLDEN_2018), ("one-cycle-2019", GOLDEN_2019)]
-)
+@pytest.mark.parametrize(("schedule", "golden"), [("one-cycle-2018", GOLDEN_2018), ("one-cycle-2019", GOLDEN_2019)])
 def test_one_cycle_meets_the_points_of_the_lesson(schedule, golden):
     for step, (lr, momentum) in golden.items():
         share, beta1 = optim.one_cycle(step, LESSON_STEPS, schedule)

@@ -1,0 +1,11 @@
+"""Judge predictions on a Ray cluster, with the flags of `raytrain evaluate`.
+
+ray job submit --working-dir . -- python jobs/evaluate.py /shared/valid.parquet --out /shared/evaluation
+"""
+
+import sys
+
+from raytrain.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,11 @@
+"""Write the competition's CSV on a Ray cluster, with the flags of `raytrain submission`.
+
+ray job submit --working-dir . -- python jobs/submission.py /shared/test.parquet --out /shared/submission.csv
+"""
+
+import sys
+
+from raytrain.cli import main
+
+if __name__ == "__main__":
+    main(["submission", *sys.argv[1:]])

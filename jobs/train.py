@@ -1,0 +1,11 @@
+"""Train through the stages of a recipe on a Ray cluster, with the flags of `raytrain train`.
+
+ray job submit --working-dir . -- python jobs/train.py --config planet-resnet50 --dataset /shared/planet --storage /shared/runs
+"""
+
+import sys
+
+from raytrain.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,11 @@
+"""Search fields of a recipe, or thresholds on a Ray cluster, with the flags of `raytrain tune`.
+
+ray job submit --working-dir . -- python jobs/tune.py --config planet-resnet50 --space space.yaml --dataset /shared/planet --storage /shared/runs
+"""
+
+import sys
+
+from raytrain.cli import main
+
+if __name__ == "__main__":
+    main(["tune", *sys.argv[1:]])

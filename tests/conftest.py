@@ -1,0 +1,64 @@
+"""What tests share: a home of their own, one small synthetic dataset, at most one local Ray at a time."""
+
+import os
+
+import pytest
+
+from raytrain.cli import RAY_ENVIRONMENT, run_command
+from raytrain.data import synthetic
+from raytrain.data.dataset import open_dataset
+
+TILES = 160
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(tmp_path_factory):
+    """A temporary HOME and tile cache; Ray without tokens; workers that find the package of this checkout."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
+    for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory):
+    """(image folder, label file) of 160 synthetic tiles."""
+    return synthetic.write(tmp_path_factory.mktemp("tiles"), TILES, seed=1)
+
+
+@pytest.fixture
+def cluster():
+    """A local Ray of four declared CPUs, started by the first test that needs one."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=4, log_to_driver=False)
+    yield
+    # Left running for the next test; `no_cluster` and the end of the session stop it.
+
+
+@pytest.fixture
+def no_cluster():
+    """No Ray in this process: for tests that start one in another."""
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def dataset(tiles, tmp_path_factory):
+    """The ingested dataset of the tiles: 3 shards, 128 training and 32 validation tiles."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=4, log_to_driver=False)
+    out = tmp_path_factory.mktemp("datasets") / "synthetic"
+    assert run_command(["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]) == 0
+    return open_dataset(str(out))
+
+
+def pytest_sessionfinish():
+    import sys
+
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

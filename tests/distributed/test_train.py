@@ -1,0 +1,188 @@
+"""Training through Ray: the worker function in local mode, then real groups of two."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray.train
+import ray.train.torch
+
+from raytrain import runs
+from raytrain.cli import run_command
+from raytrain.config import load_recipe
+from raytrain.distributed.train import train, train_worker
+from raytrain.errors import DivergedError
+from raytrain.evaluation import metrics, predictions
+from raytrain.training import checkpoint as ckpt
+from raytrain.training.loop import Batch
+
+
+def recipe(dataset, storage, **changes):
+    base = {"dataset": dataset.place, "storage": str(storage), "train": {"batch_size": 32}}
+    return load_recipe("smoke", base | changes)
+
+
+def test_the_real_worker_function_runs_in_local_mode(dataset, tmp_path):
+    config = {
+        "recipe": recipe(dataset, tmp_path, select="1").model_dump(mode="json"),
+        "run": str(tmp_path / "run"), "lines": None, "on_batch": None,
+    }  # fmt: skip
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker, train_loop_config=config, scaling_config=ray.train.ScalingConfig(num_workers=0)
+    )
+    result = trainer.fit()
+    assert result.return_value["stage"] == 1 and 0 < result.metrics["f2"] <= 1
+    assert ckpt.load(result.metrics["checkpoint"]).position == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """`raytrain train` with two workers through all four stages: (exit code, run directory)."""
+    storage = tmp_path_factory.mktemp("runs")
+    code = run_command(
+        ["train", "--config", "smoke", "--dataset", dataset.place, "--storage", str(storage), "--name", "two",
+         "--num-workers", "2", "--train.batch-size", "32"]
+    )  # fmt: skip
+    return code, storage / "two"
+
+
+def test_two_workers_leave_a_whole_run_directory(trained):
+    code, run = trained
+    assert code == 0
+    names = {"config.yaml", "env.json", "history.csv", "metrics.jsonl", "predictions.parquet", "thresholds.json",
+             "metrics.json", "per_label.csv", "report.html", "model_card.md", "checkpoints", "tensorboard"}  # fmt: skip
+    assert names <= {p.name for p in run.iterdir()}
+    env = json.loads((run / "env.json").read_text())
+    assert env["synthetic"] is True and env["versions"]["ray"].startswith("2.")
+    assert ckpt.load(str(run / "checkpoints" / "last")).meta["world"] == 2
+
+
+def test_loop_predictions_file_and_predict_agree_on_f2(trained, dataset, tmp_path):
+    _, run = trained
+    row = list(csv.DictReader((run / "history.csv").open()))[-1]
+    kept = predictions.read(str(run / "predictions.parquet"))
+    assert run_command(
+        ["predict", "--checkpoint", str(run), "--dataset", dataset.place, "--out", str(tmp_path / "p.parquet")]
+    ) == 0  # fmt: skip
+    assert run_command(["evaluate", str(tmp_path / "p.parquet"), "--out", str(tmp_path / "e")]) == 0
+    judged = json.loads((tmp_path / "e" / "metrics.json").read_text())["f2"]["default"]["f2"]
+    assert metrics.f2(kept.logits, kept.target) == pytest.approx(float(row["f2"]), abs=1e-6)
+    assert judged == pytest.approx(float(row["f2"]), abs=1e-6)
+    again = predictions.read(str(tmp_path / "p.parquet"))
+    order = [again.names.index(name) for name in kept.names]
+    np.testing.assert_allclose(again.logits[order], kept.logits, atol=2e-5)
+
+
+def test_runs_are_listed_shown_and_reported(trained, capsys):
+    _, run = trained
+    where = ["--storage", str(run.parent)]
+    assert run_command(["runs", "list", *where]) == 0
+    assert run_command(["runs", "show", "two", *where]) == 0
+    printed = capsys.readouterr().out
+    assert "two  best F2" in printed and "stage-2-64" in printed
+    (run / "report.html").unlink()
+    assert run_command(["runs", "report", "two", *where]) == 0
+    assert (run / "report.html").exists()
+
+
+def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
+    _, run = trained
+    changes = {"init_from": "two:stage-2-32", "select": "3", "storage": str(run.parent), "num_workers": 1}
+    done = train(recipe(dataset, run.parent, **changes), name="from-two", say=lambda line: None)
+    meta = ckpt.load(str(run.parent / "from-two" / "checkpoints" / "stage-1-64")).meta
+    assert meta["parent"].endswith("two/checkpoints/stage-2-32") and done.metrics["stage"] == 3
+
+
+def bomb(rank: int, batch: Batch) -> None:
+    """Poisons the targets of the second stage on one rank only."""
+    if batch.stage == 2 and batch.part == "train" and rank == 1:
+        batch.tensors["target"].fill_(float("nan"))
+
+
+def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(dataset, tmp_path, capsys):
+    settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
+    with pytest.raises(DivergedError, match="stage 2 epoch 1"):
+        train(settings, name="cut", say=lambda line: None, on_batch=bomb)
+    run = runs.find("cut", str(tmp_path))
+    assert json.loads((tmp_path / "cut" / "failure.json").read_text())["exit_code"] == 6
+    assert run.checkpoints == ["last", "stage-1-32"]
+    assert run_command(["train", "--resume", "cut", "--storage", str(tmp_path)]) == 0
+    assert "resuming after stage 1 epoch 1" in capsys.readouterr().out
+    assert not (tmp_path / "cut" / "failure.json").exists()
+    assert [row["stage"] for row in csv.DictReader((tmp_path / "cut" / "history.csv").open())] == ["1", "2"]
+
+
+def test_resume_refuses_another_configuration(trained, capsys):
+    _, run = trained
+    where = ["--storage", str(run.parent)]
+    assert run_command(["train", "--resume", "two", "--train.wd", "0.5", *where]) == 2
+    assert run_command(["train", "--resume", "two", "--config", "smoke", *where]) == 2
+    assert "goes on with" in capsys.readouterr().err
+
+
+def test_a_name_that_is_taken_is_refused(trained, dataset, capsys):
+    _, run = trained
+    arguments = [
+        "train",
+        "--config",
+        "smoke",
+        "--dataset",
+        dataset.place,
+        "--storage",
+        str(run.parent),
+        "--name",
+        "two",
+    ]
+    assert run_command(arguments) == 2
+    assert "--resume two" in capsys.readouterr().err
+
+
+def test_folders_of_tiles_become_a_submission(trained, tiles, tmp_path, capsys):
+    _, run = trained
+    folders = [tmp_path / "test-a", tmp_path / "test-b"]
+    for i, folder in enumerate(folders):
+        folder.mkdir()
+        for source in sorted(tiles[0].iterdir())[i * 4 : i * 4 + 4]:
+            (folder / source.name).write_bytes(source.read_bytes())
+    (folders[0] / "broken.jpg").write_bytes(b"x" * 50)
+    out, where = str(tmp_path / "test.parquet"), ["--storage", str(run.parent)]
+    images = [argument for folder in folders for argument in ("--images", str(folder))]
+    assert run_command(["predict", "--checkpoint", "two", *images, "--out", out, "--tta", *where]) == 0
+    assert "left out: broken (not-an-image)" in capsys.readouterr().out
+    sample = tmp_path / "sample.csv"
+    names = [f"synthetic_{i:06}" for i in (5, 1, 0, 2, 3, 4, 7, 6)]
+    sample.write_text("image_name,tags\n" + "".join(f"{name},primary\n" for name in names))
+    submit = ["submission", out, "--out", str(tmp_path / "s.csv"), "--sample", str(sample)]
+    assert run_command([*submit, "--thresholds", str(run / "thresholds.json")]) == 0
+    table = pd.read_csv(tmp_path / "s.csv")
+    assert table["image_name"].tolist() == names and table["tags"].notna().all()
+    sample.write_text("image_name,tags\nsynthetic_000099,primary\n")
+    assert run_command(submit) == 3
+    assert "1 tiles are missing (synthetic_000099)" in capsys.readouterr().err
+
+
+def test_an_evaluation_without_labels_is_refused(trained, tiles, tmp_path, capsys):
+    _, run = trained
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for source in sorted(tiles[0].iterdir())[:3]:
+        (folder / source.name).write_bytes(source.read_bytes())
+    out = str(tmp_path / "p.parquet")
+    assert run_command(["predict", "--checkpoint", str(run), "--images", str(folder), "--out", out]) == 0
+    assert run_command(["evaluate", out, "--out", str(tmp_path / "e")]) == 3
+    assert not (tmp_path / "e").exists()
+
+
+def test_predictions_of_the_symmetries_are_their_mean(trained, dataset):
+    from raytrain.distributed.predict import Predictor
+
+    _, run = trained
+    place = str(run / "checkpoints" / "last")
+    pixels = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
+    turned = [np.rot90(p).copy() for p in pixels]
+    with_tta = Predictor(place, True)
+    np.testing.assert_allclose(with_tta._logits(pixels), with_tta._logits(turned), atol=1e-4)
+    plain = Predictor(place, False)
+    assert not np.allclose(plain._logits(pixels), plain._logits(turned), atol=1e-4)

@@ -1,0 +1,69 @@
+"""Searches: paths into a recipe, trials over the same loop, thresholds over a predictions file."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from raytrain.cli import run_command
+from raytrain.config import Recipe, load_recipe
+from raytrain.distributed.tune import apply_draw, sampler
+from raytrain.errors import ConfigError
+from raytrain.evaluation import predictions
+
+
+def test_a_draw_reaches_any_field_and_the_list_of_stages_first():
+    stages = [{"size": 64, "epochs": 2, "lr": 0.01}]
+    drawn = apply_draw(Recipe(), {"stages.0.lr": 0.5, "train.wd": 0.1, "stages": stages})
+    assert len(drawn.stages) == 1 and drawn.stages[0].lr == 0.5 and drawn.train.wd == 0.1
+    assert apply_draw(Recipe(), {"stages.1.lr.0": 1e-4}).stages[1].lr == (1e-4, 0.002)
+
+
+@pytest.mark.parametrize("path", ["train.lerning", "stages.9.lr", "nowhere.x", "stages.0.lr.0"])
+def test_a_path_that_does_not_exist_is_refused(path):
+    with pytest.raises(ConfigError):
+        apply_draw(Recipe(), {path: 0.1})
+
+
+@pytest.mark.parametrize("how", [{"loguniforn": [1, 2]}, {"uniform": 3}, {"uniform": [1, 2, 3, 4]}, 5, {}])
+def test_a_wrong_sampler_is_refused(how):
+    with pytest.raises(ConfigError):
+        sampler("train.wd", how)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train_takes(dataset, tmp_path, capsys):
+    space = {
+        "stages": {"choice": [[{"size": 32, "epochs": 2, "lr": 0.01}],
+                              [{"size": 32, "epochs": 1, "lr": 0.01}, {"size": 48, "epochs": 1, "lr": 0.01}]]},
+        "stages.0.lr": {"loguniform": [0.001, 0.1]},
+    }  # fmt: skip
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    arguments = ["tune", "--config", "smoke", "--space", str(tmp_path / "space.yaml"), "--dataset", dataset.place,
+                 "--storage", str(tmp_path), "--name", "search", "--num-samples", "4", "--train.batch-size", "32"]  # fmt: skip
+    assert run_command(arguments) == 0
+    table = pd.read_csv(tmp_path / "search" / "trials.csv")
+    assert len(table) == 4 and table["f2"].is_monotonic_decreasing and table["stages.0.lr"].nunique() == 4
+    best = load_recipe(str(tmp_path / "search" / "best.yaml"))
+    assert best.stages[0].lr == pytest.approx(table["stages.0.lr"][0]) and best.dataset == dataset.place
+    assert "raytrain train --config" in capsys.readouterr().out
+    trial = tmp_path / "search" / "trials" / table["trial"][0]
+    assert (trial / "checkpoints" / "last" / "MANIFEST.json").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_thresholds_are_searched_over_a_predictions_file(tmp_path):
+    generator = np.random.default_rng(0)
+    target = (generator.random((200, 4)) < [0.8, 0.5, 0.2, 0.1]).astype(np.uint8)
+    logits = (2 * target - 1 + generator.normal(0, 1.5, target.shape)).astype(np.float32)
+    names = tuple(f"t_{i}" for i in range(200))
+    place = str(tmp_path / "p.parquet")
+    predictions.write(place, predictions.Predictions(names, logits, target, ("a", "b", "c", "d"), {}))
+    arguments = ["tune", "--thresholds", place, "--storage", str(tmp_path), "--name", "cuts", "--num-samples", "4"]
+    assert run_command(arguments) == 0
+    table = pd.read_csv(tmp_path / "cuts" / "trials.csv")
+    assert len(table) == 4 and table["f2_fitted"].between(0.5, 1).all()
+    content = json.loads((tmp_path / "cuts" / "thresholds.json").read_text())
+    assert set(content["per_class"]) == {"a", "b", "c", "d"}

@@ -1,0 +1,133 @@
+import time
+
+import numpy as np
+import pytest
+
+from raytrain.errors import DataError
+from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.submission import build, write
+
+CLASSES = ("clear", "haze", "water")
+
+
+def of(tiles, classes=CLASSES):
+    """Predictions of {name: probabilities}."""
+    p = np.array(list(tiles.values()), float).reshape(-1, len(classes))
+    return Predictions(tuple(tiles), np.log(p / (1 - p)).astype(np.float32), None, classes, {})
+
+
+def rows(table):
+    return dict(zip(table["image_name"], table["tags"], strict=True))
+
+
+def test_tags_are_above_the_threshold_and_in_class_order():
+    tiles = of({"a": [0.3, 0.1, 0.9], "b": [0.21, 0.19, 0.1]})
+    assert rows(build([tiles], None, None)) == {"a": "clear water", "b": "clear"}
+    assert rows(build([tiles], 0.5, None)) == {"a": "water", "b": "clear"}
+    assert rows(build([tiles], np.array([0.25, 0.05, 0.95]), None)) == {"a": "clear haze", "b": "haze"}
+
+
+def test_a_probability_that_equals_the_threshold_is_no_tag():
+    assert rows(build([of({"a": [0.5, 0.9, 0.1]})], 0.5, None)) == {"a": "haze"}
+
+
+def test_every_tile_has_at_least_its_top_label():
+    assert rows(build([of({"a": [0.01, 0.03, 0.02]})], None, None)) == {"a": "haze"}
+
+
+def test_several_folders_are_one_table_in_natural_order():
+    table = build([of({f"test_{i}": [0.9, 0.1, 0.1] for i in (10, 2, 1)}), of({"file_3": [0.1, 0.9, 0.1]})], None, None)
+    assert list(table) == ["image_name", "tags"]
+    assert list(table["image_name"]) == ["file_3", "test_1", "test_2", "test_10"]
+
+
+def test_names_that_differ_only_in_leading_zeros_have_one_order():
+    tiles = {name: [0.9, 0.1, 0.1] for name in ("a1", "a01", "a1b2", "7", "b", "a")}
+    forward, backward = (build([of(dict(pairs))]) for pairs in (tiles.items(), reversed(tiles.items())))
+    assert list(forward["image_name"]) == list(backward["image_name"]) == ["7", "a", "a01", "a1", "a1b2", "b"]
+
+
+def test_names_lose_the_extension_of_a_picture_and_nothing_else():
+    names = ("a.jpg", "b.TIF", "c.v2", "d.e.png", ".hidden")
+    table = build([of({name: [0.9, 0.1, 0.1] for name in names})], None, None)
+    assert set(table["image_name"]) == {"a", "b", "c.v2", "d.e", ".hidden"}
+
+
+def test_a_tile_that_comes_twice_is_named():
+    with pytest.raises(DataError, match="tile test_7 comes twice") as error:
+        build([of({"test_7": [0.5] * 3}), of({"test_7.jpg": [0.5] * 3})], None, None)
+    assert error.value.exit_code == 3
+
+
+def test_files_with_other_classes_or_no_files_are_refused():
+    tiles = {"a": [0.5] * 3}
+    with pytest.raises(DataError, match="2 different lists of classes"):
+        build([of(tiles), of({"b": [0.5] * 3}, CLASSES[::-1])], None, None)
+    with pytest.raises(DataError, match="0 different"):
+        build([], None, None)
+
+
+@pytest.mark.parametrize("label", ["bare ground", "", "a\tb"])
+def test_a_label_that_spaces_would_break_is_refused(label):
+    with pytest.raises(DataError, match="empty or has a space"):
+        build([of({"a": [0.5] * 3}, ("clear", label, "water"))], None, None)
+
+
+def sample_file(tmp_path, names, header="image_name,tags"):
+    place = tmp_path / "sample.csv"
+    place.write_text("\n".join([header, *(f"{name},primary" for name in names)]) + "\n")
+    return str(place)
+
+
+def test_the_sample_gives_the_order(tmp_path):
+    sample = sample_file(tmp_path, ["b", "NA", "a", "007"])
+    table = build([of({name: [0.9, 0.1, 0.1] for name in ("007", "a", "b", "NA")})], None, sample)
+    assert list(table["image_name"]) == ["b", "NA", "a", "007"]
+
+
+def test_names_that_differ_from_the_sample_are_counted_with_examples(tmp_path):
+    sample = sample_file(tmp_path, ["a", *(f"test_{i}" for i in range(1200))])
+    with pytest.raises(DataError) as error:
+        build([of({name: [0.5] * 3 for name in ("a", "x10", "x9", "x8", "x7")})], None, sample)
+    assert "1,200 not in the predictions (test_0, test_1, test_2)" in error.value.what
+    assert "4 not in the sample (x7, x8, x9)" in error.value.what
+
+
+def test_a_sample_that_repeats_a_name_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"1 in the sample more than once \(a\)"):
+        build([of({"a": [0.5] * 3})], None, sample_file(tmp_path, ["a", "a"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no sample file"),
+        (b"", "not a sample file"),
+        (b"name;tags\n", "no column image_name"),
+        (b"\xff\xfe", "not a sample"),
+    ],
+)
+def test_a_sample_that_is_none_is_a_data_error(tmp_path, content, sentence):
+    place = tmp_path / "sample.csv"
+    if content is not None:
+        place.write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        build([of({"a": [0.5] * 3})], None, str(place))
+
+
+def test_the_file_is_csv_with_line_feeds(tmp_path):
+    place = tmp_path / "out" / "submission.csv"
+    write(str(place), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})], None, None))
+    assert place.read_bytes() == b"image_name,tags\na,clear water\nb,haze\n"
+
+
+def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
+    names = [f"test_{i}" for i in range(40669)] + [f"file_{i}" for i in range(20522)]
+    logits = np.random.default_rng(0).normal(size=(61191, 17)).astype(np.float32)
+    classes = tuple(f"label{k}" for k in range(17))
+    sample = sample_file(tmp_path, names[::-1])
+    start = time.perf_counter()
+    table = build([Predictions(tuple(names), logits, None, classes, {})], None, sample)
+    write(str(tmp_path / "s.csv"), table)
+    assert time.perf_counter() - start < 3
+    assert list(table["image_name"]) == names[::-1]

@@ -1,0 +1,208 @@
+"""The loop: what it leaves behind, that ranks agree, that chains and resumed runs give the same bits."""
+
+import csv
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from group import run_alone, run_group, tile_hash
+
+from raytrain import storage
+from raytrain.config import load_recipe
+from raytrain.data.cache import open_store
+from raytrain.errors import ConfigError, DataError, DivergedError
+from raytrain.evaluation import metrics, predictions
+from raytrain.training import checkpoint as ckpt
+from raytrain.training import loop
+from raytrain.training.history import smoothed
+
+
+@pytest.fixture(scope="module")
+def recipe(dataset):
+    """The smoke recipe: four stages of one epoch at 32 and 64 px, fp32, one thread."""
+    return load_recipe("smoke", {"dataset": dataset.place, "train": {"batch_size": 30, "threads": 1}})
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """An undisturbed run of one process."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    run_alone(recipe, run)
+    return run
+
+
+def weights(run, name):
+    return ckpt.load(str(run / "checkpoints" / name)).weights()
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys()
+    different = [key for key in left if not torch.equal(left[key], right[key])]
+    assert not different
+
+
+def test_a_run_leaves_what_the_house_promises(whole, recipe, dataset):
+    assert {p.name for p in (whole / "checkpoints").iterdir()} == {*recipe.stage_names, "last"}
+    rows = list(csv.DictReader((whole / "history.csv").open()))
+    assert list(rows[0]) == [
+        "stage", "size", "epoch", "lr", "train_loss", "valid_loss", "accuracy", "f2", "f2_best", "images_per_s", "seconds",
+    ]  # fmt: skip
+    assert [(row["stage"], row["size"]) for row in rows] == [("1", "32"), ("2", "32"), ("3", "64"), ("4", "64")]
+    steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(len(steps))) and len(steps) == 4 * 5
+    assert set(steps[0]) == {"stage", "epoch", "step", "lr", "momentum", "loss"} and len(steps[0]["lr"]) == 3
+    assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
+    meta = ckpt.load(str(whole / "checkpoints" / "stage-2-64")).meta
+    assert (meta["stage"], meta["size"], meta["classes"]) == (4, 64, dataset.classes)
+    assert meta["resize"]["stored_size"] == 64 and meta["dataset_hash"] == dataset.hash
+
+
+def test_the_last_line_and_the_predictions_file_agree_and_cover_every_validation_tile_once(whole, dataset):
+    found = predictions.read(str(whole / "predictions.parquet"))
+    row = list(csv.DictReader((whole / "history.csv").open()))[-1]
+    assert metrics.f2(found.logits, found.target) == pytest.approx(float(row["f2"]), abs=1e-9)
+    split = dataset.split("random")
+    assert sorted(found.names) == sorted(split.loc[split["part"] == "valid", "image_name"])
+    rows = dataset.table.set_index("image_name").loc[list(found.names), "target"]
+    np.testing.assert_array_equal(np.stack(list(rows)), found.target)
+
+
+def test_two_runs_chained_by_init_from_give_the_bits_of_one(whole, recipe, tmp_path):
+    run_alone(recipe.model_copy(update={"select": "1-2"}), tmp_path / "first")
+    start = str(tmp_path / "first" / "checkpoints" / "stage-2-32")
+    run_alone(recipe.model_copy(update={"select": "3-4", "init_from": start}), tmp_path / "second")
+    assert_same_bits(weights(whole, "stage-2-32"), weights(tmp_path / "first", "stage-2-32"))
+    assert_same_bits(weights(whole, "stage-2-64"), weights(tmp_path / "second", "stage-2-64"))
+
+
+@pytest.mark.parametrize("epochs_before", [1, 2, 3])
+def test_a_resumed_run_gives_the_bits_of_an_undisturbed_one(recipe, tmp_path, epochs_before):
+    stages = [stage.model_copy(update={"epochs": 2}) for stage in recipe.stages[:2]]
+    recipe = recipe.model_copy(update={"stages": tuple(stages)})
+    run_alone(recipe, tmp_path / "whole")
+    reports = []
+
+    def stop(report):
+        reports.append(report)
+        if len(reports) == epochs_before:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_alone(recipe, tmp_path / "cut", report=stop)
+    run_alone(recipe, tmp_path / "cut")
+    assert_same_bits(weights(tmp_path / "whole", "stage-2-32"), weights(tmp_path / "cut", "stage-2-32"))
+    strip = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in csv.DictReader(file.open())]
+        for file in (tmp_path / "whole" / "history.csv", tmp_path / "cut" / "history.csv")
+    ]
+    assert strip[0] == strip[1] and len(strip[0]) == 4
+    texts = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "cut")]
+    assert texts[0] == texts[1]
+
+
+@pytest.fixture(scope="module")
+def groups(recipe, tmp_path_factory):
+    """The same run with 1, 2 and 3 processes, recorded from inside its steps."""
+    base = tmp_path_factory.mktemp("groups")
+    for world in (1, 2, 3):
+        run_group(recipe, base / str(world), world)
+    return base
+
+
+def recorded(base, world, part):
+    """(stage, epoch, number) -> tiles of all ranks in rank order."""
+    batches = {}
+    for rank in range(world):
+        for line in (base / str(world) / f"batches-{rank}.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            if entry["part"] == part:
+                key = (entry["stage"], entry["epoch"], entry["number"])
+                batches.setdefault(key, []).extend(entry["tiles"])
+    return batches
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_parameters_of_all_ranks_agree_after_every_stage(groups, world):
+    for stage in (1, 2, 3, 4):
+        states = [
+            json.loads((groups / str(world) / f"parameters-{stage}-{rank}.json").read_text()) for rank in range(world)
+        ]
+        assert all(state == states[0] for state in states)
+    first, second = (json.loads((groups / str(world) / f"parameters-{s}-0.json").read_text()) for s in (1, 2))
+    changed = {key for key in first if first[key] != second[key]}
+    assert "body.layer1.0.conv1.weight" in changed and "body.layer4.1.conv2.weight" in changed
+
+
+def test_any_number_of_workers_trains_on_the_same_global_batches(groups):
+    alone = recorded(groups, 1, "train")
+    assert len(alone) == 4 * 5
+    for world in (2, 3):
+        assert recorded(groups, world, "train") == alone
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_validation_sees_every_tile_once_whatever_the_number_of_workers(groups, dataset, world):
+    store = open_store(dataset, 64)
+    wanted = Counter(
+        tile_hash(torch.from_numpy(store.pixels[row].copy()).permute(2, 0, 1))
+        for row in dataset.part_rows("random", "valid")
+    )
+    seen = recorded(groups, world, "valid")
+    for stage in (1, 2, 3, 4):
+        tiles = [tile for key, batch in seen.items() if key[0] == stage for tile in batch]
+        assert Counter(tiles) == wanted
+
+
+def test_an_epoch_trains_on_every_training_tile_but_the_dropped(groups, dataset):
+    batches = recorded(groups, 1, "train")
+    tiles = [tile for key, batch in batches.items() if key[0] == 1 for tile in batch]
+    assert len(tiles) == len(set(tiles)) == len(dataset.part_rows("random", "train"))
+
+
+def test_two_workers_follow_nearly_the_losses_of_one_in_the_first_stage(groups):
+    # Dropout and BatchNorm statistics differ per rank, so the curves are near, not equal.
+    first = [json.loads(line) for line in (groups / "1" / "metrics.jsonl").read_text().splitlines()]
+    second = [json.loads(line) for line in (groups / "2" / "metrics.jsonl").read_text().splitlines()]
+    assert second[0]["loss"] == pytest.approx(first[0]["loss"], rel=0.25)
+    assert second[0]["lr"] == first[0]["lr"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(recipe, tmp_path, monkeypatch):
+    reports = []
+
+    def poison(batch):
+        if batch.part == "train" and batch.stage == 2:
+            batch.tensors["target"].fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match="stage 2 epoch 1"):
+        run_alone(recipe, tmp_path / "run", on_batch=poison, report=reports.append)
+    found, skipped = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    assert found.position == (1, 1) and not skipped and len(reports) == 1
+    assert all(bool(value.isfinite().all()) for value in found.weights().values())
+
+
+def test_a_dataset_that_changed_is_refused_on_resume(recipe, whole, dataset, tmp_path):
+    meta = whole / "checkpoints"
+    other = tmp_path / "run"
+    storage.make_dir(str(other))
+    (other / "checkpoints").symlink_to(meta)
+    changed = type(dataset)(dataset.place, dataset.manifest | {"shards": dataset.manifest["shards"][::-1]})
+    with pytest.raises(DataError, match="is not the one that"):
+        loop.fit(recipe, changed, str(other), loop.Worker(), loop.Hooks(say=lambda line: None))
+
+
+def test_batches_that_cannot_be_made_are_refused(recipe):
+    with pytest.raises(ConfigError, match="more than the 20 training tiles"):
+        loop.check_rows(recipe, 20, 5)
+    with pytest.raises(ConfigError, match="fewer than 2 tiles"):
+        loop.check_rows(recipe.model_copy(update={"num_workers": 16}), 100, 5)
+    with pytest.raises(DataError, match="no validation rows"):
+        loop.check_rows(recipe, 100, 0)
+
+
+def test_the_printed_training_loss_is_the_debiased_mean_of_fastai():
+    assert smoothed([]) == 0
+    assert smoothed([3.0]) == pytest.approx(3.0)
+    assert smoothed([1.0, 2.0], beta=0.5) == pytest.approx((0.25 * 1 + 0.5 * 2) / 0.75)
