@@ -56,7 +56,7 @@ class Data(Settings):
 
     split: str = Field("random", description="name of a split of the dataset", pattern=r"^[A-Za-z0-9_.-]+$")
     normalize: Literal["imagenet", "none"] = Field("imagenet", description="mean and deviation per channel")
-    augment: Augment = Field(default_factory=Augment)
+    augment: Augment = Augment()
 
 
 class Train(Settings):
@@ -103,9 +103,9 @@ LESSON_STAGES = (
 class Recipe(Settings):
     """A complete configuration of a training run. A field left out takes the lesson's value."""
 
-    model: Model = Field(default_factory=Model)
-    data: Data = Field(default_factory=Data)
-    train: Train = Field(default_factory=Train)
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
     stages: Annotated[tuple[Stage, ...], Parameter(parse=False)] = Field(
         LESSON_STAGES, min_length=1, description="the resize schedule"
     )

@@ -11,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raytrain import runs, storage
 from raytrain.config import load_recipe
 from raytrain.data import images, synthetic
 from raytrain.data.dataset import Dataset, read_images
 from raytrain.distributed.ingest import ingest
 from raytrain.distributed.train import train
-from raytrain.evaluation import baselines, metrics, predictions, thresholds
+from raytrain.evaluation import baselines, metrics, predictions
 from raytrain.report.conclude import conclude
 from raytrain.training.history import duration
 
@@ -60,21 +58,13 @@ def compare(dataset: Dataset, run: str) -> dict[str, Any]:
     assert found.target is not None
     train_rows, valid_rows = (dataset.part_rows("random", part) for part in ("train", "valid"))
     train_target, valid_target = dataset.targets[train_rows], dataset.targets[valid_rows]
-    constant, _ = baselines.best_constant(train_target)
     features = baselines.colour_features(
         images.decode(content) for content in read_images(dataset, range(dataset.rows))
     )
-    model = baselines.logistic_regression(features[train_rows], train_target)
-    cut, _ = thresholds.best_global(model.logits(features[train_rows]), train_target)
-    answer = np.broadcast_to(constant, valid_target.shape)
-    return {
-        "constant": {
-            "labels": [name for name, on in zip(dataset.classes, constant, strict=True) if on],
-            "f2": float(metrics.f2_per_tile(answer, valid_target).mean()),
-        },
-        "logistic": {"f2": metrics.f2(model.logits(features[valid_rows]), valid_target, cut), "threshold": cut},
-        "model": {"f2": metrics.f2(found.logits, found.target)},
-    }
+    scores = baselines.compare(
+        (features[train_rows], train_target), (features[valid_rows], valid_target), dataset.classes
+    )
+    return scores | {"model": {"f2": metrics.f2(found.logits, found.target)}}
 
 
 def _summary(scores: dict[str, Any], tiles: int) -> list[str]:

@@ -181,7 +181,7 @@ def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> 
     marker = _marker(root, shard)
     with _locked(root / f"shard-{shard.number:05}.lock"):
         if marker.exists():
-            found = crc32(np.ascontiguousarray(pixels[shard.first : shard.first + shard.rows]))
+            found = _checksum(pixels[shard.first : shard.first + shard.rows])
             if found != json.loads(marker.read_bytes() or b"0"):
                 marker.unlink()
 
@@ -219,7 +219,7 @@ def _decode_shard(shard: Shard, root: Path, shape: tuple[int, ...]) -> int:
         for row, (name, content, check) in enumerate(zip(*(c.to_pylist() for c in table.columns), strict=True)):
             view[row] = _decode(content, check, shape[1], f"{name} in {shard.place}")
         pixels.flush()
-        storage.write_json(str(_marker(root, shard)), crc32(np.ascontiguousarray(view)))
+        storage.write_json(str(_marker(root, shard)), _checksum(view))
         return shard.rows
 
 
@@ -235,6 +235,10 @@ def _decode(content: bytes, check: int, size: int, where: str) -> np.ndarray[Any
         "the network would learn from wrong pixels",
         "raytrain data check DATASET; then ingest again into a new directory",
     )
+
+
+def _checksum(pixels: np.ndarray[Any, Any]) -> int:
+    return crc32(np.ascontiguousarray(pixels).data)
 
 
 def _marker(root: Path, shard: Shard) -> Path:

@@ -36,7 +36,8 @@ def paint(labels: frozenset[str], r: np.random.Generator) -> Array:
     if "habitation" in labels:
         _habitation(image, r, path)
     _weather(image, labels, r)
-    image = image * r.normal(1, 0.04) + r.normal(0, 0.7, image.shape).astype(np.float32)
+    # Sun, haze and sensor differ from scene to scene, so the mean colour alone says little, as with real tiles.
+    image = image * r.normal(1, 0.09) + r.normal(0, 7) + r.normal(0, 3, 3) + r.normal(0, 0.7, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -76,7 +77,7 @@ def _curve(r: np.random.Generator, roughness: float) -> Array:
     heading = r.uniform(0, 2 * np.pi) + np.cumsum(turns)
     points = np.cumsum(0.6 * np.stack([np.sin(heading), np.cos(heading)], 1), 0)
     middle = points[len(points) // 2]
-    return points - middle + r.uniform(0.3, 0.7, 2) * SIZE
+    return np.asarray(points - middle + r.uniform(0.3, 0.7, 2) * SIZE)
 
 
 def _distance(points: Array) -> Array:
@@ -106,7 +107,7 @@ def _blob(r: np.random.Generator, share: float) -> Array:
 def _forest(r: np.random.Generator) -> Array:
     tone = np.array([50, 64, 55]) + r.normal(0, 8) + r.normal(0, 2.5, 3)
     texture = 4.2 * _noise(r, "canopy") + 1.6 * _noise(r, "mid") + 2.5 * _noise(r, "low")
-    return (tone + texture[..., None] * np.array([0.9, 1.0, 0.9])).astype(np.float32)
+    return np.asarray(tone + texture[..., None] * np.array([0.9, 1.0, 0.9]), np.float32)
 
 
 def _pale(r: np.random.Generator) -> Array:
@@ -205,7 +206,7 @@ def _water(image: Array, r: np.random.Generator) -> Array:
         width = r.uniform(5, 20) * (1 + 0.2 * _noise(r, "low"))
     else:
         lake = _blob(r, r.uniform(0.06, 0.2))
-        distance, width = np.asarray(ndi.distance_transform_edt(lake < 0.5), np.float32), np.float32(0.5)
+        distance, width = np.asarray(ndi.distance_transform_edt(lake < 0.5), np.float32), np.full(1, 0.5)
     _mix(image, _soft(distance, width + 2.5, 2), colour * 0.75 + 22, 0.5)
     _mix(image, _soft(distance, width, 2), colour + 1.2 * _noise(r, "low")[..., None])
     return distance

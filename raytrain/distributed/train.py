@@ -79,7 +79,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
             "half of the run would have been trained in another way",
             f"leave it out, or start a new run with --init-from {run.name}",
         )
-    allowed = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
+    allowed: dict[str, Any] = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
     recipe = run.recipe.model_copy(update=allowed)
     if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
         check_workers(recipe.num_workers)

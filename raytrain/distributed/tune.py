@@ -26,7 +26,7 @@ from raytrain.config import Recipe, validate
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed.cluster import cpus, session
 from raytrain.errors import ConfigError, did_you_mean
-from raytrain.evaluation import predictions, thresholds
+from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.loop import Hooks, Worker, fit
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
@@ -78,18 +78,26 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
     """Threshold search as Tune trials over a predictions file; no training is spent on it.
 
     Each trial ascends from a drawn threshold in a drawn order of classes on one half of the tiles and is judged on the
-    other. Writes `trials.csv`, and `thresholds.json` fitted from the best start on all tiles, into `out`.
+    other; the start whose F2 on the fitted half is highest is taken, never the one that is judged best. Writes
+    `trials.csv`, and `thresholds.json` fitted from that start on all tiles, into `out`.
 
     Raises:
         DataError: no predictions file, or one without targets.
     """
     found = predictions.read(place)
-    judged = thresholds.judge(found)
+    target = found.target
+    if target is None:
+        thresholds.judge(found)  # says why that cannot be
+    assert target is not None
     space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
     results = _tune(lambda config: _threshold_trial(place, config), space, out, num_samples, None, say)
     table = _table(results)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
-    thresholds.write(judged, out)
+    chosen = table.sort_values("f2_fitted", ascending=False).iloc[0]
+    cuts, _ = thresholds.best_per_class(found.logits, target, start=chosen["start"], seed=int(chosen["seed"]))
+    judged = thresholds.to_json(thresholds.judge(found))
+    judged |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True)), "recommended": "per_class"}
+    storage.write_json(storage.join(out, "thresholds.json"), judged)
     return table
 
 
@@ -156,11 +164,11 @@ def _threshold_trial(place: str, config: dict[str, Any]) -> None:
     chosen, fitted = thresholds.best_per_class(
         found.logits[fitting], found.target[fitting], start=config["start"], seed=config["seed"]
     )
-    f2 = thresholds.metrics.f2(found.logits[judging], found.target[judging], chosen)
+    f2 = metrics.f2(found.logits[judging], found.target[judging], chosen)
     ray.tune.report({"f2": f2, "f2_fitted": fitted})
 
 
-class _Lines(ray.tune.Callback):
+class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
     """Says a line for each report of a trial."""
 
     def __init__(self, say: Callable[[str], None], trials: int) -> None:
@@ -205,7 +213,9 @@ def _tune(
 
 def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:
     rows = [
-        {"trial": trial, "f2": result.metrics["f2"], "epochs": result.metrics["training_iteration"], **result.config}
+        {"trial": trial, "epochs": result.metrics["training_iteration"]}
+        | {key: value for key, value in result.metrics.items() if key.startswith("f2")}
+        | result.config
         for trial, result in results.items()
     ]
     return pd.DataFrame(rows).sort_values("f2", ascending=False, ignore_index=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize  # type: ignore[import-untyped]  # scipy ships no types
+from scipy.optimize import minimize
 
 from raytrain.evaluation import metrics, thresholds
 from raytrain.evaluation.metrics import Array
@@ -20,7 +20,7 @@ from raytrain.evaluation.metrics import Array
 def best_constant(target: Array) -> tuple[Array, float]:
     """The set of labels that is the best answer for every tile: bool (K,), and its mean F2 over the tiles.
 
-    Flips the label that gains most until none does: that adds greedily, and takes back what a later label made useless.
+    Greedy: from the empty set, puts in or takes out the label that gains most, until none does.
     """
     true = (target != 0).astype(np.float64)
     answer, best = np.zeros(true.shape[1], np.bool_), 0.0

@@ -24,7 +24,7 @@ from raytrain import storage
 from raytrain.config import Stage
 from raytrain.errors import DataError, StorageError
 from raytrain.evaluation import metrics
-from raytrain.evaluation.thresholds import THRESHOLD
+from raytrain.evaluation.metrics import THRESHOLD
 from raytrain.report import plots, tiles
 from raytrain.report.record import Record, read_evaluation, read_run
 

@@ -128,8 +128,8 @@ def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     ax.set_yticks(rows, [str(label) for label in ranked["label"]], parse_math=False)
     for row, f2, count in zip(rows, ranked["f2"], ranked["count"], strict=True):
         shown = "–" if pd.isna(f2) else f"{f2:.3f}"
-        ax.text((0 if pd.isna(f2) else f2) + 0.012, row, shown, va="center", fontsize=8, color=theme.ink)
-        ax.text(1.14, row, f"{count:,}", va="center", ha="right", fontsize=8, color=theme.muted)
+        ax.text((0 if pd.isna(f2) else f2) + 0.012, float(row), shown, va="center", fontsize=8, color=theme.ink)
+        ax.text(1.14, float(row), f"{count:,}", va="center", ha="right", fontsize=8, color=theme.muted)
     ax.text(1.14, len(ranked) - 0.2, "tiles", ha="right", fontsize=8, color=theme.muted)
     ax.set_xlim(0, 1.14)
     ax.set_ylim(-0.6, len(ranked) - 0.3)
@@ -150,7 +150,7 @@ def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> np.ndarray[An
         return np.arange(1, len(history) + 1, dtype=np.float64)
     last = steps.groupby(["stage", "epoch"])["step"].max()
     keys = pd.MultiIndex.from_frame(history[["stage", "epoch"]])
-    return last.reindex(keys).to_numpy(np.float64)
+    return np.asarray(last.reindex(keys), np.float64)
 
 
 def _starts(table: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -219,7 +219,7 @@ def _figure(height: float, theme: Theme, heights: Sequence[float] = (1,)) -> tup
 
 
 def _legend(
-    ax: Axes, theme: Theme, loc: str = "upper right", ncols: int = 1, anchor: tuple[float, float] | None = None
+    ax: Axes, theme: Theme, loc: Any = "upper right", ncols: int = 1, anchor: tuple[float, float] | None = None
 ) -> None:
     ax.legend(
         loc=loc, ncols=ncols, bbox_to_anchor=anchor, fontsize=8, labelcolor=theme.ink,

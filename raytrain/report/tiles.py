@@ -48,8 +48,9 @@ def choose(f2: np.ndarray[Any, Any], target: np.ndarray[Any, Any], each: int = 4
     ranked = np.lexsort((-labels, -f2)).tolist()
     each = min(each, len(ranked) // 3)
     middle = (len(ranked) - each) // 2
-    worst = np.lexsort((-labels, f2)).tolist()[:each]
-    taken = {*ranked[:each], *worst}
+    best = set(ranked[:each])
+    worst = [row for row in np.lexsort((-labels, f2)).tolist() if row not in best][:each]
+    taken = {*best, *worst}
     median = [row for row in ranked[middle:] + ranked[:middle][::-1] if row not in taken][:each]
     return {"best": ranked[:each], "median": median, "worst": worst}
 
@@ -101,6 +102,7 @@ def _card(predictions: Predictions, predicted: np.ndarray[Any, Any], f2: float, 
     def named(which: np.ndarray[Any, Any]) -> tuple[str, ...]:
         return tuple(label for label, chosen in zip(predictions.classes, which, strict=True) if chosen)
 
+    assert predictions.target is not None
     true = predictions.target[row] != 0
     right, missed, false = named(true & predicted), named(true & ~predicted), named(predicted & ~true)
     return Card(predictions.names[row], thumbnail(content), f2, right, missed, false)

@@ -97,10 +97,11 @@ def read_epochs(run: str) -> list[EpochRow]:
     except FileNotFoundError:
         return []
     whole = {"stage", "size", "epoch"}
-    return [
-        EpochRow(**{key: int(value) if key in whole else float(value) for key, value in row.items()})
+    rows: list[dict[str, Any]] = [
+        {key: int(value) if key in whole else float(value) for key, value in row.items()}
         for row in csv.DictReader(io.StringIO(text))
     ]
+    return [EpochRow(**row) for row in rows]
 
 
 def read_steps(run: str) -> list[StepRow]:

@@ -73,13 +73,14 @@ def _head(channels: int, outputs: int, dropout: float) -> nn.Sequential:
 
 def layer_groups(model: nn.Sequential) -> list[nn.Module]:
     """Three groups from input to output: stem to layer2, layer3 and layer4, head (fastai 1 splits `m[0][6], m[1]`)."""
-    children = list(model.body.children())
-    return [nn.ModuleList(children[:6]), nn.ModuleList(children[6:]), model.head]
+    body, head = model
+    children = list(body.children())
+    return [nn.ModuleList(children[:6]), nn.ModuleList(children[6:]), head]
 
 
 def set_frozen(model: nn.Sequential, frozen: bool) -> None:
     """Freezes or unfreezes the body; its BatchNorm stays trainable and its statistics keep moving (train_bn=True)."""
-    for module in model.body.modules():
+    for module in model[0].modules():
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(not frozen or isinstance(module, _BATCH_NORM))
 
@@ -106,7 +107,7 @@ def load_body(model: nn.Sequential, state: dict[str, torch.Tensor], source: str)
     Raises:
         ConfigError: keys or shapes differ.
     """
-    wanted = model.body.state_dict()
+    wanted = model[0].state_dict()
     wrong = sorted(wanted.keys() ^ state.keys() - {k for k in wanted.keys() ^ state.keys() if "num_batches" in k})
     wrong += [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
     if wrong:
@@ -115,7 +116,7 @@ def load_body(model: nn.Sequential, state: dict[str, torch.Tensor], source: str)
             "a body with part of its weights would start from noise",
             "give the --model.arch that the file was made for, or --model.weights none",
         )
-    model.body.load_state_dict(state, strict=False)
+    model[0].load_state_dict(state, strict=False)
 
 
 def _imagenet(arch: str) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def make_optimizer(model: nn.Sequential, rates: list[float], wd: float) -> torch
         {"params": [p for p in group.parameters() if p.requires_grad], "lr": rate, "peak_lr": rate}
         for group, rate in zip(layer_groups(model), rates, strict=True)
     ]
-    return torch.optim.AdamW(groups, betas=(MOMENTUM_HIGH, BETA2), eps=1e-8, weight_decay=wd)
+    return torch.optim.AdamW(groups, betas=(MOMENTUM_HIGH, BETA2), eps=1e-8, weight_decay=wd, fused=True)
 
 
 def set_step(optimizer: torch.optim.Optimizer, step: int, steps: int, schedule: str) -> tuple[list[float], float]:

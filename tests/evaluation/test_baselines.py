@@ -28,14 +28,10 @@ def test_the_best_constant_is_the_best_of_all_sets(seed):
     assert f2 == pytest.approx(max(constant_f2(said, target) for said in product([0, 1], repeat=6)), abs=1e-12)
 
 
-def test_a_label_that_a_later_one_made_useless_is_taken_back():
-    # The first step takes label 0 (2 of 5 tiles); with labels 1 to 4, one group always, it only costs.
-    target = np.zeros((60, 7), np.uint8)
-    groups = [[0, 1, 2], [0, 3, 4], [1, 2, 3, 4], [0, 5], [1, 3, 5, 6]]
-    for i in range(60):
-        target[i, groups[i % 5]] = 1
+def test_no_single_flip_improves_the_best_constant():
+    target = (np.random.default_rng(0).random((60, 17)) < 0.3).astype(np.uint8)
     answer, f2 = baselines.best_constant(target)
-    for k in range(7):
+    for k in range(17):
         flipped = answer.copy()
         flipped[k] ^= True
         assert constant_f2(flipped, target) <= f2 + 1e-12
@@ -72,7 +68,7 @@ def test_logistic_regression_equals_sklearns(l2):
 
 def test_a_class_without_positives_and_a_constant_feature_give_finite_logits():
     features, target = task()
-    features[:, 2], target[:, 0], target[:, 1] = 0.1, 0, 1
+    features[:, 2], target[:, 0], target[:, 1] = 0.5, 0, 1
     logits = baselines.logistic_regression(features, target).logits(features)
     assert np.isfinite(logits).all()
     assert logits[:, 0].max() < -5 and logits[:, 1].min() > 5

@@ -40,8 +40,9 @@ def test_best_global_takes_the_nearest_to_02_of_equal_thresholds():
     assert thresholds.best_global(logits, target)[0] == 0.2
 
 
-def test_best_per_class_cannot_be_improved_by_moving_one_class():
-    p = some(150)
+@pytest.mark.parametrize(("rows", "seed"), [(60, 1), (40, 2)])  # both need a second pass
+def test_best_per_class_cannot_be_improved_by_moving_one_class(rows, seed):
+    p = some(rows, noise=3.0, seed=seed)
     cuts, f2 = thresholds.best_per_class(p.logits, p.target)
     assert f2 == metrics.f2(p.logits, p.target, cuts)
     for k in range(6):
@@ -55,12 +56,15 @@ def test_the_score_of_every_threshold_of_a_class_equals_the_plain_computation():
     p = some(80)
     cuts = np.full(6, 0.2)
     grid = np.arange(1, 100) / 100
-    # Probabilities that equal a threshold of the grid are negative in both.
-    p.logits[:20, 3] = np.log(0.3 / 0.7)
     above = np.searchsorted(grid, p.probability, side="left")
     found = thresholds._scores_of_class(p.probability > cuts, p.target != 0, above[:, 3], 3)
     plain = [metrics.f2(p.logits, p.target, np.where(np.arange(6) == 3, t, cuts)) for t in grid]
     np.testing.assert_allclose(found, plain, atol=1e-13)
+
+
+def test_a_wrong_label_at_exactly_one_half_is_cut_by_the_threshold_of_one_half():
+    logits, target = np.array([[0.0, 9.0], [1.0, 9.0]]), np.array([[0, 1], [1, 1]], np.uint8)
+    assert thresholds.best_per_class(logits, target, start=0.4)[0].tolist() == [0.5, 0.4]
 
 
 def test_best_per_class_is_at_least_as_good_as_where_it_starts():
