@@ -126,10 +126,11 @@ def make_dir(place: str) -> None:
         fs.create_dir(path, recursive=True)
 
 
-def write_bytes(place: str, content: bytes) -> None:
+def write_bytes(place: str, content: bytes, *, durable: bool = True) -> None:
     """Writes a whole file so that a reader sees the old content or the new, never a part.
 
     Locally: a temporary file beside it, fsync, rename, fsync of the directory. An object store's put is atomic.
+    `durable=False` leaves the fsyncs out, for files that can be made again.
 
     Raises:
         StorageError: it cannot be written; what was there before is intact.
@@ -147,11 +148,13 @@ def write_bytes(place: str, content: bytes) -> None:
             with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
-        sync_directory(target.parent)
+        if durable:
+            sync_directory(target.parent)
 
 
 def write_text(place: str, content: str) -> None:

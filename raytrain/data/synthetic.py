@@ -71,7 +71,7 @@ def encoded(seed: int, index: int) -> bytes:
 
 
 def write(out: Path, rows: int, seed: int = 0, processes: int | None = None) -> tuple[Path, Path]:
-    """Writes tiles 0 to rows - 1 and their label file; tiles that are there already are left.
+    """Writes tiles 0 to rows - 1 and their label file; where the label file is there already, nothing is done.
 
     Args:
         out: directory to make.
@@ -82,26 +82,24 @@ def write(out: Path, rows: int, seed: int = 0, processes: int | None = None) -> 
     Returns:
         The image folder `out/synthetic-jpg` and the label file `out/synthetic_v2.csv`, which is written last.
     """
-    folder, label_file = out / "synthetic-jpg", out / "synthetic_v2.csv"
+    folder, label_file, text = out / "synthetic-jpg", out / "synthetic_v2.csv", _label_text(rows, seed)
+    if label_file.exists() and label_file.read_text() == text:
+        return folder, label_file
     storage.make_dir(str(folder))
-    missing = [index for index in range(rows) if not (folder / f"{name(index)}.jpg").exists()]
     processes = processes or len(os.sched_getaffinity(0))
-    if len(missing) < 32 * processes:
-        _write_tiles(folder, seed, missing)
+    if rows < 32 * processes:
+        _write_tiles(folder, seed, range(rows))
     else:
-        chunks = [missing[i::processes] for i in range(processes)]
+        chunks = [range(i, rows, processes) for i in range(processes)]
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             list(pool.map(_write_tiles, [folder] * processes, [seed] * processes, chunks))
-    storage.write_text(str(label_file), _label_text(rows, seed))
+    storage.write_text(str(label_file), text)
     return folder, label_file
 
 
-def _write_tiles(folder: Path, seed: int, indices: list[int]) -> None:
+def _write_tiles(folder: Path, seed: int, indices: range) -> None:
     for index in indices:
-        # No fsync: a tile that a power cut destroys is painted again.
-        partial = folder / f".{name(index)}.partial"
-        partial.write_bytes(encoded(seed, index))
-        partial.rename(folder / f"{name(index)}.jpg")
+        storage.write_bytes(str(folder / f"{name(index)}.jpg"), encoded(seed, index), durable=False)
 
 
 def _label_text(rows: int, seed: int) -> str:

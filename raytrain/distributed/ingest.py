@@ -91,13 +91,29 @@ def ingest(
         say(f"labels: {count} {note}") if count else None
     unlisted = len(set(found.values())) - index["path"].nunique()
     say(f"images: {unlisted} pictures without a row in the label file are left out") if unlisted else None
+    written = _build(out, index, bad, budget, labels, source, say)
+    storage.remove(quarantine_beside(out))
+    dataset = ds.open_dataset(out)
+    return Ingested(dataset, False, dataset.manifest["gate"], sorted({int(shard["pid"]) for shard in written}))
 
+
+def _build(
+    out: str,
+    index: pd.DataFrame,
+    bad: list[dict[str, Any]],
+    budget: int,
+    labels: sources.Labels,
+    source: Source,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Writes the dataset beside its place and renames it; whatever goes wrong, nothing is left there."""
+    # An object store cannot rename; there the manifest, written last, makes the dataset.
     partial = f"{out}.partial" if not storage.is_uri(out) else out
     storage.remove(partial)
     storage.make_dir(storage.join(partial, "shards"))
     try:
-        written = _write_shards(index, partial, seed, say)
-        bad += [record for shard in written for record in json.loads(shard["bad"])]
+        written = _write_shards(index, partial, source.seed, say)
+        bad = bad + [record for shard in written for record in json.loads(shard["bad"])]
         _check_budget(bad, budget, out, len(labels.table))
         _finish(partial, index, bad, written, labels, source)
     except BaseException:
@@ -105,9 +121,7 @@ def ingest(
         raise
     if partial != out:
         storage.move_directory(partial, out)
-    storage.remove(quarantine_beside(out))
-    dataset = ds.open_dataset(out)
-    return Ingested(dataset, False, dataset.manifest["gate"], sorted({int(shard["pid"]) for shard in written}))
+    return written
 
 
 def quarantine_beside(out: str) -> str:
@@ -235,16 +249,17 @@ def _jsonl(records: list[dict[str, Any]]) -> str:
 
 
 def _already_there(out: str, source: Source) -> ds.Dataset | None:
-    if not storage.exists(out) or not (storage.names(out) or storage.names(out, directories=True)):
-        return None
-    if "dataset.json" not in storage.names(out) and not storage.is_uri(out):
+    files, folders = storage.names(out), storage.names(out, directories=True)
+    if "dataset.json" not in files:
+        # In an object store an ingest that was cut leaves these; locally it leaves only `<out>.partial`.
+        ours = {"shards", "splits", "quarantine.jsonl"} if storage.is_uri(out) else set()
+        if set(files + folders) <= ours:
+            return None
         raise DataError(
             f"{out} exists and is not a dataset",
             "ingest writes a directory of its own and overwrites nothing",
             "give another --out",
         )
-    if "dataset.json" not in storage.names(out):
-        return None
     dataset = ds.open_dataset(out)
     if dataset.manifest["source"] != asdict(source) | {"classes": list(source.classes)}:
         raise DataError(

@@ -1,0 +1,105 @@
+"""Each of the six jobs through `ray job submit` against a real local head, as a user types it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from raytrain.evaluation import predictions
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(dataset, tmp_path_factory):
+    """The address of a head with four declared CPUs, started by `ray start --head` and ended by its pid."""
+    import ray
+
+    ray.shutdown()
+    dashboard = free_port()
+    env = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
+    env.pop("RAY_ADDRESS", None)
+    log = (tmp_path_factory.mktemp("head") / "log").open("w")
+    command = ["ray", "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
+               "--disable-usage-stats", "--block"]  # fmt: skip
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        wait_for(address, env)
+        yield address, env
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(address, env):
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        found = subprocess.run(["ray", "job", "list", "--address", address], env=env, capture_output=True)
+        if found.returncode == 0:
+            return
+        time.sleep(1)
+    raise TimeoutError(f"no Ray head answers at {address}")
+
+
+def submit(head, job, *arguments):
+    address, env = head
+    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", f"jobs/{job}.py"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("storage")
+
+
+def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, storage):
+    planet, runs = str(storage / "dataset"), str(storage / "runs")
+    space = storage / "space.yaml"
+    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    small = ["--config", "smoke", "--dataset", planet, "--storage", runs, "--stages", "1", "--train.batch-size", "32"]
+    valid, test = str(storage / "valid.parquet"), str(storage / "test.parquet")
+    jobs = {
+        "ingest": ["--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", planet],
+        "train": [*small, "--num-workers", "2", "--name", "job"],
+        "tune": [*small, "--space", str(space), "--num-samples", "2", "--name", "search"],
+        "predict": ["--checkpoint", "job", "--storage", runs, "--dataset", planet, "--out", valid],
+        "evaluate": [valid, "--out", str(storage / "evaluation")],
+        "submission": [test, "--out", str(storage / "submission.csv")],
+    }
+    for job, arguments in jobs.items():
+        if job == "submission":
+            found = predictions.read(valid)
+            predictions.write(test, predictions.Predictions(found.names, found.logits, None, found.classes, {}))
+        done = submit(head, job, *arguments)
+        assert done.returncode == 0, f"{job}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert "succeeded" in done.stdout
+    assert (storage / "dataset" / "dataset.json").exists()
+    assert (storage / "runs" / "job" / "report.html").exists()
+    assert len(pd.read_csv(storage / "runs" / "search" / "trials.csv")) == 2
+    assert json.loads((storage / "evaluation" / "metrics.json").read_text())
+    assert len(pd.read_csv(storage / "submission.csv")) == len(found.names)
+
+
+def test_a_failed_job_says_our_exit_code_in_its_last_line(head, storage):
+    done = submit(head, "train", "--config", "smoke", "--dataset", str(storage / "nowhere"))
+    assert done.returncode == 1
+    assert "raytrain ends with exit code 3" in done.stdout and "no dataset.json" in done.stdout

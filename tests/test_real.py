@@ -1,0 +1,64 @@
+"""On real tiles, off by default: `RAYTRAIN_REAL_DATA=DIR ./dev test -m 'real and not slow'`, and `-m 'real and slow'` for training.
+
+DIR holds planet/ and ucmerced/, each with train-jpg/ and train_v2.csv, and for training weights/build.py, which writes
+a torchvision ResNet-18 state dict to the path it is given.
+"""
+
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raytrain.cli import run_command
+from raytrain.data import images
+from raytrain.data.cache import open_store
+from raytrain.data.dataset import open_dataset, read_images
+
+pytestmark = pytest.mark.real
+REAL = Path(os.environ.get("RAYTRAIN_REAL_DATA") or "../shared/data")
+
+
+def ingested(name, out):
+    folder = REAL / name
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    arguments = ["ingest", "--images", str(folder / "train-jpg"), "--labels", str(folder / "train_v2.csv")]
+    assert run_command([*arguments, "--out", str(out / name)]) == 0
+    return open_dataset(str(out / name))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_all_real_tiles_keep_their_pixels_through_shards_and_cache(tmp_path):
+    dataset = ingested("planet", tmp_path)
+    store = open_store(dataset, 256, directory=tmp_path / "cache")
+    assert dataset.rows == 601 and len(dataset.part_rows("random", "valid")) == 120
+    for row, content in enumerate(read_images(dataset, range(dataset.rows))):
+        file = REAL / "planet" / "train-jpg" / f"{dataset.table['image_name'][row]}.jpg"
+        wanted = np.asarray(Image.open(io.BytesIO(file.read_bytes()), formats=("JPEG",)).convert("RGB"))
+        np.testing.assert_array_equal(images.decode(content), wanted)
+        np.testing.assert_array_equal(store.pixels[row], wanted)
+    assert open_store(dataset, 256, directory=tmp_path / "cache").decoded == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("name", "seeds"), [("planet", (42, 1, 2)), ("ucmerced", (42,))])
+def test_the_resnet18_recipe_reaches_its_f2(name, seeds, tmp_path):
+    dataset = ingested(name, tmp_path)
+    weights = tmp_path / "resnet18.pth"
+    subprocess.run([sys.executable, str(REAL / "weights" / "build.py"), str(weights)], check=True)
+    scores = []
+    for seed in seeds:
+        arguments = ["train", "--config", "planet-resnet18", "--dataset", dataset.place, "--storage", str(tmp_path)]
+        arguments += ["--model.weights", str(weights), "--num-workers", "2", "--name", str(seed)]
+        assert run_command([*arguments, "--train.seed", str(seed)]) == 0
+        scores.append(json.loads((tmp_path / str(seed) / "metrics.json").read_text())["f2"]["default"]["f2"])
+    print(f"{name}: F2 {scores}, mean {statistics.mean(scores):.4f}")
+    assert statistics.mean(scores) >= 0.88
