@@ -38,6 +38,7 @@ app = App(
     help="Train tile classifiers on satellite imagery with Ray. Start with: raytrain quickstart",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 data_app = App(name="data", help="Look at a dataset.")
 runs_app = App(name="runs", help="List, show and report runs.")

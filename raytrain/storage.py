@@ -69,12 +69,12 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
 
 @contextmanager
 def _failures(doing: str, place: str) -> Iterator[None]:
-    """Turns the errors of file systems into a StorageError; a missing file stays FileNotFoundError."""
+    """Turns the errors of file systems into a StorageError; a file missing when read stays FileNotFoundError."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if doing == "read" and isinstance(error, FileNotFoundError):
+            raise
         raise StorageError(
             f"cannot {doing} {place}: {error.strerror or error}",
             "nothing that was there before has been changed",

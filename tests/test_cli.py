@@ -41,8 +41,8 @@ def without_manifest(folder, dataset):
 
 
 def with_other_classes(folder, dataset):
-    meta = {"stage": 1, "epoch": 1, "classes": dataset.classes[::-1], "arch": "resnet18", "f2": 0.5}
-    ckpt.save(str(folder / "other"), models.build("resnet18", 17, 0.5), meta)
+    meta = {"stage": 1, "epoch": 1, "classes": dataset.classes[::-1], "arch": "resnet18", "f2": 0.5, "task": "x"}
+    ckpt.save(str(folder / "other"), models.build("resnet18", len(dataset.classes), 0.5), meta)
     return str(folder / "other")
 
 
@@ -188,7 +188,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(dataset, tmp_path, capsys):
     assert run_command(arguments) == 0
     printed = capsys.readouterr().out
     for words in (
-        "128 training and 32 validation tiles", "global batch 31, per worker 15 or 16; 4 steps an epoch", "checkpoints: ",
+        "128 training and 32 validation tiles", "global batch 31, per worker 15 or 16; 5 steps an epoch", "checkpoints: ",
         "tile cache: 2 MB at 64 px", "read two batches: 62 tiles", "stage 1 stage-1-32", "stage 4 stage-2-64",
     ):  # fmt: skip
         assert words in printed

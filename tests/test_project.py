@@ -48,7 +48,12 @@ def test_what_a_job_uploads_is_small_and_whole(tmp_path):
 
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache"))
-    for heavy in ("runs/x/checkpoints/last/model.safetensors", "data/a.jpg", "quickstart/tiles/b.jpg", "planet.parquet"):
+    for heavy in (
+        "runs/x/checkpoints/last/model.safetensors",
+        "data/a.jpg",
+        "quickstart/tiles/b.jpg",
+        "planet.parquet",
+    ):
         (tree / heavy).parent.mkdir(parents=True, exist_ok=True)
         (tree / heavy).write_bytes(b"0" * 6 * MEGABYTE)
     zipped = tmp_path / "upload.zip"
@@ -60,7 +65,9 @@ def test_what_a_job_uploads_is_small_and_whole(tmp_path):
     assert sum(files.values()) < 5 * MEGABYTE
     recipes = [f"raytrain/recipes/{p.name}" for p in ROOT.glob("raytrain/recipes/*.yaml")]
     assert {"jobs/train.py", "raytrain/cli.py", "raytrain/data/label_sets.csv", *recipes} <= set(files)
-    assert not [f for f in files if f.endswith((".jpg", ".parquet", ".safetensors")) or f.startswith((".git/", ".venv"))]
+    assert not [
+        f for f in files if f.endswith((".jpg", ".parquet", ".safetensors")) or f.startswith((".git/", ".venv"))
+    ]
 
 
 def test_the_cluster_file_is_valid_for_ray_and_opens_nothing():
@@ -88,7 +95,9 @@ def test_a_wrong_cluster_file_would_be_noticed():
 def test_a_job_is_thin_and_takes_the_flags_of_the_command(job):
     assert len(job.read_text().splitlines()) < 25
     helped = [
-        subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}).stdout
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
+        ).stdout
         for command in (
             [sys.executable, str(job), "--help"],
             [sys.executable, "-c", "from raytrain.cli import main; main()", job.stem, "--help"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import ray
 
 from raytrain import runs, storage
@@ -47,11 +49,13 @@ def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
 
 
 def check_workers(num_workers: int) -> None:
-    """Refuses more workers than this machine has CPUs, before a local cluster is started.
+    """Refuses more workers than the CPUs of the connected cluster, or of this machine where a local one will start.
 
     Raises:
         ResourceError: too many workers.
     """
+    if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
+        return
     if num_workers > cpus():
         raise ResourceError(
             f"{num_workers} workers are asked for, there are {cpus()} CPUs",

@@ -54,8 +54,7 @@ def train(
     Raises:
         RaytrainError: of the kind that fits, with nothing started where that can be known before.
     """
-    if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
-        check_workers(recipe.num_workers)
+    check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
     run = runs.create(recipe, name, dataset)
     say(f"run {run.name} in {run.place}")
@@ -81,8 +80,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
         )
     allowed: dict[str, Any] = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
     recipe = run.recipe.model_copy(update=allowed)
-    if "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
-        check_workers(recipe.num_workers)
+    check_workers(recipe.num_workers)
     recipe, _ = check_recipe(recipe.model_copy(update={"storage": run.place.rsplit("/", 1)[0]}))
     storage.remove(storage.join(run.place, "failure.json"))
     say(f"run {run.name} in {run.place}")
@@ -94,7 +92,7 @@ def _attempt(
 ) -> Trained:
     try:
         with session():
-            check_workers(recipe.num_workers)
+            check_workers(recipe.num_workers)  # again: now a cluster at RAY_ADDRESS is known
             return Trained(run, _fit(run, recipe, say, on_batch))
     except RaytrainError as error:
         runs.write_failure(run, error, error.exit_code)

@@ -85,19 +85,18 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
         DataError: no predictions file, or one without targets.
     """
     found = predictions.read(place)
-    target = found.target
-    if target is None:
-        thresholds.judge(found)  # says why that cannot be
-    assert target is not None
+    judgement = thresholds.judge(found)
+    assert found.target is not None  # or judge would have refused
     space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
     results = _tune(lambda config: _threshold_trial(place, config), space, out, num_samples, None, say)
     table = _table(results)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
     chosen = table.sort_values("f2_fitted", ascending=False).iloc[0]
-    cuts, _ = thresholds.best_per_class(found.logits, target, start=chosen["start"], seed=int(chosen["seed"]))
-    judged = thresholds.to_json(thresholds.judge(found))
-    judged |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True)), "recommended": "per_class"}
-    storage.write_json(storage.join(out, "thresholds.json"), judged)
+    cuts, _ = thresholds.best_per_class(found.logits, found.target, start=chosen["start"], seed=int(chosen["seed"]))
+    thresholds.write(judgement, out)
+    content = storage.read_json(storage.join(out, "thresholds.json"))
+    content |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True)), "recommended": "per_class"}
+    storage.write_json(storage.join(out, "thresholds.json"), content)
     return table
 
 

@@ -269,10 +269,8 @@ def _unfinished(record: Record) -> str:
 def _commands(record: Record) -> list[dict[str, str]]:
     """What to type next, with this run's own places; capitals stand for what only the user knows."""
     meta = record.predictions.meta if record.predictions else {}
-    if record.recipe:
-        checkpoint = record.place  # of a run, predict takes the last checkpoint
-    else:
-        checkpoint = str(meta.get("checkpoint") or "CHECKPOINT")
+    # Of a run, predict takes the last checkpoint.
+    checkpoint = record.place if record.recipe else str(meta.get("checkpoint") or "CHECKPOINT")
     thresholds = shlex.quote(storage.join(record.place, "thresholds.json"))
     return [
         {

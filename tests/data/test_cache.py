@@ -102,3 +102,32 @@ def test_the_store_says_what_it_holds(dataset, tmp_path):
     store = cache.open_store(dataset, 32, directory=tmp_path)
     content = json.loads((store.directory / "store.json").read_text())
     assert content == {"dataset": dataset.hash, "size": 32, "decoder": images.DECODER_VERSION, "rows": dataset.rows}
+
+
+def test_two_processes_share_one_mapping_of_the_tiles(dataset, tmp_path):
+    cache.open_store(dataset, 128, directory=tmp_path)
+    code = (
+        "import sys, pathlib; from raytrain.data import cache; from raytrain.data.dataset import open_dataset\n"
+        "s = cache.open_store(open_dataset(sys.argv[1]), 128, directory=pathlib.Path(sys.argv[2]))\n"
+        "s.pixels.sum(); print('ready', flush=True); input()\n"
+        "lines = open('/proc/self/smaps').read().split('tiles.u8')[1].splitlines()\n"
+        "print(*[next(l.split()[1] for l in lines if l.startswith(key)) for key in ('Rss:', 'Pss:')])"
+    )
+
+    def start():
+        command = [sys.executable, "-c", code, dataset.place, str(tmp_path)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def sizes(process):
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return [int(kilobytes) for kilobytes in process.stdout.readline().split()]
+
+    first, second = start(), start()
+    resident, proportional = sizes(first)
+    for process in (first, second):
+        process.communicate("\n" if process is second else None)
+    assert resident >= cache.store_bytes(dataset, 128) // 1024
+    assert proportional < 0.6 * resident

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import ray
+import ray.cloudpickle
 import ray.train
 import ray.train.torch
 
@@ -67,7 +70,7 @@ def test_loop_predictions_file_and_predict_agree_on_f2(trained, dataset, tmp_pat
         ["predict", "--checkpoint", str(run), "--dataset", dataset.place, "--out", str(tmp_path / "p.parquet")]
     ) == 0  # fmt: skip
     assert run_command(["evaluate", str(tmp_path / "p.parquet"), "--out", str(tmp_path / "e")]) == 0
-    judged = json.loads((tmp_path / "e" / "metrics.json").read_text())["f2"]["default"]["f2"]
+    judged = json.loads((tmp_path / "e" / "metrics.json").read_text())["f2"]
     assert metrics.f2(kept.logits, kept.target) == pytest.approx(float(row["f2"]), abs=1e-6)
     assert judged == pytest.approx(float(row["f2"]), abs=1e-6)
     again = predictions.read(str(tmp_path / "p.parquet"))
@@ -89,7 +92,7 @@ def test_runs_are_listed_shown_and_reported(trained, capsys):
 
 def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
     _, run = trained
-    changes = {"init_from": "two:stage-2-32", "select": "3", "storage": str(run.parent), "num_workers": 1}
+    changes = {"init_from": "two:stage-2-32", "select": "3"}
     done = train(recipe(dataset, run.parent, **changes), name="from-two", say=lambda line: None)
     meta = ckpt.load(str(run.parent / "from-two" / "checkpoints" / "stage-1-64")).meta
     assert meta["parent"].endswith("two/checkpoints/stage-2-32") and done.metrics["stage"] == 3
@@ -102,6 +105,8 @@ def bomb(rank: int, batch: Batch) -> None:
 
 
 def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(dataset, tmp_path, capsys):
+    # Workers cannot import this file: the bomb travels by value.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
     with pytest.raises(DivergedError, match="stage 2 epoch 1"):
         train(settings, name="cut", say=lambda line: None, on_batch=bomb)
@@ -160,7 +165,7 @@ def test_folders_of_tiles_become_a_submission(trained, tiles, tmp_path, capsys):
     assert table["image_name"].tolist() == names and table["tags"].notna().all()
     sample.write_text("image_name,tags\nsynthetic_000099,primary\n")
     assert run_command(submit) == 3
-    assert "1 tiles are missing (synthetic_000099)" in capsys.readouterr().err
+    assert "synthetic_000099" in capsys.readouterr().err
 
 
 def test_an_evaluation_without_labels_is_refused(trained, tiles, tmp_path, capsys):

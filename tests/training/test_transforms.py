@@ -19,7 +19,7 @@ def drawn(augment, count=4000, seed=0):
 def test_without_changes_the_pixels_stay_and_are_normalised():
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     out = transforms.train_pixels(images, drawn(OFF, 2), 32, "none")
-    torch.testing.assert_close(out, images / 255, atol=5e-6, rtol=0)
+    torch.testing.assert_close(out, images / 255, atol=1e-5, rtol=0)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in transforms.NORMALIZE["imagenet"])
     torch.testing.assert_close(
         transforms.valid_pixels(images, 32, "imagenet"), (images / 255 - mean) / std, atol=1e-6, rtol=0
@@ -30,7 +30,7 @@ def test_the_resize_is_bilinear_with_aligned_corners_and_no_antialias_on_both_pa
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     wanted = F.interpolate(images / 255, (32, 32), mode="bilinear", align_corners=True, antialias=False)
     torch.testing.assert_close(transforms.valid_pixels(images, 32, "none"), wanted, atol=1e-6, rtol=0)
-    torch.testing.assert_close(transforms.train_pixels(images, drawn(OFF, 2), 32, "none"), wanted, atol=5e-6, rtol=0)
+    torch.testing.assert_close(transforms.train_pixels(images, drawn(OFF, 2), 32, "none"), wanted, atol=1e-5, rtol=0)
 
 
 def test_dihedral_draws_the_eight_symmetries_evenly():
