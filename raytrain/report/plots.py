@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,7 @@ def _bands(ax: Axes, starts: pd.Series[float], stage_names: Sequence[str], theme
     edges = list(starts.items())
     if len(edges) < 2:
         return
-    for i, ((stage, left), (_, right)) in enumerate(zip(edges, edges[1:], strict=False)):
+    for i, ((stage, left), (_, right)) in enumerate(pairwise(edges)):
         if i:
             ax.axvline(left, color=theme.muted, lw=0.7, ls=(0, (2, 2)), zorder=0)
         name = stage_names[int(str(stage)) - 1] if 0 < int(str(stage)) <= len(stage_names) else f"stage {stage}"
