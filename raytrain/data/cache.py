@@ -36,6 +36,7 @@ from raytrain.errors import DataError, StorageError
 
 # Starting a pool costs a second or two, about what one process needs for this many tiles.
 POOL_FROM_TILES = 3000
+PROGRESS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,14 @@ def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> 
 
 def _fill(root: Path, shards: list[Shard], shape: tuple[int, ...], processes: int, say: Callable[[str], None]) -> int:
     """Decodes what no other process has decoded or is decoding, then waits for the others. Returns tiles decoded."""
-    decoded = 0
+    decoded, said = 0, time.monotonic()
     while missing := [shard for shard in shards if not _marker(root, shard).exists()]:
         before = decoded
         for rows in _map(processes, missing, root, shape):
             decoded += rows
-            say(f"tiles: {decoded} decoded") if rows else None
+            if time.monotonic() - said > PROGRESS_EVERY_S:
+                said = time.monotonic()
+                say(f"  tiles: {decoded} of {shape[0]} decoded by this process")
         if decoded == before:
             time.sleep(0.05)
     return decoded

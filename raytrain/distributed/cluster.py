@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ import ray
 import ray.data
 
 from raytrain.errors import ResourceError
+from raytrain.training.history import duration
 
 
 @contextmanager
@@ -73,6 +75,11 @@ def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:
     context.wait_for_min_actors_s = 60
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray.data.from_pandas(blocks)
+
+
+def to_go(done: int, total: int, began: float) -> str:
+    """`0:42 to go`, from the share that is done since the monotonic time `began`."""
+    return f"{duration((time.monotonic() - began) / done * (total - done))} to go"
 
 
 def actors(blocks: int) -> ray.data.ActorPoolStrategy:

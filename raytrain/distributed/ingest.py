@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import pyarrow as pa
 from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, sources, splits
-from raytrain.distributed.cluster import actors, quiet_dataset, session
+from raytrain.distributed.cluster import actors, quiet_dataset, session, to_go
 from raytrain.errors import DataError
 
 
@@ -194,10 +195,11 @@ def _write_shards(index: pd.DataFrame, place: str, seed: int, say: Callable[[str
             batch_format="pandas",
             compute=actors(len(blocks)),
         )
-        written = []
+        written, began = [], time.monotonic()
         for batch in data.iter_batches(batch_size=1, batch_format="pandas"):
             written += batch.to_dict("records")
-            say(f"ingest: shard {len(written)} of {len(blocks)} written (by process {batch['pid'].iloc[0]})")
+            left = to_go(len(written), len(blocks), began)
+            say(f"ingest: shard {len(written)} of {len(blocks)} written (by process {batch['pid'].iloc[0]}), {left}")
     written.sort(key=lambda record: record["shard"])
     if [record["shard"] for record in written] != list(range(len(blocks))):
         raise RuntimeError(f"Ray Data returned the shards {[r['shard'] for r in written]} of {len(blocks)}")

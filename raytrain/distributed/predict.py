@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from raytrain import storage
 from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_shard
 from raytrain.data.sources import find_images
-from raytrain.distributed.cluster import actors, quiet_dataset, session
+from raytrain.distributed.cluster import actors, quiet_dataset, session, to_go
 from raytrain.errors import DataError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
@@ -137,7 +138,7 @@ def _contents(block: pd.DataFrame) -> list[bytes]:
 
 
 def _run(blocks: list[pd.DataFrame], place: str, tta: bool, say: Callable[[str], None]) -> pd.DataFrame:
-    total, done, tables = sum(map(len, blocks)), 0, []
+    total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
     with session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         pool = ray.data.ActorPoolStrategy(size=gpus) if gpus else actors(len(blocks))
@@ -148,7 +149,7 @@ def _run(blocks: list[pd.DataFrame], place: str, tta: bool, say: Callable[[str],
         for table in data.iter_batches(batch_size=None, batch_format="pandas"):
             tables.append(table)
             done += len(table)
-            say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]})")
+            say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}")
     return pd.concat(tables, ignore_index=True)
 
 

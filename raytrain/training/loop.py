@@ -174,6 +174,7 @@ class Trainer:
         store = open_store(
             self.dataset, size, processes=max(1, worker.cpus // worker.local_world),
             turn=(worker.local_rank, worker.local_world),
+            say=self.hooks.say,
         )  # fmt: skip
         self.hooks.say(
             f"tiles: rank {worker.rank} of {worker.world} decoded {store.decoded} of {self.dataset.rows} at {size} px"
