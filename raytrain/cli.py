@@ -19,7 +19,7 @@ from raytrain import runs, storage
 from raytrain.config import Recipe, load_recipe, parse_yaml, sentences
 from raytrain.errors import ConfigError, RaytrainError
 
-# Set before ray is imported; whoever sets them differently keeps their value. Sources: README, "Behind the scenes".
+# Set before ray is imported; whoever sets them differently keeps their value.
 RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: each report and the end of a run would wait for it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # logs a harmless error at every start
