@@ -72,6 +72,10 @@ def run_command(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped from the keyboard", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader of a pipe, such as `| head`, has gone; stdout must not fail again while Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception:
         traceback.print_exc()
         print("This is a fault of raytrain, not of your input: please report the lines above.", file=sys.stderr)
@@ -227,7 +231,7 @@ def tune(
 
         out = storage.join(storage.absolute(recipe.storage), name)
         table = search_thresholds(storage.absolute(thresholds), out, num_samples=num_samples)
-        print(table.head(5).to_string(index=False))
+        print(table.head(5).to_string(index=False, max_colwidth=40))
         print(
             f"results: {out}\nnext: raytrain submission TEST.parquet --thresholds {out}/thresholds.json --out submission.csv"
         )
@@ -240,7 +244,7 @@ def tune(
     recipe, _ = check_recipe(recipe)
     table = search(recipe, content, name=name, num_samples=num_samples)
     out = storage.join(recipe.storage, name)
-    print(table.head(5).to_string(index=False))
+    print(table.head(5).to_string(index=False, max_colwidth=40))
     print(f"results: {out}/trials.csv\nnext: raytrain train --config {out}/best.yaml")
 
 

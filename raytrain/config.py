@@ -21,7 +21,7 @@ from raytrain.errors import ConfigError, did_you_mean
 
 ENV_PREFIX = "RAYTRAIN_"
 # Variables with the prefix that are not fields of a recipe.
-ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTRAIN_TORCH"}
+ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTRAIN_TORCH_INDEX"}
 
 
 class Settings(BaseModel):

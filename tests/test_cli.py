@@ -198,3 +198,12 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(dataset, tmp_path, capsys):
 def test_a_mistake_in_a_process_has_the_exit_code_of_the_house(tmp_path):
     done = raytrain("train", "--config", "smok")
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours():
+    code = "from raytrain.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", "--config", "smoke", "--print-config"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    message = process.stderr.read()
+    assert process.wait() == 141 and message == ""

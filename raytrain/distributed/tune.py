@@ -57,8 +57,8 @@ def search(
     """
     place = storage.join(recipe.storage, name)
     drawn = {path: sampler(path, how) for path, how in space.items()}
-    for path, how in space.items():
-        apply_draw(recipe, {path: _first(how)})
+    # Refuses a path that does not exist before any trial starts.
+    apply_draw(recipe, {path: _first(how) for path, how in space.items()})
     base = recipe.model_dump(mode="json")
     results = _tune(
         lambda config: _trial(base, config, place), drawn, place, num_samples,
@@ -134,7 +134,7 @@ def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
         try:
             for part in parents:
                 target = target[part]
-            target[last] = draw[path]
+            target[last] = copy.deepcopy(draw[path])
         except (KeyError, IndexError, TypeError):
             raise ConfigError(
                 f'the space names "{path}", which the recipe does not have',

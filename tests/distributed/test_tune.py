@@ -17,6 +17,7 @@ from raytrain.evaluation import predictions
 def test_a_draw_reaches_any_field_and_the_list_of_stages_first():
     stages = [{"size": 64, "epochs": 2, "lr": 0.01}]
     drawn = apply_draw(Recipe(), {"stages.0.lr": 0.5, "train.wd": 0.1, "stages": stages})
+    assert stages == [{"size": 64, "epochs": 2, "lr": 0.01}]
     assert len(drawn.stages) == 1 and drawn.stages[0].lr == 0.5 and drawn.train.wd == 0.1
     assert apply_draw(Recipe(), {"stages.1.lr.0": 1e-4}).stages[1].lr == (1e-4, 0.002)
 
