@@ -48,6 +48,12 @@ def name_of(place: str) -> str:
     return place.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
 
+def parent(place: str) -> str:
+    """The directory of a place; the query of a URI stays at its end."""
+    base, mark, query = place.partition("?")
+    return base.rstrip("/").rsplit("/", 1)[0] + mark + query
+
+
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of a place and the path inside it.
 

@@ -1,6 +1,6 @@
 """Decoded tiles of a dataset on this node's disk, mapped by every process that trains on them.
 
-    <cache>/<key>/tiles.u8           uint8 (rows, size, size, 3), sparse until filled
+    <cache>/<key>/tiles.u8           uint8 (rows, size, size, 3)
     <cache>/<key>/shard-00000.json   crc32 of that shard's pixels, written when they are complete
     <cache>/<key>/store.json         what the store holds; its time of change says when it was last opened
 
@@ -139,7 +139,8 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> Path:
                 _make_room(directory, store_bytes(dataset, size))
                 root.mkdir(exist_ok=True)
                 with (root / "tiles.u8").open("wb") as file:
-                    file.truncate(store_bytes(dataset, size))
+                    # Not a sparse file: a disk that fills up later would kill the process that writes into the map.
+                    os.posix_fallocate(file.fileno(), 0, store_bytes(dataset, size))
                 storage.write_json(str(root / "store.json"), content)
     except OSError as error:
         raise StorageError(

@@ -81,7 +81,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
     allowed: dict[str, Any] = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
     recipe = run.recipe.model_copy(update=allowed)
     check_workers(recipe.num_workers)
-    recipe, _ = check_recipe(recipe.model_copy(update={"storage": run.place.rsplit("/", 1)[0]}))
+    recipe, _ = check_recipe(recipe.model_copy(update={"storage": storage.parent(run.place)}))
     storage.remove(storage.join(run.place, "failure.json"))
     say(f"run {run.name} in {run.place}")
     return _attempt(run, recipe, say, None)
