@@ -182,6 +182,27 @@ def train(
     _after_training(run_train(recipe, name=name or runs.new_name(label)).run)
 
 
+@app.command
+def lr_find(
+    *,
+    config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
+    flags: Annotated[Recipe | None, Parameter(name="*")] = None,
+    name: Annotated[str | None, Parameter(help="name of the folder under --storage; unique by default")] = None,
+) -> None:
+    """Find peak learning rates: the loss while the rate rises, as a picture; --stages and --init-from say where."""
+    recipe = load_recipe(config, {"select": "1"} | (flags.model_dump(exclude_unset=True) if flags else {}))
+    from raytrain.distributed.train import find_rates
+    from raytrain.report import rates
+
+    name = name or runs.new_name("lr-find")
+    find_rates(recipe, name)
+    place = storage.join(storage.absolute(recipe.storage), name)
+    for test, picture in zip(rates.read(place), rates.draw(place), strict=True):
+        found = ", ".join(f"{rule} {lr:.1e}" for rule, lr in test.suggestions.items())
+        print(f"{test.stage}: {found}\n  {picture}")
+    print("next: raytrain train --lr auto finds and uses them stage by stage; or write them into a recipe's stages")
+
+
 def _resume(name: str, overrides: dict[str, Any], config: str | None) -> None:
     if config is not None:
         raise ConfigError(

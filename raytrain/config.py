@@ -24,6 +24,10 @@ ENV_PREFIX = "RAYTRAIN_"
 ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTRAIN_TORCH_INDEX"}
 
 
+# Stem to the eighth of the tile's size, the rest of the body, the head: fastai 1's groups of a ResNet.
+LAYER_GROUPS = 3
+
+
 class Settings(BaseModel):
     """Base of all configuration: immutable, and an unknown key is an error."""
 
@@ -33,8 +37,8 @@ class Settings(BaseModel):
 class Augment(Settings):
     """Random changes of training tiles; the defaults are the lesson's."""
 
-    flip: Literal["dihedral", "horizontal", "none"] = Field(
-        "dihedral", description="dihedral: the 8 symmetries of the square"
+    flip: Literal["dihedral", "dihedral-2018", "horizontal", "none"] = Field(
+        "dihedral", description="dihedral: the 8 symmetries of the square; -2018: the identity twice as often"
     )
     rotate: float = Field(10.0, ge=0, le=180, description="largest rotation either way, degrees")
     zoom: float = Field(1.05, ge=1, le=4, description="largest magnification, a factor")
@@ -46,9 +50,14 @@ class Augment(Settings):
 class Model(Settings):
     """The network."""
 
-    arch: str = Field("resnet50", description="any torchvision ResNet by name")
+    arch: str = Field(
+        "resnet50", description="torchvision ResNet, ConvNeXt, EfficientNet or Swin by name; timm:NAME with the extra"
+    )
     weights: str = Field("imagenet", description="imagenet (torchvision's IMAGENET1K_V1), none, or a file")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the last layer; half of it before the first")
+    batch_norm: Literal["worker", "sync", "fixed"] = Field(
+        "worker", description="normalise by a worker's tiles, by the global batch (GPUs), or by fixed statistics"
+    )
 
 
 class Data(Settings):
@@ -63,7 +72,9 @@ class Train(Settings):
     """The optimiser and its surroundings, equal for all stages."""
 
     batch_size: int = Field(64, ge=2, le=65536, description="global batch over all workers, tiles")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the processor has it")
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = Field(
+        "auto", description="auto: bf16 where the processor has it; fp64 is for comparing numbers"
+    )
     wd: float = Field(0.01, ge=0, lt=1, description="decoupled weight decay, a fraction of lr")
     optimizer: Literal["adamw"] = Field("adamw", description="AdamW with betas (momentum of the schedule, 0.99)")
     schedule: Literal["one-cycle-2018", "one-cycle-2019"] = Field(
@@ -72,6 +83,12 @@ class Train(Settings):
     drop_last: bool = Field(False, description="drop the last, smaller training batch of an epoch")
     seed: int = Field(42, ge=0, lt=2**31, description="seed of order, augmentation, dropout and new weights")
     threads: int | None = Field(None, ge=1, le=512, description="torch threads per worker; by default CPUs / workers")
+    loss: Literal["bce", "asymmetric", "soft-f2"] = Field("bce", description="what is minimised")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that moves to one half")
+    mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha); 0 mixes nothing")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then judged; 0 averages none")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of the global batch")
+    accumulate: int = Field(1, ge=1, le=4096, description="passes a batch is computed in, to save memory")
 
 
 class Stage(Settings):
@@ -79,10 +96,17 @@ class Stage(Settings):
 
     size: int = Field(ge=16, le=4096, description="side of the tiles as the network sees them, pixels")
     epochs: int = Field(ge=1, le=10000, description="passes over the training part")
-    freeze: bool = Field(False, description="train only the head (and BatchNorm)")
+    freeze: bool | int = Field(
+        False, description="true: train only the head (and BatchNorm); a number: freeze that many layer groups of 3"
+    )
     lr: float | tuple[float, float] = Field(
         description="peak learning rate: a number for the head, a pair spread geometrically over the layer groups"
     )
+    start_size: int | None = Field(
+        None, ge=16, le=4096, description="size of the first epoch, pixels; rises to `size` in steps of 32"
+    )
+    batch_size: int | None = Field(None, ge=2, le=65536, description="instead of train.batch_size, tiles")
+    augment: Augment | None = Field(None, description="instead of data.augment")
 
     @field_validator("lr")
     @classmethod
@@ -90,6 +114,25 @@ class Stage(Settings):
         if min(lr if isinstance(lr, tuple) else (lr,)) <= 0:
             raise ValueError("a learning rate must be greater than 0")
         return lr
+
+    @field_validator("freeze")
+    @classmethod
+    def _head_trains(cls, freeze: bool | int) -> bool | int:
+        if not 0 <= freeze < LAYER_GROUPS:
+            raise ValueError(f"true, false, or a number of layer groups from 0 to {LAYER_GROUPS - 1}")
+        return freeze
+
+    @property
+    def frozen_groups(self) -> int:
+        """How many of the layer groups, counted from the input, do not train."""
+        return LAYER_GROUPS - 1 if self.freeze is True else int(self.freeze)
+
+    def size_at(self, epoch: int) -> int:
+        """Side of the training tiles in an epoch (from 1): linear from `start_size` to `size`, a multiple of 32 between."""
+        if self.start_size is None or epoch >= self.epochs:
+            return self.size
+        exact = self.start_size + (self.size - self.start_size) * (epoch - 1) / (self.epochs - 1)
+        return self.start_size if epoch == 1 else min(self.size, max(self.start_size, round(exact / 32) * 32))
 
 
 LESSON_STAGES = (
@@ -114,6 +157,9 @@ class Recipe(Settings):
     )
     dataset: str | None = Field(None, description="dataset directory or URI written by `raytrain ingest`")
     storage: str = Field("runs", description="directory or URI that holds the runs")
+    lr: Literal["auto"] | None = Field(
+        None, description="auto: a range test before each stage finds its peak; a pair keeps its ratio"
+    )
     init_from: str | None = Field(None, description="start from a checkpoint: a path, RUN or RUN:stage-2-128")
     num_workers: int = Field(1, ge=1, le=4096, description="Ray Train workers, one GPU each where GPUs are used")
     use_gpu: bool | None = Field(None, description="by default GPUs where there are any")
@@ -132,9 +178,19 @@ class Recipe(Settings):
         sizes = [stage.size for stage in self.stages]
         return tuple(f"stage-{sizes[: i + 1].count(size)}-{size}" for i, size in enumerate(sizes))
 
+    def batch_size(self, stage: Stage) -> int:
+        """Global batch of a stage, tiles."""
+        return stage.batch_size or self.train.batch_size
+
+    def augment(self, stage: Stage) -> Augment:
+        """Random changes of training tiles in a stage."""
+        return stage.augment or self.data.augment
+
     def to_yaml(self) -> str:
         """This recipe as YAML text that `load_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        values = self.model_dump(mode="json")
+        values["stages"] = [{k: v for k, v in stage.items() if v is not None} for stage in values["stages"]]
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
 
 def recipe_names() -> list[str]:

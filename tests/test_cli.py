@@ -99,6 +99,11 @@ MISTAKES = {
         lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", str(t / "runs"), "--use-gpu",
                          "--train.batch-size", "32", "--num-workers", "2"],
         5, "the cluster declares 0 GPUs"),
+    "synchronised BatchNorm without GPUs": (
+        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", str(t / "runs"), "--model.batch-norm", "sync"],
+        2, "needs GPUs"),
+    "passes smaller than BatchNorm needs": (
+        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--train.accumulate", "5"], 2, "--train.batch-size 10"),
     "missing weights": (
         lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", str(t / "runs"), "--model.weights", "no.pth"],
         2, "neither"),
@@ -132,7 +137,7 @@ def test_a_mistake_is_a_sentence_with_its_exit_code_and_leaves_nothing(
     mistake, tmp_path, tiles, dataset, capfd, request
 ):
     make, code, words = MISTAKES[mistake]
-    if mistake == "GPUs that are not there":
+    if "GPUs" in mistake:
         request.getfixturevalue("cluster")
     arguments = make(tmp_path, tiles, dataset)
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -161,9 +166,20 @@ def test_help_answers_without_torch_and_shows_only_what_works():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     print(f"--help took {time.monotonic() - began:.2f} s")
     assert done.stdout.strip().endswith("False")
-    for command in ("quickstart", "ingest", "data", "train", "tune", "predict", "evaluate", "submission", "runs"):
+    for command in (
+        "quickstart",
+        "ingest",
+        "data",
+        "train",
+        "tune",
+        "predict",
+        "evaluate",
+        "submission",
+        "runs",
+        "lr-find",
+    ):
         assert command in done.stdout
-    for later in ("serve", "export", "finetune", "bench", "doctor", "lr-find", "download"):
+    for later in ("serve", "export", "finetune", "bench", "doctor", "download"):
         assert later not in done.stdout
 
 
@@ -188,7 +204,8 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(dataset, tmp_path, capsys):
     assert run_command(arguments) == 0
     printed = capsys.readouterr().out
     for words in (
-        "128 training and 32 validation tiles", "global batch 31, per worker 15 or 16; 5 steps an epoch", "checkpoints: ",
+        "128 training and 32 validation tiles", "global batch 31, per worker 15 or 16",
+        "1 epochs x 5 steps of 31, 2 of 3 layer groups frozen", "checkpoints: ",
         "tile cache: 2 MB at 64 px", "read two batches: 62 tiles", "stage 1 stage-1-32", "stage 4 stage-2-64",
     ):  # fmt: skip
         assert words in printed

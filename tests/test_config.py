@@ -1,9 +1,21 @@
 """Recipes: precedence, ranges, nearest keys, and that what is printed runs."""
 
+from importlib import resources
+
 import pytest
 import yaml
 
-from raytrain.config import Recipe, environment, load_recipe, parse_yaml, recipe_names, validate
+from raytrain.config import (
+    LESSON_STAGES,
+    Augment,
+    Recipe,
+    Stage,
+    environment,
+    load_recipe,
+    parse_yaml,
+    recipe_names,
+    validate,
+)
 from raytrain.errors import ConfigError
 
 
@@ -92,3 +104,39 @@ def test_a_selection_of_stages_must_exist():
 
 def test_recipes_are_plain_yaml():
     assert yaml.safe_load(Recipe().to_yaml())["stages"][1]["lr"] == [1e-5, 0.002]
+
+
+def test_a_depth_of_freezing_is_true_false_or_a_number_of_groups():
+    depths = {freeze: Stage(size=64, epochs=1, lr=0.1, freeze=freeze).frozen_groups for freeze in (False, 1, 2)}
+    assert depths == {False: 0, 1: 1, 2: 2} and Stage(size=64, epochs=1, lr=0.1, freeze=True).frozen_groups == 2
+    with pytest.raises(ConfigError, match="layer groups from 0 to 2"):
+        validate({"stages": [{"size": 64, "epochs": 1, "lr": 0.1, "freeze": 3}]}, "r")
+
+
+def test_the_size_rises_in_steps_of_32_and_ends_at_the_stages_own():
+    stage = Stage(size=250, epochs=6, lr=0.1, start_size=100)
+    assert [stage.size_at(epoch) for epoch in range(1, 7)] == [100, 128, 160, 192, 224, 250]
+    assert Stage(size=250, epochs=1, lr=0.1, start_size=100).size_at(1) == 250
+    assert Stage(size=250, epochs=3, lr=0.1).size_at(1) == 250
+
+
+def test_a_stage_has_the_batch_size_and_augmentation_of_the_run_unless_it_names_its_own():
+    own = Stage(size=64, epochs=1, lr=0.1, batch_size=16, augment=Augment(rotate=0))
+    recipe = Recipe(stages=(own, Stage(size=64, epochs=1, lr=0.1)))
+    assert [recipe.batch_size(stage) for stage in recipe.stages] == [16, 64]
+    assert [recipe.augment(stage).rotate for stage in recipe.stages] == [0, 10]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_header_of_every_recipe_says_its_command_and_what_to_expect(name):
+    header = resources.files("raytrain.recipes").joinpath(f"{name}.yaml").read_text().split("\nmodel:")[0]
+    assert header.startswith(f"# {name}: ") and f"raytrain train --config {name} " in header
+    assert "F2" in header and any(word in header for word in ("GPU", "CPU"))
+
+
+def test_the_presets_of_the_lesson_differ_where_fastai_did():
+    first, later = load_recipe("planet-resnet50-2018"), load_recipe("planet-resnet50-2019")
+    assert (first.train.schedule, later.train.schedule) == ("one-cycle-2018", "one-cycle-2019")
+    assert (first.data.augment.flip, later.data.augment.flip) == ("dihedral-2018", "dihedral")
+    assert (first.train.drop_last, later.train.drop_last) == (False, True)
+    assert first.train.precision == later.train.precision == "fp32" and first.stages == later.stages == LESSON_STAGES

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from raytrain import storage
-from raytrain.config import Recipe, Stage
+from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data import cache, images
 from raytrain.data.dataset import Dataset, read_images
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.preflight import check_recipe, check_workers
-from raytrain.training import models, optim, tiles, transforms
+from raytrain.training import models, optim, tiles
 from raytrain.training.history import duration
-from raytrain.training.loop import default_precision
-from raytrain.training.tasks import MultiLabel
+from raytrain.training.precision import agreed_precision, dtype_of
+from raytrain.training.step import Source, Stepper, Worker
 
 # fp32 weights and buffers, and two moments of Adam for each weight.
 BYTES_PER_WEIGHT = 4
@@ -39,26 +39,38 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = default_precision(device) if recipe.train.precision == "auto" else recipe.train.precision
-    rows = dataset.part_rows(recipe.data.split, "train")
-    batches = tiles.global_batches(rows, recipe.train.batch_size, recipe.num_workers, recipe.train.drop_last)
-    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout).to(device)
-    for line in _plan(recipe, dataset, model, len(batches), precision):
+    precision = agreed_precision(recipe.train.precision, device, world=1)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    models.check_batch_norm(recipe.model.batch_norm, device.type)
+    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
+    model.to(device, dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+    for line in _plan(recipe, dataset, model):
         say(line)
-    size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
-    pixels = [_decoded(dataset, batch, size) for batch in batches[:2]]
-    say(f"read two batches: {sum(map(len, pixels))} tiles decoded at {size} px")
     first, last = recipe.selected
+    selected = list(enumerate(recipe.stages, 1))[first - 1 : last]
+    size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
+    rows = dataset.part_rows(recipe.data.split, "train")[: 2 * max(recipe.batch_size(stage) for _, stage in selected)]
+    source = Source(_decoded(dataset, rows, size), dataset.targets[rows])
+    say(f"read two batches: {len(rows)} tiles decoded at {size} px")
     total = 0.0
-    for number, stage in list(enumerate(recipe.stages, 1))[first - 1 : last]:
-        seconds = _step_seconds(recipe, stage, model, pixels[0], dataset.targets[batches[0]], device, precision)
-        total += seconds * len(batches) * stage.epochs
-        say(f"stage {number} {recipe.stage_names[number - 1]}: {stage.epochs} epochs x {len(batches)} steps, "
-            f"{'frozen' if stage.freeze else 'unfrozen'}, lr {stage.lr}, one step {seconds:.2f} s here")  # fmt: skip
+    for number, stage in selected:
+        steps, batch = _steps(recipe, dataset, stage), recipe.batch_size(stage)
+        seconds = _step_seconds(recipe, number, model, Source(source.pixels[:batch], source.targets[:batch]), device)
+        total += seconds * steps * stage.epochs
+        frozen = f"{stage.frozen_groups} of {LAYER_GROUPS} layer groups frozen" if stage.freeze else "unfrozen"
+        rise = f", rising from {stage.start_size} px" if stage.start_size else ""
+        say(f"stage {number} {recipe.stage_names[number - 1]}: {stage.epochs} epochs x {steps} steps of {batch}, {frozen}, "
+            f"lr {recipe.lr or stage.lr}{rise}, one step {seconds:.2f} s here")  # fmt: skip
     say(f"in this process alone the steps would take {duration(total)}; {recipe.num_workers} workers share them")
 
 
-def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential, steps: int, precision: str) -> list[str]:
+def _steps(recipe: Recipe, dataset: Dataset, stage: Stage) -> int:
+    rows = dataset.part_rows(recipe.data.split, "train")
+    shares = recipe.num_workers * recipe.train.accumulate
+    return len(tiles.global_batches(rows, recipe.batch_size(stage), shares, recipe.train.drop_last))
+
+
+def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[str]:
     workers, batch = recipe.num_workers, recipe.train.batch_size
     shares = sorted({len(range(*tiles.rank_slice(batch, r, workers).indices(batch))) for r in range(workers)})
     counts = {part: len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")}
@@ -69,9 +81,8 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential, steps: i
     return [
         f"dataset: {dataset.place}, {counts['train']} training and {counts['valid']} validation tiles, "
         f"{len(dataset.classes)} classes",
-        f"model: {recipe.model.arch}, {weights:,} parameters, weights {recipe.model.weights}, {precision}",
-        f"workers: {workers} of {cpus()} CPUs; global batch {batch}, per worker {' or '.join(map(str, shares))}; "
-        f"{steps} steps an epoch",
+        f"model: {recipe.model.arch}, {weights:,} parameters, weights {recipe.model.weights}, {recipe.train.precision}",
+        f"workers: {workers} of {cpus()} CPUs; global batch {batch}, per worker {' or '.join(map(str, shares))}",
         f"checkpoints: {megabytes:.0f} MB a stage, up to {megabytes * (1 + ADAM_MOMENTS):.0f} MB for the last, "
         f"in {recipe.storage}{free}",
         f"tile cache: {cache.store_bytes(dataset, size) / 1e6:.0f} MB at {size} px in {cache.default_directory()}",
@@ -89,20 +100,14 @@ def _decoded(dataset: Dataset, rows: np.ndarray[Any, Any], size: int) -> np.ndar
 
 
 def _step_seconds(
-    recipe: Recipe, stage: Stage, model: torch.nn.Sequential, pixels: np.ndarray[Any, Any],
-    target: np.ndarray[Any, Any], device: torch.device, precision: str,
-) -> float:  # fmt: skip
-    models.set_frozen(model, stage.freeze)
-    rates = optim.group_rates(stage.lr, 3, recipe.train.schedule)
+    recipe: Recipe, number: int, model: torch.nn.Sequential, source: Source, device: torch.device
+) -> float:
+    """Time of one step on the tiles of `source`, of which the model is not the same afterwards."""
+    stage = recipe.stages[number - 1]
+    models.set_frozen(model, stage.frozen_groups)
+    rates = optim.group_rates(stage.lr, LAYER_GROUPS, recipe.train.schedule)
     optimizer = optim.make_optimizer(model, rates, recipe.train.wd)
-    draws = transforms.draw(recipe.data.augment, len(pixels), torch.Generator().manual_seed(recipe.train.seed))
-    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+    step = Stepper(recipe, number, model.train(), optimizer, source, Worker(device=device))
     began = time.monotonic()
-    inputs = transforms.train_pixels(batch, draws.to(device), stage.size, recipe.data.normalize)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(inputs)
-    loss = MultiLabel().loss_sum(logits, torch.from_numpy(target).float().to(device)) / len(pixels)
-    loss.backward()
-    optimizer.step()
-    loss.item()
+    step(np.arange(len(source.pixels)), stage.epochs, 0).item()
     return time.monotonic() - began

@@ -22,11 +22,11 @@ from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_shard
 from raytrain.data.sources import find_images
 from raytrain.distributed.cluster import actors, quiet_dataset, session, to_go
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
 from raytrain.training import models, transforms
-from raytrain.training.loop import default_precision
+from raytrain.training.precision import default_precision
 
 BATCH = 64
 TILES_PER_BLOCK = 256
@@ -68,6 +68,12 @@ def predict(
         DataError: no tiles, or the same name in two folders.
     """
     checkpoint = ckpt.load(checkpoint_place)
+    if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
+        raise ConfigError(
+            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
+            f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
+            "predict with the version that trained it (meta.json, versions)",
+        )
     meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
     if dataset_place is not None:
         dataset = open_dataset(dataset_place)
@@ -100,7 +106,7 @@ class Predictor:
         checkpoint = ckpt.load(place)
         self.meta = checkpoint.meta
         self.model = models.build(self.meta["arch"], len(self.meta["classes"]), 0.0)
-        self.model.load_state_dict(checkpoint.weights())
+        self.model.load_state_dict(checkpoint.judged_weights())
         self.model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         capable = default_precision(self.device) == "bf16"
         self.bf16 = self.meta["precision"] == "bf16" and capable

@@ -12,7 +12,7 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus
 from raytrain.errors import ConfigError, ResourceError
 from raytrain.training import checkpoint, models
-from raytrain.training.loop import check_rows
+from raytrain.training.tiles import check_batches
 
 
 def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
@@ -31,9 +31,9 @@ def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
             "--dataset DIR, as written by raytrain ingest --out DIR",
         )
     dataset = open_dataset(recipe.dataset)
-    check_rows(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
+    check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
     places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
-    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
+    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
     if recipe.init_from is not None:
         places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
         checkpoint.check_fits(checkpoint.load(places["init_from"]), dataset.classes, recipe.model.arch)
@@ -68,6 +68,7 @@ def use_gpu(recipe: Recipe) -> bool:
     """Whether workers get a GPU each, on the connected cluster.
 
     Raises:
+        ConfigError: synchronised BatchNorm was asked for and workers have no GPU.
         ResourceError: GPUs were asked for and there are too few.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -78,4 +79,5 @@ def use_gpu(recipe: Recipe) -> bool:
             "Ray would wait for them for ever",
             f"--num-workers {gpus}" if gpus else "--no-use-gpu, or a cluster with GPUs",
         )
+    models.check_batch_norm(recipe.model.batch_norm, "cuda" if wanted else "cpu")
     return wanted

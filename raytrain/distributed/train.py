@@ -18,11 +18,14 @@ from ray.util.queue import Empty, Queue
 
 from raytrain import runs, storage
 from raytrain.config import Recipe
-from raytrain.data.dataset import open_dataset
+from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.preflight import check_recipe, check_workers, use_gpu
 from raytrain.errors import ConfigError, RaytrainError
-from raytrain.training.loop import Batch, Hooks, Metrics, Worker, fit
+from raytrain.training import loop
+from raytrain.training.loop import Hooks, Metrics
+from raytrain.training.lr_find import Curve
+from raytrain.training.step import Batch, Worker
 
 # A worker group that cannot be placed within this many starts of a minute each never will be.
 START_ATTEMPTS = 2
@@ -93,21 +96,37 @@ def _attempt(
     try:
         with session():
             check_workers(recipe.num_workers)  # again: now a cluster at RAY_ADDRESS is known
-            return Trained(run, _fit(run, recipe, say, on_batch))
+            return Trained(run, _group(train_worker, run.place, recipe, say, on_batch))
     except RaytrainError as error:
         runs.write_failure(run, error, error.exit_code)
         raise
 
 
-def _fit(
-    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
-) -> Metrics:
+def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) -> dict[int, Curve]:
+    """Runs the range test for the selected stages. Returns its curve by stage; `<storage>/<name>/lr-find` holds them too.
+
+    Raises:
+        RaytrainError: as `train`.
+    """
+    check_workers(recipe.num_workers)
+    recipe, _ = check_recipe(recipe)
+    with session():
+        check_workers(recipe.num_workers)
+        curves: dict[int, Curve] = _group(lr_find_worker, storage.join(recipe.storage, name), recipe, say, None)
+    return curves
+
+
+def _group(
+    function: Callable[[dict[str, Any]], Any], place: str, recipe: Recipe, say: Callable[[str], None],
+    on_batch: Callable[[int, Batch], None] | None,
+) -> Any:  # fmt: skip
+    """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
     gpu = use_gpu(recipe)
     say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
     with _lines(say) as lines:
-        config = {"recipe": recipe.model_dump(mode="json"), "run": run.place, "lines": lines, "on_batch": on_batch}
+        config = {"recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch}
         trainer = ray.train.torch.TorchTrainer(
-            train_worker,
+            function,
             train_loop_config=config,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
@@ -115,21 +134,30 @@ def _fit(
             # Ray's own snapshot decides nothing: a fresh name for every attempt.
             run_config=ray.train.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=storage.join(run.place, "ray"),
+                storage_path=storage.join(place, "ray"),
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=START_ATTEMPTS),
                 logging_config=ray.train.LoggingConfig("ERROR"),
             ),
         )
         try:
-            result = trainer.fit()
+            return trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from None
-    metrics: Metrics = result.return_value
-    return metrics
 
 
 def train_worker(config: dict[str, Any]) -> Metrics:
     """What every worker runs: builds its place in the group and fits. Also runs in Ray's local mode (0 workers)."""
+    return loop.fit(*_place_in_group(config, ray.train.report))
+
+
+def lr_find_worker(config: dict[str, Any]) -> dict[int, Curve]:
+    """As `train_worker`, for the range test."""
+    return loop.find_rates(*_place_in_group(config, lambda metrics: None))
+
+
+def _place_in_group(
+    config: dict[str, Any], report: Callable[[Metrics], None]
+) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
     context = ray.train.get_context()
     recipe = Recipe.model_validate(config["recipe"])
     rank, lines, on_batch = context.get_world_rank(), config["lines"], config["on_batch"]
@@ -140,11 +168,11 @@ def train_worker(config: dict[str, Any]) -> Metrics:
     )  # fmt: skip
     hooks = Hooks(
         say=print if lines is None else lines.put,
-        report=ray.train.report,
+        report=report,
         on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None,
     )
     assert recipe.dataset is not None
-    return fit(recipe, open_dataset(recipe.dataset), config["run"], worker, hooks)
+    return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
 
 
 def _resources(workers: int, gpu: bool) -> dict[str, float]:

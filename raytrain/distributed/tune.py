@@ -27,7 +27,8 @@ from raytrain.data.dataset import open_dataset
 from raytrain.distributed.cluster import cpus, session
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.evaluation import metrics, predictions, thresholds
-from raytrain.training.loop import Hooks, Worker, fit
+from raytrain.training.loop import Hooks, fit
+from raytrain.training.step import Worker
 
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "choice": lambda *values: ray.tune.choice(list(values)),

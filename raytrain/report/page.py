@@ -15,20 +15,22 @@ import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from raytrain import storage
-from raytrain.config import Stage
 from raytrain.errors import DataError, StorageError
 from raytrain.evaluation import metrics
 from raytrain.evaluation.metrics import THRESHOLD
-from raytrain.report import plots, tiles
+from raytrain.report import plots, rates, tiles
 from raytrain.report.record import Record, read_evaluation, read_run
 
 RARE = 20  # judged tiles of a label below which its scores are called uncertain
+# What trains, by the number of frozen layer groups.
+_TRAINED = ("all", "head and late layers", "head")
 LABELS_NOTE = "Precision, recall and F2 are taken at the threshold of the last column."
 
 
@@ -243,16 +245,24 @@ def _stages(record: Record) -> list[dict[str, Any]]:
                 "size": int(epochs["size"].iloc[-1]),
                 "epochs": len(epochs),
                 "seconds": float(epochs["seconds"].sum()),
-                "trained": "–" if stage is None else "head" if stage.freeze else "all",
-                "lr": "–" if stage is None else _lr(stage),
+                "trained": "–" if stage is None else _TRAINED[stage.frozen_groups],
+                "lr": "–" if stage is None else _lr(_peak(record, number) or stage.lr),
             }
         )
     return rows
 
 
-def _lr(stage: Stage) -> str:
-    values = stage.lr if isinstance(stage.lr, tuple) else (stage.lr,)
+def _lr(peak: float | tuple[float, ...]) -> str:
+    values = peak if isinstance(peak, tuple) else (peak,)
     return " – ".join(f"{value:.4g}" for value in values)
+
+
+def _peak(record: Record, number: object) -> tuple[float, ...]:
+    """Peak rate of each layer group as it was used, where a range test chose it; else nothing."""
+    if record.recipe is None or record.recipe.lr is None:
+        return ()
+    groups = record.steps.loc[record.steps["stage"] == number, "lr"].tolist()
+    return tuple(max(rates) for rates in zip(*groups, strict=True))
 
 
 def _unfinished(record: Record) -> str:
@@ -293,6 +303,9 @@ def _plots(record: Record) -> dict[str, Plot]:
         drawn["f2"] = (lambda theme: plots.scores(record.history, names, theme), "F2 and accuracy by epoch")
     if len(record.steps):
         drawn["lr"] = (lambda theme: plots.schedule(record.steps, names, theme), "learning rate and momentum")
+    for test in rates.read(record.place):
+        draw_one = partial(plots.range_test, test.curve, test.suggestions)
+        drawn[f"lr-find/{test.stage}"] = (draw_one, f"range test of {test.stage}")
     if record.judgement is not None:
         table = record.judgement.per_label
         drawn["per_label"] = (lambda theme: plots.per_label(table, theme), "F2 of each label")

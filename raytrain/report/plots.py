@@ -2,6 +2,7 @@
 
     losses(steps, history, stage_names)    loss of every batch (smoothed) and of every epoch
     schedule(steps, stage_names)           learning rate of each layer group, and momentum
+    range_test(curve, suggestions)         loss over the learning rate, with the rates that rules read off it
     scores(history, stage_names)           F2 and accuracy by epoch, the best one marked
     per_label(table)                       F2 of each label with its count, best first
 
@@ -115,6 +116,27 @@ def scores(history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     return _png(figure)
 
 
+def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme = LIGHT) -> bytes:
+    """Smoothed loss of a range test over the learning rate; the first 10 and the last 5 steps are left out.
+
+    Args:
+        curve: columns lr, loss and smoothed, a row a step.
+        suggestions: learning rate by the name of its rule.
+    """
+    figure, (ax,) = _figure(3.1, theme)
+    shown = curve.iloc[10:-5] if len(curve) > 25 else curve
+    ax.plot(shown["lr"], shown["loss"], color=theme.train, lw=0.5, alpha=0.5, label="loss of the batch")
+    ax.plot(shown["lr"], shown["smoothed"], color=theme.valid, lw=1.6, label="smoothed")
+    for (rule, lr), style in zip(suggestions.items(), ("-", "--", ":"), strict=False):
+        ax.axvline(lr, color=theme.mark, lw=1, ls=style, label=f"{rule} {lr:.1e}")
+    ax.set_xscale("log")
+    ax.set_ylim(*_spread(shown["smoothed"]))
+    ax.set_xlabel("learning rate of all layer groups")
+    ax.set_ylabel("loss")
+    _legend(ax, theme, loc="lower left")
+    return _png(figure)
+
+
 def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     """One bar a label: its F2, the value, and the number of tiles that truly have it.
 
@@ -186,6 +208,14 @@ def _loss_limits(ax: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
     finite = pd.concat(values).replace([np.inf, -np.inf], np.nan).dropna()
     if len(finite) and finite.max() > 0:
         ax.set_ylim(0, 1.08 * float(finite.max()))
+
+
+def _spread(values: pd.Series[float]) -> tuple[float, float]:
+    """Limits around finite values with a margin; a curve that shoots up at its end must not flatten the rest."""
+    finite = values.replace([np.inf, -np.inf], np.nan).dropna()
+    low, high = float(finite.min()), min(float(finite.max()), 2.5 * float(finite.iloc[0]))
+    margin = 0.08 * max(high - low, 1e-6)
+    return low - margin, high + margin
 
 
 def _ramp(theme: Theme, count: int) -> list[tuple[float, float, float]]:

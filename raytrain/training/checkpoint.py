@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, verified before use, found again after any crash. The only reader and writer.
 
 model.safetensors   parameters and buffers of the network
+ema.safetensors     their averages, where the recipe asks for them
 train_state.pt      optimiser state, only where training can go on in the middle of a stage
 meta.json           what it is: recipe, position, classes, normalisation, dataset and split hash, versions
 MANIFEST.json       sha256 of each file, written last; without it there is no checkpoint
@@ -46,6 +47,15 @@ class Checkpoint:
         state: dict[str, torch.Tensor] = safetensors.torch.load(self.files["model.safetensors"])
         return state
 
+    def ema_weights(self) -> dict[str, torch.Tensor] | None:
+        """Averaged parameters and buffers by name, or None where the recipe averages none."""
+        content = self.files.get("ema.safetensors")
+        return safetensors.torch.load(content) if content is not None else None
+
+    def judged_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the validation judged, for inference: the averaged ones where there are any."""
+        return self.ema_weights() or self.weights()
+
     def train_state(self) -> dict[str, Any] | None:
         """Optimiser state, or None at the end of a stage."""
         if "train_state.pt" not in self.files:
@@ -56,7 +66,13 @@ class Checkpoint:
         return state
 
 
-def save(place: str, model: nn.Module, meta: dict[str, Any], train_state: dict[str, Any] | None = None) -> None:
+def save(
+    place: str,
+    model: nn.Module,
+    meta: dict[str, Any],
+    train_state: dict[str, Any] | None = None,
+    averaged: nn.Module | None = None,
+) -> None:
     """Writes a checkpoint so that at every moment the old one or the new one is complete.
 
     Locally: temporary directory, rename, with the old one kept as `<place>.old` until the new one stands. In an object
@@ -65,8 +81,9 @@ def save(place: str, model: nn.Module, meta: dict[str, Any], train_state: dict[s
     Raises:
         StorageError: it cannot be written; an older checkpoint stays usable.
     """
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    files = {"model.safetensors": safetensors.torch.save(weights), "meta.json": json.dumps(meta, indent=1).encode()}
+    files = {"model.safetensors": _tensors(model), "meta.json": json.dumps(meta, indent=1).encode()}
+    if averaged is not None:
+        files["ema.safetensors"] = _tensors(averaged)
     if train_state is not None:
         buffer = io.BytesIO()
         torch.save(train_state, buffer)
@@ -78,6 +95,11 @@ def save(place: str, model: nn.Module, meta: dict[str, Any], train_state: dict[s
         _write_files(place, files)
     else:
         _replace_directory(place, files)
+
+
+def _tensors(model: nn.Module) -> bytes:
+    content: bytes = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    return content
 
 
 def _replace_directory(place: str, files: dict[str, bytes]) -> None:

@@ -1,61 +1,42 @@
 """fit: stages -> epochs -> steps, over any tiles and any process group.
 
 `fit` trains the stages of a recipe in one process of a group (or alone) and leaves a run directory behind: checkpoints
-under the lesson's names, history, predictions of the validation part. It knows nothing of Ray: `say` and `report`
-carry lines and metrics out.
+under the lesson's names, history, predictions of the validation part. `find_rates` runs the range test instead. Neither
+knows Ray: `say` and `report` carry lines and metrics out.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain import storage
-from raytrain.config import Recipe, Stage
+from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.cache import Store, open_store, stored_size
 from raytrain.data.dataset import Dataset
-from raytrain.errors import ConfigError, DataError, DivergedError
+from raytrain.errors import DataError, DivergedError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import models, optim, tiles, transforms
+from raytrain.training import lr_find, models, optim, tiles, transforms, validation
+from raytrain.training.ema import Ema
 from raytrain.training.history import EpochRow, History, StepRow, duration, epoch_line, smoothed
+from raytrain.training.precision import agreed_precision, dtype_of
+from raytrain.training.step import Batch, Source, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
 
 PROGRESS_EVERY_S = 30.0
+AUTO_RULE = "minimum/10"
 Metrics = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process among the workers of a run."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    cpus: int = 1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step saw, for `on_batch`: the part, the position, and the rank's tiles."""
-
-    part: str
-    stage: int
-    epoch: int
-    number: int
-    tensors: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,69 +58,277 @@ def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks
     Raises:
         ConfigError, DataError, DivergedError, StorageError: see their sentences.
     """
-    torch.set_num_threads(recipe.train.threads or max(1, worker.cpus // worker.local_world))
-    trainer = Trainer(_with_precision(recipe, worker), dataset, run, worker, hooks)
-    return trainer.run_stages()
+    trainer = Trainer(recipe, dataset, run, worker, hooks)
+    for number, stage in trainer.stages_left():
+        step = trainer.start_stage(number)
+        for epoch in range(trainer.epochs_done(number) + 1, stage.epochs + 1):
+            batches = trainer.batches(number, epoch)
+            record = EpochRecord(number, epoch, len(batches), trainer.say)
+            trainer.model.train()
+            for i, rows in enumerate(batches):
+                position = (epoch - 1) * len(batches) + i
+                rates = optim.set_step(step.optimizer, position, stage.epochs * len(batches), recipe.train.schedule)
+                record.add(step(rows, epoch, i), rates, len(rows))
+            record.finish(worker.world)
+            trainer.share_statistics()
+            metrics = trainer.validate(number, epoch)
+            trainer.keep(number, epoch, record, metrics, step.optimizer)
+        trainer.end_stage(number)
+    return trainer.end()
 
 
-def default_precision(device: torch.device) -> str:
-    """`bf16` where the processor computes in it, else `fp32`."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capable = torch.cpu.get_capabilities()
-    return "bf16" if capable.get("avx512_bf16") or capable.get("amx_bf16") else "fp32"
+def find_rates(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> dict[int, lr_find.Curve]:
+    """Runs the range test for each selected stage, every time from the same weights. Returns its curve by stage.
+
+    Raises:
+        As `fit`.
+    """
+    trainer = Trainer(recipe, dataset, run, worker, hooks)
+    return {number: trainer.range_test(number) for number, _ in trainer.stages_left()}
 
 
-def _with_precision(recipe: Recipe, worker: Worker) -> Recipe:
-    """Replaces `auto` by what rank 0's processor has: all ranks must compute alike."""
-    if recipe.train.precision != "auto":
-        return recipe
-    chosen = [default_precision(worker.device)]
-    if worker.world > 1:
-        dist.broadcast_object_list(chosen, src=0)
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen[0]})})
+class EpochRecord:
+    """What the steps of an epoch leave behind: losses (on the device until the end), rates, time."""
+
+    def __init__(self, number: int, epoch: int, batches: int, say: Callable[[str], None]) -> None:
+        self.number, self.epoch, self.batches, self.say = number, epoch, batches, say
+        self.shares: list[torch.Tensor] = []
+        self.rates: list[tuple[list[float], float]] = []
+        self.losses: list[float] = []
+        self.tiles, self.seconds = 0, 0.0
+        self.began = self.said = time.monotonic()
+
+    def add(self, share: torch.Tensor, rates: tuple[list[float], float], count: int) -> None:
+        """Takes in a step: the rank's share of the loss, (rate per group, momentum), tiles of all ranks."""
+        self.shares.append(share)
+        self.rates.append(rates)
+        self.tiles += count
+        if time.monotonic() - self.said > PROGRESS_EVERY_S:
+            self.said, done = time.monotonic(), len(self.shares)
+            left = (self.said - self.began) / done * (self.batches - done)
+            self.say(f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go")
+
+    def finish(self, world: int) -> None:
+        """Adds the shares of all ranks up to the losses of the global batches.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        total = torch.stack(self.shares)
+        if world > 1:
+            dist.all_reduce(total)
+        self.losses = total.tolist()
+        self.seconds = time.monotonic() - self.began
+        wrong = next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
+        if wrong is not None:
+            raise DivergedError(
+                f"the loss became {self.losses[wrong]} at step {wrong + 1} of stage {self.number} epoch {self.epoch}",
+                "weights after that step are useless; no checkpoint of this epoch was written",
+                f"lower the peak lr of stage {self.number}, then start a new run with --init-from the last checkpoint",
+            )
+
+    def rows(self, first: int) -> list[StepRow]:
+        """A row per step, counted over the run from `first`."""
+        return [
+            StepRow(self.number, self.epoch, first + i, lr, momentum, loss)
+            for i, ((lr, momentum), loss) in enumerate(zip(self.rates, self.losses, strict=True))
+        ]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: stage and epochs done in it, the checkpoint it came from, what is restored beside weights."""
+
+    position: tuple[int, int] = (0, 0)
+    parent: str | None = None
+    optimizer: dict[str, Any] | None = None
+    lr: Any = None
 
 
 class Trainer:
     """The state of a run in one process: network, tiles, rows of the parts, record."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> None:
-        self.recipe, self.dataset, self.run, self.worker, self.hooks = recipe, dataset, run, worker, hooks
-        self.task = MultiLabel()
+        torch.set_num_threads(recipe.train.threads or max(1, worker.cpus // worker.local_world))
+        precision = agreed_precision(recipe.train.precision, worker.device, worker.world)
+        self.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+        self.dataset, self.run, self.worker, self.hooks = dataset, run, worker, hooks
         self.train_rows = dataset.part_rows(recipe.data.split, "train")
         self.valid_rows = dataset.part_rows(recipe.data.split, "valid")
-        check_rows(recipe, len(self.train_rows), len(self.valid_rows))
-        torch.manual_seed(_key(recipe.train.seed, 0))
-        self.model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
-        self.start, self.parent, self.optimizer_state = self._initialise()
-        self.model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        tiles.check_batches(recipe, len(self.train_rows), len(self.valid_rows))
+        models.check_batch_norm(recipe.model.batch_norm, worker.device.type)
+        torch.manual_seed(tiles.seed_of(recipe.train.seed, 0))
+        self.model = models.build(
+            recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
+        )
+        self.start, source = self._initialise()
+        self.model.to(worker.device, dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        self.ema = self._restored_ema(source)
         self.store = self._open_store()
-        self.history = History(run, self.start)
+        self.source = Source(self.store.pixels, dataset.targets)
+        self.history = History(run, self.start.position)
         self.last: Metrics = self._row_metrics(self.history.epochs[-1]) if self.history.epochs else {}
+        self.task = MultiLabel(recipe.train)
+        self.lr: Any = None  # peak of the stage that runs
 
     @property
     def leads(self) -> bool:
         """True on rank 0, which alone writes."""
         return self.worker.rank == 0
 
-    def run_stages(self) -> Metrics:
-        """Works through the selected stages in order."""
+    def say(self, line: str) -> None:
+        """Says a line once for the group."""
+        if self.leads:
+            self.hooks.say(line)
+
+    def stages_left(self) -> Iterator[tuple[int, Stage]]:
+        """(number, stage) of the selected stages that are not complete."""
         first, last = self.recipe.selected
-        for number in range(first, last + 1):
-            if (number, self.recipe.stages[number - 1].epochs) > self.start:
-                self._run_stage(number, self.recipe.stages[number - 1])
+        for number, stage in list(enumerate(self.recipe.stages, 1))[first - 1 : last]:
+            if (number, stage.epochs) > self.start.position:
+                yield number, stage
+
+    def epochs_done(self, number: int) -> int:
+        """Epochs of a stage that a resumed run has behind it."""
+        return self.start.position[1] if self.start.position[0] == number else 0
+
+    def start_stage(self, number: int) -> Stepper:
+        """Freezes, makes a new optimiser (its state goes on in the middle of a stage only) and DDP anew."""
+        resumed = self.epochs_done(number) > 0
+        self.lr = self.start.lr if resumed else self._peak(number)
+        step = self._stepper(number, self.lr, self.ema)
+        if resumed and self.start.optimizer:
+            step.optimizer.load_state_dict(self.start.optimizer)
+        return step
+
+    def batches(self, number: int, epoch: int) -> list[tiles.Rows]:
+        """The global batches of an epoch, in order."""
+        train, stage = self.recipe.train, self.recipe.stages[number - 1]
+        order = tiles.epoch_order(self.train_rows, self.dataset.shard_rows, (train.seed, number, epoch))
+        shares = self.worker.world * train.accumulate
+        batches = tiles.global_batches(order, self.recipe.batch_size(stage), shares, train.drop_last)
+        dropped = len(order) - sum(map(len, batches))
+        if dropped and epoch == 1:
+            self.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
+        return batches
+
+    def share_statistics(self) -> None:
+        """Gives all ranks the mean of their BatchNorm statistics, so that validation does not depend on who computes it.
+
+        The mean, not rank 0's alone: each rank saw only its slice of every batch. Normalisation in training uses the
+        batch's own statistics, so nothing else changes.
+        """
+        modules = [self.model, self.ema.module] if self.ema else [self.model]
+        for buffer in (b for module in modules for b in module.buffers() if b.is_floating_point()):
+            if self.worker.world > 1:
+                dist.all_reduce(buffer)
+                buffer /= self.worker.world
+
+    def validate(self, number: int, epoch: int) -> Metrics:
+        """Metrics of every validation tile exactly once, alike on every rank; rank 0 writes the predictions."""
+        recipe, stage, worker = self.recipe, self.recipe.stages[number - 1], self.worker
+        mine = self.valid_rows[tiles.rank_slice(len(self.valid_rows), worker.rank, worker.world)]
+        found = validation.rank_logits(
+            self.ema.module if self.ema else self.model, self.source, mine, size=stage.size,
+            batch=max(1, 2 * recipe.batch_size(stage) // worker.world), normalize=recipe.data.normalize,
+            precision=recipe.train.precision, device=worker.device,
+            on_batch=lambda i, tensors: self.hooks.on_batch(Batch("valid", number, epoch, i, tensors)),
+        )  # fmt: skip
+        rows, logits = validation.gather_logits(mine, found, worker)
+        names = tuple(self.dataset.table["image_name"].iloc[rows])
+        validation.prove_cover(names, len(self.valid_rows))
+        target = self.dataset.targets[rows]
+        if self.leads:
+            self._write_predictions(names, logits, target)
+        return self.task.metrics(logits, target)
+
+    def keep(
+        self, number: int, epoch: int, record: EpochRecord, metrics: Metrics, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Writes the epoch into the record, then the checkpoint `last`; says its line and reports it."""
+        stage = self.recipe.stages[number - 1]
+        row = EpochRow(
+            stage=number, size=stage.size, epoch=epoch, lr=record.rates[-1][0][-1],
+            train_loss=smoothed(record.losses), valid_loss=metrics["valid_loss"],
+            accuracy=metrics["accuracy"], f2=metrics["f2"], f2_best=max(self.history.best, metrics["f2"]),
+            images_per_s=record.tiles / record.seconds, seconds=time.monotonic() - record.began,
+        )  # fmt: skip
+        self.last = self._row_metrics(row)
+        self.history.add(row, record.rows(self.history.step), write=self.leads)
+        if self.leads:
+            # After the history: a crash in between leaves a row too many, which a resumed run drops, never one too few.
+            self._save("last", number, epoch, optimizer.state_dict())
+            left = self._remaining_seconds(number, epoch, row)
+            frozen = stage.frozen_groups == LAYER_GROUPS - 1
+            line = epoch_line(row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=frozen, remaining_s=left)
+            self.hooks.say(line)
+        self.hooks.report(self.last)
+
+    def end_stage(self, number: int) -> None:
+        """Saves the checkpoint under the lesson's name."""
+        if self.leads:
+            self._save(self.recipe.stage_names[number - 1], number, self.recipe.stages[number - 1].epochs, None)
+        self.hooks.on_stage_end(number, self.model)
+
+    def end(self) -> Metrics:
+        """Writes the TensorBoard events. Returns the metrics of the last epoch."""
         if self.leads:
             self.history.write_events()
         return self.last
 
-    def _initialise(self) -> tuple[tuple[int, int], str | None, dict[str, Any] | None]:
+    def range_test(self, number: int) -> lr_find.Curve:
+        """Runs the range test of a stage and restores the weights; rank 0 leaves its curve in `lr-find/`."""
+        with lr_find.weights_restored(self.model):
+            step = self._stepper(number, self.recipe.stages[number - 1].lr, None)
+            self.model.train()
+            found = self._endless(number)
+
+            def loss(t: int) -> float:
+                total = step(*next(found)).clone()
+                if self.worker.world > 1:
+                    dist.all_reduce(total)
+                return float(total)
+
+            curve = lr_find.range_test(loss, step.optimizer)
+        if self.leads:
+            lr_find.write(storage.join(self.run, "lr-find"), self.recipe.stage_names[number - 1], curve)
+        return curve
+
+    def _endless(self, number: int) -> Iterator[tuple[tiles.Rows, int, int]]:
+        for epoch in itertools.count(1):
+            for i, rows in enumerate(self.batches(number, epoch)):
+                yield rows, epoch, i
+
+    def _peak(self, number: int) -> float | tuple[float, float]:
+        """The stage's peak rate as the recipe says, or as the range test finds it."""
+        stage = self.recipe.stages[number - 1]
+        if self.recipe.lr != "auto":
+            return stage.lr
+        found = lr_find.suggestions(self.range_test(number))
+        peak = lr_find.scaled(stage.lr, found[AUTO_RULE])
+        known = ", ".join(f"{rule} {lr:.1e}" for rule, lr in found.items())
+        self.say(
+            f"stage {number}: the range test suggests {known}; peak lr {_readable(peak)} instead of {_readable(stage.lr)}"
+        )
+        return peak
+
+    def _stepper(self, number: int, lr: float | tuple[float, float], ema: Ema | None) -> Stepper:
+        stage, train = self.recipe.stages[number - 1], self.recipe.train
+        models.set_frozen(self.model, stage.frozen_groups)
+        rates = optim.group_rates(lr, LAYER_GROUPS, train.schedule)
+        optimizer = optim.make_optimizer(self.model, rates, train.wd)
+        return Stepper(
+            self.recipe, number, self._wrapped(), optimizer, self.source, self.worker, self.hooks.on_batch, ema
+        )
+
+    def _initialise(self) -> tuple[Start, ckpt.Checkpoint | None]:
         """Own latest checkpoint, else init_from, else weights, else random: in this order.
 
         Every rank reads the same files, so that all agree on the position without talking.
         """
         own, skipped = ckpt.find_latest(storage.join(self.run, "checkpoints"))
-        for sentence in skipped if self.leads else []:
-            self.hooks.say(f"skipped a checkpoint: {sentence}")
+        for sentence in skipped:
+            self.say(f"skipped a checkpoint: {sentence}")
         source = own or (ckpt.load(self.recipe.init_from) if self.recipe.init_from else None)
         origin = "random weights"
         if source:
@@ -153,10 +342,20 @@ class Trainer:
                 origin = f"weights {self.recipe.model.weights}"
         if own:
             self._check_same_data(own)
-        if self.leads:
-            verb = f"resuming after stage {own.position[0]} epoch {own.position[1]}" if own else "new run"
-            self.hooks.say(f"{verb}, from {origin}")
-        return (own.position if own else (0, 0), source.place if source else None, own.train_state() if own else None)
+            self.say(f"resuming after stage {own.position[0]} epoch {own.position[1]}, from {origin}")
+            lr = own.meta["lr"]
+            return Start(own.position, own.place, own.train_state(), tuple(lr) if isinstance(lr, list) else lr), own
+        self.say(f"new run, from {origin}")
+        return Start(parent=source.place if source else None), source
+
+    def _restored_ema(self, source: ckpt.Checkpoint | None) -> Ema | None:
+        if not self.recipe.train.ema:
+            return None
+        averaged = source.ema_weights() if source else None
+        ema = Ema(self.model, self.recipe.train.ema, source.meta["ema_updates"] if source and averaged else 0)
+        if averaged:
+            ema.module.load_state_dict(averaged)
+        return ema
 
     def _check_same_data(self, own: ckpt.Checkpoint) -> None:
         wanted = (self.dataset.hash, self.dataset.split_hash(self.recipe.data.split))
@@ -182,20 +381,6 @@ class Trainer:
         )
         return store
 
-    def _run_stage(self, number: int, stage: Stage) -> None:
-        models.set_frozen(self.model, stage.freeze)
-        rates = optim.group_rates(stage.lr, 3, self.recipe.train.schedule)
-        optimizer = optim.make_optimizer(self.model, rates, self.recipe.train.wd)
-        done = self.start[1] if self.start[0] == number else 0
-        if done and self.optimizer_state:
-            optimizer.load_state_dict(self.optimizer_state)
-        network = self._wrapped()
-        for epoch in range(done + 1, stage.epochs + 1):
-            self._run_epoch(number, stage, epoch, network, optimizer)
-        if self.leads:
-            self._save(self.recipe.stage_names[number - 1], number, stage.epochs, None)
-        self.hooks.on_stage_end(number, self.model)
-
     def _wrapped(self) -> nn.Module:
         """DDP built anew: a wrapper made while parameters were frozen would never synchronise them later."""
         if self.worker.world == 1:
@@ -208,158 +393,17 @@ class Trainer:
                 self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def _run_epoch(
-        self, number: int, stage: Stage, epoch: int, network: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
-        began = time.monotonic()
-        steps, seconds, seen = self._train_epoch(number, stage, epoch, network, optimizer)
-        self._share_buffers()
-        metrics = self._validate(number, stage, epoch)
-        row = EpochRow(
-            stage=number, size=stage.size, epoch=epoch, lr=steps[-1].lr[-1],
-            train_loss=smoothed([step.loss for step in steps]), valid_loss=metrics["valid_loss"],
-            accuracy=metrics["accuracy"], f2=metrics["f2"], f2_best=max(self.history.best, metrics["f2"]),
-            images_per_s=seen / seconds, seconds=time.monotonic() - began,
-        )  # fmt: skip
-        self.last = self._row_metrics(row)
-        self.history.add(row, steps, write=self.leads)
-        if self.leads:
-            # After the history: a crash in between leaves a row too many, which a resumed run drops, never one too few.
-            self._save("last", number, epoch, optimizer.state_dict())
-            left = self._remaining_seconds(number, epoch, row)
-            self.hooks.say(
-                epoch_line(
-                    row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=stage.freeze, remaining_s=left
-                )
-            )
-        self.hooks.report(self.last)
-
-    def _train_epoch(
-        self, number: int, stage: Stage, epoch: int, network: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[list[StepRow], float, int]:
-        """Returns the steps with their global losses, the seconds in them, and the tiles seen by all ranks."""
-        recipe, world = self.recipe, self.worker.world
-        order = tiles.epoch_order(self.train_rows, self.dataset.shard_rows, (recipe.train.seed, number, epoch))
-        batches = tiles.global_batches(order, recipe.train.batch_size, world, recipe.train.drop_last)
-        dropped = len(order) - sum(map(len, batches))
-        if dropped and epoch == 1 and self.leads:
-            self.hooks.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
-        network.train()
-        losses, rates = [], []
-        began = said = time.monotonic()
-        for i, rows in enumerate(batches):
-            step = (epoch - 1) * len(batches) + i
-            rates.append(optim.set_step(optimizer, step, stage.epochs * len(batches), recipe.train.schedule))
-            losses.append(self._step(number, stage, epoch, i, rows, network, optimizer))
-            if self.leads and time.monotonic() - said > PROGRESS_EVERY_S:
-                said = time.monotonic()
-                left = (said - began) / (i + 1) * (len(batches) - i - 1)
-                self.hooks.say(f"  stage {number} epoch {epoch}: step {i + 1}/{len(batches)}, {duration(left)} to go")
-        values = self._global_losses(losses)
-        seconds = time.monotonic() - began
-        self._check_finite(values, number, epoch)
-        first = self.history.step
-        steps = [
-            StepRow(number, epoch, first + i, lr, momentum, value)
-            for i, ((lr, momentum), value) in enumerate(zip(rates, values, strict=True))
-        ]
-        return steps, seconds, len(order) - dropped
-
-    def _step(
-        self, number: int, stage: Stage, epoch: int, i: int, rows: tiles.Rows, network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-    ) -> torch.Tensor:  # fmt: skip
-        """One optimiser step on a global batch. Returns this rank's share of the global mean loss, on the device."""
-        worker, data = self.worker, self.recipe.data
-        key = (self.recipe.train.seed, number, epoch, i)
-        share = tiles.rank_slice(len(rows), worker.rank, worker.world)
-        draws = transforms.draw(data.augment, len(rows), torch.Generator().manual_seed(_key(*key)))
-        batch = tiles.batch_of(self.store, self.dataset.targets, rows[share], worker.device)
-        self.hooks.on_batch(Batch("train", number, epoch, i, batch))
-        pixels = transforms.train_pixels(
-            batch["image"], draws.rows(share).to(worker.device), stage.size, data.normalize
-        )
-        # Dropout becomes a function of the position alone, and differs per rank.
-        torch.manual_seed(_key(*key, worker.rank + 1))
-        with self._autocast():
-            logits = network(pixels)
-        loss = self.task.loss_sum(logits, batch["target"]) / len(rows)
-        # DDP averages gradients over ranks; times world makes it the mean over the global batch.
-        (loss * worker.world).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.recipe.train.precision == "bf16"
-        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _global_losses(self, losses: list[torch.Tensor]) -> list[float]:
-        total = torch.stack(losses)
-        if self.worker.world > 1:
-            dist.all_reduce(total)
-        values: list[float] = total.tolist()
-        return values
-
-    def _check_finite(self, losses: list[float], number: int, epoch: int) -> None:
-        wrong = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if wrong is not None:
-            raise DivergedError(
-                f"the loss became {losses[wrong]} at step {wrong + 1} of stage {number} epoch {epoch}",
-                "weights after that step are useless; no checkpoint of this epoch was written",
-                f"lower the peak lr of stage {number}, then start a new run with --init-from the last checkpoint",
-            )
-
-    def _share_buffers(self) -> None:
-        """Gives all ranks the mean of their BatchNorm statistics, so that validation does not depend on who computes it.
-
-        The mean, not rank 0's alone: each rank saw only its slice of every batch. Normalisation in training uses the
-        batch's own statistics, so nothing else changes.
-        """
-        if self.worker.world > 1:
-            for buffer in (b for b in self.model.buffers() if b.is_floating_point()):
-                dist.all_reduce(buffer)
-                buffer /= self.worker.world
-
-    def _validate(self, number: int, stage: Stage, epoch: int) -> Metrics:
-        """Logits of every validation tile exactly once; the metrics are computed alike on every rank."""
-        share = tiles.rank_slice(len(self.valid_rows), self.worker.rank, self.worker.world)
-        mine = self.valid_rows[share]
-        found = np.concatenate([*self._logits(mine, number, stage, epoch), np.zeros((0, len(self.dataset.classes)))])
-        parts: list[tuple[tiles.Rows, np.ndarray[Any, Any]]] = [(mine, found.astype(np.float32))]
-        if self.worker.world > 1:
-            parts = [parts[0] for _ in range(self.worker.world)]
-            dist.all_gather_object(parts, (mine, found.astype(np.float32)))
-        rows = np.concatenate([part[0] for part in parts])
-        logits = np.concatenate([part[1] for part in parts])
-        names = tuple(self.dataset.table["image_name"].iloc[rows])
-        if len(set(names)) != len(names) or len(names) != len(self.valid_rows):
-            raise RuntimeError(
-                f"validation saw {len(names)} tiles, {len(set(names))} different; {len(self.valid_rows)} exist"
-            )
-        target = self.dataset.targets[rows]
-        if self.leads:
-            meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
-                    "dataset": self.dataset.place, "checkpoint": storage.join(self.run, "checkpoints", "last")}  # fmt: skip
-            outcome = predictions.Predictions(names, logits, target, tuple(self.dataset.classes), meta)
-            predictions.write(storage.join(self.run, "predictions.parquet"), outcome)
-        return self.task.metrics(logits, target)
-
-    def _logits(self, rows: tiles.Rows, number: int, stage: Stage, epoch: int) -> Iterator[np.ndarray[Any, Any]]:
-        self.model.eval()
-        size = max(1, 2 * self.recipe.train.batch_size // self.worker.world)
-        for i, start in enumerate(range(0, len(rows), size)):
-            batch = tiles.batch_of(self.store, self.dataset.targets, rows[start : start + size], self.worker.device)
-            self.hooks.on_batch(Batch("valid", number, epoch, i, batch))
-            pixels = transforms.valid_pixels(batch["image"], stage.size, self.recipe.data.normalize)
-            # The unwrapped module: no collective may depend on how many batches a rank has.
-            with torch.inference_mode(), self._autocast():
-                yield self.model(pixels).float().cpu().numpy()
+    def _write_predictions(self, names: tuple[str, ...], logits: validation.Logits, target: validation.Logits) -> None:
+        meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
+                "dataset": self.dataset.place, "checkpoint": storage.join(self.run, "checkpoints", "last")}  # fmt: skip
+        logits = logits.astype("float32")
+        outcome = predictions.Predictions(names, logits, target, tuple(self.dataset.classes), meta)
+        predictions.write(storage.join(self.run, "predictions.parquet"), outcome)
 
     def _save(self, name: str, number: int, epoch: int, optimizer: dict[str, Any] | None) -> None:
-        meta = self._meta(number, epoch)
         place = storage.join(self.run, "checkpoints", name)
-        ckpt.save(place, self.model, meta, None if optimizer is None else optimizer)
+        averaged = self.ema.module if self.ema else None
+        ckpt.save(place, self.model, self._meta(number, epoch), optimizer, averaged)
 
     def _meta(self, number: int, epoch: int) -> Metrics:
         recipe = self.recipe
@@ -371,7 +415,8 @@ class Trainer:
             "resize": {"stored_size": self.store.size, "rule": transforms.RESIZE_RULE},
             "thresholds": {"default": 0.2}, "dataset": self.dataset.place, "dataset_hash": self.dataset.hash,
             "split": recipe.data.split, "split_hash": self.dataset.split_hash(recipe.data.split),
-            "parent": self.parent, "f2": self.last["f2"], "world": self.worker.world,
+            "parent": self.start.parent, "f2": self.last["f2"],
+            "lr": self.lr, "ema_updates": self.ema.updates if self.ema else 0, "world": self.worker.world,
             "threads": torch.get_num_threads(), "versions": {"torch": torch.__version__},
         }  # fmt: skip
 
@@ -387,33 +432,5 @@ class Trainer:
         return row.seconds * epochs / row.size**2
 
 
-def check_rows(recipe: Recipe, train: int, valid: int) -> None:
-    """Refuses parts that cannot make one batch or one judgement.
-
-    Raises:
-        ConfigError: the global batch is larger than the training part, or too small for the workers.
-        DataError: no validation rows.
-    """
-    if valid == 0:
-        raise DataError(
-            f"the split {recipe.data.split} has no validation rows",
-            "nothing could be judged",
-            "raytrain ingest --valid 0.2",
-        )
-    if train < recipe.train.batch_size:
-        raise ConfigError(
-            f"train.batch_size = {recipe.train.batch_size} is more than the {train} training tiles",
-            "an epoch would have no full batch",
-            f"--train.batch-size {max(2, train // 4)}",
-        )
-    if recipe.train.batch_size < tiles.MIN_TILES_PER_RANK * recipe.num_workers:
-        raise ConfigError(
-            f"train.batch_size = {recipe.train.batch_size} over {recipe.num_workers} workers leaves one fewer than 2 tiles",
-            "BatchNorm needs at least 2 tiles on every worker",
-            f"--train.batch-size {tiles.MIN_TILES_PER_RANK * recipe.num_workers}",
-        )
-
-
-def _key(*parts: int) -> int:
-    """A 63-bit seed from (seed, stage, epoch, ...): close positions give unrelated streams."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _readable(lr: float | tuple[float, float]) -> str:
+    return " to ".join(f"{value:.1e}" for value in (lr if isinstance(lr, tuple) else (lr,)))

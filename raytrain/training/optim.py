@@ -54,7 +54,7 @@ def one_cycle(step: int, steps: int, schedule: str) -> tuple[float, float]:
 def make_optimizer(model: nn.Sequential, rates: list[float], wd: float) -> torch.optim.AdamW:
     """AdamW with one parameter group per layer group, decoupled decay on everything trainable, BatchNorm included."""
     groups = [
-        {"params": [p for p in group.parameters() if p.requires_grad], "lr": rate, "peak_lr": rate}
+        {"params": [p for p in group if p.requires_grad], "lr": rate, "peak_lr": rate}
         for group, rate in zip(layer_groups(model), rates, strict=True)
     ]
     return torch.optim.AdamW(groups, betas=(MOMENTUM_HIGH, BETA2), eps=1e-8, weight_decay=wd, fused=True)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from raytrain.data.cache import Store
+from raytrain.config import Recipe
+from raytrain.errors import ConfigError, DataError
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 # Below two tiles on a rank BatchNorm has no variance to normalise by.
@@ -42,14 +43,15 @@ def epoch_order(rows: Rows, shard_rows: Sequence[int], key: Sequence[int], windo
     return np.concatenate(pieces)
 
 
-def global_batches(order: Rows, batch_size: int, world: int, drop_last: bool) -> list[Rows]:
+def global_batches(order: Rows, batch_size: int, shares: int, drop_last: bool) -> list[Rows]:
     """Cuts an epoch's order into global batches.
 
-    The last, smaller one is dropped with `drop_last`, or where it would leave a rank fewer than 2 tiles.
+    The last, smaller one is dropped with `drop_last`, or where it would leave one of its shares (a pass of a rank) fewer
+    than 2 tiles.
     """
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     last_is_short = bool(batches) and len(batches[-1]) < batch_size
-    if last_is_short and (drop_last or len(batches[-1]) < MIN_TILES_PER_RANK * world):
+    if last_is_short and (drop_last or len(batches[-1]) < MIN_TILES_PER_RANK * shares):
         batches.pop()
     return batches
 
@@ -61,15 +63,62 @@ def rank_slice(length: int, rank: int, world: int) -> slice:
     return slice(first, first + small + (rank < extra))
 
 
-def batch_of(store: Store, targets: np.ndarray[Any, Any], rows: Rows, device: torch.device) -> dict[str, torch.Tensor]:
-    """Gathers tiles: image uint8 (B, 3, H, W) RGB, target float32 (B, K), index int64 (B,).
+def pass_slices(length: int, rank: int, world: int, passes: int) -> list[slice]:
+    """The share of a rank, cut into the passes that its gradient is accumulated in."""
+    share = rank_slice(length, rank, world)
+    parts = (rank_slice(share.stop - share.start, n, passes) for n in range(passes))
+    return [slice(share.start + part.start, share.start + part.stop) for part in parts]
+
+
+def batch_of(
+    pixels: np.ndarray[Any, Any],
+    targets: np.ndarray[Any, Any],
+    rows: Rows,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """Gathers tiles: image uint8 (B, 3, H, W) RGB, target `dtype` (B, K), index int64 (B,).
 
     The picture's memory is channels-last, as it lies in the store.
     """
-    pixels = torch.from_numpy(store.pixels[rows]).permute(0, 3, 1, 2)
     batch = {
-        "image": pixels,
-        "target": torch.from_numpy(targets[rows].astype(np.float32)),
+        "image": torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2),
+        "target": torch.from_numpy(targets[rows]).to(dtype),
         "index": torch.from_numpy(rows),
     }
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def seed_of(*parts: int) -> int:
+    """A 63-bit seed from (seed, stage, epoch, ...): close positions give unrelated streams."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def check_batches(recipe: Recipe, train: int, valid: int) -> None:
+    """Refuses parts that cannot make one batch or one judgement.
+
+    Raises:
+        ConfigError: a global batch is larger than the training part, or too small for workers and passes.
+        DataError: no validation rows.
+    """
+    if valid == 0:
+        raise DataError(
+            f"the split {recipe.data.split} has no validation rows",
+            "nothing could be judged",
+            "raytrain ingest --valid 0.2",
+        )
+    least = MIN_TILES_PER_RANK * recipe.num_workers * recipe.train.accumulate
+    for size in sorted({recipe.batch_size(stage) for stage in recipe.stages}):
+        if train < size:
+            raise ConfigError(
+                f"a batch size of {size} is more than the {train} training tiles",
+                "an epoch would have no full batch",
+                f"--train.batch-size {max(2, train // 4)}",
+            )
+        if size < least:
+            raise ConfigError(
+                f"a batch size of {size} over {recipe.num_workers} workers and train.accumulate = "
+                f"{recipe.train.accumulate} passes leaves one fewer than 2 tiles",
+                "BatchNorm needs at least 2 tiles in every pass",
+                f"--train.batch-size {least}",
+            )

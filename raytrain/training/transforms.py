@@ -25,14 +25,14 @@ NORMALIZE = {
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for a batch: affine float32 (B, 2, 3), brightness and contrast float32 (B,)."""
+    """What was drawn for a batch: affine float64 (B, 2, 3), brightness and contrast float64 (B,)."""
 
     affine: torch.Tensor
     brightness: torch.Tensor
     contrast: torch.Tensor
 
-    def rows(self, part: slice) -> Draws:
-        """The draws of a rank's share of the batch."""
+    def rows(self, part: slice | torch.Tensor) -> Draws:
+        """The draws of a part of the batch, given as a slice or as indices."""
         return Draws(self.affine[part], self.brightness[part], self.contrast[part])
 
     def to(self, device: torch.device) -> Draws:
@@ -50,20 +50,22 @@ def draw(augment: Augment, count: int, generator: torch.Generator) -> Draws:
     affine = affine @ _rotation(augment, uniform[1], uniform[2])
     affine = affine @ _zoom(augment, uniform[3], uniform[4], uniform[5:7])
     brightness, contrast = _lighting(augment, uniform[7:9], uniform[9])
-    return Draws(affine[:, :2].float(), brightness.float(), contrast.float())
+    return Draws(affine[:, :2], brightness, contrast)
 
 
-def train_pixels(images: torch.Tensor, draws: Draws, size: int, normalize: str) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to augmented, normalised float32 (B, 3, size, size)."""
-    pixels = images.float() / 255
-    grid = F.affine_grid(draws.affine, [len(images), 3, size, size], align_corners=True)
+def train_pixels(
+    images: torch.Tensor, draws: Draws, size: int, normalize: str, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to augmented, normalised `dtype` (B, 3, size, size)."""
+    pixels = images.to(dtype) / 255
+    grid = F.affine_grid(draws.affine.to(dtype), [len(images), 3, size, size], align_corners=True)
     pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
-    return _normalized(_lit(pixels, draws.brightness, draws.contrast), normalize)
+    return _normalized(_lit(pixels, draws.brightness.to(dtype), draws.contrast.to(dtype)), normalize)
 
 
-def valid_pixels(images: torch.Tensor, size: int, normalize: str) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to resized, normalised float32 (B, 3, size, size); nothing random."""
-    pixels = images.float() / 255
+def valid_pixels(images: torch.Tensor, size: int, normalize: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to resized, normalised `dtype` (B, 3, size, size); nothing random."""
+    pixels = images.to(dtype) / 255
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=True, antialias=False)
     return _normalized(pixels, normalize)
@@ -76,7 +78,9 @@ def symmetry(pixels: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def _dihedral(flip: str, u: torch.Tensor) -> torch.Tensor:
-    k = (u * 8).long() if flip == "dihedral" else (u * 2).long() if flip == "horizontal" else torch.zeros(len(u)).long()
+    # fastai 1.0.21 draws from 0 to 8; its last value is the identity once more (8 & 7 = 0).
+    choices = {"dihedral": 8, "dihedral-2018": 9, "horizontal": 2, "none": 1}
+    k = (u * choices[flip]).long()
     x = torch.where(k & 1 > 0, -1.0, 1.0).double()
     y = torch.where(k & 2 > 0, -1.0, 1.0).double()
     swap = (k & 4 > 0).double()
@@ -121,5 +125,7 @@ def _lit(pixels: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor)
 
 
 def _normalized(pixels: torch.Tensor, normalize: str) -> torch.Tensor:
-    mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in NORMALIZE[normalize])
+    mean, std = (
+        torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1) for v in NORMALIZE[normalize]
+    )
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)

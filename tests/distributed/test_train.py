@@ -19,7 +19,7 @@ from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training.loop import Batch
+from raytrain.training.step import Batch
 
 
 def recipe(dataset, storage, **changes):
@@ -191,3 +191,27 @@ def test_predictions_of_the_symmetries_are_their_mean(trained, dataset):
     np.testing.assert_allclose(with_tta._logits(pixels), with_tta._logits(turned), atol=1e-4)
     plain = Predictor(place, False)
     assert not np.allclose(plain._logits(pixels), plain._logits(turned), atol=1e-4)
+
+
+def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(dataset, tmp_path, capsys):
+    arguments = [
+        "lr-find",
+        "--config",
+        "smoke",
+        "--dataset",
+        dataset.place,
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "found",
+    ]
+    assert run_command([*arguments, "--num-workers", "2", "--train.batch-size", "32"]) == 0
+    assert "stage-1-32: steepest" in capsys.readouterr().out
+    folder = tmp_path / "found" / "lr-find"
+    assert sorted(p.name for p in folder.iterdir()) == ["stage-1-32.csv", "stage-1-32.json", "stage-1-32.png"]
+    curve = pd.read_csv(folder / "stage-1-32.csv")
+    assert list(curve.columns) == ["step", "lr", "loss", "smoothed"] and 30 < len(curve) <= 100
+    found = json.loads((folder / "stage-1-32.json").read_text())
+    assert set(found) == {"steepest", "valley", "minimum/10"} and all(1e-8 < lr < 10 for lr in found.values())
+    assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
+    assert "found" not in capsys.readouterr().out

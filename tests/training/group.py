@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training.loop import Batch, Hooks, Worker, fit
+from raytrain.training.loop import Hooks, fit
+from raytrain.training.step import Batch, Worker
 
 
 def run_group(recipe: Recipe, run: Path, world: int, record: bool = True) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from group import run_alone, run_group, tile_hash
 from raytrain import storage
 from raytrain.config import load_recipe
 from raytrain.data.cache import open_store
+from raytrain.data.dataset import open_dataset
 from raytrain.errors import ConfigError, DataError, DivergedError
 from raytrain.evaluation import metrics, predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import loop
-from raytrain.training.history import smoothed
+from raytrain.training import loop, lr_find, tiles
+from raytrain.training.history import read_epochs, read_steps, smoothed
+from raytrain.training.step import Worker
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +80,15 @@ def test_two_runs_chained_by_init_from_give_the_bits_of_one(whole, recipe, tmp_p
     assert_same_bits(weights(whole, "stage-2-64"), weights(tmp_path / "second", "stage-2-64"))
 
 
-@pytest.mark.parametrize("epochs_before", [1, 2, 3])
-def test_a_resumed_run_gives_the_bits_of_an_undisturbed_one(recipe, tmp_path, epochs_before):
+ALL_OPTIONS = {"ema": 0.9, "mixup": 0.4, "accumulate": 2, "clip_norm": 1.0, "label_smoothing": 0.1, "loss": "soft-f2"}
+
+
+@pytest.mark.parametrize(("epochs_before", "options"), [(1, {}), (2, {}), (3, {}), (1, ALL_OPTIONS), (3, ALL_OPTIONS)])
+def test_a_resumed_run_gives_the_bits_of_an_undisturbed_one(recipe, tmp_path, monkeypatch, epochs_before, options):
     stages = [stage.model_copy(update={"epochs": 2}) for stage in recipe.stages[:2]]
-    recipe = recipe.model_copy(update={"stages": tuple(stages)})
+    train = recipe.train.model_copy(update=options)
+    recipe = recipe.model_copy(update={"stages": tuple(stages), "train": train, "lr": "auto" if options else None})
+    monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
     run_alone(recipe, tmp_path / "whole")
     reports = []
 
@@ -92,7 +100,10 @@ def test_a_resumed_run_gives_the_bits_of_an_undisturbed_one(recipe, tmp_path, ep
     with pytest.raises(KeyboardInterrupt):
         run_alone(recipe, tmp_path / "cut", report=stop)
     run_alone(recipe, tmp_path / "cut")
-    assert_same_bits(weights(tmp_path / "whole", "stage-2-32"), weights(tmp_path / "cut", "stage-2-32"))
+    ends = [ckpt.load(str(tmp_path / run / "checkpoints" / "stage-2-32")) for run in ("whole", "cut")]
+    assert_same_bits(ends[0].weights(), ends[1].weights())
+    assert ("ema.safetensors" in ends[0].files) == bool(options) and ends[0].meta["lr"] == ends[1].meta["lr"]
+    assert_same_bits(ends[0].judged_weights(), ends[1].judged_weights())
     strip = [
         [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in csv.DictReader(file.open())]
         for file in (tmp_path / "whole" / "history.csv", tmp_path / "cut" / "history.csv")
@@ -190,19 +201,69 @@ def test_a_dataset_that_changed_is_refused_on_resume(recipe, whole, dataset, tmp
     (other / "checkpoints").symlink_to(meta)
     changed = type(dataset)(dataset.place, dataset.manifest | {"shards": dataset.manifest["shards"][::-1]})
     with pytest.raises(DataError, match="is not the one that"):
-        loop.fit(recipe, changed, str(other), loop.Worker(), loop.Hooks(say=lambda line: None))
+        loop.fit(recipe, changed, str(other), Worker(), loop.Hooks(say=lambda line: None))
 
 
 def test_batches_that_cannot_be_made_are_refused(recipe):
     with pytest.raises(ConfigError, match="more than the 20 training tiles"):
-        loop.check_rows(recipe, 20, 5)
+        tiles.check_batches(recipe, 20, 5)
     with pytest.raises(ConfigError, match="fewer than 2 tiles"):
-        loop.check_rows(recipe.model_copy(update={"num_workers": 16}), 100, 5)
+        tiles.check_batches(recipe.model_copy(update={"num_workers": 16}), 100, 5)
     with pytest.raises(DataError, match="no validation rows"):
-        loop.check_rows(recipe, 100, 0)
+        tiles.check_batches(recipe, 100, 0)
 
 
 def test_the_printed_training_loss_is_the_debiased_mean_of_fastai():
     assert smoothed([]) == 0
     assert smoothed([3.0]) == pytest.approx(3.0)
     assert smoothed([1.0, 2.0], beta=0.5) == pytest.approx((0.25 * 1 + 0.5 * 2) / 0.75)
+
+
+@pytest.fixture(scope="module")
+def exact(recipe, tmp_path_factory):
+    """precision -> world -> the run of three epochs of two steps, global batch 64, without anything that differs by rank."""
+    base = tmp_path_factory.mktemp("exact")
+    stages = (recipe.stages[1].model_copy(update={"epochs": 3}),)
+    model = recipe.model.model_copy(update={"batch_norm": "fixed", "dropout": 0.0})
+    for precision, worlds in (("fp64", (1, 2, 3, 4)), ("fp32", (1, 2, 3))):
+        train = recipe.train.model_copy(update={"batch_size": 64, "precision": precision})
+        settings = recipe.model_copy(update={"stages": stages, "model": model, "train": train})
+        for world in worlds:
+            run_group(settings, base / precision / str(world), world)
+    return base
+
+
+@pytest.mark.parametrize(("precision", "world", "tolerance"), [
+    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 2, 1e-5), ("fp32", 3, 1e-5),
+])  # fmt: skip
+def test_any_number_of_workers_reaches_the_same_losses(exact, precision, world, tolerance):
+    histories = [read_epochs(str(exact / precision / str(w))) for w in (1, world)]
+    assert [len(history) for history in histories] == [3, 3]
+    for alone, group in zip(*histories, strict=True):
+        assert group.valid_loss == pytest.approx(alone.valid_loss, rel=tolerance)
+        assert group.lr == alone.lr
+    steps = [read_steps(str(exact / precision / str(w))) for w in (1, world)]
+    for alone, group in zip(*steps, strict=True):
+        assert group.loss == pytest.approx(alone.loss, rel=tolerance) and group.lr == alone.lr
+    assert recorded(exact / precision, world, "train") == recorded(exact / precision, 1, "train")
+
+
+def test_a_range_test_chooses_each_stages_rate_and_leaves_the_weights_alone(recipe, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
+    lines = []
+    hooks = loop.Hooks(say=lines.append)
+    settings = recipe.model_copy(update={"lr": "auto", "select": "1-2"})
+    loop.fit(settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
+    chosen = json.loads((tmp_path / "run" / "lr-find" / "stage-1-32.json").read_text())[loop.AUTO_RULE]
+    meta = [ckpt.load(str(tmp_path / "run" / "checkpoints" / name)).meta for name in ("stage-1-32", "stage-2-32")]
+    assert meta[0]["lr"] == chosen
+    first, second = recipe.stages[1].lr
+    assert meta[1]["lr"][1] / meta[1]["lr"][0] == pytest.approx(second / first)
+    peak = max(step.lr[-1] for step in read_steps(str(tmp_path / "run")) if step.stage == 1)
+    assert chosen / 4 < peak <= chosen * 1.0001
+    assert sum("the range test suggests" in line for line in lines) == 2
+    # The rate of the recipe, written in by hand, gives the bits of a run that never made the test.
+    monkeypatch.setattr(lr_find, "suggestions", lambda curve: {loop.AUTO_RULE: recipe.stages[0].lr})
+    settings = recipe.model_copy(update={"lr": "auto", "select": "1"})
+    run_alone(settings, tmp_path / "same")
+    assert_same_bits(weights(whole, "stage-1-32"), weights(tmp_path / "same", "stage-1-32"))

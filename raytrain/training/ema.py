@@ -1,0 +1,31 @@
+"""Exponential moving average of weights, for judging and inference."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """m <- d m + (1 - d) w after every step; BatchNorm statistics are averaged alike.
+
+    d = min(decay, (1 + n) / (10 + n)) after n updates (the `num_updates` rule of TensorFlow's ExponentialMovingAverage), so
+    that a short run does not remember its random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, updates: int = 0) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.updates = decay, updates
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes in the weights of `model` after a step."""
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for averaged, new in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(new, weight)
+            else:
+                averaged.copy_(new)
+        self.updates += 1

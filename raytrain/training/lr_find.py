@@ -1,0 +1,118 @@
+"""The learning-rate range test, and rules that read a peak learning rate off its curve.
+
+Leslie Smith 2017, "Cyclical Learning Rates"; numbers of fastai 1.0.21 (callbacks/lr_finder.py, train.py `lr_find`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from raytrain import storage
+from raytrain.errors import DivergedError
+from raytrain.training.history import smoothed
+from raytrain.training.optim import BETA2
+
+STEPS = 100
+FIRST_LR, LAST_LR = 1e-7, 10.0
+MOMENTUM = 0.9
+DIVERGED = 4.0  # times the lowest smoothed loss
+SKIPPED_START, SKIPPED_END = 10, 5
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Learning rate, loss of the global batch and smoothed loss of every step of a range test."""
+
+    lr: list[float]
+    loss: list[float]
+    smoothed: list[float]
+
+
+def range_test(
+    step: Callable[[int], float], optimizer: torch.optim.Optimizer, *, steps: int = STEPS, last_lr: float = LAST_LR
+) -> Curve:
+    """Trains while the rate of all layer groups rises, lr_t = first (last / first)^(t / steps), until the loss diverges.
+
+    Args:
+        step: trains on batch t and returns the loss of the global batch, equal on all ranks.
+        optimizer: its rates and momentum are set here.
+        steps: at most so many.
+        last_lr: the rate that step `steps` would have.
+    """
+    curve = Curve([], [], [])
+    for t in range(steps):
+        lr = FIRST_LR * (last_lr / FIRST_LR) ** (t / steps)
+        for group in optimizer.param_groups:
+            group["lr"], group["betas"] = lr, (MOMENTUM, BETA2)
+        curve.loss.append(step(t))
+        curve.lr.append(lr)
+        curve.smoothed.append(smoothed(curve.loss))
+        if not math.isfinite(curve.loss[-1]) or curve.smoothed[-1] > DIVERGED * min(curve.smoothed):
+            break
+    return curve
+
+
+def write(directory: str, stage_name: str, curve: Curve) -> None:
+    """Writes `<stage>.csv` (step, lr, loss, smoothed) and, where the curve is long enough, `<stage>.json` (rule: rate)."""
+    storage.write_text(
+        storage.join(directory, f"{stage_name}.csv"), pd.DataFrame(asdict(curve)).to_csv(index_label="step")
+    )
+    storage.write_json(storage.join(directory, f"{stage_name}.json"), suggestions(curve))
+
+
+@contextmanager
+def weights_restored(model: nn.Module) -> Iterator[None]:
+    """Gives parameters and buffers their values back at the end."""
+    before = copy.deepcopy(model.state_dict())
+    try:
+        yield
+    finally:
+        model.load_state_dict(before)
+
+
+def suggestions(curve: Curve) -> dict[str, float]:
+    """Peak learning rates by rule: where the smoothed loss falls fastest per step; the middle of its longest fall; a tenth
+    of the rate where it is lowest.
+
+    The first 10 and the last 5 steps play no part, as in fastai's picture.
+
+    Raises:
+        DivergedError: the loss diverged before a curve could be seen.
+    """
+    part = slice(SKIPPED_START, len(curve.lr) - SKIPPED_END)
+    lr, loss = np.array(curve.lr[part]), np.array(curve.smoothed[part])
+    if len(lr) < SKIPPED_START:
+        raise DivergedError(
+            f"the range test diverged after {len(curve.lr)} of {STEPS} steps",
+            "no learning rate can be read off so short a curve",
+            "check the labels and weights, or give the rates of the stages by hand",
+        )
+    return {
+        "steepest": float(lr[np.gradient(loss).argmin()]),
+        "valley": float(lr[_valley(loss)]),
+        "minimum/10": float(lr[loss.argmin()]) / 10,
+    }
+
+
+def scaled(lr: float | tuple[float, float], suggestion: float) -> float | tuple[float, float]:
+    """The stage's peak with the suggestion as the head's rate; a pair keeps its ratio."""
+    return (suggestion * lr[0] / lr[1], suggestion) if isinstance(lr, tuple) else suggestion
+
+
+def _valley(loss: np.ndarray[tuple[int], np.dtype[np.float64]]) -> int:
+    """Half the length of the longest falling subsequence before its end (fastai 2's `valley`)."""
+    length = np.ones(len(loss), int)
+    for i in range(1, len(loss)):
+        higher = length[:i][loss[:i] > loss[i]]
+        length[i] = 1 + higher.max(initial=0)
+    end = int(length.argmax())
+    return end - int(length[end]) // 2

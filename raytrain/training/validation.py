@@ -1,0 +1,54 @@
+"""Logits of every validation tile exactly once, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from raytrain.training import tiles, transforms
+from raytrain.training.precision import autocast, dtype_of
+from raytrain.training.step import Source, Worker
+
+Logits = np.ndarray[Any, Any]
+
+
+def gather_logits(mine: tiles.Rows, found: Logits, worker: Worker) -> tuple[tiles.Rows, Logits]:
+    """Rows and logits of all ranks, in rank order, on every rank."""
+    parts: list[tuple[tiles.Rows, Logits]] = [(mine, found)] * worker.world
+    if worker.world > 1:
+        dist.all_gather_object(parts, (mine, found))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def prove_cover(names: tuple[str, ...], wanted: int) -> None:
+    """Raises RuntimeError unless the names are `wanted` different ones: a metric over other tiles would be a lie."""
+    if len(set(names)) != len(names) or len(names) != wanted:
+        raise RuntimeError(f"validation saw {len(names)} tiles, {len(set(names))} different; {wanted} exist")
+
+
+def rank_logits(
+    model: nn.Module, source: Source, rows: tiles.Rows, *, size: int, batch: int, normalize: str, precision: str,
+    device: torch.device, on_batch: Callable[[int, dict[str, torch.Tensor]], None],
+) -> Logits:  # fmt: skip
+    """Logits (len(rows), K) of this rank's rows; float64 in fp64, else float32.
+
+    `model` is the unwrapped module: no collective may depend on how many batches a rank has.
+    """
+    model.eval()
+    dtype = dtype_of(precision)
+
+    def pieces() -> Iterator[Logits]:
+        yield np.zeros((0, source.targets.shape[1]), np.float64 if dtype == torch.float64 else np.float32)
+        for i, start in enumerate(range(0, len(rows), batch)):
+            tensors = tiles.batch_of(source.pixels, source.targets, rows[start : start + batch], device, dtype)
+            on_batch(i, tensors)
+            pixels = transforms.valid_pixels(tensors["image"], size, normalize, dtype)
+            with torch.inference_mode(), autocast(precision, device):
+                yield model(pixels).to(dtype).cpu().numpy()
+
+    return np.concatenate(list(pieces()))
