@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -70,7 +70,7 @@ def run_command(argv: list[str]) -> int:
     except RaytrainError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print("stopped from the keyboard", file=sys.stderr)
+        print("stopped from the keyboard\nraytrain ends with exit code 130", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe, such as `| head`, has gone; stdout must not fail again while Python ends.
@@ -78,7 +78,10 @@ def run_command(argv: list[str]) -> int:
         return 141
     except Exception:
         traceback.print_exc()
-        print("This is a fault of raytrain, not of your input: please report the lines above.", file=sys.stderr)
+        print(
+            "This is a fault of raytrain, not of your input: please report the lines above.\nraytrain ends with exit code 1",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -117,6 +120,8 @@ def ingest(
     tags_column: Annotated[str, Parameter(help="column with space-separated labels")] = "tags",
 ) -> None:
     """Make a dataset of Parquet shards from tiles and a label CSV."""
+    if seed < 0:
+        raise ConfigError(f"--seed {seed} is less than 0", "seeds of random generators are not negative", "--seed 42")
     if not 0 < valid < 1:
         raise ConfigError(f"--valid {valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
     from raytrain.distributed.ingest import ingest as run_ingest
@@ -165,7 +170,8 @@ def train(
     """Train through the stages of a recipe; --resume goes on with a run."""
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     if resume is not None:
-        _resume(resume, overrides, config)
+        others = {"--config": config, "--name": name, "--dry-run": dry_run, "--print-config": print_config}
+        _resume(resume, overrides, [flag for flag, given in others.items() if given])
         return
     recipe = load_recipe(config, overrides)
     if print_config:
@@ -203,12 +209,12 @@ def lr_find(
     print("next: raytrain train --lr auto finds and uses them stage by stage; or write them into a recipe's stages")
 
 
-def _resume(name: str, overrides: dict[str, Any], config: str | None) -> None:
-    if config is not None:
+def _resume(name: str, overrides: dict[str, Any], others: list[str]) -> None:
+    if others:
         raise ConfigError(
-            f"--resume {name} goes on with the run's own configuration, --config {config} would replace it",
-            "half of the run would have been trained in another way",
-            f"leave --config out, or start a new run with --init-from {name}",
+            f"--resume {name} goes on with that run as it was configured; {', '.join(others)} does not go with it",
+            "half of the run would have been trained in another way, or under another name",
+            f"leave {others[0]} out, or start a new run with --init-from {name}",
         )
     place = overrides.get("storage") or load_recipe(None).storage
     run = runs.find(name, place)
@@ -247,6 +253,7 @@ def tune(
         )
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
     name = name or runs.new_name("tune")
+    runs.refuse_taken(name, recipe.storage)
     if thresholds is not None:
         from raytrain.distributed.tune import search_thresholds
 
@@ -281,7 +288,7 @@ def predict(
     checkpoint: Annotated[str, Parameter(help="path, RUN (its last) or RUN:stage-2-128")],
     out: Annotated[str, Parameter(help="Parquet file to write")],
     dataset: Annotated[str | None, Parameter(help="dataset directory or URI")] = None,
-    part: Annotated[str, Parameter(help="train, valid, test or all of the dataset's split")] = "valid",
+    part: Annotated[Literal["train", "valid", "test", "all"], Parameter(help="part of the dataset's split")] = "valid",
     images: Annotated[
         list[str] | None, Parameter(help="folder with tiles; may be given several times", negative="")
     ] = None,

@@ -17,6 +17,7 @@ import yaml
 from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from raytrain import storage
 from raytrain.errors import ConfigError, did_you_mean
 
 ENV_PREFIX = "RAYTRAIN_"
@@ -291,13 +292,19 @@ def parse_yaml(text: str, label: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{label} holds a {type(values).__name__}, not keys with values", "", "see README, recipes")
+        raise ConfigError(
+            f"{label} holds a {type(values).__name__}, not keys with values",
+            "",
+            "raytrain train --print-config shows the keys",
+        )
     return values
 
 
 def _recipe_text(source: str) -> str:
     if source in recipe_names():
         return resources.files("raytrain.recipes").joinpath(f"{source}.yaml").read_text()
+    if storage.is_uri(source) and storage.exists(source):
+        return storage.read_bytes(source).decode()
     path = Path(source).expanduser()
     if path.is_file():
         return path.read_text()

@@ -68,6 +68,13 @@ class StorageError(RaytrainError):
     exit_code = 7
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code that a command ends with because of an error."""
+    if isinstance(error, RaytrainError):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean "x"?` for the nearest known word, or an empty string."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)

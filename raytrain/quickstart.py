@@ -6,6 +6,9 @@ labels, and a logistic regression on the mean and deviation of each colour chann
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +51,9 @@ def quickstart(out: str, num_workers: int, say: Callable[[str], None] = print) -
     for line in _summary(scores, len(done.dataset.part_rows("random", "valid"))):
         say(line)
     say(f"done in {duration(time.monotonic() - began)}\nreport: {report}")
-    say("next, with your own tiles: raytrain ingest --images DIR --labels CSV --out mydata")
-    say(f"      or look again:      raytrain runs show {run.name} --storage {base / 'runs'}")
+    program = "raytrain" if shutil.which("raytrain") else str(Path(sys.executable).with_name("raytrain"))
+    say(f"next: {shlex.join([program, 'runs', 'show', run.name, '--storage', str(base / 'runs')])}")
+    say(f"with your own tiles: {shlex.quote(program)} ingest --images DIR --labels CSV --out mydata")
 
 
 def compare(dataset: Dataset, run: str) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raytrain import storage
 from raytrain.config import Recipe, parse_yaml, validate
-from raytrain.data.dataset import Dataset
 from raytrain.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from raytrain.data.dataset import Dataset
 
 PACKAGES = ("raytrain", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "pydantic")
 
@@ -61,16 +63,26 @@ def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
         StorageError: the storage cannot be written.
     """
     run = Run(storage.join(storage.absolute(recipe.storage), name))
-    if storage.exists(storage.join(run.place, "config.yaml")):
-        raise ConfigError(
-            f'there is already a run "{name}" in {recipe.storage}',
-            "a second run under its name would mix two trainings",
-            f"raytrain train --resume {name} --storage {recipe.storage}, or another --name",
-        )
+    refuse_taken(name, recipe.storage)
     storage.make_dir(run.place)
     storage.write_text(storage.join(run.place, "config.yaml"), recipe.to_yaml())
     storage.write_json(storage.join(run.place, "env.json"), environment(dataset))
     return run
+
+
+def refuse_taken(name: str, place: str) -> None:
+    """Refuses the name of a run or search that is there.
+
+    Raises:
+        ConfigError: it is taken.
+    """
+    base = storage.join(storage.absolute(place), name)
+    if any(storage.exists(storage.join(base, file)) for file in ("config.yaml", "trials.csv")):
+        raise ConfigError(
+            f'there is already a run "{name}" in {place}',
+            "a second one under its name would mix two results",
+            f"raytrain train --resume {name} --storage {place}, or another --name",
+        )
 
 
 def environment(dataset: Dataset) -> dict[str, Any]:

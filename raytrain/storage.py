@@ -39,19 +39,24 @@ def absolute(place: str) -> str:
 
 def join(place: str, *parts: str) -> str:
     """`place/part/...`; the query of a URI (`?region=...`) stays at its end."""
-    base, mark, query = place.partition("?")
+    base, mark, query = _without_query(place)
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
 def name_of(place: str) -> str:
     """The last component of a place."""
-    return place.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    return _without_query(place)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def parent(place: str) -> str:
     """The directory of a place; the query of a URI stays at its end."""
-    base, mark, query = place.partition("?")
+    base, mark, query = _without_query(place)
     return base.rstrip("/").rsplit("/", 1)[0] + mark + query
+
+
+def _without_query(place: str) -> tuple[str, str, str]:
+    """(base, "?", query) of a URI; a local path may hold a question mark of its own."""
+    return place.partition("?") if is_uri(place) else (place, "", "")
 
 
 def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
@@ -194,12 +199,10 @@ def remove(place: str) -> None:
 
 
 def move_directory(source: str, target: str) -> None:
-    """Renames a local directory (atomic), or moves the objects under a prefix (not atomic)."""
+    """Renames a local directory, atomically."""
     with _failures("move", source):
-        fs, path = filesystem(source)
-        fs.move(path, filesystem(target)[1])
-        if not is_uri(target):
-            sync_directory(Path(absolute(target)).parent)
+        os.rename(absolute(source), absolute(target))
+        sync_directory(Path(absolute(target)).parent)
 
 
 def upload_directory(source: Path, target: str) -> None:

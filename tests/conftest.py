@@ -2,6 +2,9 @@
 
 import os
 
+# Before torch is imported: threads that wait for each other sleep, instead of spinning on a core that another test needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 from raytrain.cli import RAY_ENVIRONMENT, run_command

@@ -55,6 +55,14 @@ def test_imports_run_one_way(packages, forbidden):
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["errors", "config", "storage", "runs"])
+def test_the_ground_floor_imports_no_room(module):
+    rooms = tuple(f"raytrain.{room}" for room in ("data", "training", "evaluation", "distributed", "report"))
+    code = f"import sys, raytrain.{module}\nprint([m for m in sys.modules if m.startswith({rooms!r}) or m in ('torch', 'ray')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 # Jobs and cluster
 
 
@@ -303,8 +311,9 @@ def test_files_and_functions_stay_short():
 
 def test_at_most_ten_exceptions_to_the_linters():
     found = [line for p in SOURCES for line in p.read_text().splitlines() if re.search(r"# (type: ignore|noqa)", line)]
-    assert len(found) <= 10
     assert all(len(line.split("#")) >= 3 for line in found), "each says why"
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert len(found) + len(tools["ruff"]["lint"]["ignore"]) <= 10
 
 
 def test_committed_files_name_no_package_registry_and_no_machine():
@@ -334,7 +343,7 @@ def test_the_pins_satisfy_the_bounds_and_so_does_what_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = pins()
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["optuna"], *extras["dev"]]:
+    for text in [*project["dependencies"], *extras["timm"], *extras["dev"]]:
         requirement = Requirement(text)
         pin = pinned[requirement.name.lower().replace("_", "-")]
         assert pin in requirement.specifier, f"{text}: the pin is {pin}"

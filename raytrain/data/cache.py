@@ -32,7 +32,7 @@ import numpy as np
 from raytrain import storage
 from raytrain.data import images
 from raytrain.data.dataset import Dataset, read_shard
-from raytrain.errors import DataError, StorageError
+from raytrain.errors import ConfigError, DataError, StorageError
 
 # Starting a pool costs a second or two, about what one process needs for this many tiles.
 POOL_FROM_TILES = 3000
@@ -107,11 +107,7 @@ def open_store(
         DataError: a shard is damaged, or a picture no longer passes the gate.
         StorageError: the disk is too small or cannot be written.
     """
-    root = _make_store(dataset, size, directory or default_directory())
-    # The lease keeps other processes from removing the store for as long as this one lives.
-    lease = (root / "in-use.lock").open("ab")
-    fcntl.flock(lease, fcntl.LOCK_SH)
-    os.utime(root / "store.json")
+    root, lease = _make_store(dataset, size, directory or default_directory())
     shards = _shards(dataset)
     shape = (dataset.rows, size, size, 3)
     pixels = np.memmap(root / "tiles.u8", np.uint8, "r", shape=shape)
@@ -129,7 +125,7 @@ def _shards(dataset: Dataset) -> list[Shard]:
     ]
 
 
-def _make_store(dataset: Dataset, size: int, directory: Path) -> Path:
+def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[bytes]]:
     content = {"dataset": dataset.hash, "size": size, "decoder": images.DECODER_VERSION, "rows": dataset.rows}
     root = directory / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     try:
@@ -137,22 +133,47 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> Path:
         with _locked(directory / "cache.lock"):
             if not (root / "store.json").exists():
                 _make_room(directory, store_bytes(dataset, size))
-                root.mkdir(exist_ok=True)
-                with (root / "tiles.u8").open("wb") as file:
-                    # Not a sparse file: a disk that fills up later would kill the process that writes into the map.
-                    os.posix_fallocate(file.fileno(), 0, store_bytes(dataset, size))
+                _reserve(root, store_bytes(dataset, size))
                 storage.write_json(str(root / "store.json"), content)
+            # The lease keeps other processes from removing the store for as long as this one lives.
+            lease = (root / "in-use.lock").open("ab")
+            fcntl.flock(lease, fcntl.LOCK_SH)
+            os.utime(root / "store.json")
+            return root, lease
     except OSError as error:
         raise StorageError(
             f"cannot write the tile cache {directory}: {error.strerror or error}",
             "decoded tiles are kept there so that they are decoded once",
             "export RAYTRAIN_CACHE=DIR with a folder on a local disk",
         ) from None
-    return root
+
+
+def _reserve(root: Path, size: int) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    try:
+        with (root / "tiles.u8").open("wb") as file:
+            # Not a sparse file: a disk that fills up later would kill the process that writes into the map.
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+
+
+def _limit() -> int:
+    text = os.environ.get("RAYTRAIN_CACHE_GB") or "100"
+    try:
+        return int(float(text) * 1e9)
+    except ValueError:
+        raise ConfigError(
+            f'the environment variable RAYTRAIN_CACHE_GB = "{text}" is not a number',
+            "it limits the tile cache, in gigabytes",
+            "export RAYTRAIN_CACHE_GB=100",
+        ) from None
 
 
 def _make_room(directory: Path, needed: int) -> None:
-    limit = int(float(os.environ.get("RAYTRAIN_CACHE_GB") or 100) * 1e9)
+    limit = _limit()
     stores = sorted(directory.glob("*/store.json"), key=lambda path: path.stat().st_mtime)
     held = {path.parent: (path.parent / "tiles.u8").stat().st_size for path in stores}
     for root in held:
@@ -161,6 +182,13 @@ def _make_room(directory: Path, needed: int) -> None:
         if _remove_unused(root):
             held[root] = 0
     free = shutil.disk_usage(directory).free
+    if sum(held.values()) + needed > limit:
+        raise StorageError(
+            f"the decoded tiles need {needed / 1e9:.1f} GB beside {sum(held.values()) / 1e9:.1f} GB in use, the tile cache "
+            f"may hold {limit / 1e9:.1f} GB",
+            "decoded tiles are kept on disk so that they are decoded once",
+            f"export RAYTRAIN_CACHE_GB={-(-(sum(held.values()) + needed) // 10**9)}",
+        )
     if free < needed:
         raise StorageError(
             f"the decoded tiles need {needed / 1e9:.1f} GB, {directory} has {free / 1e9:.1f} GB free",

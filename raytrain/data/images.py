@@ -2,7 +2,7 @@
 
 `inspect(content)` accepts a picture or raises `BadImage` with a kind for the quarantine; `decode(content, size)` gives
 the pixels that ingest checks, the tile cache stores and predict sees. Real Planet tiles are 4-component JPEGs that
-Pillow opens as CMYK; only `convert("RGB")` reads them right. Kinds and limits: README, "Own data". No torch, no ray.
+Pillow opens as CMYK; only `convert("RGB")` reads them right. Kinds and limits: README, "Your own data". No torch, no ray.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _open(content: bytes) -> Image.Image:
         raise BadImage("not-an-image", f"starts with {content[:12]!r}") from None
     except Image.DecompressionBombError as error:
         raise BadImage("too-many-pixels", str(error)) from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's parsers raise many types for damaged headers
         raise BadImage("not-an-image", str(error)) from None
     _check_header(image)
     return image
@@ -92,11 +92,19 @@ def _check_header(image: Image.Image) -> None:
         raise BadImage("too-many-pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels")
     if min(image.size) < MIN_SIDE:
         raise BadImage("too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side")
-    if getattr(image, "n_frames", 1) > 1:
-        raise BadImage("animated", f"{getattr(image, 'n_frames', 1)} frames")
+    frames = _frames(image)
+    if frames > 1:
+        raise BadImage("animated", f"{frames} frames")
     if image.mode.startswith(("I", "F")):
         # convert("RGB") would clip every value above 255 to white.
         raise BadImage("16-bit", f"mode {image.mode}: rescale it to 8 bits first")
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception as error:  # it follows the pointers of the file, which may lead anywhere
+        raise BadImage("truncated", str(error)) from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -109,5 +117,5 @@ def _rgb(image: Image.Image) -> Image.Image:
             black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
             return Image.alpha_composite(black, rgba).convert("RGB")
         return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, IndexError) as error:
+    except Exception as error:  # decoders raise what the damage makes them trip over
         raise BadImage("truncated", str(error)) from None

@@ -110,6 +110,9 @@ def index_table(
     table = labels.table.assign(part=parts, target=list(labels.targets))
     table["path"] = [images.get(name) for name in table["image_name"]]
     table.loc[(table["problem"] == "") & table["path"].isna(), "problem"] = "missing"
+    # `x` and `x.jpg` may name one picture: in both parts it would leak.
+    twice = table["path"].duplicated() & table["path"].notna() & (table["problem"] == "")
+    table.loc[twice, "problem"] = "same-picture"
     bad = table[(table["problem"] != "") & (table["problem"] != "repeated")]
     records = [
         {"image_name": row.image_name, "kind": row.problem, "detail": f"line {row.line} of the label file"}

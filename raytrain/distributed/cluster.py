@@ -13,7 +13,7 @@ import pandas as pd
 import ray
 import ray.data
 
-from raytrain.errors import ResourceError
+from raytrain.errors import RaytrainError, ResourceError
 from raytrain.training.history import duration
 
 
@@ -59,6 +59,27 @@ def _native_stderr_muted() -> Iterator[None]:
         os.close(kept)
 
 
+def own_cause(error: BaseException) -> BaseException:
+    """Our own error inside Ray's wrappers, or Ray's where it is none of ours."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [*failures.values(), error]:
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, RaytrainError):
+                return seen
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raises our own error instead of the one that Ray Data wrapped around it."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise own_cause(error) from None
+
+
 def cpus() -> int:
     """CPUs the cluster declares, or this machine has where no cluster is connected."""
     if ray.is_initialized():
@@ -71,6 +92,8 @@ def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Otherwise Ray wraps it into an error of its own that forgets, on its way between processes, what it wrapped.
+    context.raise_original_map_exception = True
     # The pool is fixed; waiting for all of it makes even a short job use every process.
     context.wait_for_min_actors_s = 60
     logging.getLogger("ray.data").setLevel(logging.ERROR)

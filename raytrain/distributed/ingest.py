@@ -23,7 +23,7 @@ import pyarrow as pa
 from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, sources, splits
-from raytrain.distributed.cluster import actors, quiet_dataset, session, to_go
+from raytrain.distributed.cluster import actors, own_errors, quiet_dataset, session, to_go
 from raytrain.errors import DataError
 
 
@@ -32,10 +32,15 @@ class Source:
     """What a dataset is made from; stored in its manifest and compared before a second ingest is skipped."""
 
     labels_sha256: str
+    columns: tuple[str, str]
     image_folder: str
     classes: tuple[str, ...]
     valid: float
     seed: int
+
+    def content(self) -> dict[str, Any]:
+        """As JSON gives it back."""
+        return asdict(self) | {"columns": list(self.columns), "classes": list(self.classes)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def ingest(
     """
     out, image_folder = storage.absolute(out), storage.absolute(image_folder)
     labels = sources.read_labels(storage.absolute(label_file), name_column, tags_column, classes)
-    source = Source(labels.sha256, storage.name_of(image_folder), tuple(labels.classes), valid, seed)
+    columns = (name_column, tags_column)
+    source = Source(labels.sha256, columns, storage.name_of(image_folder), tuple(labels.classes), valid, seed)
     there = _already_there(out, source)
     if there:
         return Ingested(there, True, there.manifest["gate"], [])
@@ -157,7 +163,8 @@ def gate_shard(batch: pd.DataFrame, place: str) -> pd.DataFrame:
     shard = int(batch["shard"].iloc[0])
     file = f"part-{shard:05}.parquet"
     content = ds.shard_bytes(pa.Table.from_pylist(rows, schema=ds.SHARD_SCHEMA))
-    storage.write_bytes(storage.join(place, "shards", file), content)
+    if rows:
+        storage.write_bytes(storage.join(place, "shards", file), content)
     sizes = Counter(f"{row['width']}x{row['height']}" for row in rows)
     record = {"shard": shard, "file": file, "rows": len(rows), "sha256": hashlib.sha256(content).hexdigest(),
               "modes": json.dumps(modes), "sizes": json.dumps(sizes), "bad": json.dumps(bad), "pid": os.getpid(),
@@ -187,7 +194,7 @@ def _write_shards(index: pd.DataFrame, place: str, seed: int, say: Callable[[str
         index.iloc[order[start : start + size]][["image_name", "path", "target"]].assign(shard=i)
         for i, start in enumerate(range(0, len(index), size))
     ]
-    with session():
+    with session(), own_errors():
         data = quiet_dataset(blocks).map_batches(
             Gate,
             fn_constructor_kwargs={"place": place},
@@ -231,7 +238,7 @@ def _finish(
         "shards": shards,
         "splits": [{"name": "random", "sha256": hashlib.sha256(content).hexdigest(),
                     "parts": {p: int(n) for p, n in sorted(split["part"].value_counts().items())}}],
-        "source": asdict(source) | {"classes": list(source.classes)},
+        "source": source.content(),
         "gate": {"rows in the label file": len(labels.table), "tiles": len(kept)}
         | {f"quarantined: {kind}": n for kind, n in sorted(Counter(r["kind"] for r in bad).items())}
         | {f"size {key}": n for key, n in sorted(sizes.items())} | dict(sorted(modes.items())),
@@ -263,9 +270,9 @@ def _already_there(out: str, source: Source) -> ds.Dataset | None:
             "give another --out",
         )
     dataset = ds.open_dataset(out)
-    if dataset.manifest["source"] != asdict(source) | {"classes": list(source.classes)}:
+    if dataset.manifest["source"] != source.content():
         raise DataError(
-            f"{out} holds a dataset made from other labels, images or settings",
+            f"{out} holds a dataset made from other labels or settings, or from a folder of another name",
             "ingest never overwrites a dataset; runs may depend on it",
             "give another --out, or remove that directory first",
         )

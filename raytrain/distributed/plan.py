@@ -38,7 +38,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and recipe.use_gpu is not False else "cpu")
     precision = agreed_precision(recipe.train.precision, device, world=1)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     models.check_batch_norm(recipe.model.batch_norm, device.type)
@@ -82,7 +82,7 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
         f"dataset: {dataset.place}, {counts['train']} training and {counts['valid']} validation tiles, "
         f"{len(dataset.classes)} classes",
         f"model: {recipe.model.arch}, {weights:,} parameters, weights {recipe.model.weights}, {recipe.train.precision}",
-        f"workers: {workers} of {cpus()} CPUs; global batch {batch}, per worker {' or '.join(map(str, shares))}",
+        f"workers: {workers}, {cpus()} CPUs on this machine; global batch {batch}, per worker {' or '.join(map(str, shares))}",
         f"checkpoints: {megabytes:.0f} MB a stage, up to {megabytes * (1 + ADAM_MOMENTS):.0f} MB for the last, "
         f"in {recipe.storage}{free}",
         f"tile cache: {cache.store_bytes(dataset, size) / 1e6:.0f} MB at {size} px in {cache.default_directory()}",

@@ -15,8 +15,12 @@ from raytrain.training import checkpoint, models
 from raytrain.training.tiles import check_batches
 
 
-def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
+def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Dataset]:
     """Resolves the places of a recipe and checks all that needs no cluster.
+
+    Args:
+        recipe: as the user gave it.
+        starts: False for a run with checkpoints of its own, which needs neither its old starting point nor weights.
 
     Returns:
         The recipe with absolute places, and its dataset.
@@ -34,10 +38,10 @@ def check_recipe(recipe: Recipe) -> tuple[Recipe, Dataset]:
     check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
     places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
     model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
-    if recipe.init_from is not None:
+    if starts and recipe.init_from is not None:
         places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
         checkpoint.check_fits(checkpoint.load(places["init_from"]), dataset.classes, recipe.model.arch)
-    else:
+    elif starts:
         state = models.body_weights(recipe.model.arch, recipe.model.weights)
         if state is not None:
             models.load_body(model, state, recipe.model.weights)
@@ -62,6 +66,16 @@ def check_workers(num_workers: int) -> None:
             "Ray would wait for them for ever",
             f"--num-workers {cpus()}, or set RAY_ADDRESS to a larger cluster",
         )
+
+
+def check_cluster(recipe: Recipe) -> None:
+    """Compares a recipe with the connected cluster.
+
+    Raises:
+        ConfigError, ResourceError: as `check_workers` and `use_gpu`.
+    """
+    check_workers(recipe.num_workers)
+    use_gpu(recipe)
 
 
 def use_gpu(recipe: Recipe) -> bool:

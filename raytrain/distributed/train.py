@@ -19,9 +19,9 @@ from ray.util.queue import Empty, Queue
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed.cluster import cpus, session
-from raytrain.distributed.preflight import check_recipe, check_workers, use_gpu
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.distributed.cluster import cpus, own_cause, session
+from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
+from raytrain.errors import ConfigError, exit_code_of
 from raytrain.training import loop
 from raytrain.training.loop import Hooks, Metrics
 from raytrain.training.lr_find import Curve
@@ -59,9 +59,11 @@ def train(
     """
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
-    run = runs.create(recipe, name, dataset)
-    say(f"run {run.name} in {run.place}")
-    return _attempt(run, recipe, say, on_batch)
+    with session():
+        check_cluster(recipe)
+        run = runs.create(recipe, name, dataset)
+        say(f"run {run.name} in {run.place}")
+        return _attempt(run, recipe, say, on_batch)
 
 
 def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] = print) -> Trained:
@@ -84,21 +86,22 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
     allowed: dict[str, Any] = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
     recipe = run.recipe.model_copy(update=allowed)
     check_workers(recipe.num_workers)
-    recipe, _ = check_recipe(recipe.model_copy(update={"storage": storage.parent(run.place)}))
-    storage.remove(storage.join(run.place, "failure.json"))
-    say(f"run {run.name} in {run.place}")
-    return _attempt(run, recipe, say, None)
+    recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
+    recipe, _ = check_recipe(recipe, starts=not run.checkpoints)
+    with session():
+        check_cluster(recipe)
+        storage.remove(storage.join(run.place, "failure.json"))
+        say(f"run {run.name} in {run.place}")
+        return _attempt(run, recipe, say, None)
 
 
 def _attempt(
     run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
 ) -> Trained:
     try:
-        with session():
-            check_workers(recipe.num_workers)  # again: now a cluster at RAY_ADDRESS is known
-            return Trained(run, _group(train_worker, run.place, recipe, say, on_batch))
-    except RaytrainError as error:
-        runs.write_failure(run, error, error.exit_code)
+        return Trained(run, _group(train_worker, run.place, recipe, say, on_batch))
+    except BaseException as error:
+        runs.write_failure(run, error, exit_code_of(error))
         raise
 
 
@@ -111,7 +114,7 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
     check_workers(recipe.num_workers)
     recipe, _ = check_recipe(recipe)
     with session():
-        check_workers(recipe.num_workers)
+        check_cluster(recipe)
         curves: dict[int, Curve] = _group(lr_find_worker, storage.join(recipe.storage, name), recipe, say, None)
     return curves
 
@@ -142,7 +145,7 @@ def _group(
         try:
             return trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
-            raise _cause(error) from None
+            raise own_cause(error) from None
 
 
 def train_worker(config: dict[str, Any]) -> Metrics:
@@ -207,15 +210,3 @@ def _drain(queue: Queue, done: threading.Event, say: Callable[[str], None]) -> N
                 return
         except ray.exceptions.RayError:
             return
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Our own error inside Ray's wrappers, or Ray's where it is none of ours."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in [*failures.values(), error]:
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, RaytrainError):
-                return seen
-            seen = getattr(seen, "cause", None) or seen.__cause__
-    return error

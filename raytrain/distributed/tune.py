@@ -30,6 +30,8 @@ from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.loop import Hooks, fit
 from raytrain.training.step import Worker
 
+# ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.
+MOST_EPOCHS = 10**6
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "choice": lambda *values: ray.tune.choice(list(values)),
     "uniform": ray.tune.uniform,
@@ -63,7 +65,7 @@ def search(
     base = recipe.model_dump(mode="json")
     results = _tune(
         lambda config: _trial(base, config, place), drawn, place, num_samples,
-        ASHAScheduler(time_attr="training_iteration", max_t=_most_epochs(recipe, space), reduction_factor=2), say,
+        ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2), say,
     )  # fmt: skip
     table = _table(results)
     storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
@@ -96,7 +98,7 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
     cuts, _ = thresholds.best_per_class(found.logits, found.target, start=chosen["start"], seed=int(chosen["seed"]))
     thresholds.write(judgement, out)
     content = storage.read_json(storage.join(out, "thresholds.json"))
-    content |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True)), "recommended": "per_class"}
+    content |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True))}
     storage.write_json(storage.join(out, "thresholds.json"), content)
     return table
 
@@ -224,12 +226,3 @@ def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:
 def _first(how: Any) -> Any:
     value = next(iter(how.values()))[0]
     return float(value) if "choice" not in how and isinstance(value, str) else value
-
-
-def _most_epochs(recipe: Recipe, space: Mapping[str, Any]) -> int:
-    lists = space["stages"]["choice"] if "stages" in space else [recipe.model_dump(mode="json")["stages"]]
-    totals = []
-    for stages in lists:
-        first, last = recipe.model_copy(update={"stages": stages}).selected
-        totals.append(sum(int(stage["epochs"]) for stage in stages[first - 1 : last]))
-    return max(1, *totals) if totals else 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -143,6 +144,9 @@ class Start:
     parent: str | None = None
     optimizer: dict[str, Any] | None = None
     lr: Any = None
+    unnamed: int = (
+        0  # a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write
+    )
 
 
 class Trainer:
@@ -182,10 +186,10 @@ class Trainer:
             self.hooks.say(line)
 
     def stages_left(self) -> Iterator[tuple[int, Stage]]:
-        """(number, stage) of the selected stages that are not complete."""
+        """(number, stage) of the selected stages that are not complete, the checkpoint with their name included."""
         first, last = self.recipe.selected
         for number, stage in list(enumerate(self.recipe.stages, 1))[first - 1 : last]:
-            if (number, stage.epochs) > self.start.position:
+            if (number, stage.epochs) > self.start.position or self.start.unnamed == number:
                 yield number, stage
 
     def epochs_done(self, number: int) -> int:
@@ -238,6 +242,12 @@ class Trainer:
         names = tuple(self.dataset.table["image_name"].iloc[rows])
         validation.prove_cover(names, len(self.valid_rows))
         target = self.dataset.targets[rows]
+        if not np.isfinite(logits).all():
+            raise DivergedError(
+                f"the network answers with values that are not finite after stage {number} epoch {epoch}",
+                "its weights are useless; no checkpoint of this epoch was written",
+                f"lower the peak lr of stage {number}, then start a new run with --init-from the last checkpoint",
+            )
         if self.leads:
             self._write_predictions(names, logits, target)
         return self.task.metrics(logits, target)
@@ -344,9 +354,16 @@ class Trainer:
             self._check_same_data(own)
             self.say(f"resuming after stage {own.position[0]} epoch {own.position[1]}, from {origin}")
             lr = own.meta["lr"]
-            return Start(own.position, own.place, own.train_state(), tuple(lr) if isinstance(lr, list) else lr), own
+            lr = tuple(lr) if isinstance(lr, list) else lr
+            return Start(own.position, own.place, own.train_state(), lr, self._unnamed(own)), own
         self.say(f"new run, from {origin}")
         return Start(parent=source.place if source else None), source
+
+    def _unnamed(self, own: ckpt.Checkpoint) -> int:
+        number, epochs = own.position
+        named = storage.join(self.run, "checkpoints", self.recipe.stage_names[number - 1], ckpt.MANIFEST)
+        complete = epochs == self.recipe.stages[number - 1].epochs
+        return number if complete and not storage.exists(named) else 0
 
     def _restored_ema(self, source: ckpt.Checkpoint | None) -> Ema | None:
         if not self.recipe.train.ema:

@@ -5,8 +5,9 @@ Structure and numbers: fastai 1.0.21 vision/learner.py:34-44, layers.py:29-35 an
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -82,9 +83,9 @@ def build(arch: str, outputs: int, dropout: float, batch_norm: str = "worker") -
         ConfigError: `arch` is unknown, or gives no map of features.
     """
     body = _timm_body(arch.removeprefix(TIMM)) if arch.startswith(TIMM) else _torchvision_body(arch)
-    model: Network = Network(OrderedDict(body=body, head=_head(body.channels, outputs, dropout)))
+    model = Network(OrderedDict(body=body, head=_head(body.channels, outputs, dropout)))
     if batch_norm == "sync":
-        model = _sync_converter(arch)(model)
+        model = _synchronised(model, arch)
     model.fixed_statistics = batch_norm == "fixed"
     return model.train()
 
@@ -103,12 +104,11 @@ def check_batch_norm(batch_norm: str, device_type: str) -> None:
         )
 
 
-def _sync_converter(arch: str) -> Callable[[Network], Network]:
+def _synchronised(model: Network, arch: str) -> Network:
     # timm's BatchNorm holds the activation too, which torch's converter would lose without a word.
-    convert: Callable[[Network], Network] = (
-        _timm().layers.convert_sync_batchnorm if arch.startswith(TIMM) else nn.SyncBatchNorm.convert_sync_batchnorm
-    )
-    return convert
+    converter: Any = _timm().layers if arch.startswith(TIMM) else nn.SyncBatchNorm
+    converted: Network = converter.convert_sync_batchnorm(model)
+    return converted
 
 
 def _torchvision_body(arch: str) -> Body:
@@ -182,17 +182,12 @@ def _timm_network(name: str, pretrained: bool = False) -> Any:
     known = [*timm.list_models(), *timm.list_pretrained()]
     if name not in known:
         raise ConfigError(f'timm has no model "{name}".{did_you_mean(name, known)}', "", "a name of timm.list_models()")
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "global_pool": ""}
+    create = functools.partial(timm.create_model, name, pretrained=pretrained, num_classes=0, global_pool="")
     try:
         # Swin takes other sizes than that of its training only with this option, which most networks do not know.
-        return timm.create_model(name, **options, strict_img_size=False)
-    except TypeError:
-        return _created(name, options)
-
-
-def _created(name: str, options: dict[str, Any]) -> Any:
-    try:
-        return _timm().create_model(name, **options)
+        with contextlib.suppress(TypeError):
+            return create(strict_img_size=False)
+        return create()
     except (AssertionError, TypeError, ValueError) as error:
         raise _no_map(name, f"cannot be built without its pooling ({_first_line(error)})") from None
 

@@ -40,12 +40,13 @@ def one_cycle(step: int, steps: int, schedule: str) -> tuple[float, float]:
     1/250,000 of it. Momentum goes 0.95, 0.85, 0.95 along the same curves.
     """
     warmup = int(steps * WARMUP_SHARE)
-    if step <= warmup and warmup > 0:
-        done = step / warmup
+    top = max(1, warmup)  # fastai 1 takes a first batch at 1/25 of the peak also where the warm-up rounds to none
+    if step <= top:
+        done = step / top
         share = done if schedule == "one-cycle-2018" else (1 - math.cos(math.pi * done)) / 2
         start, end, first, last = 1 / START_DIVISOR, 1.0, MOMENTUM_HIGH, MOMENTUM_LOW
     else:
-        done = (step - warmup) / (steps - warmup)
+        done = (step - top) / (steps - warmup)
         share = (1 - math.cos(math.pi * done)) / 2
         start, end, first, last = 1.0, 1 / END_DIVISOR, MOMENTUM_LOW, MOMENTUM_HIGH
     return start + (end - start) * share, first + (last - first) * share

@@ -16,6 +16,7 @@ from raytrain.config import Recipe
 from raytrain.errors import ConfigError, DataError
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+LEAST_JUDGED = 2
 # Below two tiles on a rank BatchNorm has no variance to normalise by.
 MIN_TILES_PER_RANK = 2
 
@@ -99,12 +100,12 @@ def check_batches(recipe: Recipe, train: int, valid: int) -> None:
 
     Raises:
         ConfigError: a global batch is larger than the training part, or too small for workers and passes.
-        DataError: no validation rows.
+        DataError: fewer than 2 validation rows.
     """
-    if valid == 0:
+    if valid < LEAST_JUDGED:
         raise DataError(
-            f"the split {recipe.data.split} has no validation rows",
-            "nothing could be judged",
+            f"the split {recipe.data.split} has {valid} validation rows",
+            "thresholds are fitted on one half of them and judged on the other",
             "raytrain ingest --valid 0.2",
         )
     least = MIN_TILES_PER_RANK * recipe.num_workers * recipe.train.accumulate

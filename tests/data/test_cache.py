@@ -9,7 +9,7 @@ import pytest
 
 from raytrain.data import cache, images
 from raytrain.data.dataset import read_images
-from raytrain.errors import DataError, StorageError
+from raytrain.errors import ConfigError, DataError, StorageError
 
 
 def test_cached_tiles_are_the_decoded_tiles_and_the_second_opening_decodes_nothing(dataset, tmp_path):
@@ -88,6 +88,26 @@ def test_too_small_a_disk_is_refused_before_anything_is_decoded(dataset, tmp_pat
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: full)
     with pytest.raises(StorageError, match=r"RAYTRAIN_CACHE=DIR"):
         cache.open_store(dataset, 32, directory=tmp_path)
+
+
+def test_the_limit_of_the_cache_holds_and_must_be_a_number(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYTRAIN_CACHE_GB", "0.000001")
+    with pytest.raises(StorageError, match="RAYTRAIN_CACHE_GB=1"):
+        cache.open_store(dataset, 32, directory=tmp_path)
+    monkeypatch.setenv("RAYTRAIN_CACHE_GB", "10GB")
+    with pytest.raises(ConfigError, match="is not a number"):
+        cache.open_store(dataset, 32, directory=tmp_path)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_disk_that_fills_up_while_the_store_is_reserved_leaves_nothing(dataset, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match="No space left"):
+        cache.open_store(dataset, 32, directory=tmp_path)
+    assert not list(tmp_path.glob("*/*"))
 
 
 @pytest.mark.parametrize(

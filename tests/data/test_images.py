@@ -80,3 +80,19 @@ def test_another_size_is_resized_and_the_same_size_is_left_alone():
 
 def test_a_png_named_jpg_passes():
     assert images.inspect(encoded(noise(), "PNG")).width == 64
+
+
+@pytest.mark.parametrize("place", range(0, 400, 3))
+def test_no_damage_of_a_tiff_or_its_exif_gets_past_the_gate_as_another_error(place):
+    pixels = noise(size=(32, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for content in (encoded(pixels, "TIFF"), encoded(pixels, "JPEG", exif=exif)):
+        # The directory of a TIFF lies at its end, the tags of a JPEG at its start.
+        at = (-place - 1) if content[:2] in (b"II", b"MM") else place % len(content)
+        damaged = bytearray(content)
+        damaged[at] ^= 0xFF
+        try:
+            images.decode(bytes(damaged))
+        except images.BadImage as error:
+            assert error.kind in BAD

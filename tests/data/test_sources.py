@@ -119,3 +119,10 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
         sources.find_images(str(tmp_path))
     with pytest.raises(DataError, match="does not exist"):
         sources.find_images(str(tmp_path / "nowhere"))
+
+
+def test_one_picture_under_two_names_is_kept_once(tmp_path):
+    (tmp_path / "t_0.jpg").write_bytes(b"x")
+    labels = read(tmp_path, "image_name,tags\nt_0,a\nt_0.jpg,a\n")
+    good, bad = sources.index_table(labels, sources.find_images(str(tmp_path)), np.array(["train", "valid"]))
+    assert good["image_name"].tolist() == ["t_0"] and [record["kind"] for record in bad] == ["same-picture"]

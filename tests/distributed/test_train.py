@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -96,6 +97,33 @@ def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
     done = train(recipe(dataset, run.parent, **changes), name="from-two", say=lambda line: None)
     meta = ckpt.load(str(run.parent / "from-two" / "checkpoints" / "stage-1-64")).meta
     assert meta["parent"].endswith("two/checkpoints/stage-2-32") and done.metrics["stage"] == 3
+
+
+def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_path):
+    _, run = trained
+    parent = str(tmp_path / "parent")
+    shutil.copytree(run / "checkpoints" / "stage-1-32", parent)
+    train(recipe(dataset, tmp_path, init_from=parent, select="2"), name="child", say=lambda line: None)
+    shutil.rmtree(parent)
+    # A crash between the last epoch of a stage and its named checkpoint: the same command writes it.
+    shutil.rmtree(tmp_path / "child" / "checkpoints" / "stage-2-32")
+    assert run_command(["train", "--resume", "child", "--storage", str(tmp_path)]) == 0
+    ends = [ckpt.load(str(tmp_path / "child" / "checkpoints" / name)) for name in ("last", "stage-2-32")]
+    assert ends[0].files["model.safetensors"] == ends[1].files["model.safetensors"]
+
+
+def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_path, capsys):
+    _, run = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.place, copy)
+    for shard in (copy / "shards").iterdir():
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    arguments = ["predict", "--checkpoint", str(run), "--dataset", str(copy), "--out", str(tmp_path / "p.parquet")]
+    assert run_command(arguments) == 3
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and "next: " in message and not (tmp_path / "p.parquet").exists()
 
 
 def bomb(rank: int, batch: Batch) -> None:

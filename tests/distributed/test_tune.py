@@ -40,6 +40,7 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
         "stages": {"choice": [[{"size": 32, "epochs": 2, "lr": 0.01}],
                               [{"size": 32, "epochs": 1, "lr": 0.01}, {"size": 48, "epochs": 1, "lr": 0.01}]]},
         "stages.0.lr": {"loguniform": [0.001, 0.1]},
+        "stages.0.epochs": {"randint": [3, 4]},
     }  # fmt: skip
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     arguments = ["tune", "--config", "smoke", "--space", str(tmp_path / "space.yaml"), "--dataset", dataset.place,
@@ -49,6 +50,8 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
     assert len(table) == 4 and table["f2"].is_monotonic_decreasing and table["stages.0.lr"].nunique() == 4
     best = load_recipe(str(tmp_path / "search" / "best.yaml"))
     assert best.stages[0].lr == pytest.approx(table["stages.0.lr"][0]) and best.dataset == dataset.place
+    # A drawn number of epochs is trained to its end, though the recipe's own list is shorter.
+    assert table["epochs"].max() >= 3 and best.stages[0].epochs == 3
     assert "raytrain train --config" in capsys.readouterr().out
     trial = tmp_path / "search" / "trials" / table["trial"][0]
     assert (trial / "checkpoints" / "last" / "MANIFEST.json").exists()
@@ -68,3 +71,6 @@ def test_thresholds_are_searched_over_a_predictions_file(tmp_path):
     assert len(table) == 4 and table["f2_fitted"].between(0.5, 1).all()
     content = json.loads((tmp_path / "cuts" / "thresholds.json").read_text())
     assert set(content["per_class"]) == {"a", "b", "c", "d"}
+    before = (tmp_path / "cuts" / "thresholds.json").read_bytes()
+    assert run_command(arguments) == 2
+    assert (tmp_path / "cuts" / "thresholds.json").read_bytes() == before

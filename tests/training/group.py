@@ -17,7 +17,11 @@ from raytrain.training.step import Batch, Worker
 def run_group(recipe: Recipe, run: Path, world: int, record: bool = True) -> None:
     """Trains in `world` processes; leaves parameters-<stage>-<rank>.json and batches-<rank>.jsonl in `run`."""
     run.mkdir(parents=True, exist_ok=True)
-    mp.spawn(_member, (recipe.model_dump_json(), str(run), world, record), nprocs=world)
+    arguments = (recipe.model_dump_json(), str(run), world, record)
+    if world == 1:
+        _member(0, *arguments)
+    else:
+        mp.spawn(_member, arguments, nprocs=world)
 
 
 def run_alone(recipe: Recipe, run: Path, **hooks) -> dict:

@@ -102,6 +102,7 @@ def test_a_resumed_run_gives_the_bits_of_an_undisturbed_one(recipe, tmp_path, mo
     run_alone(recipe, tmp_path / "cut")
     ends = [ckpt.load(str(tmp_path / run / "checkpoints" / "stage-2-32")) for run in ("whole", "cut")]
     assert_same_bits(ends[0].weights(), ends[1].weights())
+    assert_same_bits(weights(tmp_path / "whole", "stage-1-32"), weights(tmp_path / "cut", "stage-1-32"))
     assert ("ema.safetensors" in ends[0].files) == bool(options) and ends[0].meta["lr"] == ends[1].meta["lr"]
     assert_same_bits(ends[0].judged_weights(), ends[1].judged_weights())
     strip = [
@@ -172,14 +173,6 @@ def test_an_epoch_trains_on_every_training_tile_but_the_dropped(groups, dataset)
     assert len(tiles) == len(set(tiles)) == len(dataset.part_rows("random", "train"))
 
 
-def test_two_workers_follow_nearly_the_losses_of_one_in_the_first_stage(groups):
-    # Dropout and BatchNorm statistics differ per rank, so the curves are near, not equal.
-    first = [json.loads(line) for line in (groups / "1" / "metrics.jsonl").read_text().splitlines()]
-    second = [json.loads(line) for line in (groups / "2" / "metrics.jsonl").read_text().splitlines()]
-    assert second[0]["loss"] == pytest.approx(first[0]["loss"], rel=0.25)
-    assert second[0]["lr"] == first[0]["lr"]
-
-
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(recipe, tmp_path, monkeypatch):
     reports = []
 
@@ -192,6 +185,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(r
     found, skipped = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
     assert found.position == (1, 1) and not skipped and len(reports) == 1
     assert all(bool(value.isfinite().all()) for value in found.weights().values())
+
+
+def test_weights_that_break_at_the_last_step_of_an_epoch_reach_no_checkpoint(recipe, tmp_path):
+    def poison(batch):
+        # Past the input: the loss of this step is the last one that is read.
+        if batch.part == "valid" and batch.stage == 2:
+            batch.tensors["image"] = batch.tensors["image"].float() * float("nan")
+
+    with pytest.raises(DivergedError, match="not finite after stage 2 epoch 1"):
+        run_alone(recipe, tmp_path / "run", on_batch=poison)
+    found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    assert found.position == (1, 1)
 
 
 def test_a_dataset_that_changed_is_refused_on_resume(recipe, whole, dataset, tmp_path):
@@ -209,7 +214,7 @@ def test_batches_that_cannot_be_made_are_refused(recipe):
         tiles.check_batches(recipe, 20, 5)
     with pytest.raises(ConfigError, match="fewer than 2 tiles"):
         tiles.check_batches(recipe.model_copy(update={"num_workers": 16}), 100, 5)
-    with pytest.raises(DataError, match="no validation rows"):
+    with pytest.raises(DataError, match="has 0 validation rows"):
         tiles.check_batches(recipe, 100, 0)
 
 
@@ -225,7 +230,7 @@ def exact(recipe, tmp_path_factory):
     base = tmp_path_factory.mktemp("exact")
     stages = (recipe.stages[1].model_copy(update={"epochs": 3}),)
     model = recipe.model.model_copy(update={"batch_norm": "fixed", "dropout": 0.0})
-    for precision, worlds in (("fp64", (1, 2, 3, 4)), ("fp32", (1, 2, 3))):
+    for precision, worlds in (("fp64", (1, 2, 3, 4)), ("fp32", (1, 3))):
         train = recipe.train.model_copy(update={"batch_size": 64, "precision": precision})
         settings = recipe.model_copy(update={"stages": stages, "model": model, "train": train})
         for world in worlds:
@@ -234,7 +239,7 @@ def exact(recipe, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("precision", "world", "tolerance"), [
-    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 2, 1e-5), ("fp32", 3, 1e-5),
+    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 3, 1e-5),
 ])  # fmt: skip
 def test_any_number_of_workers_reaches_the_same_losses(exact, precision, world, tolerance):
     histories = [read_epochs(str(exact / precision / str(w))) for w in (1, world)]

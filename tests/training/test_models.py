@@ -212,6 +212,12 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         models.load_body(models.build("resnet18", 5, 0.5), state, "r34.pth")
 
 
+def test_weights_of_another_width_are_refused():
+    state = reference("resnet18").state_dict() | {"conv1.weight": torch.zeros(64, 4, 7, 7)}
+    with pytest.raises(ConfigError, match=r"1 tensors differ, such as conv1\.weight"):
+        models.load_body(network("resnet18"), state, "four-bands.pth")
+
+
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
     (tmp_path / "x.pth").write_text("hello")
     with pytest.raises(ConfigError, match="cannot be read as weights"):

@@ -13,7 +13,7 @@ from raytrain.data.cache import open_store
 from raytrain.training import loop, optim, tiles, transforms
 from raytrain.training.step import Worker
 
-STEPS, LESSON_STEPS, BATCH, SIZE = 3, 2530, 16, 64
+STEPS, LESSON_STEPS, BATCH, SIZE = 3, 2530, 8, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATES = {1: [0.01 / 3, 0.01 / 3, 0.01], 2: [1e-5, math.sqrt(1e-5 * 0.002), 0.002]}
 
@@ -114,7 +114,7 @@ def reference_parameters(reference):
 
 @pytest.fixture
 def trainer(dataset, tmp_path, request):
-    """The lesson's recipe at 64 px with batches of 16."""
+    """The lesson's recipe at 64 px with batches of 8."""
     recipe = load_recipe("planet-resnet50-2018", {"dataset": dataset.place, "model": {"weights": "none"}})
     stages = tuple(stage.model_copy(update={"size": SIZE}) for stage in recipe.stages)
     train = recipe.train.model_copy(update={"batch_size": BATCH, "precision": request.param, "threads": 2})
