@@ -68,12 +68,6 @@ def predict(
         DataError: no tiles, or the same name in two folders.
     """
     checkpoint = ckpt.load(checkpoint_place)
-    if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
-        raise ConfigError(
-            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
-            f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
-            "predict with the version that trained it (meta.json, versions)",
-        )
     meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
     if dataset_place is not None:
         dataset = open_dataset(dataset_place)
@@ -83,6 +77,12 @@ def predict(
     else:
         blocks = _folder_blocks(image_folders)
         meta |= {"images": json.dumps([storage.absolute(folder) for folder in image_folders])}
+    if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
+        raise ConfigError(
+            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
+            f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
+            "predict with the version that trained it (meta.json, versions)",
+        )
     table = _run(blocks, checkpoint.place, tta, say)
     bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
     good = table[table["kind"] == ""].sort_values("order")

@@ -20,7 +20,8 @@ from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training.step import Batch
+from raytrain.training.loop import Hooks, fit
+from raytrain.training.step import Batch, Worker
 
 
 def recipe(dataset, storage, **changes):
@@ -103,7 +104,9 @@ def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_pat
     _, run = trained
     parent = str(tmp_path / "parent")
     shutil.copytree(run / "checkpoints" / "stage-1-32", parent)
-    train(recipe(dataset, tmp_path, init_from=parent, select="2"), name="child", say=lambda line: None)
+    settings = recipe(dataset, tmp_path, init_from=parent, select="2")
+    child = runs.create(settings, "child", dataset)
+    fit(settings, dataset, child.place, Worker(), Hooks(say=lambda line: None))
     shutil.rmtree(parent)
     # A crash between the last epoch of a stage and its named checkpoint: the same command writes it.
     shutil.rmtree(tmp_path / "child" / "checkpoints" / "stage-2-32")
