@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -65,19 +66,25 @@ def own_cause(error: BaseException) -> BaseException:
     for failure in [*failures.values(), error]:
         seen: BaseException | None = failure
         while seen is not None:
-            if isinstance(seen, RaytrainError):
+            # Ray makes an error that is of both kinds; its `cause` is the one that was raised.
+            if isinstance(seen, RaytrainError) and not isinstance(seen, ray.exceptions.RayError):
                 return seen
             seen = getattr(seen, "cause", None) or seen.__cause__
     return error
 
 
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Raises our own error instead of the one that Ray Data wrapped around it."""
+def blocks_of(data: ray.data.Dataset) -> Iterator[pd.DataFrame]:
+    """The results of a Ray Data dataset, block by block as they come; our own errors without Ray's wrapping."""
     try:
-        yield
+        yield from data.iter_batches(batch_size=None, batch_format="pandas")
+        return
     except ray.exceptions.RayError as error:
-        raise own_cause(error) from None
+        cause = own_cause(error)
+        if cause is error:
+            raise
+    # Ray's error and the pool of actors refer to each other: while either is known, the pool keeps its CPUs.
+    gc.collect()
+    raise cause
 
 
 def cpus() -> int:
@@ -96,7 +103,8 @@ def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:
     context.raise_original_map_exception = True
     # The pool is fixed; waiting for all of it makes even a short job use every process.
     context.wait_for_min_actors_s = 60
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What goes wrong is raised; logged as well, it would be a traceback on the user's screen.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     return ray.data.from_pandas(blocks)
 
 

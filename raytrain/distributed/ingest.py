@@ -23,7 +23,7 @@ import pyarrow as pa
 from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, sources, splits
-from raytrain.distributed.cluster import actors, own_errors, quiet_dataset, session, to_go
+from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError
 
 
@@ -194,7 +194,7 @@ def _write_shards(index: pd.DataFrame, place: str, seed: int, say: Callable[[str
         index.iloc[order[start : start + size]][["image_name", "path", "target"]].assign(shard=i)
         for i, start in enumerate(range(0, len(index), size))
     ]
-    with session(), own_errors():
+    with session():
         data = quiet_dataset(blocks).map_batches(
             Gate,
             fn_constructor_kwargs={"place": place},
@@ -203,7 +203,7 @@ def _write_shards(index: pd.DataFrame, place: str, seed: int, say: Callable[[str
             compute=actors(len(blocks)),
         )
         written, began = [], time.monotonic()
-        for batch in data.iter_batches(batch_size=1, batch_format="pandas"):
+        for batch in blocks_of(data):
             written += batch.to_dict("records")
             left = to_go(len(written), len(blocks), began)
             say(f"ingest: shard {len(written)} of {len(blocks)} written (by process {batch['pid'].iloc[0]}), {left}")

@@ -21,7 +21,7 @@ from raytrain import storage
 from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_shard
 from raytrain.data.sources import find_images
-from raytrain.distributed.cluster import actors, own_errors, quiet_dataset, session, to_go
+from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
@@ -145,14 +145,14 @@ def _contents(block: pd.DataFrame) -> list[bytes]:
 
 def _run(blocks: list[pd.DataFrame], place: str, tta: bool, say: Callable[[str], None]) -> pd.DataFrame:
     total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
-    with session(), own_errors():
+    with session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         pool = ray.data.ActorPoolStrategy(size=gpus) if gpus else actors(len(blocks))
         data = quiet_dataset(blocks).map_batches(
             Predictor, fn_constructor_args=(place, tta), batch_size=None, batch_format="pandas",
             compute=pool, num_gpus=1 if gpus else None,
         )  # fmt: skip
-        for table in data.iter_batches(batch_size=None, batch_format="pandas"):
+        for table in blocks_of(data):
             tables.append(table)
             done += len(table)
             say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}")

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -127,6 +128,11 @@ def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_pat
     assert run_command(arguments) == 3
     message = capsys.readouterr().err
     assert "Traceback" not in message and "next: " in message and not (tmp_path / "p.parquet").exists()
+    # The failed pool gives its CPUs back: the next command in this process could not start its workers.
+    began = time.monotonic()
+    while ray.available_resources()["CPU"] < 4 and time.monotonic() - began < 30:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 4
 
 
 def bomb(rank: int, batch: Batch) -> None:
