@@ -196,11 +196,13 @@ def lr_find(
     name: Annotated[str | None, Parameter(help="name of the folder under --storage; unique by default")] = None,
 ) -> None:
     """Find peak learning rates: the loss while the rate rises, as a picture; --stages and --init-from say where."""
-    recipe = load_recipe(config, {"select": "1"} | (flags.model_dump(exclude_unset=True) if flags else {}))
+    recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
+    recipe = recipe.model_copy(update={"select": recipe.select or "1"})
+    name = name or runs.new_name("lr-find")
+    runs.refuse_taken(name, recipe.storage)
     from raytrain.distributed.train import find_rates
     from raytrain.report import rates
 
-    name = name or runs.new_name("lr-find")
     find_rates(recipe, name)
     place = storage.join(storage.absolute(recipe.storage), name)
     for test, picture in zip(rates.read(place), rates.draw(place), strict=True):

@@ -11,11 +11,20 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from raytrain import storage
 from raytrain.errors import ConfigError, did_you_mean
@@ -97,7 +106,7 @@ class Stage(Settings):
 
     size: int = Field(ge=16, le=4096, description="side of the tiles as the network sees them, pixels")
     epochs: int = Field(ge=1, le=10000, description="passes over the training part")
-    freeze: bool | int = Field(
+    freeze: StrictBool | StrictInt = Field(
         False, description="true: train only the head (and BatchNorm); a number: freeze that many layer groups of 3"
     )
     lr: float | tuple[float, float] = Field(
@@ -107,7 +116,7 @@ class Stage(Settings):
         None, ge=16, le=4096, description="size of the first epoch, pixels; rises to `size` in steps of 32"
     )
     batch_size: int | None = Field(None, ge=2, le=65536, description="instead of train.batch_size, tiles")
-    augment: Augment | None = Field(None, description="instead of data.augment")
+    augment: Augment | None = Field(None, description="where it differs from data.augment")
 
     @field_validator("lr")
     @classmethod
@@ -122,6 +131,14 @@ class Stage(Settings):
         if not 0 <= freeze < LAYER_GROUPS:
             raise ValueError(f"true, false, or a number of layer groups from 0 to {LAYER_GROUPS - 1}")
         return freeze
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.start_size is not None and (self.start_size >= self.size or self.epochs < 2):
+            raise ValueError(
+                f"start_size {self.start_size} must be below size {self.size}, in a stage of 2 epochs or more"
+            )
+        return self
 
     @property
     def frozen_groups(self) -> int:
@@ -165,6 +182,22 @@ class Recipe(Settings):
     num_workers: int = Field(1, ge=1, le=4096, description="Ray Train workers, one GPU each where GPUs are used")
     use_gpu: bool | None = Field(None, description="by default GPUs where there are any")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_name_differences(cls, values: Any) -> Any:
+        """Fills the fields that a stage's `augment` leaves out from data.augment, while it is still known which."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("stages"), list | tuple):
+            return values
+        data = values.get("data")
+        common = data.get("augment") if isinstance(data, Mapping) else getattr(data, "augment", None)
+        common = common if isinstance(common, Mapping) else common.model_dump() if isinstance(common, Augment) else {}
+        stages = [
+            {**stage, "augment": {**common, **stage["augment"]}}
+            if isinstance(stage, Mapping) and isinstance(stage.get("augment"), Mapping) else stage
+            for stage in values["stages"]
+        ]  # fmt: skip
+        return {**values, "stages": stages}
+
     @property
     def selected(self) -> tuple[int, int]:
         """First and last stage to run, counted from 1 over the whole list."""
@@ -182,6 +215,10 @@ class Recipe(Settings):
     def batch_size(self, stage: Stage) -> int:
         """Global batch of a stage, tiles."""
         return stage.batch_size or self.train.batch_size
+
+    def at_last_sizes(self) -> Recipe:
+        """The same, with every stage at its size from its first epoch on."""
+        return self.model_copy(update={"stages": tuple(s.model_copy(update={"start_size": None}) for s in self.stages)})
 
     def augment(self, stage: Stage) -> Augment:
         """Random changes of training tiles in a stage."""

@@ -71,13 +71,13 @@ def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
 
 
 def refuse_taken(name: str, place: str) -> None:
-    """Refuses the name of a run or search that is there.
+    """Refuses the name of a run, search or range test that is there.
 
     Raises:
         ConfigError: it is taken.
     """
     base = storage.join(storage.absolute(place), name)
-    if any(storage.exists(storage.join(base, file)) for file in ("config.yaml", "trials.csv")):
+    if any(storage.exists(storage.join(base, file)) for file in ("config.yaml", "trials.csv", "lr-find")):
         raise ConfigError(
             f'there is already a run "{name}" in {place}',
             "a second one under its name would mix two results",

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from raytrain.config import (
-    LESSON_STAGES,
     Augment,
     Recipe,
     Stage,
@@ -61,6 +60,9 @@ def test_an_environment_variable_that_names_nothing_is_refused():
         ("stages:\n - {size: 64, epochs: 1}", "stages.0.lr is missing"),
         ("stages:\n - {size: 64, epochs: 1, lr: [1e-5, 0]}", "greater than 0"),
         ("stages:\n - {size: 64, epochs: 1, lr: 1, freze: true}", 'Did you mean "freeze"'),
+        ("stages:\n - {size: 64, epochs: 1, lr: 1, freeze: '1'}", "freeze"),
+        ("stages:\n - {size: 64, epochs: 3, lr: 1, start_size: 64}", "start_size 64 must be below size 64"),
+        ("stages:\n - {size: 64, epochs: 1, lr: 1, start_size: 32}", "2 epochs or more"),
         ("data: {split: ../x}", "data.split"),
         ("- 1", "not keys with values"),
         ("a: [", "not valid YAML at line 1"),
@@ -116,7 +118,6 @@ def test_a_depth_of_freezing_is_true_false_or_a_number_of_groups():
 def test_the_size_rises_in_steps_of_32_and_ends_at_the_stages_own():
     stage = Stage(size=250, epochs=6, lr=0.1, start_size=100)
     assert [stage.size_at(epoch) for epoch in range(1, 7)] == [100, 128, 160, 192, 224, 250]
-    assert Stage(size=250, epochs=1, lr=0.1, start_size=100).size_at(1) == 250
     assert Stage(size=250, epochs=3, lr=0.1).size_at(1) == 250
 
 
@@ -127,6 +128,19 @@ def test_a_stage_has_the_batch_size_and_augmentation_of_the_run_unless_it_names_
     assert [recipe.augment(stage).rotate for stage in recipe.stages] == [0, 10]
 
 
+def test_a_stages_augmentation_names_only_what_differs_from_the_runs(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("""
+data: {augment: {flip: dihedral-2018, rotate: 5}}
+stages:
+  - {size: 64, epochs: 1, lr: 0.1, augment: {lighting: 0}}
+""")
+    recipe = load_recipe(str(path))
+    augment = recipe.augment(recipe.stages[0])
+    assert (augment.flip, augment.rotate, augment.lighting) == ("dihedral-2018", 5, 0)
+    assert validate(yaml.safe_load(recipe.to_yaml()), "r") == recipe
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_header_of_every_recipe_says_its_command_and_what_to_expect(name):
     header = resources.files("raytrain.recipes").joinpath(f"{name}.yaml").read_text().split("\nmodel:")[0]
@@ -134,9 +148,28 @@ def test_the_header_of_every_recipe_says_its_command_and_what_to_expect(name):
     assert "F2" in header and any(word in header for word in ("GPU", "CPU"))
 
 
-def test_the_presets_of_the_lesson_differ_where_fastai_did():
+def lesson(**changes):
+    """Every number of the presets, written out: section 1 of the recipe's reference."""
+    train = {
+        "batch_size": 64, "precision": "fp32", "wd": 0.01, "optimizer": "adamw", "seed": 42, "threads": None,
+        "loss": "bce", "label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "clip_norm": None, "accumulate": 1,
+        "schedule": changes["schedule"], "drop_last": changes["drop_last"],
+    }  # fmt: skip
+    augment = {"flip": changes["flip"], "rotate": 10, "zoom": 1.05, "lighting": 0.1, "p_affine": 0.75, "p_lighting": 0.75}
+    stages = [(128, True, 0.01), (128, False, (1e-5, 0.002)), (256, True, 0.005), (256, False, (1e-5, 0.001))]
+    return {
+        "model": {"arch": "resnet50", "weights": "imagenet", "dropout": 0.5, "batch_norm": "worker"},
+        "data": {"split": "random", "normalize": "imagenet", "augment": augment},
+        "train": train,
+        "stages": tuple(
+            {"size": size, "epochs": 5, "freeze": freeze, "lr": lr, "start_size": None, "batch_size": None, "augment": None}
+            for size, freeze, lr in stages
+        ),
+        "select": None, "dataset": None, "storage": "runs", "lr": None, "init_from": None, "num_workers": 1, "use_gpu": None,
+    }  # fmt: skip
+
+
+def test_the_presets_of_the_lesson_are_these_numbers_and_differ_where_fastai_did():
     first, later = load_recipe("planet-resnet50-2018"), load_recipe("planet-resnet50-2019")
-    assert (first.train.schedule, later.train.schedule) == ("one-cycle-2018", "one-cycle-2019")
-    assert (first.data.augment.flip, later.data.augment.flip) == ("dihedral-2018", "dihedral")
-    assert (first.train.drop_last, later.train.drop_last) == (False, True)
-    assert first.train.precision == later.train.precision == "fp32" and first.stages == later.stages == LESSON_STAGES
+    assert first.model_dump() == lesson(schedule="one-cycle-2018", drop_last=False, flip="dihedral-2018")
+    assert later.model_dump() == lesson(schedule="one-cycle-2019", drop_last=True, flip="dihedral")

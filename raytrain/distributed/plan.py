@@ -66,8 +66,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
 
 def _steps(recipe: Recipe, dataset: Dataset, stage: Stage) -> int:
     rows = dataset.part_rows(recipe.data.split, "train")
-    shares = recipe.num_workers * recipe.train.accumulate
-    return len(tiles.global_batches(rows, recipe.batch_size(stage), shares, recipe.train.drop_last))
+    return len(tiles.global_batches(rows, recipe.batch_size(stage), recipe.num_workers, recipe.train.drop_last))
 
 
 def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[str]:

@@ -38,6 +38,8 @@ def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Datase
     check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
     places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
     model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
+    sizes = (stage.size_at(epoch) for stage in recipe.stages for epoch in range(1, stage.epochs + 1))
+    models.check_sizes(model, recipe.model.arch, sizes)
     if starts and recipe.init_from is not None:
         places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
         checkpoint.check_fits(checkpoint.load(places["init_from"]), dataset.classes, recipe.model.arch)

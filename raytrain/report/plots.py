@@ -133,7 +133,7 @@ def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme 
     ax.set_ylim(*_spread(shown["smoothed"]))
     ax.set_xlabel("learning rate of all layer groups")
     ax.set_ylabel("loss")
-    _legend(ax, theme, loc="lower left")
+    _legend(ax, theme, loc="lower left", ncols=5, anchor=(0.0, 1.0))
     return _png(figure)
 
 
@@ -254,7 +254,7 @@ def _legend(
 ) -> None:
     ax.legend(
         loc=loc, ncols=ncols, bbox_to_anchor=anchor, fontsize=8, labelcolor=theme.ink,
-        facecolor=theme.paper, edgecolor="none", framealpha=0.85,
+        facecolor=theme.paper, edgecolor="none", framealpha=0.85, columnspacing=1.2, handlelength=1.5,
     )  # fmt: skip
 
 

@@ -138,15 +138,16 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: stage and epochs done in it, the checkpoint it came from, what is restored beside weights."""
+    """Where a run begins: stage and epochs done in it, the checkpoint it came from, what is restored beside weights.
+
+    `unnamed` is a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write.
+    """
 
     position: tuple[int, int] = (0, 0)
     parent: str | None = None
     optimizer: dict[str, Any] | None = None
     lr: Any = None
-    unnamed: int = (
-        0  # a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write
-    )
+    unnamed: int = 0
 
 
 class Trainer:
@@ -200,7 +201,10 @@ class Trainer:
         """Freezes, makes a new optimiser (its state goes on in the middle of a stage only) and DDP anew."""
         resumed = self.epochs_done(number) > 0
         self.lr = self.start.lr if resumed else self._peak(number)
-        step = self._stepper(number, self.lr, self.ema)
+        step = self._stepper(self.recipe, number, self.lr, self.ema)
+        dropped = len(self.train_rows) - sum(map(len, self.batches(number, 1)))
+        if dropped:
+            self.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
         if resumed and self.start.optimizer:
             step.optimizer.load_state_dict(self.start.optimizer)
         return step
@@ -209,12 +213,7 @@ class Trainer:
         """The global batches of an epoch, in order."""
         train, stage = self.recipe.train, self.recipe.stages[number - 1]
         order = tiles.epoch_order(self.train_rows, self.dataset.shard_rows, (train.seed, number, epoch))
-        shares = self.worker.world * train.accumulate
-        batches = tiles.global_batches(order, self.recipe.batch_size(stage), shares, train.drop_last)
-        dropped = len(order) - sum(map(len, batches))
-        if dropped and epoch == 1:
-            self.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
-        return batches
+        return tiles.global_batches(order, self.recipe.batch_size(stage), self.worker.world, train.drop_last)
 
     def share_statistics(self) -> None:
         """Gives all ranks the mean of their BatchNorm statistics, so that validation does not depend on who computes it.
@@ -222,11 +221,12 @@ class Trainer:
         The mean, not rank 0's alone: each rank saw only its slice of every batch. Normalisation in training uses the
         batch's own statistics, so nothing else changes.
         """
+        if self.worker.world == 1 or self.recipe.model.batch_norm == "fixed":
+            return
         modules = [self.model, self.ema.module] if self.ema else [self.model]
-        for buffer in (b for module in modules for b in module.buffers() if b.is_floating_point()):
-            if self.worker.world > 1:
-                dist.all_reduce(buffer)
-                buffer /= self.worker.world
+        for buffer in itertools.chain.from_iterable(map(models.running_statistics, modules)):
+            dist.all_reduce(buffer)
+            buffer /= self.worker.world
 
     def validate(self, number: int, epoch: int) -> Metrics:
         """Metrics of every validation tile exactly once, alike on every rank; rank 0 writes the predictions."""
@@ -259,7 +259,7 @@ class Trainer:
         stage = self.recipe.stages[number - 1]
         row = EpochRow(
             stage=number, size=stage.size, epoch=epoch, lr=record.rates[-1][0][-1],
-            train_loss=smoothed(record.losses), valid_loss=metrics["valid_loss"],
+            train_loss=smoothed(self._losses(number) + record.losses), valid_loss=metrics["valid_loss"],
             accuracy=metrics["accuracy"], f2=metrics["f2"], f2_best=max(self.history.best, metrics["f2"]),
             images_per_s=record.tiles / record.seconds, seconds=time.monotonic() - record.began,
         )  # fmt: skip
@@ -274,6 +274,10 @@ class Trainer:
             self.hooks.say(line)
         self.hooks.report(self.last)
 
+    def _losses(self, number: int) -> list[float]:
+        """Losses of the stage's steps before this epoch: fastai starts its smoothed loss anew at each `fit`, not epoch."""
+        return [step.loss for step in self.history.steps if step.stage == number]
+
     def end_stage(self, number: int) -> None:
         """Saves the checkpoint under the lesson's name."""
         if self.leads:
@@ -287,21 +291,26 @@ class Trainer:
         return self.last
 
     def range_test(self, number: int) -> lr_find.Curve:
-        """Runs the range test of a stage and restores the weights; rank 0 leaves its curve in `lr-find/`."""
+        """Runs the range test of a stage, at its last size, and restores the weights; rank 0 leaves it in `lr-find/`.
+
+        Raises:
+            DivergedError: on every rank, where the curve is too short to be read.
+        """
         with lr_find.weights_restored(self.model):
-            step = self._stepper(number, self.recipe.stages[number - 1].lr, None)
+            step = self._stepper(self.recipe.at_last_sizes(), number, self.recipe.stages[number - 1].lr, None)
             self.model.train()
-            found = self._endless(number)
+            batches = self._endless(number)
 
             def loss(t: int) -> float:
-                total = step(*next(found)).clone()
+                total = step(*next(batches))
                 if self.worker.world > 1:
                     dist.all_reduce(total)
                 return float(total)
 
             curve = lr_find.range_test(loss, step.optimizer)
+        found = lr_find.suggestions(curve)
         if self.leads:
-            lr_find.write(storage.join(self.run, "lr-find"), self.recipe.stage_names[number - 1], curve)
+            lr_find.write(storage.join(self.run, "lr-find"), self.recipe.stage_names[number - 1], curve, found)
         return curve
 
     def _endless(self, number: int) -> Iterator[tuple[tiles.Rows, int, int]]:
@@ -314,22 +323,27 @@ class Trainer:
         stage = self.recipe.stages[number - 1]
         if self.recipe.lr != "auto":
             return stage.lr
-        found = lr_find.suggestions(self.range_test(number))
-        peak = lr_find.scaled(stage.lr, found[AUTO_RULE])
+        curve = self.range_test(number)
+        found = lr_find.suggestions(curve)
         known = ", ".join(f"{rule} {lr:.1e}" for rule, lr in found.items())
+        if lr_find.fall(curve) < lr_find.CLEAR_FALL:
+            self.say(
+                f"stage {number}: in the range test the loss falls by {lr_find.fall(curve):.0%} only, which says nothing about "
+                f"rates ({known}); peak lr stays {_readable(stage.lr)}"
+            )
+            return stage.lr
+        peak = lr_find.scaled(stage.lr, found[AUTO_RULE])
         self.say(
             f"stage {number}: the range test suggests {known}; peak lr {_readable(peak)} instead of {_readable(stage.lr)}"
         )
         return peak
 
-    def _stepper(self, number: int, lr: float | tuple[float, float], ema: Ema | None) -> Stepper:
-        stage, train = self.recipe.stages[number - 1], self.recipe.train
+    def _stepper(self, recipe: Recipe, number: int, lr: float | tuple[float, float], ema: Ema | None) -> Stepper:
+        stage, train = recipe.stages[number - 1], recipe.train
         models.set_frozen(self.model, stage.frozen_groups)
         rates = optim.group_rates(lr, LAYER_GROUPS, train.schedule)
         optimizer = optim.make_optimizer(self.model, rates, train.wd)
-        return Stepper(
-            self.recipe, number, self._wrapped(), optimizer, self.source, self.worker, self.hooks.on_batch, ema
-        )
+        return Stepper(recipe, number, self._wrapped(), optimizer, self.source, self.worker, self.hooks.on_batch, ema)
 
     def _initialise(self) -> tuple[Start, ckpt.Checkpoint | None]:
         """Own latest checkpoint, else init_from, else weights, else random: in this order.
@@ -343,7 +357,9 @@ class Trainer:
         origin = "random weights"
         if source:
             ckpt.check_fits(source, self.dataset.classes, self.recipe.model.arch)
-            self.model.load_state_dict(source.weights())
+            # A checkpoint's F2 is that of its averages: a run that keeps none starts from them.
+            goes_on = own is not None or self.recipe.train.ema > 0
+            self.model.load_state_dict(source.weights() if goes_on else source.judged_weights())
             origin = f"{source.place} (F2 {source.meta['f2']:.4f})"
         else:
             state = models.body_weights(self.recipe.model.arch, self.recipe.model.weights)

@@ -26,6 +26,11 @@ FIRST_LR, LAST_LR = 1e-7, 10.0
 MOMENTUM = 0.9
 DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED_START, SKIPPED_END = 10, 5
+# Of the loss: the curve of a network that is trained already is flat before it rises, and its minimum is chance.
+CLEAR_FALL = 0.1
+
+
+Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,12 @@ def range_test(
     return curve
 
 
-def write(directory: str, stage_name: str, curve: Curve) -> None:
-    """Writes `<stage>.csv` (step, lr, loss, smoothed) and, where the curve is long enough, `<stage>.json` (rule: rate)."""
+def write(directory: str, stage_name: str, curve: Curve, found: dict[str, float]) -> None:
+    """Writes `<stage>.csv` (step, lr, loss, smoothed) and `<stage>.json` (rule: rate)."""
     storage.write_text(
         storage.join(directory, f"{stage_name}.csv"), pd.DataFrame(asdict(curve)).to_csv(index_label="step")
     )
-    storage.write_json(storage.join(directory, f"{stage_name}.json"), suggestions(curve))
+    storage.write_json(storage.join(directory, f"{stage_name}.json"), found)
 
 
 @contextmanager
@@ -88,8 +93,7 @@ def suggestions(curve: Curve) -> dict[str, float]:
     Raises:
         DivergedError: the loss diverged before a curve could be seen.
     """
-    part = slice(SKIPPED_START, len(curve.lr) - SKIPPED_END)
-    lr, loss = np.array(curve.lr[part]), np.array(curve.smoothed[part])
+    lr, loss = _kept(curve.lr), _kept(curve.smoothed)
     if len(lr) < SKIPPED_START:
         raise DivergedError(
             f"the range test diverged after {len(curve.lr)} of {STEPS} steps",
@@ -103,13 +107,23 @@ def suggestions(curve: Curve) -> dict[str, float]:
     }
 
 
+def fall(curve: Curve) -> float:
+    """How far the smoothed loss falls from the first step that counts to its minimum, as a share of the former."""
+    loss = _kept(curve.smoothed)
+    return float(1 - loss.min() / loss[0])
+
+
 def scaled(lr: float | tuple[float, float], suggestion: float) -> float | tuple[float, float]:
     """The stage's peak with the suggestion as the head's rate; a pair keeps its ratio."""
     return (suggestion * lr[0] / lr[1], suggestion) if isinstance(lr, tuple) else suggestion
 
 
-def _valley(loss: np.ndarray[tuple[int], np.dtype[np.float64]]) -> int:
-    """Half the length of the longest falling subsequence before its end (fastai 2's `valley`)."""
+def _kept(values: list[float]) -> Values:
+    return np.array(values[SKIPPED_START : len(values) - SKIPPED_END])
+
+
+def _valley(loss: Values) -> int:
+    """Half the length of the longest falling subsequence before its end (fastai 2's `valley`, to within a step)."""
     length = np.ones(len(loss), int)
     for i in range(1, len(loss)):
         higher = length[:i][loss[:i] > loss[i]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -164,7 +165,7 @@ def _timm_body(name: str) -> Body:
 
 
 def _early_names(network: Any, name: str) -> list[str]:
-    """Parameters of the first half of timm's coarse groups: stem and two of four stages, an eighth of the tile's size."""
+    """Parameters of the first half of timm's coarse groups, in a network of four stages the stem and two of them."""
     try:
         groups = _timm().models.group_parameters(network, network.group_matcher(coarse=True))
     except (AssertionError, AttributeError) as error:
@@ -231,10 +232,36 @@ def _head(channels: int, outputs: int, dropout: float) -> nn.Sequential:
     return head
 
 
-def layer_groups(model: nn.Sequential) -> list[list[nn.Parameter]]:
-    """Parameters of the body up to an eighth of the tile's size, of the rest of it, and of the head.
+def running_statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Running mean and variance of every BatchNorm."""
+    return [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
-    Of a ResNet the first group is conv1 to layer2 (fastai 1 splits `m[0][6], m[1]`).
+
+def check_sizes(model: nn.Sequential, arch: str, sizes: Iterable[int]) -> None:
+    """Shows the network an empty tile of every size.
+
+    Raises:
+        ConfigError: it cannot take one.
+    """
+    for size in sorted(set(sizes)):
+        try:
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"{arch} cannot take tiles of {size} px ({_first_line(error)})",
+                "a stage of the recipe has this size",
+                "give its stage another size (or start_size); multiples of 32 from 64 on suit every network here",
+            ) from None
+        finally:
+            model.train()
+
+
+def layer_groups(model: nn.Sequential) -> list[list[nn.Parameter]]:
+    """Parameters of the body's first part, of the rest of it, and of the head.
+
+    Of a torchvision network the first part ends at an eighth of the tile's size, of a ResNet it is conv1 to layer2
+    (fastai 1 splits `m[0][6], m[1]`); of a timm network it is the first half of its stages.
     """
     body: Any
     body, head = model

@@ -106,7 +106,7 @@ class Stepper:
         alpha = self.recipe.train.mixup
         if not alpha:
             return Draws(augment, np.arange(count), None)
-        chance = np.random.default_rng(key)
+        chance = np.random.default_rng((*key, 1))
         share = chance.beta(alpha, alpha, count)
         return Draws(augment, chance.permutation(count), torch.from_numpy(np.maximum(share, 1 - share)))
 

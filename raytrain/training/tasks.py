@@ -58,7 +58,9 @@ def asymmetric(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def soft_f2(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """1 - F2 with probabilities in place of decisions: 1 - 5 sum(t p) / (4 sum(t) + sum(p)); (N, K) to (N,)."""
     p = logits.sigmoid()
-    return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / (BETA_SQUARED * target.sum(1) + p.sum(1))
+    size = BETA_SQUARED * target.sum(1) + p.sum(1)
+    # A tile without labels, sure of it: 0 / 0.
+    return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / size.clamp(min=torch.finfo(p.dtype).tiny)
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

@@ -44,15 +44,14 @@ def epoch_order(rows: Rows, shard_rows: Sequence[int], key: Sequence[int], windo
     return np.concatenate(pieces)
 
 
-def global_batches(order: Rows, batch_size: int, shares: int, drop_last: bool) -> list[Rows]:
+def global_batches(order: Rows, batch_size: int, world: int, drop_last: bool) -> list[Rows]:
     """Cuts an epoch's order into global batches.
 
-    The last, smaller one is dropped with `drop_last`, or where it would leave one of its shares (a pass of a rank) fewer
-    than 2 tiles.
+    The last, smaller one is dropped with `drop_last`, or where it would leave a rank fewer than 2 tiles.
     """
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     last_is_short = bool(batches) and len(batches[-1]) < batch_size
-    if last_is_short and (drop_last or len(batches[-1]) < MIN_TILES_PER_RANK * shares):
+    if last_is_short and (drop_last or len(batches[-1]) < MIN_TILES_PER_RANK * world):
         batches.pop()
     return batches
 
@@ -65,8 +64,12 @@ def rank_slice(length: int, rank: int, world: int) -> slice:
 
 
 def pass_slices(length: int, rank: int, world: int, passes: int) -> list[slice]:
-    """The share of a rank, cut into the passes that its gradient is accumulated in."""
+    """The share of a rank, cut into the passes that its gradient is accumulated in: fewer where one had under 2 tiles.
+
+    As many on every rank, since ranks wait for each other in the last one.
+    """
     share = rank_slice(length, rank, world)
+    passes = max(1, min(passes, length // world // MIN_TILES_PER_RANK))
     parts = (rank_slice(share.stop - share.start, n, passes) for n in range(passes))
     return [slice(share.start + part.start, share.start + part.stop) for part in parts]
 

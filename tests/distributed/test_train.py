@@ -252,3 +252,5 @@ def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(data
     assert set(found) == {"steepest", "valley", "minimum/10"} and all(1e-8 < lr < 10 for lr in found.values())
     assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
     assert "found" not in capsys.readouterr().out
+    assert run_command(arguments) == 2
+    assert 'already a run "found"' in capsys.readouterr().err

@@ -60,9 +60,23 @@ def test_the_rules_read_the_rates_they_are_named_after():
 
 
 def test_the_first_ten_and_the_last_five_steps_play_no_part():
-    losses = np.linspace(1.0, 0.9, 100)
-    losses[3], losses[97] = -5.0, -9.0
-    assert lr_find.suggestions(curve(losses)) == lr_find.suggestions(curve(np.linspace(1.0, 0.9, 100)))
+    plain = np.linspace(1.0, 0.9, 100)
+    wanted = lr_find.suggestions(curve(plain))
+    for place in (0, 9, 95, 99):
+        losses = plain.copy()
+        losses[place] = -5.0
+        assert lr_find.suggestions(curve(losses)) == wanted
+    for place in (10, 94):
+        losses = plain.copy()
+        losses[place] = -5.0
+        assert lr_find.suggestions(curve(losses))["minimum/10"] == pytest.approx(curve(losses).lr[place] / 10)
+
+
+def test_how_far_the_loss_falls_is_told_from_the_steps_that_count():
+    losses = np.full(100, 0.2)
+    losses[:10], losses[60], losses[70:] = 9.0, 0.19, 0.4
+    assert lr_find.fall(curve(losses)) == pytest.approx(0.05)
+    assert lr_find.fall(curve(np.linspace(1.0, 2.0, 100))) == 0
 
 
 def test_a_curve_that_diverged_at_once_suggests_nothing():

@@ -85,7 +85,8 @@ def test_resnet50_has_the_lessons_layer_groups():
 def test_freezing_leaves_the_head_and_53120_batch_norm_weights_trainable():
     model = models.build("resnet50", 17, 0.5)
     models.set_frozen(model, 2)
-    assert sum(p.numel() for p in model.body.parameters() if p.requires_grad) == 53_120
+    trainable = [sum(p.numel() for p in group if p.requires_grad) for group in models.layer_groups(model)[:2]]
+    assert trainable == [10_112, 43_008] and sum(trainable) == 53_120
     assert all(p.requires_grad for p in model.head.parameters())
     models.set_frozen(model, 0)
     assert all(p.requires_grad for p in model.parameters())
@@ -101,7 +102,8 @@ def test_the_head_is_the_lessons():
     assert head[3].weight.shape == (512, 4096) and head[7].weight.shape == (17, 512)
     # kaiming_normal_ with fan_in: variance 2 / fan_in.
     assert head[3].weight.std().item() == pytest.approx((2 / 4096) ** 0.5, rel=0.02)
-    assert head[3].bias.abs().max() == 0
+    assert head[7].weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.05)
+    assert head[3].bias.abs().max() == head[7].bias.abs().max() == 0
 
 
 def test_pooling_puts_the_maximum_first_and_takes_any_size():
@@ -285,7 +287,8 @@ def test_synchronised_batch_norm_is_everywhere_and_leaves_the_groups():
     groups = models.layer_groups(model)
     assert [sum(p.numel() for p in group) for group in groups] == [1_444_928, 22_063_104, 2_115_601]
     models.set_frozen(model, 2)
-    assert sum(p.numel() for p in model.body.parameters() if p.requires_grad) == 53_120
+    trainable = [sum(p.numel() for p in group if p.requires_grad) for group in models.layer_groups(model)[:2]]
+    assert trainable == [10_112, 43_008] and sum(trainable) == 53_120
 
 
 def test_synchronised_batch_norm_is_refused_without_gpus():
@@ -395,3 +398,11 @@ def test_timms_own_weights_and_how_to_go_on_without(monkeypatch):
     unweighted = next(name for name in timm.list_models() if not timm.is_model_pretrained(name))
     with pytest.raises(ConfigError, match="has no weights"):
         models.body_weights(f"timm:{unweighted}", "imagenet")
+
+
+def test_a_size_that_the_network_cannot_take_is_refused():
+    model = models.build("convnext_tiny", 3, 0.0)
+    models.check_sizes(model, "convnext_tiny", [64, 96])
+    with pytest.raises(ConfigError, match="convnext_tiny cannot take tiles of 16 px"):
+        models.check_sizes(model, "convnext_tiny", [64, 16])
+    assert model.training

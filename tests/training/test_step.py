@@ -170,6 +170,9 @@ def test_passes_cut_a_ranks_share_without_loss():
     parts = [tiles.pass_slices(23, rank, 3, 2) for rank in range(3)]
     rows = [row for passes in parts for part in passes for row in range(part.start, part.stop)]
     assert rows == list(range(23)) and all(len(passes) == 2 for passes in parts)
+    # A last, smaller batch takes fewer passes, as many on every rank: 7 tiles are 3 + 2 + 2.
+    short = [tiles.pass_slices(7, rank, 3, 4) for rank in range(3)]
+    assert [[part.stop - part.start for part in passes] for passes in short] == [[3], [2], [2]]
 
 
 def test_dropout_differs_between_ranks_and_passes_and_repeats_for_a_position():
