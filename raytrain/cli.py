@@ -6,6 +6,7 @@ Heavy modules (torch, ray) are imported inside the commands: help, --print-confi
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -16,7 +17,7 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from raytrain import runs, storage
-from raytrain.config import Recipe, load_recipe, parse_yaml, sentences
+from raytrain.config import SPLIT_NAME, Recipe, load_recipe, parse_yaml, sentences
 from raytrain.errors import ConfigError, RaytrainError
 
 # Set before ray is imported; whoever sets them differently keeps their value.
@@ -120,10 +121,7 @@ def ingest(
     tags_column: Annotated[str, Parameter(help="column with space-separated labels")] = "tags",
 ) -> None:
     """Make a dataset of Parquet shards from tiles and a label CSV."""
-    if seed < 0:
-        raise ConfigError(f"--seed {seed} is less than 0", "seeds of random generators are not negative", "--seed 42")
-    if not 0 < valid < 1:
-        raise ConfigError(f"--valid {valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
+    _check_draw(valid, seed)
     from raytrain.distributed.ingest import ingest as run_ingest
 
     done = run_ingest(
@@ -153,6 +151,75 @@ def check(dataset: str, /) -> None:
         print(f"  split {split['name']}: {parts}")
     for name, count in zip(found.classes, found.targets.sum(0), strict=True):
         print(f"  {name}: {count}")
+
+
+@data_app.command
+def split(
+    dataset: str,
+    /,
+    *,
+    name: Annotated[str, Parameter(help="of the new split; with --folds NAME-1, NAME-2, ...")],
+    by: Annotated[
+        Literal["random", "stratified", "group", "column"],
+        Parameter(
+            help="stratified: every label in its share; group: no group on both sides; column: as its values say"
+        ),
+    ] = "random",
+    valid: Annotated[float, Parameter(help="share of tiles that validate, 0 to 1")] = 0.2,
+    seed: Annotated[int, Parameter(help="seed of the division")] = 42,
+    folds: Annotated[int | None, Parameter(help="so many splits; every tile validates in one of them")] = None,
+    table: Annotated[str | None, Parameter(help="CSV with image_name and --column, for group and column")] = None,
+    column: Annotated[str | None, Parameter(help="column of --table")] = None,
+    valid_values: Annotated[list[str] | None, Parameter(help="values of the column that validate", negative="")] = None,
+    test_values: Annotated[list[str] | None, Parameter(help="values of the column that test", negative="")] = None,
+) -> None:
+    """Add a named split, or one for each of several folds, to a dataset; no shard is touched."""
+    _check_draw(valid, seed)
+    _check_rule(name, by, folds, valid_values)
+    if (by in ("group", "column")) != (table is not None and column is not None):
+        raise ConfigError(
+            f"--by {by} {'needs' if by in ('group', 'column') else 'takes no'} --table and --column",
+            "they say which tile belongs to which group",
+            "--by group --table scenes.csv --column scene",
+        )
+    from raytrain.data import sources, splits
+    from raytrain.data.dataset import add_splits, open_dataset
+
+    found = open_dataset(dataset)
+    order = found.table["image_name"].argsort()  # the division does not depend on how rows lie in shards
+    names = found.table["image_name"].iloc[order].to_list()
+    groups = sources.column_of(names, storage.absolute(table), column) if table and column else []
+    rule = splits.Rule(by, valid, folds, tuple(valid_values or ()), tuple(test_values or ()), seed)
+    tables = rule.tables(name, names, found.targets[order], groups)
+    new = add_splits(found, tables)
+    for made, rows in tables.items():
+        counts = ", ".join(f"{part} {count}" for part, count in sorted(rows["part"].value_counts().items()))
+        print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")
+    print(f"next: raytrain train --config planet-resnet18 --dataset {dataset} --data.split {next(iter(tables))}")
+
+
+def _check_rule(name: str, by: str, folds: int | None, valid_values: list[str] | None) -> None:
+    if not re.fullmatch(SPLIT_NAME, name):
+        raise ConfigError(
+            f"--name {name} is not made of letters, digits, _, . and -", "it becomes a file", "--name stratified"
+        )
+    if folds is not None and (folds < 2 or by == "column"):
+        raise ConfigError(
+            f"--folds {folds} with --by {by}", "folds are 2 or more, drawn at random", "--folds 5 --by stratified"
+        )
+    if (by == "column") != bool(valid_values):
+        raise ConfigError(
+            f"--by {by} {'needs' if by == 'column' else 'takes no'} --valid-values",
+            "the values of the column say what validates",
+            "--by column --table parts.csv --column part --valid-values valid",
+        )
+
+
+def _check_draw(valid: float, seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"--seed {seed} is less than 0", "seeds of random generators are not negative", "--seed 42")
+    if not 0 < valid < 1:
+        raise ConfigError(f"--valid {valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
 
 
 @app.command

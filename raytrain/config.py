@@ -34,6 +34,7 @@ ENV_PREFIX = "RAYTRAIN_"
 ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTRAIN_TORCH_INDEX"}
 
 
+SPLIT_NAME = r"^[A-Za-z0-9_.-]+$"
 # Stem to the eighth of the tile's size, the rest of the body, the head: fastai 1's groups of a ResNet.
 LAYER_GROUPS = 3
 
@@ -73,7 +74,7 @@ class Model(Settings):
 class Data(Settings):
     """Which rows are trained on, and how tiles become tensors."""
 
-    split: str = Field("random", description="name of a split of the dataset", pattern=r"^[A-Za-z0-9_.-]+$")
+    split: str = Field("random", description="name of a split of the dataset", pattern=SPLIT_NAME)
     normalize: Literal["imagenet", "none"] = Field("imagenet", description="mean and deviation per channel")
     augment: Augment = Augment()
 

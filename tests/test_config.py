@@ -155,7 +155,14 @@ def lesson(**changes):
         "loss": "bce", "label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "clip_norm": None, "accumulate": 1,
         "schedule": changes["schedule"], "drop_last": changes["drop_last"],
     }  # fmt: skip
-    augment = {"flip": changes["flip"], "rotate": 10, "zoom": 1.05, "lighting": 0.1, "p_affine": 0.75, "p_lighting": 0.75}
+    augment = {
+        "flip": changes["flip"],
+        "rotate": 10,
+        "zoom": 1.05,
+        "lighting": 0.1,
+        "p_affine": 0.75,
+        "p_lighting": 0.75,
+    }
     stages = [(128, True, 0.01), (128, False, (1e-5, 0.002)), (256, True, 0.005), (256, False, (1e-5, 0.001))]
     return {
         "model": {"arch": "resnet50", "weights": "imagenet", "dropout": 0.5, "batch_norm": "worker"},

@@ -132,6 +132,47 @@ class Dataset:
         return content
 
 
+def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Adds named splits (image_name, part, fold) to a dataset; no shard is touched, dataset.json is replaced at the end.
+
+    Returns:
+        The names that were new; a split that is there with equal content stays as it is.
+
+    Raises:
+        DataError: a name is taken by another split, or a part is empty of validation or training rows.
+    """
+    there = {split["name"]: split["sha256"] for split in dataset.manifest["splits"]}
+    contents = {name: split_bytes(table) for name, table in tables.items()}
+    entries = {name: split_entry(name, contents[name], table) for name, table in tables.items()}
+    for name, entry in entries.items():
+        if there.get(name, entry["sha256"]) != entry["sha256"]:
+            raise DataError(
+                f'{dataset.place} has another split "{name}"',
+                "runs were judged on it; a split is never overwritten",
+                "raytrain data split with another --name",
+            )
+        if not {"train", "valid"} <= entry["parts"].keys():
+            parts = ", ".join(f"{count} {part}" for part, count in entry["parts"].items())
+            raise DataError(
+                f'the split "{name}" would have {parts} tiles',
+                "both parts need tiles",
+                "divide the tiles in another way",
+            )
+    new = [name for name in entries if name not in there]
+    for name in new:
+        storage.write_bytes(storage.join(dataset.place, "splits", f"{name}.parquet"), contents[name])
+    if new:
+        manifest = dataset.manifest | {"splits": dataset.manifest["splits"] + [entries[name] for name in new]}
+        storage.write_json(storage.join(dataset.place, "dataset.json"), manifest)
+    return new
+
+
+def split_entry(name: str, content: bytes, table: pd.DataFrame) -> dict[str, Any]:
+    """What dataset.json says of a split: name, sha256 of its file, tiles by part."""
+    parts = {str(part): int(count) for part, count in sorted(table["part"].value_counts().items())}
+    return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "parts": parts}
+
+
 def dataset_hash(shards: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
     """The hash of a dataset from its manifest's shard entries and classes."""
     content = json.dumps([[s["file"], s["rows"], s["sha256"]] for s in shards] + [list(classes)])

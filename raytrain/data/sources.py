@@ -63,10 +63,8 @@ def read_labels(
             open quote, no rows, or a label that is not in `classes`; with the line.
     """
     content = _label_bytes(place)
-    rows = list(_rows(_text(content, place), place, name_column, tags_column))
-    if not rows:
-        raise DataError(f"{place} has a header but no rows", "there is nothing to train on", "check the file")
-    table = pd.DataFrame(rows, columns=["image_name", "tags", "line"])
+    table = _table(content, place, name_column, tags_column)
+    table["tags"] = [tuple(tags.split()) for tags in table["tags"]]
     repeated = sum(len(tags) != len(set(tags)) for tags in table["tags"])
     table["tags"] = [tuple(dict.fromkeys(tags)) for tags in table["tags"]]
     table["problem"] = _problems(table)
@@ -78,6 +76,35 @@ def read_labels(
         "rows repeated word for word": int((table["problem"] == "repeated").sum()),
     }
     return Labels(table, list(classes or found), hashlib.sha256(content).hexdigest(), notes)
+
+
+def column_of(names: Sequence[str], place: str, column: str, name_column: str = "image_name") -> list[str]:
+    """One column of a CSV for the named tiles, such as the scene or region they belong to; suffixes may be left out.
+
+    Raises:
+        DataError: as `read_labels`, a tile stands there twice with different values, or not at all.
+    """
+    values: dict[str, str] = {}
+    for name, value, line in _table(_label_bytes(place), place, name_column, column).itertuples(index=False):
+        known = values.setdefault(_stem(name), value.strip())
+        if known != value.strip():
+            raise DataError(
+                f'line {line} of {place} says {column} "{value.strip()}" of {name}, an earlier line "{known}"',
+                "a tile belongs to one side of a split",
+                "correct that line",
+            )
+    missing = [name for name in names if _stem(name) not in values]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} tiles have no row in {place}, such as {missing[0]}",
+            "it would be unknown which side of the split they belong to",
+            "add them to the table",
+        )
+    return [values[_stem(name)] for name in names]
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), ""))
 
 
 def find_images(place: str) -> dict[str, str]:
@@ -158,7 +185,15 @@ def _text(content: bytes, place: str) -> str:
     return text
 
 
-def _rows(text: str, place: str, name_column: str, tags_column: str) -> Iterator[tuple[str, tuple[str, ...], int]]:
+def _table(content: bytes, place: str, name_column: str, value_column: str) -> pd.DataFrame:
+    """Columns image_name, tags (the text of the value column) and line."""
+    rows = list(_rows(_text(content, place), place, name_column, value_column))
+    if not rows:
+        raise DataError(f"{place} has a header but no rows", "there is nothing to read from it", "check the file")
+    return pd.DataFrame(rows, columns=["image_name", "tags", "line"])
+
+
+def _rows(text: str, place: str, name_column: str, tags_column: str) -> Iterator[tuple[str, str, int]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     try:
@@ -173,7 +208,7 @@ def _rows(text: str, place: str, name_column: str, tags_column: str) -> Iterator
                     "correct that line (several labels are separated by spaces, not commas)",
                 )
             if row:
-                yield row[name].strip(), tuple(row[tags].split()), start
+                yield row[name].strip(), row[tags], start
             line = reader.line_num
     except csv.Error as error:
         raise DataError(

@@ -222,7 +222,8 @@ def _finish(
         raise DataError(
             "no usable picture is left", "a dataset without rows cannot be trained on", "see the quarantine"
         )
-    split = index[index["image_name"].isin(kept)][["image_name", "part"]].assign(fold=-1)
+    usable = index[index["image_name"].isin(kept)]
+    split = splits.as_split(usable["image_name"].to_list(), usable["part"].to_numpy())
     content = ds.split_bytes(split)
     storage.write_bytes(storage.join(place, "splits", "random.parquet"), content)
     bad = sorted(bad, key=lambda record: record["image_name"])
@@ -236,8 +237,7 @@ def _finish(
         "classes": labels.classes,
         "tile_size": max(map(int, sides)),
         "shards": shards,
-        "splits": [{"name": "random", "sha256": hashlib.sha256(content).hexdigest(),
-                    "parts": {p: int(n) for p, n in sorted(split["part"].value_counts().items())}}],
+        "splits": [ds.split_entry("random", content, split)],
         "source": source.content(),
         "gate": {"rows in the label file": len(labels.table), "tiles": len(kept)}
         | {f"quarantined: {kind}": n for kind, n in sorted(Counter(r["kind"] for r in bad).items())}
