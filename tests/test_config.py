@@ -146,6 +146,7 @@ def test_the_header_of_every_recipe_says_its_command_and_what_to_expect(name):
     header = resources.files("raytrain.recipes").joinpath(f"{name}.yaml").read_text().split("\nmodel:")[0]
     assert header.startswith(f"# {name}: ") and f"raytrain train --config {name} " in header
     assert "F2" in header and any(word in header for word in ("GPU", "CPU"))
+    assert "Source: " in header and any(word in header for word in ("minutes", "seconds", "time at best"))
 
 
 def lesson(**changes):
