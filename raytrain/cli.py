@@ -107,7 +107,7 @@ def quickstart(
 def ingest(
     *,
     images: Annotated[str, Parameter(help="folder with the tiles directly inside")],
-    labels: Annotated[str, Parameter(help="CSV with one row a tile")],
+    labels: Annotated[str, Parameter(help="CSV or Parquet file with one row a tile")],
     out: Annotated[str, Parameter(help="dataset directory or URI to make")],
     valid: Annotated[float, Parameter(help="share of rows that validate, 0 to 1")] = 0.2,
     seed: Annotated[int, Parameter(help="seed of the split and of the order of rows")] = 42,
@@ -118,15 +118,27 @@ def ingest(
         str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")
     ] = None,
     name_column: Annotated[str, Parameter(help="column with the tile's name")] = "image_name",
-    tags_column: Annotated[str, Parameter(help="column with space-separated labels")] = "tags",
+    tags_column: Annotated[str, Parameter(help="column with the labels")] = "tags",
+    separator: Annotated[str, Parameter(help="one character between the columns of a CSV, or `tab`")] = ",",
+    tags_separator: Annotated[
+        str | None, Parameter(help="between the labels of a tile; white space by default")
+    ] = None,
 ) -> None:
-    """Make a dataset of Parquet shards from tiles and a label CSV."""
+    """Make a dataset of Parquet shards from tiles and a label file."""
     _check_draw(valid, seed)
+    separator = "\t" if separator == "tab" else separator
+    if len(separator) != 1 or separator in '"\r\n' or tags_separator == "":
+        raise ConfigError(
+            f"--separator {separator!r} --tags-separator {tags_separator!r}",
+            "columns are separated by one character, labels by one or more",
+            "--separator ';', or --separator tab",
+        )
+    from raytrain.data.sources import LabelFormat
     from raytrain.distributed.ingest import ingest as run_ingest
 
     done = run_ingest(
         images, labels, out, classes=classes.split(",") if classes else None, valid=valid, seed=seed, max_bad=max_bad,
-        name_column=name_column, tags_column=tags_column,
+        form=LabelFormat(name_column, tags_column, separator, tags_separator),
     )  # fmt: skip
     verb = "is there already" if done.already_there else f"written by {len(done.pids)} processes"
     print(f"dataset {done.dataset.place} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes")

@@ -1,7 +1,7 @@
 """From a label file and an image folder to the index table: image_name, path, part, target.
 
-Labels come as CSV with one row a tile and space-separated tags, as Kaggle's `train_v2.csv`. Reading is strict: pandas
-would silently shift columns on an extra comma and turn a tag `NA` into nothing. No torch, no ray.
+Labels come as CSV or Parquet with one row a tile, by default with space-separated tags as in Kaggle's `train_v2.csv`.
+Reading is strict: pandas would silently shift columns on an extra comma and turn a tag `NA` into nothing. No torch, no ray.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raytrain import storage
 from raytrain.data.images import SUFFIXES
@@ -24,6 +26,30 @@ from raytrain.errors import DataError, did_you_mean
 
 MAX_LABEL_BYTES = 200 * 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """How a label file is to be read.
+
+    Attributes:
+        name_column: column with the tile's name; tags_column: with its labels.
+        separator: one character between the columns of a CSV; a Parquet file needs none.
+        tags_separator: between the labels of a tile; None for white space.
+    """
+
+    name_column: str = "image_name"
+    tags_column: str = "tags"
+    separator: str = ","
+    tags_separator: str | None = None
+
+    def tags(self, value: str | list[str]) -> tuple[str, ...]:
+        """The labels of one tile, from a cell of the tags column: text, or in Parquet a list."""
+        parts = value.split(self.tags_separator) if isinstance(value, str) else value
+        return tuple(part.strip() for part in parts if part.strip())
+
+
+KAGGLE_FORMAT = LabelFormat()
 
 
 @dataclass(frozen=True)
@@ -53,18 +79,16 @@ class Labels:
         return targets
 
 
-def read_labels(
-    place: str, name_column: str = "image_name", tags_column: str = "tags", classes: Sequence[str] | None = None
-) -> Labels:
-    """Reads a label CSV.
+def read_labels(place: str, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None) -> Labels:
+    """Reads a label file: Parquet where its name ends so, else CSV.
 
     Raises:
         DataError: missing, not UTF-8, HTML, another separator, wrong header, a row with another number of fields, an
             open quote, no rows, or a label that is not in `classes`; with the line.
     """
     content = _label_bytes(place)
-    table = _table(content, place, name_column, tags_column)
-    table["tags"] = [tuple(tags.split()) for tags in table["tags"]]
+    table = _table(content, place, form)
+    table["tags"] = [form.tags(tags) for tags in table["tags"]]
     repeated = sum(len(tags) != len(set(tags)) for tags in table["tags"])
     table["tags"] = [tuple(dict.fromkeys(tags)) for tags in table["tags"]]
     table["problem"] = _problems(table)
@@ -85,11 +109,13 @@ def column_of(names: Sequence[str], place: str, column: str, name_column: str = 
         DataError: as `read_labels`, a tile stands there twice with different values, or not at all.
     """
     values: dict[str, str] = {}
-    for name, value, line in _table(_label_bytes(place), place, name_column, column).itertuples(index=False):
-        known = values.setdefault(_stem(name), value.strip())
-        if known != value.strip():
+    form = LabelFormat(name_column, column)
+    for name, cell, line in _table(_label_bytes(place), place, form).itertuples(index=False):
+        value = " ".join(form.tags(cell))
+        known = values.setdefault(_stem(name), value)
+        if known != value:
             raise DataError(
-                f'line {line} of {place} says {column} "{value.strip()}" of {name}, an earlier line "{known}"',
+                f'line {line} of {place} says {column} "{value}" of {name}, an earlier line "{known}"',
                 "a tile belongs to one side of a split",
                 "correct that line",
             )
@@ -185,20 +211,43 @@ def _text(content: bytes, place: str) -> str:
     return text
 
 
-def _table(content: bytes, place: str, name_column: str, value_column: str) -> pd.DataFrame:
-    """Columns image_name, tags (the text of the value column) and line."""
-    rows = list(_rows(_text(content, place), place, name_column, value_column))
+def _table(content: bytes, place: str, form: LabelFormat) -> pd.DataFrame:
+    """Columns image_name, tags (the cell as it stands) and line (of a CSV; of Parquet the row, from 1)."""
+    parquet = place.lower().endswith(".parquet")
+    rows = list(_parquet_rows(content, place, form) if parquet else _rows(_text(content, place), place, form))
     if not rows:
         raise DataError(f"{place} has a header but no rows", "there is nothing to read from it", "check the file")
     return pd.DataFrame(rows, columns=["image_name", "tags", "line"])
 
 
-def _rows(text: str, place: str, name_column: str, tags_column: str) -> Iterator[tuple[str, str, int]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _parquet_rows(content: bytes, place: str, form: LabelFormat) -> Iterator[tuple[str, str | list[str], int]]:
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        columns = [file.schema_arrow.names[i] for i in _columns(file.schema_arrow.names, place, form)]
+        table = file.read(columns=columns)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{place} is not a Parquet file: {error}", "its labels cannot be read", "get it again"
+        ) from None
+    for column in columns:
+        kind = table.schema.field(column).type
+        cell = kind.value_type if pa.types.is_list(kind) and column == form.tags_column else kind
+        if not (pa.types.is_string(cell) or pa.types.is_large_string(cell)) or table.column(column).null_count:
+            raise DataError(
+                f'column "{column}" of {place} is of type {kind} with {table.column(column).null_count} empty cells',
+                "names and labels are text, and every tile has both",
+                "write it as text (labels: text, or a list of texts)",
+            )
+    cells = zip(*(table.column(column).to_pylist() for column in columns), strict=True)
+    yield from ((name.strip(), tags, row) for row, (name, tags) in enumerate(cells, 1))
+
+
+def _rows(text: str, place: str, form: LabelFormat) -> Iterator[tuple[str, str, int]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=form.separator)
     line = 1
     try:
         header = next(reader, [])
-        name, tags = _columns(header, place, name_column, tags_column)
+        name, tags = _columns(header, place, form)
         for row in reader:
             line, start = reader.line_num + 1, line + 1
             if row and len(row) != len(header):
@@ -218,15 +267,18 @@ def _rows(text: str, place: str, name_column: str, tags_column: str) -> Iterator
         ) from None
 
 
-def _columns(header: list[str], place: str, name_column: str, tags_column: str) -> tuple[int, int]:
-    expected = (name_column, tags_column)
+def _columns(header: list[str], place: str, form: LabelFormat) -> tuple[int, int]:
+    expected = (form.name_column, form.tags_column)
     fix = "rename the columns, or give --name-column and --tags-column"
-    why = f"the columns {name_column} and {tags_column} say which tile has which labels"
+    why = f"the columns {form.name_column} and {form.tags_column} say which tile has which labels"
     if len(header) <= 1:
-        other = next((s for s in ";\t|" if header and s in header[0]), None)
+        other = next((s for s in ",;\t|" if header and s in header[0]), None)
         if other:
+            flag = {"\t": "tab"}.get(other, f"'{other}'")
             raise DataError(
-                f"{place} is separated by {other!r}, expected ','", why, "save it again with commas between the columns"
+                f"{place} is separated by {other!r}, expected {form.separator!r}",
+                why,
+                f"raytrain ingest --separator {flag}",
             )
         if not header:
             raise DataError(f"{place} is empty", why, "check the file")
@@ -238,7 +290,7 @@ def _columns(header: list[str], place: str, name_column: str, tags_column: str) 
             why,
             fix,
         )
-    return header.index(name_column), header.index(tags_column)
+    return header.index(form.name_column), header.index(form.tags_column)
 
 
 def _problems(table: pd.DataFrame) -> list[str]:

@@ -32,7 +32,7 @@ class Source:
     """What a dataset is made from; stored in its manifest and compared before a second ingest is skipped."""
 
     labels_sha256: str
-    columns: tuple[str, str]
+    form: sources.LabelFormat
     image_folder: str
     classes: tuple[str, ...]
     valid: float
@@ -40,7 +40,7 @@ class Source:
 
     def content(self) -> dict[str, Any]:
         """As JSON gives it back."""
-        return asdict(self) | {"columns": list(self.columns), "classes": list(self.classes)}
+        return asdict(self) | {"classes": list(self.classes)}
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ def ingest(
     valid: float = 0.2,
     seed: int = 42,
     max_bad: int | None = None,
-    name_column: str = "image_name",
-    tags_column: str = "tags",
+    form: sources.LabelFormat = sources.KAGGLE_FORMAT,
     say: Callable[[str], None] = print,
 ) -> Ingested:
     """Makes a dataset directory (or says that it is there).
 
     Args:
         image_folder: directory or URI with the pictures directly inside.
-        label_file: CSV, one row a tile.
+        label_file: CSV or Parquet, one row a tile.
+        form: how it is to be read.
         out: dataset directory or URI to make.
         classes: the labels in target order; by default all labels of the file, sorted.
         valid: share of rows that validate.
@@ -83,9 +83,8 @@ def ingest(
         StorageError: `out` cannot be written.
     """
     out, image_folder = storage.absolute(out), storage.absolute(image_folder)
-    labels = sources.read_labels(storage.absolute(label_file), name_column, tags_column, classes)
-    columns = (name_column, tags_column)
-    source = Source(labels.sha256, columns, storage.name_of(image_folder), tuple(labels.classes), valid, seed)
+    labels = sources.read_labels(storage.absolute(label_file), form, classes)
+    source = Source(labels.sha256, form, storage.name_of(image_folder), tuple(labels.classes), valid, seed)
     there = _already_there(out, source)
     if there:
         return Ingested(there, True, there.manifest["gate"], [])

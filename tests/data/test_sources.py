@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,6 +85,50 @@ def test_unusable_rows_are_named_by_their_problem(tmp_path):
         ("t_2", "no-labels"), ("t_3", "missing"),
     ]  # fmt: skip
     assert "line 8" in bad[-1]["detail"]
+
+
+def test_other_separators_are_named_by_the_user(tmp_path):
+    form = sources.LabelFormat("id", "labels", separator=";", tags_separator=",")
+    labels = read(tmp_path, "id;labels\nt_0;bare ground, water\nt_1;water,\n", form=form)
+    assert labels.classes == ["bare ground", "water"] and labels.targets.tolist() == [[1, 1], [0, 1]]
+    tabs = read(tmp_path, "image_name\ttags\nt_0\tclear primary\n", form=sources.LabelFormat(separator="\t"))
+    assert tabs.classes == ["clear", "primary"]
+    with pytest.raises(DataError, match="separated by ',', expected ';'"):
+        read(tmp_path, "id,labels\nt_0,water\n", form=form)
+
+
+@pytest.mark.parametrize("tags", [["clear primary", "water"], [["clear", "primary"], ["water"]]])
+def test_a_parquet_file_gives_the_labels_of_the_csv(tmp_path, tags):
+    path = tmp_path / "labels.parquet"
+    pd.DataFrame({"other": [1, 2], "image_name": ["t_0", "t_1"], "tags": tags}).to_parquet(path)
+    labels = sources.read_labels(str(path))
+    wanted = read(tmp_path, "image_name,tags\nt_0,clear primary\nt_1,water\n")
+    assert labels.classes == wanted.classes and labels.targets.tolist() == wanted.targets.tolist()
+    assert labels.table["image_name"].tolist() == ["t_0", "t_1"] and labels.table["line"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"image_name": ["a"], "tags": [None]}, "1 empty cells"),
+        ({"image_name": [1], "tags": ["x"]}, "of type int64"),
+        ({"image_name": [["a"]], "tags": ["x"]}, "of type list"),
+        ({"image_name": ["a"], "tag": ["x"]}, 'one column "tags".*Did you mean "tag"'),
+        ({"image_name": [], "tags": []}, "type"),
+    ],
+)
+def test_a_parquet_file_that_would_be_misread_is_refused(tmp_path, table, words):
+    path = tmp_path / "labels.parquet"
+    pd.DataFrame(table).to_parquet(path)
+    with pytest.raises(DataError, match=words):
+        sources.read_labels(str(path))
+
+
+def test_a_parquet_file_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "labels.parquet"
+    path.write_bytes(b"image_name,tags")
+    with pytest.raises(DataError, match="is not a Parquet file"):
+        sources.read_labels(str(path))
 
 
 def test_an_unknown_label_names_the_nearest(tmp_path):
