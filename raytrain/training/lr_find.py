@@ -27,7 +27,7 @@ MOMENTUM = 0.9
 DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED_START, SKIPPED_END = 10, 5
 # Of the loss: the curve of a network that is trained already is flat before it rises, and its minimum is chance.
-CLEAR_FALL = 0.1
+CLEAR_FALL = 0.2
 
 
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
