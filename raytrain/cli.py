@@ -187,8 +187,9 @@ def split(
 ) -> None:
     """Add a named split, or one for each of several folds, to a dataset; no shard is touched."""
     _check_draw(valid, seed)
-    _check_rule(name, by, folds, valid_values)
-    if (by in ("group", "column")) != (table is not None and column is not None):
+    _check_rule(name, by, folds, valid_values, test_values)
+    given = [value is not None for value in (table, column)]
+    if given != [by in ("group", "column")] * 2:
         raise ConfigError(
             f"--by {by} {'needs' if by in ('group', 'column') else 'takes no'} --table and --column",
             "they say which tile belongs to which group",
@@ -210,7 +211,9 @@ def split(
     print(f"next: raytrain train --config planet-resnet18 --dataset {dataset} --data.split {next(iter(tables))}")
 
 
-def _check_rule(name: str, by: str, folds: int | None, valid_values: list[str] | None) -> None:
+def _check_rule(
+    name: str, by: str, folds: int | None, valid_values: list[str] | None, test_values: list[str] | None
+) -> None:
     if not re.fullmatch(SPLIT_NAME, name):
         raise ConfigError(
             f"--name {name} is not made of letters, digits, _, . and -", "it becomes a file", "--name stratified"
@@ -219,9 +222,9 @@ def _check_rule(name: str, by: str, folds: int | None, valid_values: list[str] |
         raise ConfigError(
             f"--folds {folds} with --by {by}", "folds are 2 or more, drawn at random", "--folds 5 --by stratified"
         )
-    if (by == "column") != bool(valid_values):
+    if (by == "column") != bool(valid_values) or (test_values and not valid_values):
         raise ConfigError(
-            f"--by {by} {'needs' if by == 'column' else 'takes no'} --valid-values",
+            f"--by {by} {'needs' if by == 'column' else 'takes no'} --valid-values{'' if by == 'column' else ' or --test-values'}",
             "the values of the column say what validates",
             "--by column --table parts.csv --column part --valid-values valid",
         )

@@ -305,9 +305,10 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
                 "it would be ignored silently otherwise",
                 f"unset {name}",
             )
+        nested: Any = value
         for key in reversed(path):
-            value = {key: value}  # type: ignore[assignment]  # the text becomes the innermost value of the nest
-        values = merge(values, value)  # type: ignore[arg-type]  # after the loop it is a nested dictionary
+            nested = {key: nested}
+        values = merge(values, nested)
     return values
 
 

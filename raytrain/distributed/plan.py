@@ -43,7 +43,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     models.check_batch_norm(recipe.model.batch_norm, device.type)
     model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
-    model.to(device, dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+    models.placed(model, device, dtype_of(precision))
     for line in _plan(recipe, dataset, model):
         say(line)
     first, last = recipe.selected

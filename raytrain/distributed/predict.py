@@ -107,7 +107,7 @@ class Predictor:
         self.meta = checkpoint.meta
         self.model = models.build(self.meta["arch"], len(self.meta["classes"]), 0.0)
         self.model.load_state_dict(checkpoint.judged_weights())
-        self.model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        models.placed(self.model, self.device).eval()
         capable = default_precision(self.device) == "bf16"
         self.bf16 = self.meta["precision"] == "bf16" and capable
 

@@ -167,7 +167,7 @@ class Trainer:
             recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
         )
         self.start, source = self._initialise()
-        self.model.to(worker.device, dtype_of(precision), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        models.placed(self.model, worker.device, dtype_of(precision))
         self.ema = self._restored_ema(source)
         self.store = self._open_store()
         self.source = Source(self.store.pixels, dataset.targets)

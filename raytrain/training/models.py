@@ -232,6 +232,11 @@ def _head(channels: int, outputs: int, dropout: float) -> nn.Sequential:
     return head
 
 
+def placed(model: nn.Sequential, device: torch.device, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """The same network, moved to a device and type, with its convolutions' weights in channels-last order."""
+    return model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's stubs
+
+
 def running_statistics(model: nn.Module) -> list[torch.Tensor]:
     """Running mean and variance of every BatchNorm."""
     return [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]

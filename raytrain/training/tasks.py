@@ -59,8 +59,8 @@ def soft_f2(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """1 - F2 with probabilities in place of decisions: 1 - 5 sum(t p) / (4 sum(t) + sum(p)); (N, K) to (N,)."""
     p = logits.sigmoid()
     size = BETA_SQUARED * target.sum(1) + p.sum(1)
-    # A tile without labels, sure of it: 0 / 0.
-    return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / size.clamp(min=torch.finfo(p.dtype).tiny)
+    # A tile without labels, sure of it, would be 0 / 0; the square of the bound, in the gradient, is a number too.
+    return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / size.clamp(min=1e-8)
 
 
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

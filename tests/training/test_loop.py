@@ -313,3 +313,15 @@ def test_a_run_without_averages_starts_from_the_averages_of_the_checkpoint(recip
     trainer = loop.Trainer(settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
     assert_same_bits(start.judged_weights(), dict(trainer.model.state_dict()))
     assert not torch.equal(start.weights()["head.7.weight"], start.judged_weights()["head.7.weight"])
+
+
+def test_a_range_test_keeps_one_size_where_the_stage_grows(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
+    stage = recipe.stages[0].model_copy(update={"size": 64, "start_size": 32, "epochs": 3})
+    settings = recipe.model_copy(update={"stages": (stage,)})
+    hooks = loop.Hooks(say=lambda line: None)
+    trainer = loop.Trainer(settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
+    sides = set()
+    trainer.model.register_forward_pre_hook(lambda module, inputs: sides.add(inputs[0].shape[-1]))
+    trainer.range_test(1)
+    assert sides == {64}

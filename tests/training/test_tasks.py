@@ -82,3 +82,10 @@ def test_low_precision_logits_are_lifted_to_the_type_of_the_target():
     task = MultiLabel(Train())
     assert task.loss_sum(LOGITS.bfloat16(), TARGET.float()).dtype == torch.float32
     assert task.loss_sum(LOGITS.float(), TARGET).dtype == torch.float64
+
+
+def test_soft_f2_of_a_tile_without_labels_and_certain_of_it_is_a_number():
+    logits = torch.full((1, 3), -1000.0, dtype=torch.float64, requires_grad=True)
+    loss = soft_f2(logits, torch.zeros(1, 3, dtype=torch.float64))
+    loss.sum().backward()
+    assert loss.item() == 1 and bool(logits.grad.isfinite().all())
