@@ -6,58 +6,198 @@ As in `cli.py`, heavy modules are imported inside the commands.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from raytrain import storage
 from raytrain.config import SPLIT_NAME
-from raytrain.errors import ConfigError
+from raytrain.data.bands import BandRule
+from raytrain.data.images import SUFFIXES
+from raytrain.data.labels import LabelFormat, column_of
+from raytrain.data.sources import Images, Tiles, images_at, images_in
+from raytrain.data.splits import Rule
+from raytrain.errors import ConfigError, DataError
 
 data_app = App(name="data", help="Look at a dataset.")
+SplitBy = Literal["random", "stratified", "group", "folder", "column", "list"]
+SPLIT_HELP = (
+    "stratified: every label in its share; group: no group on both sides; folder, column, list: as the folder, "
+    "a table or a list of names says"
+)
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which tiles validate: flags that `ingest` and `data split` share."""
+
+    valid: Annotated[float, Parameter(help="share of tiles that validate, 0 to 1")] = 0.2
+    seed: Annotated[int, Parameter(help="seed of the division, and at ingest of the order of rows")] = 42
+    table: Annotated[str | None, Parameter(help="CSV with image_name and --column, for group and column")] = None
+    column: Annotated[str | None, Parameter(help="column of --table")] = None
+    valid_values: Annotated[list[str] | None, Parameter(help="folders or column values that validate", negative="")] = (
+        None
+    )
+    test_values: Annotated[list[str] | None, Parameter(help="folders or column values that test", negative="")] = None
+    valid_list: Annotated[str | None, Parameter(help="text file with the names of tiles that validate")] = None
+    test_list: Annotated[str | None, Parameter(help="text file with the names of tiles that test")] = None
+
+    def rule(self, by: str, folds: int | None = None) -> Rule:
+        """The rule that the flags state.
+
+        Raises:
+            ConfigError: a flag is out of range, or does not go with `by`.
+        """
+        self._check(by, folds)
+        if by == "list":
+            valid, test = ([] if file is None else _lines(file) for file in (self.valid_list, self.test_list))
+        else:
+            default = ["valid"] if by == "folder" else []
+            valid, test = self.valid_values or default, self.test_values or []
+        return Rule(by, self.valid, folds, tuple(valid), tuple(test), self.seed)
+
+    def groups(self, names: Sequence[str]) -> list[str] | None:
+        """The value of --column of each tile, or None where no table is given."""
+        if self.table is None or self.column is None:
+            return None
+        return column_of(names, storage.absolute(self.table), self.column)
+
+    def _check(self, by: str, folds: int | None) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed} is less than 0", "seeds are not negative", "--seed 42")
+        if not 0 < self.valid < 1:
+            raise ConfigError(f"--valid {self.valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
+        if folds is not None and (folds < 2 or by in ("column", "folder", "list")):
+            raise ConfigError(
+                f"--folds {folds} with --by {by}", "folds are 2 or more, drawn at random", "--folds 5 --by stratified"
+            )
+        needed, example = _NEEDED.get(by, ((), ""))
+        optional = {"column": ("test_values",), "folder": ("valid_values", "test_values"), "list": ("test_list",)}
+        flags = ("table", "column", "valid_values", "test_values", "valid_list", "test_list")
+        for flag in flags:
+            given = bool(getattr(self, flag))
+            if given != (flag in needed) and not (given and flag in optional.get(by, ())):
+                raise ConfigError(
+                    f"a division by {by} {'needs' if flag in needed else 'takes no'} --{flag.replace('_', '-')}",
+                    "the flags must say which tile belongs where, and none may be ignored",
+                    example or "leave it out",
+                )
+
+
+_NEEDED = {
+    "group": (("table", "column"), "--by group --table scenes.csv --column scene"),
+    "column": (
+        ("table", "column", "valid_values"),
+        "--by column --table parts.csv --column part --valid-values valid",
+    ),
+    "folder": ((), "--by folder --valid-values valid"),
+    "list": (("valid_list",), "--by list --valid-list names.txt"),
+}
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        text = storage.read_bytes(storage.absolute(file)).decode()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} cannot be read as a list of names: {error}",
+            "it says which tiles belong to a part",
+            "a UTF-8 text file with a name on each line",
+        ) from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class LabelFlags:
+    """How labels appear: flags of `ingest`."""
+
+    name_column: Annotated[str, Parameter(help="column with the tile's name")] = "image_name"
+    tags_column: Annotated[str, Parameter(help="column with the labels")] = "tags"
+    separator: Annotated[str, Parameter(help="one character between the columns of a CSV, or `tab`")] = ","
+    tags_separator: Annotated[str | None, Parameter(help="between the labels of a tile; white space by default")] = None
+    classes: Annotated[str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")] = (
+        None
+    )
+    allow_empty: Annotated[bool, Parameter(negative="", help="keep tiles without any label")] = False
+    force: Annotated[bool, Parameter(negative="", help="also read a label file of more than 200 MB")] = False
+
+    def label(self, found: Images, labels: str) -> Tiles:
+        """The pictures with their labels: from a file, or for the word `folders` from the names of their folders."""
+        classes = [name.strip() for name in self.classes.split(",")] if self.classes else None
+        if labels == "folders":
+            return found.label_from_folders(classes)
+        separator = "\t" if self.separator == "tab" else self.separator
+        if len(separator) != 1 or separator in '"\r\n' or self.tags_separator == "":
+            raise ConfigError(
+                f"--separator {separator!r} --tags-separator {self.tags_separator!r}",
+                "columns are separated by one character, labels by one or more",
+                "--separator ';', or --separator tab",
+            )
+        form = LabelFormat(self.name_column, self.tags_column, separator, self.tags_separator)
+        return found.label_from_file(labels, form, classes, allow_empty=self.allow_empty, force=self.force)
 
 
 def ingest(
     *,
-    images: Annotated[str, Parameter(help="folder with the tiles directly inside")],
-    labels: Annotated[str, Parameter(help="CSV or Parquet file with one row a tile")],
+    images: Annotated[
+        str, Parameter(help="folder with the tiles, or a text file (.txt) with a path or URI on each line")
+    ],
+    labels: Annotated[str, Parameter(help="CSV or Parquet file with one row a tile, or `folders`: their names")],
     out: Annotated[str, Parameter(help="dataset directory or URI to make")],
-    valid: Annotated[float, Parameter(help="share of rows that validate, 0 to 1")] = 0.2,
-    seed: Annotated[int, Parameter(help="seed of the split and of the order of rows")] = 42,
+    subfolders: Annotated[bool, Parameter(negative="", help="also tiles in folders below --images")] = False,
+    suffix: Annotated[list[str] | None, Parameter(help="endings of the tiles, such as .jpg", negative="")] = None,
+    folders: Annotated[list[str] | None, Parameter(help="only these folders below --images", negative="")] = None,
+    form: Annotated[LabelFlags, Parameter(name="*")] = LabelFlags(),
+    split: Annotated[SplitBy, Parameter(help=SPLIT_HELP)] = "random",
+    division: Annotated[Division, Parameter(name="*")] = Division(),
     max_bad: Annotated[
         int | None, Parameter(help="unusable tiles before nothing is written; default max(10, 0.1 %)")
     ] = None,
-    classes: Annotated[
-        str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")
+    bands: Annotated[
+        str | None, Parameter(help="bands of TIFF tiles for red,green,blue, from 1, such as 3,2,1")
     ] = None,
-    name_column: Annotated[str, Parameter(help="column with the tile's name")] = "image_name",
-    tags_column: Annotated[str, Parameter(help="column with the labels")] = "tags",
-    separator: Annotated[str, Parameter(help="one character between the columns of a CSV, or `tab`")] = ",",
-    tags_separator: Annotated[
-        str | None, Parameter(help="between the labels of a tile; white space by default")
-    ] = None,
+    scale: Annotated[str, Parameter(help="values of TIFF tiles that become 0,255")] = "0,255",
 ) -> None:
-    """Make a dataset of Parquet shards from tiles and a label file."""
-    _check_draw(valid, seed)
-    separator = "\t" if separator == "tab" else separator
-    if len(separator) != 1 or separator in '"\r\n' or tags_separator == "":
-        raise ConfigError(
-            f"--separator {separator!r} --tags-separator {tags_separator!r}",
-            "columns are separated by one character, labels by one or more",
-            "--separator ';', or --separator tab",
-        )
-    from raytrain.data.sources import LabelFormat
+    """Make a dataset of Parquet shards from tiles and their labels; goes on with one that was interrupted."""
+    rule, band_rule = division.rule(split), _band_rule(bands, scale)
+    tiles = form.label(_found(images, subfolders or labels == "folders", suffix, folders), labels)
+    divided = tiles.divide(rule, division.groups(tiles.table["image_name"].to_list()))
     from raytrain.distributed.ingest import ingest as run_ingest
 
-    done = run_ingest(
-        images, labels, out, classes=classes.split(",") if classes else None, valid=valid, seed=seed, max_bad=max_bad,
-        form=LabelFormat(name_column, tags_column, separator, tags_separator),
-    )  # fmt: skip
+    done = run_ingest(divided, out, max_bad=max_bad, bands=band_rule)
     verb = "is there already" if done.already_there else f"written by {len(done.pids)} processes"
     print(f"dataset {done.dataset.place} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes")
     for key, count in done.counts.items():
         print(f"  {key}: {count}")
-    print(f"next: raytrain train --config planet-resnet18 --dataset {out}")
+    chosen = "" if split == "random" else f" --data.split {split}"
+    print(f"next: raytrain train --config planet-resnet18 --dataset {out}{chosen}")
+
+
+def _found(images: str, subfolders: bool, suffix: list[str] | None, folders: list[str] | None) -> Images:
+    if not images.endswith(".txt"):
+        return images_in(images, subfolders=subfolders, suffixes=suffix or SUFFIXES, folders=folders or ())
+    if suffix or folders:
+        raise ConfigError(
+            f"--suffix and --folders do not go with the list {images}", "it names each tile", "leave them out"
+        )
+    return images_at(_lines(images))
+
+
+def _band_rule(bands: str | None, scale: str) -> BandRule | None:
+    try:
+        low, high = (float(value) for value in scale.split(","))
+        chosen = tuple(int(band) for band in (bands or "1,1,1").split(","))
+    except ValueError:
+        low, high, chosen = 0.0, 0.0, ()
+    if len(chosen) != 3 or min(chosen) < 1 or not low < high:
+        raise ConfigError(
+            f"--bands {bands} --scale {scale}",
+            "three bands, counted from 1, become red, green and blue; two rising values become 0 and 255",
+            "--bands 3,2,1 --scale 0,10000",
+        )
+    return BandRule((chosen[0], chosen[1], chosen[2]), low, high) if bands else None
 
 
 @data_app.command
@@ -84,67 +224,27 @@ def split(
     /,
     *,
     name: Annotated[str, Parameter(help="of the new split; with --folds NAME-1, NAME-2, ...")],
-    by: Annotated[
-        Literal["random", "stratified", "group", "column"],
-        Parameter(
-            help="stratified: every label in its share; group: no group on both sides; column: as its values say"
-        ),
-    ] = "random",
-    valid: Annotated[float, Parameter(help="share of tiles that validate, 0 to 1")] = 0.2,
-    seed: Annotated[int, Parameter(help="seed of the division")] = 42,
+    by: Annotated[SplitBy, Parameter(help=SPLIT_HELP)] = "random",
     folds: Annotated[int | None, Parameter(help="so many splits; every tile validates in one of them")] = None,
-    table: Annotated[str | None, Parameter(help="CSV with image_name and --column, for group and column")] = None,
-    column: Annotated[str | None, Parameter(help="column of --table")] = None,
-    valid_values: Annotated[list[str] | None, Parameter(help="values of the column that validate", negative="")] = None,
-    test_values: Annotated[list[str] | None, Parameter(help="values of the column that test", negative="")] = None,
+    division: Annotated[Division, Parameter(name="*")] = Division(),
 ) -> None:
     """Add a named split, or one for each of several folds, to a dataset; no shard is touched."""
-    _check_draw(valid, seed)
-    _check_rule(name, by, folds, valid_values, test_values)
-    given = [value is not None for value in (table, column)]
-    if given != [by in ("group", "column")] * 2:
-        raise ConfigError(
-            f"--by {by} {'needs' if by in ('group', 'column') else 'takes no'} --table and --column",
-            "they say which tile belongs to which group",
-            "--by group --table scenes.csv --column scene",
-        )
-    from raytrain.data import sources, splits
-    from raytrain.data.dataset import add_splits, open_dataset
-
-    found = open_dataset(dataset)
-    order = found.table["image_name"].argsort()  # the division does not depend on how rows lie in shards
-    names = found.table["image_name"].iloc[order].to_list()
-    groups = sources.column_of(names, storage.absolute(table), column) if table and column else []
-    rule = splits.Rule(by, valid, folds, tuple(valid_values or ()), tuple(test_values or ()), seed)
-    tables = rule.tables(name, names, found.targets[order], groups)
-    new = add_splits(found, tables)
-    for made, rows in tables.items():
-        counts = ", ".join(f"{part} {count}" for part, count in sorted(rows["part"].value_counts().items()))
-        print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")
-    print(f"next: raytrain train --config planet-resnet18 --dataset {dataset} --data.split {next(iter(tables))}")
-
-
-def _check_rule(
-    name: str, by: str, folds: int | None, valid_values: list[str] | None, test_values: list[str] | None
-) -> None:
     if not re.fullmatch(SPLIT_NAME, name):
         raise ConfigError(
             f"--name {name} is not made of letters, digits, _, . and -", "it becomes a file", "--name stratified"
         )
-    if folds is not None and (folds < 2 or by == "column"):
-        raise ConfigError(
-            f"--folds {folds} with --by {by}", "folds are 2 or more, drawn at random", "--folds 5 --by stratified"
-        )
-    if (by == "column") != bool(valid_values) or (test_values and not valid_values):
-        raise ConfigError(
-            f"--by {by} {'needs' if by == 'column' else 'takes no'} --valid-values{'' if by == 'column' else ' or --test-values'}",
-            "the values of the column say what validates",
-            "--by column --table parts.csv --column part --valid-values valid",
-        )
+    rule = division.rule(by, folds)
+    from raytrain.data.dataset import add_splits, open_dataset
+    from raytrain.data.splits import only_in_valid
 
-
-def _check_draw(valid: float, seed: int) -> None:
-    if seed < 0:
-        raise ConfigError(f"--seed {seed} is less than 0", "seeds of random generators are not negative", "--seed 42")
-    if not 0 < valid < 1:
-        raise ConfigError(f"--valid {valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
+    found = open_dataset(dataset)
+    order = found.table["image_name"].argsort()  # the division does not depend on how rows lie in shards
+    names, targets = found.table["image_name"].iloc[order].to_list(), found.targets[order]
+    tables = rule.tables(name, names, targets, division.groups(names) or [])
+    new = add_splits(found, tables)
+    for made, rows in tables.items():
+        counts = ", ".join(f"{part} {count}" for part, count in sorted(rows["part"].value_counts().items()))
+        print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")
+        alone = only_in_valid(rows["part"], targets, found.classes)
+        print(f"  only in validation, so never learned: {', '.join(alone)}") if alone else None
+    print(f"next: raytrain train --config planet-resnet18 --dataset {dataset} --data.split {next(iter(tables))}")

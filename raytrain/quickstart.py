@@ -18,6 +18,7 @@ from raytrain import runs, storage
 from raytrain.config import load_recipe
 from raytrain.data import images, synthetic
 from raytrain.data.dataset import Dataset, read_images
+from raytrain.data.sources import images_in
 from raytrain.distributed.ingest import ingest
 from raytrain.distributed.train import train
 from raytrain.evaluation import baselines, metrics, predictions
@@ -41,7 +42,8 @@ def quickstart(out: str, num_workers: int, say: Callable[[str], None] = print) -
     base = Path(out).expanduser().absolute()
     say(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
     folder, labels = synthetic.write(base / "tiles", TILES, SEED)
-    done = ingest(str(folder), str(labels), str(base / "dataset"), valid=VALID, say=lambda line: None)
+    tiles = images_in(str(folder)).label_from_file(str(labels)).split(valid=VALID)
+    done = ingest(tiles, str(base / "dataset"), say=lambda line: None)
     say(f"dataset {done.dataset.place}: {done.dataset.rows} synthetic tiles ({duration(time.monotonic() - began)})")
     overrides = {"dataset": done.dataset.place, "storage": str(base / "runs"), "num_workers": num_workers}
     run = train(load_recipe("quickstart", overrides), name=runs.new_name("quickstart"), say=say).run

@@ -104,7 +104,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
 
 def is_synthetic(dataset: Dataset) -> bool:
     """True for tiles that were painted, not photographed: their folder is named so."""
-    return "synthetic" in str(dataset.manifest["source"]["image_folder"])
+    return "synthetic" in str(dataset.manifest["source"]["images"])
 
 
 def find(name: str, place: str) -> Run:

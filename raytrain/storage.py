@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,42 @@ def names(place: str, *, directories: bool = False) -> list[str]:
         wanted = pafs.FileType.Directory if directories else pafs.FileType.File
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == wanted)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that `files` found: path below the directory with `/`, size in bytes, time of change in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def files(place: str, *, recursive: bool = False) -> list[File]:
+    """The files inside a directory, sorted by path; empty if it does not exist. Nothing is opened."""
+    with _failures("list", place):
+        fs, path = filesystem(place)
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
+        found = [
+            File(info.path.removeprefix(path).strip("/"), info.size, info.mtime_ns or 0)
+            for info in infos
+            if info.type == pafs.FileType.File
+        ]
+        return sorted(found, key=lambda file: file.path)
+
+
+def size(place: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with _failures("read", place):
+        fs, path = filesystem(place)
+        info = fs.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            raise FileNotFoundError(place)
+        return int(info.size)
 
 
 def read_bytes(place: str) -> bytes:

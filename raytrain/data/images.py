@@ -18,12 +18,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_FORMAT_OF = dict(zip(SUFFIXES, ("JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "TIFF"), strict=True))
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096
 MIN_SIDE = 16
 # Part of the key of the tile cache: raise it whenever `decode` may give other pixels.
 DECODER_VERSION = 1
 _EXIF_ORIENTATION = 0x0112
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class BadImage(Exception):
@@ -36,23 +38,44 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """What the gate found out about an accepted picture: sides in pixels, Pillow mode, crc32 of the encoded bytes."""
+    """What the gate found out about an accepted picture.
+
+    Attributes:
+        width, height: pixels, after the camera's orientation.
+        mode: Pillow's word for the pixels as stored: RGB, CMYK, L, P, RGBA, ...
+        crc32: of the encoded bytes.
+        odd: what was repaired or is strange, in words to count.
+    """
 
     width: int
     height: int
     mode: str
     crc32: int
+    odd: tuple[str, ...] = ()
 
 
-def inspect(content: bytes) -> Picture:
+def inspect(content: bytes, name: str = "") -> Picture:
     """Passes encoded bytes through the gate: size, header, then a full decode (a header alone misses truncation).
 
+    Args:
+        content: the file.
+        name: of the file; its suffix is compared with the format found.
+
     Raises:
-        BadImage: kind empty, too-large, not-an-image, too-many-pixels, too-small, animated, 16-bit or truncated.
+        BadImage: kind empty, too-large, not-an-image, too-many-pixels, too-small, animated, bands, 16-bit or truncated.
     """
     image = _open(content)
     pixels = _rgb(image)
-    return Picture(pixels.width, pixels.height, image.mode, crc32(content))
+    return Picture(pixels.width, pixels.height, image.mode, crc32(content), _odd(image, name))
+
+
+def _odd(image: Image.Image, name: str) -> tuple[str, ...]:
+    suffix = "." + name.lower().rpartition(".")[2]
+    found = {
+        "mislabelled": suffix in SUFFIXES and _FORMAT_OF[suffix] != image.format,
+        "orientation applied": image.getexif().get(_EXIF_ORIENTATION, 1) != 1,
+    }
+    return tuple(word for word, is_so in found.items() if is_so)
 
 
 def decode(content: bytes, size: int | None = None) -> np.ndarray[Any, Any]:
@@ -78,6 +101,8 @@ def _open(content: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
+        if content[:4] in _TIFF_STARTS:
+            raise BadImage("bands", "a TIFF that is not 8-bit grey or RGB: give --bands and --scale") from None
         raise BadImage("not-an-image", f"starts with {content[:12]!r}") from None
     except Image.DecompressionBombError as error:
         raise BadImage("too-many-pixels", str(error)) from None

@@ -1,324 +1,312 @@
-"""From a label file and an image folder to the index table: image_name, path, part, target.
+"""From pictures and labels to the index table, one decision a step, each of which can be printed:
 
-Labels come as CSV or Parquet with one row a tile, by default with space-separated tags as in Kaggle's `train_v2.csv`.
-Reading is strict: pandas would silently shift columns on an extra comma and turn a tag `NA` into nothing. No torch, no ray.
+    tiles = images_in("train-jpg")                          # where the pictures are
+    tiles = tiles.label_from_file("train_v2.csv")           # how labels appear
+    tiles = tiles.split(by="random", valid=0.2, seed=42)    # what validates
+
+`distributed.ingest.ingest(tiles, "planet")` writes the dataset; how pictures are transformed says the recipe.
+Nothing is opened here but the label file. No torch, no ray.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raytrain import storage
 from raytrain.data.images import SUFFIXES
-from raytrain.errors import DataError, did_you_mean
-
-MAX_LABEL_BYTES = 200 * 2**20
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
+from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, Labels, labels_of, read_labels
+from raytrain.data.splits import Rule, only_in_valid
+from raytrain.errors import DataError
 
 
 @dataclass(frozen=True)
-class LabelFormat:
-    """How a label file is to be read.
+class Images:
+    """Pictures that were found or listed, not yet labelled.
 
     Attributes:
-        name_column: column with the tile's name; tags_column: with its labels.
-        separator: one character between the columns of a CSV; a Parquet file needs none.
-        tags_separator: between the labels of a tile; None for white space.
+        table: image_name (path below the folder, without suffix where that is unique), file (the same with suffix), path
+            (place of the file) and stamp (size and time of change, empty where unknown), sorted by path.
+        source: what the dataset's manifest says about where they came from.
     """
 
-    name_column: str = "image_name"
-    tags_column: str = "tags"
-    separator: str = ","
-    tags_separator: str | None = None
+    table: pd.DataFrame
+    source: dict[str, Any]
 
-    def tags(self, value: str | list[str]) -> tuple[str, ...]:
-        """The labels of one tile, from a cell of the tags column: text, or in Parquet a list."""
-        parts = value.split(self.tags_separator) if isinstance(value, str) else value
-        return tuple(part.strip() for part in parts if part.strip())
+    def __str__(self) -> str:
+        return f"{len(self.table)} pictures in {self.source['images']}: {_few(self.table['image_name'])}"
 
+    def label_from_file(
+        self,
+        place: str,
+        form: LabelFormat = KAGGLE_FORMAT,
+        classes: Sequence[str] | None = None,
+        *,
+        allow_empty: bool = False,
+        force: bool = False,
+    ) -> Tiles:
+        """Takes the labels from a CSV or Parquet file; arguments and errors as `labels.read_labels`."""
+        place = storage.absolute(place)
+        labels = read_labels(place, form, classes, allow_empty=allow_empty, force=force)
+        return self._label(labels, {"file": storage.name_of(place), "form": asdict(form)})
 
-KAGGLE_FORMAT = LabelFormat()
+    def label_from_table(
+        self, table: pd.DataFrame, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None
+    ) -> Tiles:
+        """Takes the labels from a table in memory; cells of the tags column are text or lists of text.
+
+        Raises:
+            DataError: a column is missing, no rows, or a label is not in `classes`.
+        """
+        missing = [column for column in (form.name_column, form.tags_column) if column not in table]
+        if missing:
+            raise DataError(
+                f'the table has no column "{missing[0]}", only {", ".join(map(str, table.columns))}',
+                "it says which tile has which labels",
+                "LabelFormat(name_column, tags_column) names the columns",
+            )
+        tags = [form.tags(cell) for cell in table[form.tags_column]]
+        labels = labels_of(map(str, table[form.name_column]), tags, "the rows of the table", classes)
+        return self._label(labels, {"table": asdict(form)})
+
+    def label_from_folders(self, classes: Sequence[str] | None = None) -> Tiles:
+        """Takes the name of the folder that a picture lies in as its label.
+
+        Raises:
+            DataError: a picture lies directly in the source folder, or a label is not in `classes`.
+        """
+        bare = [name for name in self.table["image_name"] if "/" not in name]
+        if bare:
+            raise DataError(
+                f"{len(bare)} pictures lie in no sub-folder of {self.source['images']}, such as {bare[0]}",
+                "the folder's name is the label",
+                "images_in(DIR, subfolders=True), or on the command line --subfolders",
+            )
+        return self._label_each(lambda name: [name.split("/")[-2]], "the folder names", classes)
+
+    def label_with(self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None) -> Tiles:
+        """Takes as labels what a function makes of each image_name: one text (white space separates) or several.
+
+        Raises:
+            DataError: a label is not in `classes`.
+        """
+        return self._label_each(function, "the labels of the function", classes)
+
+    def _label_each(
+        self, function: Callable[[str], str | Iterable[str]], source: str, classes: Sequence[str] | None
+    ) -> Tiles:
+        names = self.table["image_name"].to_list()
+        tags = (function(name) for name in names)
+        cells = [words.split() if isinstance(words, str) else words for words in tags]
+        return self._label(labels_of(names, cells, source, classes), {"made from": source})
+
+    def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
+        table, unlisted = _joined(labels, self.table)
+        if (table["path"] == "").all():
+            raise DataError(
+                f"none of the {len(table)} tiles of the label source is among the {self}",
+                f"the labels name {_few(table['image_name'])}",
+                "check the folder; --subfolders also looks into the folders below it",
+            )
+        source = self.source | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
+        return Tiles(table, labels.classes, source, labels.notes, unlisted)
 
 
 @dataclass(frozen=True)
-class Labels:
-    """A label file as read.
+class Tiles:
+    """Labelled tiles, not yet divided.
 
     Attributes:
-        table: one row per line of the file, in its order: image_name, tags (tuple of unique labels), line, and
-            problem (the quarantine kind, or empty).
-        classes: sorted labels of the whole file, or the ones the user listed.
-        sha256: hash of the file's bytes.
-        notes: counts of what was tidied, by a short description.
+        table: one row per line of the labels, in their order: image_name, path (empty if there is no picture), stamp,
+            line, target (uint8 array of K), problem (the quarantine kind, or empty).
+        classes: label names in target order.
+        source: what the manifest says about images and labels.
+        notes: counts of what was tidied.
+        unlisted: places of pictures without labels.
     """
 
     table: pd.DataFrame
     classes: list[str]
-    sha256: str
-    notes: dict[str, int] = field(default_factory=dict)
+    source: dict[str, Any]
+    notes: dict[str, int]
+    unlisted: list[str]
+
+    def __str__(self) -> str:
+        usable = self.table["problem"] == ""
+        labels = int(np.sum(list(self.table.loc[usable, "target"]), axis=(0, 1))) if usable.any() else 0
+        said = [f"{n} {kind}" for kind, n in self.table.loc[~usable, "problem"].value_counts().items()]
+        said += [f"{n} {note}" for note, n in self.notes.items() if n]
+        said += [f"{len(self.unlisted)} pictures without labels left out"] if self.unlisted else []
+        return f"{usable.sum()} tiles, {len(self.classes)} classes, {labels} labels" + "".join(f"; {s}" for s in said)
+
+    def split(
+        self,
+        by: str = "random",
+        valid: float = 0.2,
+        seed: int = 42,
+        *,
+        groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None = None,
+        valid_values: Iterable[str] = (),
+        test_values: Iterable[str] = (),
+    ) -> DividedTiles:
+        """Says which tiles validate; the division is drawn on all rows of the labels, before any picture is opened.
+
+        Args:
+            by: random (the lesson's), stratified, group, column, folder or list, as `splits.Rule`.
+            valid: share of the rows that validate, for random, stratified and group.
+            seed: of the division and of the order in which rows are written.
+            groups: group or column value of each row, or a mapping or function from image_name to it.
+            valid_values: column values, top folders or tile names that validate; test_values: that test.
+
+        Raises:
+            DataError: too few groups, a value that no tile has, or a part without tiles.
+        """
+        return self.divide(Rule(by, valid, None, tuple(valid_values), tuple(test_values), seed), groups)
+
+    def divide(
+        self, rule: Rule, groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None = None
+    ) -> DividedTiles:
+        """`split` by a rule."""
+        names = self.table["image_name"].to_list()
+        parts = rule.parts(names, np.stack(list(self.table["target"])), _of_each(names, groups))
+        return DividedTiles(self.table.assign(part=parts), self, rule)
+
+
+@dataclass(frozen=True)
+class DividedTiles:
+    """Labelled and divided tiles: what `distributed.ingest.ingest` writes.
+
+    Attributes:
+        table: as in `Tiles`, with `part`.
+        tiles: as before the division.
+        rule: how it was made.
+    """
+
+    table: pd.DataFrame
+    tiles: Tiles
+    rule: Rule
 
     @property
-    def targets(self) -> np.ndarray[Any, Any]:
-        """uint8 (rows, K), 1 where the tile has the label; repeated tags count once."""
-        column = {name: i for i, name in enumerate(self.classes)}
-        targets = np.zeros((len(self.table), len(self.classes)), np.uint8)
-        for row, tags in enumerate(self.table["tags"]):
-            targets[row, [column[tag] for tag in tags]] = 1
-        return targets
+    def source(self) -> dict[str, Any]:
+        """What the manifest says about images, labels and split, as JSON gives it back."""
+        return self.tiles.source | {"split": self.rule.content()}
+
+    def usable(self) -> pd.DataFrame:
+        """The index table: image_name, path, stamp, row, part, target, of the rows without a problem."""
+        good = self.table[self.table["problem"] == ""].rename(columns={"line": "row"})
+        return good[["image_name", "path", "stamp", "row", "part", "target"]].reset_index(drop=True)
+
+    def unusable(self) -> list[dict[str, Any]]:
+        """A quarantine record for each row with a problem; word-for-word repeats are only counted."""
+        bad = self.table[~self.table["problem"].isin(["", "repeated"])]
+        return [
+            {"image_name": row.image_name, "path": row.path, "row": row.line, "kind": row.problem,
+             "detail": f"line {row.line} of the labels", "sha256": ""}
+            for row in bad.itertuples()
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        index = self.usable()
+        counts = ", ".join(f"{part} {count}" for part, count in sorted(index["part"].value_counts().items()))
+        alone = only_in_valid(index["part"], np.stack(list(index["target"])), self.tiles.classes)
+        return counts + (f"; only in validation, so never learned: {', '.join(alone)}" if alone else "")
 
 
-def read_labels(place: str, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None) -> Labels:
-    """Reads a label file: Parquet where its name ends so, else CSV.
+def images_in(
+    place: str, *, subfolders: bool = False, suffixes: Iterable[str] = SUFFIXES, folders: Iterable[str] = ()
+) -> Images:
+    """The pictures in a folder.
 
-    Raises:
-        DataError: missing, not UTF-8, HTML, another separator, wrong header, a row with another number of fields, an
-            open quote, no rows, or a label that is not in `classes`; with the line.
-    """
-    content = _label_bytes(place)
-    table = _table(content, place, form)
-    table["tags"] = [form.tags(tags) for tags in table["tags"]]
-    repeated = sum(len(tags) != len(set(tags)) for tags in table["tags"])
-    table["tags"] = [tuple(dict.fromkeys(tags)) for tags in table["tags"]]
-    table["problem"] = _problems(table)
-    found = sorted({tag for tags in table["tags"] for tag in tags})
-    if classes is not None:
-        _check_known(found, list(classes), table, place)
-    notes = {
-        "rows that repeat a tag": repeated,
-        "rows repeated word for word": int((table["problem"] == "repeated").sum()),
-    }
-    return Labels(table, list(classes or found), hashlib.sha256(content).hexdigest(), notes)
-
-
-def column_of(names: Sequence[str], place: str, column: str, name_column: str = "image_name") -> list[str]:
-    """One column of a CSV for the named tiles, such as the scene or region they belong to; suffixes may be left out.
-
-    Raises:
-        DataError: as `read_labels`, a tile stands there twice with different values, or not at all.
-    """
-    values: dict[str, str] = {}
-    form = LabelFormat(name_column, column)
-    for name, cell, line in _table(_label_bytes(place), place, form).itertuples(index=False):
-        value = " ".join(form.tags(cell))
-        known = values.setdefault(_stem(name), value)
-        if known != value:
-            raise DataError(
-                f'line {line} of {place} says {column} "{value}" of {name}, an earlier line "{known}"',
-                "a tile belongs to one side of a split",
-                "correct that line",
-            )
-    missing = [name for name in names if _stem(name) not in values]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(names)} tiles have no row in {place}, such as {missing[0]}",
-            "it would be unknown which side of the split they belong to",
-            "add them to the table",
-        )
-    return [values[_stem(name)] for name in names]
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), ""))
-
-
-def find_images(place: str) -> dict[str, str]:
-    """The pictures directly inside a folder: file name and file name without suffix, each to its place.
+    Args:
+        place: directory or URI.
+        subfolders: also those in folders below it; their names are `folder/name`.
+        suffixes: endings of picture files, in any case.
+        folders: only these folders directly below `place`, with what is below them.
 
     Raises:
         DataError: no such folder, or no picture in it.
     """
-    files = [name for name in storage.names(place) if name.lower().endswith(SUFFIXES)]
+    place, endings, only = storage.absolute(place), tuple(s.lower() for s in suffixes), set(folders)
+    files = [
+        file
+        for file in storage.files(place, recursive=subfolders or bool(only))
+        if file.path.lower().endswith(endings)
+        # macOS leaves ._x.jpg and __MACOSX beside the pictures it packs.
+        and not any(part.startswith((".", "__MACOSX")) for part in file.path.split("/"))
+        and (not only or file.path.split("/")[0] in only)
+    ]
     if not files:
         missing = not storage.exists(place)
         raise DataError(
             f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}",
-            f"pictures end in {', '.join(SUFFIXES)} and lie directly in the folder",
+            f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
             "raytrain ingest --images DIR with the folder that holds the tiles",
         )
-    places = {name: storage.join(place, name) for name in files}
-    stems = {name.rsplit(".", 1)[0]: path for name, path in reversed(places.items())}
-    return stems | places
+    table = pd.DataFrame(
+        {
+            "image_name": _names([file.path for file in files]),
+            "file": [file.path for file in files],
+            "path": [storage.join(place, file.path) for file in files],
+            "stamp": [f"{file.size} {file.mtime_ns}" for file in files],
+        }
+    )
+    return Images(table, {"images": storage.name_of(place)})
 
 
-def index_table(
-    labels: Labels, images: dict[str, str], parts: np.ndarray[Any, Any]
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Joins labels, pictures and parts.
+def images_at(places: Iterable[str]) -> Images:
+    """Pictures by their places: paths or URIs (local, s3://, gs://), each with a file name of its own.
 
-    Returns:
-        The index table (image_name, path, part, target) of the usable rows, and one quarantine record for each other.
+    Raises:
+        DataError: none, or two with one name.
     """
-    table = labels.table.assign(part=parts, target=list(labels.targets))
-    table["path"] = [images.get(name) for name in table["image_name"]]
-    table.loc[(table["problem"] == "") & table["path"].isna(), "problem"] = "missing"
+    paths = [storage.absolute(place) for place in places]
+    files = [storage.name_of(path) for path in paths]
+    names = _names(files)
+    twice = pd.Series(names, dtype=str).duplicated()
+    if twice.any() or not paths:
+        raise DataError(
+            f"two of the listed pictures are named {names[int(twice.argmax())]}" if paths else "no picture is listed",
+            "labels are looked up by name",
+            "give each picture a file name of its own",
+        )
+    table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": ""})
+    return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"})
+
+
+def _names(paths: list[str]) -> list[str]:
+    """Paths without suffix, except where two pictures would get one name."""
+    stems = pd.Series([path.rsplit(".", 1)[0] for path in paths], dtype=str)
+    return list(stems.where(~stems.duplicated(keep=False), pd.Series(paths, dtype=str)))
+
+
+def _joined(labels: Labels, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of the labels with the path of their picture, which they may name with or without suffix."""
+    paths = dict(zip(images["file"], images["path"], strict=True))
+    paths |= dict(zip(images["image_name"], images["path"], strict=True))
+    stamps = dict(zip(images["path"], images["stamp"], strict=True))
+    table = labels.table.drop(columns="tags").assign(target=list(labels.targets))
+    table["path"] = [paths.get(name, "") for name in table["image_name"]]
+    table["stamp"] = [stamps.get(path, "") for path in table["path"]]
+    table.loc[(table["problem"] == "") & (table["path"] == ""), "problem"] = "missing"
     # `x` and `x.jpg` may name one picture: in both parts it would leak.
-    twice = table["path"].duplicated() & table["path"].notna() & (table["problem"] == "")
+    twice = table["path"].duplicated() & (table["path"] != "") & (table["problem"] == "")
     table.loc[twice, "problem"] = "same-picture"
-    bad = table[(table["problem"] != "") & (table["problem"] != "repeated")]
-    records = [
-        {"image_name": row.image_name, "kind": row.problem, "detail": f"line {row.line} of the label file"}
-        for row in bad.itertuples()
-    ]
-    good = table[table["problem"] == ""]
-    return good[["image_name", "path", "part", "target"]].reset_index(drop=True), records
+    return table, sorted(set(images["path"]) - set(table["path"]))
 
 
-def _label_bytes(place: str) -> bytes:
-    try:
-        content = storage.read_bytes(place)
-    except FileNotFoundError:
-        raise DataError(
-            f"the label file {place} does not exist",
-            "labels are needed to train",
-            "raytrain ingest --labels CSV with the file that has the columns image_name,tags",
-        ) from None
-    if len(content) > MAX_LABEL_BYTES:
-        raise DataError(f"{place} has {len(content)} bytes, at most {MAX_LABEL_BYTES} are read", "is it a label file?")
-    return content
+def _of_each(
+    names: Sequence[str], groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None
+) -> Sequence[str]:
+    if groups is None:
+        return []
+    if callable(groups):
+        return [groups(name) for name in names]
+    return [groups[name] for name in names] if isinstance(groups, Mapping) else list(groups)
 
 
-def _text(content: bytes, place: str) -> str:
-    if content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-        raise DataError(
-            f"{place} is an HTML page, not a table",
-            "a sign-in or error page was probably saved in its place",
-            "download the label file again",
-        )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{place} is not UTF-8 (byte 0x{content[error.start]:02x} at line {line})",
-            "names and labels could be misread",
-            "save it again as UTF-8",
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{place} has a NUL character at line {line}", "it is damaged or not text", "get it again")
-    return text
-
-
-def _table(content: bytes, place: str, form: LabelFormat) -> pd.DataFrame:
-    """Columns image_name, tags (the cell as it stands) and line (of a CSV; of Parquet the row, from 1)."""
-    parquet = place.lower().endswith(".parquet")
-    rows = list(_parquet_rows(content, place, form) if parquet else _rows(_text(content, place), place, form))
-    if not rows:
-        raise DataError(f"{place} has a header but no rows", "there is nothing to read from it", "check the file")
-    return pd.DataFrame(rows, columns=["image_name", "tags", "line"])
-
-
-def _parquet_rows(content: bytes, place: str, form: LabelFormat) -> Iterator[tuple[str, str | list[str], int]]:
-    try:
-        file = pq.ParquetFile(io.BytesIO(content))
-        columns = [file.schema_arrow.names[i] for i in _columns(file.schema_arrow.names, place, form)]
-        table = file.read(columns=columns)
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{place} is not a Parquet file: {error}", "its labels cannot be read", "get it again"
-        ) from None
-    for column in columns:
-        kind = table.schema.field(column).type
-        cell = kind.value_type if pa.types.is_list(kind) and column == form.tags_column else kind
-        if not (pa.types.is_string(cell) or pa.types.is_large_string(cell)) or table.column(column).null_count:
-            raise DataError(
-                f'column "{column}" of {place} is of type {kind} with {table.column(column).null_count} empty cells',
-                "names and labels are text, and every tile has both",
-                "write it as text (labels: text, or a list of texts)",
-            )
-    cells = zip(*(table.column(column).to_pylist() for column in columns), strict=True)
-    yield from ((name.strip(), tags, row) for row, (name, tags) in enumerate(cells, 1))
-
-
-def _rows(text: str, place: str, form: LabelFormat) -> Iterator[tuple[str, str, int]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=form.separator)
-    line = 1
-    try:
-        header = next(reader, [])
-        name, tags = _columns(header, place, form)
-        for row in reader:
-            line, start = reader.line_num + 1, line + 1
-            if row and len(row) != len(header):
-                raise DataError(
-                    f"line {start} of {place} has {len(row)} fields, the header has {len(header)}: {','.join(row)[:80]}",
-                    "a field too many or too few would shift labels to another tile",
-                    "correct that line (several labels are separated by spaces, not commas)",
-                )
-            if row:
-                yield row[name].strip(), row[tags], start
-            line = reader.line_num
-    except csv.Error as error:
-        raise DataError(
-            f"{place} cannot be read from line {line + 1} on: {error}",
-            "a quote that is opened there is never closed, or stands inside a field",
-            "correct that line",
-        ) from None
-
-
-def _columns(header: list[str], place: str, form: LabelFormat) -> tuple[int, int]:
-    expected = (form.name_column, form.tags_column)
-    fix = "rename the columns, or give --name-column and --tags-column"
-    why = f"the columns {form.name_column} and {form.tags_column} say which tile has which labels"
-    if len(header) <= 1:
-        other = next((s for s in ",;\t|" if header and s in header[0]), None)
-        if other:
-            flag = {"\t": "tab"}.get(other, f"'{other}'")
-            raise DataError(
-                f"{place} is separated by {other!r}, expected {form.separator!r}",
-                why,
-                f"raytrain ingest --separator {flag}",
-            )
-        if not header:
-            raise DataError(f"{place} is empty", why, "check the file")
-    missing = [column for column in expected if header.count(column) != 1]
-    if missing:
-        raise DataError(
-            f'{place} must have one column "{missing[0]}"; its header is {",".join(header)[:120]}.'
-            f"{did_you_mean(missing[0], header)}",
-            why,
-            fix,
-        )
-    return header.index(form.name_column), header.index(form.tags_column)
-
-
-def _problems(table: pd.DataFrame) -> list[str]:
-    tags_of: dict[str, set[frozenset[str]]] = {}
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        tags_of.setdefault(name, set()).add(frozenset(tags))
-    seen: Counter[str] = Counter()
-    problems = []
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        seen[name] += 1
-        if not _SAFE_NAME.fullmatch(name):
-            problems.append("unsafe-name")
-        elif len(tags_of[name]) > 1:
-            problems.append("contradicting-labels")
-        elif seen[name] > 1:
-            problems.append("repeated")
-        else:
-            problems.append("" if tags else "no-labels")
-    return problems
-
-
-def _check_known(found: list[str], classes: list[str], table: pd.DataFrame, place: str) -> None:
-    unknown = [tag for tag in found if tag not in classes]
-    if unknown:
-        count = sum(unknown[0] in tags for tags in table["tags"])
-        raise DataError(
-            f'{place} has the label "{unknown[0]}" on {count} tiles, which is not in the list of classes.'
-            f"{did_you_mean(unknown[0], classes)}",
-            "a label that is not a class cannot be learned",
-            "correct the label file, or add the label to --classes",
-        )
+def _few(names: pd.Series) -> str:
+    return ", ".join(names.iloc[:3]) + (", ..." if len(names) > 3 else "")

@@ -5,15 +5,17 @@ Parts are words, "train", "valid" or "test"; folds are numbers from 0, the fold 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from raytrain.errors import DataError
+from raytrain.data.labels import stem
+from raytrain.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
@@ -141,13 +143,14 @@ def stratified_parts(targets: Array, valid: float = 0.2, seed: int = 42) -> Arra
 
 @dataclass(frozen=True)
 class Rule:
-    """How tiles are divided, into two parts or into folds.
+    """How tiles are divided, into parts or into folds.
 
     Attributes:
-        by: random, stratified (every label in its share), group (none on both sides), column (as its values say).
-        valid: share of the tiles that validate, without folds.
+        by: random, stratified (every label in its share), group (none on both sides), or by value: column (what a table
+            says of the tile), folder (the first component of its name), list (its name).
+        valid: share of the tiles that validate, where chance decides; without folds.
         folds: number of folds, or None for parts.
-        valid_values: values of the column that validate; test_values: that test.
+        valid_values: values that validate; test_values: that test.
         seed: of all chance.
     """
 
@@ -157,6 +160,11 @@ class Rule:
     valid_values: tuple[str, ...] = ()
     test_values: tuple[str, ...] = ()
     seed: int = 42
+
+    def content(self) -> dict[str, Any]:
+        """As JSON gives it back; long lists as their hash."""
+        values = {key: _short(getattr(self, key)) for key in ("valid_values", "test_values")}
+        return asdict(self) | values
 
     def tables(self, name: str, names: Sequence[str], targets: Array, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
         """The splits by name, as a dataset keeps them (image_name, part, fold): `name`, or `name-1` ... `name-K` for folds.
@@ -168,22 +176,46 @@ class Rule:
             groups: group or column value of each tile, where the rule needs one.
 
         Raises:
-            DataError: too few groups.
+            DataError: too few groups, or a value that no tile has.
         """
         if self.folds is None:
-            return {name: as_split(names, self._parts(targets, groups))}
+            return {name: as_split(names, self.parts(names, targets, groups))}
         folds = self._folds(targets, groups, self.folds)
         parts = (np.where(folds == fold, "valid", "train") for fold in range(self.folds))
         return {f"{name}-{number}": as_split(names, part, folds) for number, part in enumerate(parts, 1)}
 
-    def _parts(self, targets: Array, groups: Sequence[str]) -> Array:
-        if self.by == "column":
-            return parts_by_value(groups, self.valid_values, self.test_values)
+    def parts(self, names: Sequence[str], targets: Array, groups: Sequence[str]) -> Array:
+        """The part of each tile, str array (rows,); arguments and errors as `tables`."""
+        if self.by in ("column", "folder", "list"):
+            values = self._values(names, groups)
+            self._check_values(values)
+            return parts_by_value(values, map(self._key, self.valid_values), map(self._key, self.test_values))
         if self.by == "group":
             return group_parts(groups, self.valid, self.seed)
         if self.by == "stratified":
             return stratified_parts(targets, self.valid, self.seed)
         return random_parts(len(targets), self.valid, self.seed)
+
+    def _values(self, names: Sequence[str], groups: Sequence[str]) -> Sequence[str]:
+        if self.by == "folder":
+            return [name.split("/")[0] if "/" in name else "" for name in names]
+        return [self._key(name) for name in names] if self.by == "list" else groups
+
+    def _key(self, value: str) -> str:
+        return stem(value) if self.by == "list" else value
+
+    def _check_values(self, values: Sequence[str]) -> None:
+        known, wanted = set(values), [*self.valid_values, *self.test_values]
+        unknown = [value for value in wanted if self._key(value) not in known]
+        # A list may name tiles that were left out for their pictures; a folder or value that is not there is a slip.
+        if unknown and (self.by != "list" or len(unknown) == len(wanted)):
+            raise DataError(
+                f'no tile has the {self.by} "{unknown[0]}" ({len(known)} others, such as {sorted(known)[0]!r}).'
+                f"{did_you_mean(unknown[0], known)}",
+                "its part would be empty",
+                "correct the value"
+                + ("; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""),
+            )
 
     def _folds(self, targets: Array, groups: Sequence[str], folds: int) -> Array:
         if self.by == "group":
@@ -191,6 +223,23 @@ class Rule:
         if self.by == "stratified":
             return stratified(targets, [1.0] * folds, self.seed)
         return random_folds(len(targets), folds, self.seed)
+
+
+def only_in_valid(parts: Sequence[str], targets: Array, classes: Sequence[str]) -> list[str]:
+    """Labels that validation has and training has not: they count against the network, which never saw them.
+
+    Args:
+        parts: (rows,) words; targets: (rows, K); classes: K names.
+    """
+    part = np.asarray(parts, dtype=object)
+    alone = targets[part == "valid"].any(0) & ~targets[part == "train"].any(0)
+    return [name for name, it_is in zip(classes, alone, strict=True) if it_is]
+
+
+def _short(values: tuple[str, ...]) -> list[str]:
+    if len(values) <= 100:
+        return list(values)
+    return [f"{len(values)} values, sha256 {hashlib.sha256(repr(values).encode()).hexdigest()}"]
 
 
 def as_split(names: Sequence[str], parts: Array, folds: Array | int = -1) -> pd.DataFrame:

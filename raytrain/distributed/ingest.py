@@ -2,7 +2,8 @@
 
 Each task writes its shard itself, so the sha256 in the manifest is that of the bytes that were written, memory is
 bounded by one shard, and a task that Ray repeats writes the same file again. Everything goes into `<out>.partial`,
-which is renamed at the end; the same input gives the same bytes.
+which is renamed at the end; the same input gives the same bytes. A shard's record lies in `progress/` until then: an
+ingest that was killed goes on after the shards whose record fits the files as they are now.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,30 +23,19 @@ import pyarrow as pa
 
 from raytrain import storage
 from raytrain.data import dataset as ds
-from raytrain.data import images, sources, splits
+from raytrain.data import images, splits
+from raytrain.data.bands import BandRule, to_png
+from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError
 
-
-@dataclass(frozen=True)
-class Source:
-    """What a dataset is made from; stored in its manifest and compared before a second ingest is skipped."""
-
-    labels_sha256: str
-    form: sources.LabelFormat
-    image_folder: str
-    classes: tuple[str, ...]
-    valid: float
-    seed: int
-
-    def content(self) -> dict[str, Any]:
-        """As JSON gives it back."""
-        return asdict(self) | {"classes": list(self.classes)}
+Record = dict[str, Any]
+PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """The result of `ingest`."""
+    """The result of `ingest`: pids of the processes that wrote shards, none where the dataset was there."""
 
     dataset: ds.Dataset
     already_there: bool
@@ -54,75 +44,55 @@ class Ingested:
 
 
 def ingest(
-    image_folder: str,
-    label_file: str,
+    tiles: DividedTiles,
     out: str,
     *,
-    classes: list[str] | None = None,
-    valid: float = 0.2,
-    seed: int = 42,
     max_bad: int | None = None,
-    form: sources.LabelFormat = sources.KAGGLE_FORMAT,
+    bands: BandRule | None = None,
     say: Callable[[str], None] = print,
 ) -> Ingested:
-    """Makes a dataset directory (or says that it is there).
+    """Makes a dataset directory, goes on with one that was killed, or says that it is there.
 
     Args:
-        image_folder: directory or URI with the pictures directly inside.
-        label_file: CSV or Parquet, one row a tile.
-        form: how it is to be read.
+        tiles: what `data.sources` found: images, labels and the division.
         out: dataset directory or URI to make.
-        classes: the labels in target order; by default all labels of the file, sorted.
-        valid: share of rows that validate.
-        seed: of the split and of the order in which rows are written.
         max_bad: unusable files before nothing is written; by default the larger of 10 and 0.1 % of the rows.
+        bands: how TIFF files with other than 8-bit grey or RGB pixels become pictures.
         say: receives progress lines.
 
     Raises:
-        DataError: labels or folder cannot be used, too many bad files, or `out` holds something else.
+        DataError: too many bad files, or `out` holds something else.
         StorageError: `out` cannot be written.
     """
-    out, image_folder = storage.absolute(out), storage.absolute(image_folder)
-    labels = sources.read_labels(storage.absolute(label_file), form, classes)
-    source = Source(labels.sha256, form, storage.name_of(image_folder), tuple(labels.classes), valid, seed)
-    there = _already_there(out, source)
+    out = storage.absolute(out)
+    source = tiles.source | ({"bands": asdict(bands)} if bands else {})
+    there = _already_there(out, json.loads(json.dumps(source)))
     if there:
         return Ingested(there, True, there.manifest["gate"], [])
-    found = sources.find_images(image_folder)
-    parts = splits.random_parts(len(labels.table), valid, seed)
-    index, bad = sources.index_table(labels, found, parts)
-    budget = max(10, len(labels.table) // 1000) if max_bad is None else max_bad
-    _check_budget(bad, budget, out, len(labels.table))
-    for note, count in labels.notes.items():
-        say(f"labels: {count} {note}") if count else None
-    unlisted = len(set(found.values())) - index["path"].nunique()
-    say(f"images: {unlisted} pictures without a row in the label file are left out") if unlisted else None
-    written = _build(out, index, bad, budget, labels, source, say)
+    budget = max(10, len(tiles.table) // 1000) if max_bad is None else max_bad
+    _check_budget(tiles.unusable(), budget, out, len(tiles.table))
+    say(f"labels: {tiles.tiles}")
+    say(f"split {tiles.rule.by}: {tiles}")
+    written = _build(out, tiles, source, budget, bands, say)
     storage.remove(quarantine_beside(out))
     dataset = ds.open_dataset(out)
     return Ingested(dataset, False, dataset.manifest["gate"], sorted({int(shard["pid"]) for shard in written}))
 
 
 def _build(
-    out: str,
-    index: pd.DataFrame,
-    bad: list[dict[str, Any]],
-    budget: int,
-    labels: sources.Labels,
-    source: Source,
-    say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Writes the dataset beside its place and renames it; whatever goes wrong, nothing is left there."""
+    out: str, tiles: DividedTiles, source: Record, budget: int, bands: BandRule | None, say: Callable[[str], None]
+) -> list[Record]:
+    """Writes the dataset beside its place and renames it; unusable tiles leave nothing, a stop leaves what is done."""
     # An object store cannot rename; there the manifest, written last, makes the dataset.
     partial = f"{out}.partial" if not storage.is_uri(out) else out
-    storage.remove(partial)
-    storage.make_dir(storage.join(partial, "shards"))
+    index = tiles.usable()
+    blocks = _blocks(index, tiles.rule.seed, bands)
     try:
-        written = _write_shards(index, partial, source.seed, say)
-        bad = bad + [record for shard in written for record in json.loads(shard["bad"])]
-        _check_budget(bad, budget, out, len(labels.table))
-        _finish(partial, index, bad, written, labels, source)
-    except BaseException:
+        written = _write_shards(blocks, partial, bands, say)
+        bad = tiles.unusable() + [record for shard in written for record in shard["bad"]]
+        _check_budget(bad, budget, out, len(tiles.table))
+        _finish(partial, index, bad, written, tiles, source)
+    except DataError:
         storage.remove(partial)
         raise
     if partial != out:
@@ -135,50 +105,66 @@ def quarantine_beside(out: str) -> str:
     return f"{out}.quarantine.jsonl"
 
 
-def gate_shard(batch: pd.DataFrame, place: str) -> pd.DataFrame:
-    """One Ray Data task: reads and checks the files of one shard, writes the shard.
+def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -> Record:
+    """One Ray Data task: reads and checks the files of one shard, writes the shard and then its record.
 
     Args:
-        batch: rows of the index table with their `shard` number.
+        block: rows of the index table with the number (`shard`) and the key (`key`) of their shard.
         place: the dataset directory to write into.
+        bands: for TIFF files.
 
     Returns:
-        One row: shard, file, rows, sha256, counts and bad (JSON), sizes (JSON), pid.
+        The record: shard, key, file, rows, bytes, sha256, counts, sizes, bad, names, pid.
     """
-    rows, bad, modes = [], [], Counter[str]()
-    for entry in batch.to_dict("records"):
+    rows, bad, counts = [], [], Counter[str]()
+    for entry in block.to_dict("records"):
+        content = b""
         try:
             content = storage.read_bytes(entry["path"])
-            picture = images.inspect(content)
-        except images.BadImage as error:
-            bad.append({"image_name": entry["image_name"], "kind": error.kind, "detail": error.detail})
-            continue
+            image, picture = _passed(content, entry["path"], bands)
         except FileNotFoundError:
-            bad.append({"image_name": entry["image_name"], "kind": "missing", "detail": "vanished during ingest"})
-            continue
-        modes[f"mode {picture.mode}"] += 1
-        rows.append({"image_name": entry["image_name"], "image": content, "width": picture.width,
-                     "height": picture.height, "crc32": picture.crc32, "target": entry["target"]})  # fmt: skip
-    shard = int(batch["shard"].iloc[0])
+            bad.append(_bad(entry, "missing", "vanished during ingest", content))
+        except images.BadImage as error:
+            bad.append(_bad(entry, error.kind, error.detail, content))
+        else:
+            counts.update([f"mode {picture.mode}", *picture.odd])
+            rows.append({"image_name": entry["image_name"], "image": image, "width": picture.width,
+                         "height": picture.height, "crc32": picture.crc32, "target": entry["target"]})  # fmt: skip
+    shard = int(block["shard"].iloc[0])
     file = f"part-{shard:05}.parquet"
     content = ds.shard_bytes(pa.Table.from_pylist(rows, schema=ds.SHARD_SCHEMA))
     if rows:
         storage.write_bytes(storage.join(place, "shards", file), content)
-    sizes = Counter(f"{row['width']}x{row['height']}" for row in rows)
-    record = {"shard": shard, "file": file, "rows": len(rows), "sha256": hashlib.sha256(content).hexdigest(),
-              "modes": json.dumps(modes), "sizes": json.dumps(sizes), "bad": json.dumps(bad), "pid": os.getpid(),
-              "names": json.dumps([row["image_name"] for row in rows])}  # fmt: skip
-    return pd.DataFrame([record])
+    record = {"shard": shard, "key": block["key"].iloc[0], "file": file, "rows": len(rows), "bytes": len(content),
+              "sha256": hashlib.sha256(content).hexdigest(), "counts": counts,
+              "sizes": Counter(f"{row['width']}x{row['height']}" for row in rows), "bad": bad,
+              "names": [row["image_name"] for row in rows], "pid": os.getpid()}  # fmt: skip
+    storage.write_bytes(storage.join(place, "progress", f"{shard:05}.json"), json.dumps(record).encode(), durable=False)
+    return record
+
+
+def _passed(content: bytes, path: str, bands: BandRule | None) -> tuple[bytes, images.Picture]:
+    """The bytes to store and what the gate found: the file as it is, or a PNG of the chosen bands of a TIFF."""
+    if bands and path.lower().endswith((".tif", ".tiff")):
+        content, path = to_png(content, bands), ""
+    return content, images.inspect(content, storage.name_of(path))
+
+
+def _bad(entry: Record, kind: str, detail: str, content: bytes) -> Record:
+    sha256 = hashlib.sha256(content).hexdigest() if content else ""
+    return {"image_name": entry["image_name"], "path": entry["path"], "row": int(entry["row"]), "kind": kind,
+            "detail": detail, "sha256": sha256}  # fmt: skip
 
 
 class Gate:
     """`gate_shard` as an actor: a fixed pool of processes shares the shards, however short their work is."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, place: str, bands: BandRule | None) -> None:
+        self.place, self.bands = place, bands
 
-    def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
-        return gate_shard(batch, self.place)
+    def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
+        record = gate_shard(block, self.place, self.bands)
+        return pd.DataFrame([{"record": json.dumps(record)}])
 
 
 def rows_per_shard(rows: int) -> int:
@@ -186,81 +172,136 @@ def rows_per_shard(rows: int) -> int:
     return int(np.clip(-(-rows // 16), 64, 1024))
 
 
-def _write_shards(index: pd.DataFrame, place: str, seed: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _blocks(index: pd.DataFrame, seed: int, bands: BandRule | None) -> list[pd.DataFrame]:
+    """The rows of each shard, shuffled once, with its number and the hash of what it will be made from."""
     order = np.random.default_rng([seed, len(index)]).permutation(len(index))
     size = rows_per_shard(len(index))
-    blocks = [
-        index.iloc[order[start : start + size]][["image_name", "path", "target"]].assign(shard=i)
-        for i, start in enumerate(range(0, len(index), size))
+    blocks = [index.iloc[order[start : start + size]] for start in range(0, len(index), size)]
+    return [
+        block[["image_name", "path", "row", "target"]].assign(shard=i, key=_key(block, bands))
+        for i, block in enumerate(blocks)
     ]
-    with session():
-        data = quiet_dataset(blocks).map_batches(
-            Gate,
-            fn_constructor_kwargs={"place": place},
-            batch_size=None,
-            batch_format="pandas",
-            compute=actors(len(blocks)),
-        )
-        written, began = [], time.monotonic()
-        for batch in blocks_of(data):
-            written += batch.to_dict("records")
-            left = to_go(len(written), len(blocks), began)
-            say(f"ingest: shard {len(written)} of {len(blocks)} written (by process {batch['pid'].iloc[0]}), {left}")
-    written.sort(key=lambda record: record["shard"])
+
+
+def _key(block: pd.DataFrame, bands: BandRule | None) -> str:
+    files = block[["image_name", "path", "stamp"]].to_csv(index=False)
+    targets = np.stack(list(block["target"])).tobytes()
+    return hashlib.sha256(f"{ds.SCHEMA_VERSION} {bands} {files}".encode() + targets).hexdigest()
+
+
+def _write_shards(
+    blocks: list[pd.DataFrame], place: str, bands: BandRule | None, say: Callable[[str], None]
+) -> list[Record]:
+    written = _written_before(place, blocks)
+    left = [block for block in blocks if block["shard"].iloc[0] not in {record["shard"] for record in written}]
+    say(f"ingest: {len(blocks)} shards of up to {len(blocks[0])} tiles" if blocks else "ingest: no usable row")
+    say(f"ingest: {len(written)} shards are there from an earlier, unfinished ingest") if written else None
+    began = said = 0.0
+    for done, record in enumerate(_gated(left, place, bands)):
+        written.append(record)
+        now = time.monotonic()
+        began = began or now  # the first shard's time is mostly Ray's start
+        if done and (now - said > PROGRESS_SECONDS or done + 1 == len(left)):
+            said = now
+            say(f"ingest: {len(written)} of {len(blocks)} shards, {to_go(done, len(left) - 1, began)}")
+    written.sort(key=lambda record: int(record["shard"]))
     if [record["shard"] for record in written] != list(range(len(blocks))):
         raise RuntimeError(f"Ray Data returned the shards {[r['shard'] for r in written]} of {len(blocks)}")
     return written
 
 
+def _gated(blocks: list[pd.DataFrame], place: str, bands: BandRule | None) -> Iterator[Record]:
+    if not blocks:
+        return
+    with session():
+        data = quiet_dataset(blocks).map_batches(
+            Gate,
+            fn_constructor_kwargs={"place": place, "bands": bands},
+            batch_size=None,
+            batch_format="pandas",
+            compute=actors(len(blocks)),
+        )
+        for batch in blocks_of(data):
+            yield from map(json.loads, batch["record"])
+
+
+def _written_before(place: str, blocks: list[pd.DataFrame]) -> list[Record]:
+    """Records of the shards that are complete and would be made again from the same files; all else is removed."""
+    keys = {int(block["shard"].iloc[0]): block["key"].iloc[0] for block in blocks}
+    sizes = {file.path: file.size for file in storage.files(storage.join(place, "shards"))}
+    kept = []
+    for name in storage.names(storage.join(place, "progress")):
+        record = json.loads(storage.read_bytes(storage.join(place, "progress", name)) if name[0] != "." else b"{}")
+        # A shard with bad files is made again: they may have been mended meanwhile.
+        if (
+            record
+            and keys.get(record["shard"]) == record["key"]
+            and sizes.get(record["file"]) == record["bytes"]
+            and not record["bad"]
+        ):
+            kept.append(record)
+    if not kept:
+        storage.remove(place)
+    for file in set(sizes) - {record["file"] for record in kept} if kept else ():
+        storage.remove(storage.join(place, "shards", file))
+    for folder in ("shards", "progress"):
+        storage.make_dir(storage.join(place, folder))
+    return kept
+
+
 def _finish(
-    place: str, index: pd.DataFrame, bad: list[dict[str, Any]], written: list[dict[str, Any]],
-    labels: sources.Labels, source: Source,
-) -> None:  # fmt: skip
-    kept = {name for shard in written for name in json.loads(shard["names"])}
+    place: str, index: pd.DataFrame, bad: list[Record], written: list[Record], tiles: DividedTiles, source: Record
+) -> None:
+    kept = {name for shard in written for name in shard["names"]}
     if not kept:
         raise DataError(
             "no usable picture is left", "a dataset without rows cannot be trained on", "see the quarantine"
         )
     usable = index[index["image_name"].isin(kept)]
+    name = tiles.rule.by
     split = splits.as_split(usable["image_name"].to_list(), usable["part"].to_numpy())
     content = ds.split_bytes(split)
-    storage.write_bytes(storage.join(place, "splits", "random.parquet"), content)
-    bad = sorted(bad, key=lambda record: record["image_name"])
+    storage.write_bytes(storage.join(place, "splits", f"{name}.parquet"), content)
     storage.write_text(storage.join(place, "quarantine.jsonl"), _jsonl(bad))
-    sizes, modes = _total(written, "sizes"), _total(written, "modes")
-    shards = [{key: shard[key] for key in ("file", "rows", "sha256")} for shard in written if shard["rows"]]
+    unlisted = tiles.tiles.unlisted
+    storage.write_text(storage.join(place, "unlisted.txt"), "\n".join([*unlisted, ""])) if unlisted else None
+    sizes = _total(written, "sizes")
     sides = max(sizes, key=lambda key: (sizes[key], key)).split("x")
     manifest = {
         "schema_version": ds.SCHEMA_VERSION,
         "task": "multi-label",
-        "classes": labels.classes,
+        "classes": tiles.tiles.classes,
         "tile_size": max(map(int, sides)),
-        "shards": shards,
-        "splits": [ds.split_entry("random", content, split)],
-        "source": source.content(),
-        "gate": {"rows in the label file": len(labels.table), "tiles": len(kept)}
+        "shards": [{key: shard[key] for key in ("file", "rows", "sha256")} for shard in written if shard["rows"]],
+        "splits": [ds.split_entry(name, content, split)],
+        "source": source,
+        "gate": {"rows of the labels": len(tiles.table), "tiles": len(kept)}
+        | ({"pictures without labels, see unlisted.txt": len(unlisted)} if unlisted else {})
+        | {note: n for note, n in tiles.tiles.notes.items() if n}
         | {f"quarantined: {kind}": n for kind, n in sorted(Counter(r["kind"] for r in bad).items())}
-        | {f"size {key}": n for key, n in sorted(sizes.items())} | dict(sorted(modes.items())),
+        | {f"size {key}": n for key, n in sorted(sizes.items())} | dict(sorted(_total(written, "counts").items())),
     }  # fmt: skip
+    storage.remove(storage.join(place, "progress"))
     storage.write_json(storage.join(place, "dataset.json"), manifest)
 
 
-def _total(written: list[dict[str, Any]], key: str) -> dict[str, int]:
+def _total(written: list[Record], key: str) -> dict[str, int]:
     total: Counter[str] = Counter()
     for shard in written:
-        total.update(json.loads(shard[key]))
+        total.update(shard[key])
     return dict(total)
 
 
-def _jsonl(records: list[dict[str, Any]]) -> str:
+def _jsonl(records: list[Record]) -> str:
+    records = sorted(records, key=lambda record: (record["image_name"], record["row"]))
     return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
 
 
-def _already_there(out: str, source: Source) -> ds.Dataset | None:
+def _already_there(out: str, source: Record) -> ds.Dataset | None:
     files, folders = storage.names(out), storage.names(out, directories=True)
     if "dataset.json" not in files:
         # In an object store an ingest that was cut leaves these; locally it leaves only `<out>.partial`.
-        ours = {"shards", "splits", "quarantine.jsonl"} if storage.is_uri(out) else set()
+        ours = {"shards", "progress", "splits", "quarantine.jsonl", "unlisted.txt"} if storage.is_uri(out) else set()
         if set(files + folders) <= ours:
             return None
         raise DataError(
@@ -269,20 +310,22 @@ def _already_there(out: str, source: Source) -> ds.Dataset | None:
             "give another --out",
         )
     dataset = ds.open_dataset(out)
-    if dataset.manifest["source"] != source.content():
+    if dataset.manifest["source"] != source:
+        known = dataset.manifest["source"]
+        other = [key for key in {**known, **source} if known.get(key) != source.get(key)]
         raise DataError(
-            f"{out} holds a dataset made from other labels or settings, or from a folder of another name",
+            f"{out} holds a dataset made with other {' and '.join(other)}",
             "ingest never overwrites a dataset; runs may depend on it",
             "give another --out, or remove that directory first",
         )
     return dataset
 
 
-def _check_budget(bad: list[dict[str, Any]], budget: int, out: str, rows: int) -> None:
+def _check_budget(bad: list[Record], budget: int, out: str, rows: int) -> None:
     if len(bad) <= budget:
         return
     place = quarantine_beside(out)
-    storage.write_text(place, _jsonl(sorted(bad, key=lambda record: record["image_name"])))
+    storage.write_text(place, _jsonl(bad))
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(record["kind"] for record in bad).most_common())
     raise DataError(
         f"{len(bad)} of {rows} tiles cannot be used ({kinds}), more than --max-bad {budget}; no dataset was written",

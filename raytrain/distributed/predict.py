@@ -20,7 +20,7 @@ import torch
 from raytrain import storage
 from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_shard
-from raytrain.data.sources import find_images
+from raytrain.data.sources import images_in
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
@@ -181,15 +181,15 @@ def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
 def _folder_blocks(folders: Sequence[str]) -> list[pd.DataFrame]:
     paths: dict[str, str] = {}
     for folder in folders:
-        for path in sorted(set(find_images(storage.absolute(folder)).values())):
-            stem = storage.name_of(path).rsplit(".", 1)[0]
-            if stem in paths:
+        table = images_in(folder).table
+        for name, path in zip(table["image_name"], table["path"], strict=True):
+            if name in paths:
                 raise DataError(
-                    f"{paths[stem]} and {path} have the same name",
+                    f"{paths[name]} and {path} have the same name",
                     "predictions are looked up by name",
                     "rename one, or predict the folders into two files",
                 )
-            paths[stem] = path
+            paths[name] = path
     table = pd.DataFrame({"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()})
     table["target"] = [np.zeros(0, np.uint8)] * len(table)
     return [table.iloc[i : i + TILES_PER_BLOCK] for i in range(0, len(table), TILES_PER_BLOCK)]

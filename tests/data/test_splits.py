@@ -1,5 +1,7 @@
 """Divisions of tiles: shares that are kept, groups that stay together, folds that cover, splits that touch no shard."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -114,6 +116,8 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
     table.write_text("image_name,part\n" + "".join(f"{name}.jpg,a\n" for name in names))
     column = ["data", "split", str(copy), "--name", "own", "--by", "column", "--table", str(table), "--column", "part"]
     assert run_command([*column, "--valid-values", "b"]) == 3
+    assert 'no tile has the column "b"' in capsys.readouterr().err
+    assert run_command([*column, "--valid-values", "a"]) == 3
     assert "both parts need tiles" in capsys.readouterr().err
     table.write_text("image_name,part\n" + "".join(f"{name},{'b' if i < 9 else 'a'}\n" for i, name in enumerate(names)))
     assert (copy / "dataset.json").read_bytes() == manifest
@@ -126,12 +130,12 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--by", "group"], "needs --table and --column"),
+    (["--by", "group"], "needs --table"),
     (["--table", "t.csv", "--column", "c"], "takes no --table"),
     (["--by", "column", "--table", "t.csv", "--column", "c"], "needs --valid-values"),
     (["--table", "t.csv"], "takes no --table"),
-    (["--by", "group", "--column", "c"], "needs --table and --column"),
-    (["--test-values", "a"], "takes no --valid-values or --test-values"),
+    (["--by", "group", "--column", "c"], "needs --table"),
+    (["--test-values", "a"], "takes no --test-values"),
     (["--folds", "1"], "2 or more"),
     (["--valid", "1"], "not between 0 and 1"),
     (["--by", "sratified"], "stratified"),
@@ -145,3 +149,42 @@ def test_a_wrong_division_is_refused(copy, capsys, flags, words):
 def test_a_name_that_is_no_file_name_is_refused(copy, capsys):
     assert run_command(["data", "split", str(copy), "--name", "../x"]) == 2
     assert "not made of letters" in capsys.readouterr().err
+
+
+def test_stratification_is_as_good_as_the_reference_implementation():
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+    rng = np.random.default_rng(0)
+    targets = (rng.random((2000, 12)) < np.geomspace(0.6, 0.01, 12)).astype(np.uint8)
+
+    def deviation(fold):
+        counts = np.stack([targets[fold == k].sum(0) for k in range(5)])
+        return np.abs(counts - targets.sum(0) / 5).max()
+
+    theirs = np.empty(len(targets), int)
+    folds = MultilabelStratifiedKFold(5, shuffle=True, random_state=0).split(targets, targets)
+    for k, (_, rows) in enumerate(folds):
+        theirs[rows] = k
+    by_chance = deviation(splits.random_folds(len(targets), 5))
+    ours = deviation(splits.stratified(targets, [1.0] * 5))
+    assert ours <= deviation(theirs) + 1 < by_chance
+
+
+def test_labels_of_validation_alone_are_named():
+    targets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
+    assert splits.only_in_valid(["train", "valid", "test"], targets, ["a", "b", "c"]) == ["b"]
+
+
+def test_a_dataset_is_divided_by_a_list_of_names(dataset, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.place, copy)
+    names = sorted(dataset.table["image_name"])
+    (tmp_path / "names.txt").write_text("\n".join([*(f"{name}.jpg" for name in names[:7]), "left_out"]))
+    command = ["data", "split", str(copy), "--name", "own", "--by", "list", "--valid-list", str(tmp_path / "names.txt")]
+    assert run_command(command) == 0
+    assert "split own: train 153, valid 7" in capsys.readouterr().out
+    split = open_dataset(str(copy)).split("own")
+    assert sorted(split.loc[split["part"] == "valid", "image_name"]) == names[:7]
+    assert run_command([*command[:-1], str(tmp_path / "no.txt")]) == 3
+    assert run_command(["data", "split", str(copy), "--name", "x", "--by", "folder"]) == 3
+    assert 'no tile has the folder "valid"' in capsys.readouterr().err

@@ -1,17 +1,29 @@
 """Ingest: several processes, the same bytes twice, bad files counted and never fatal within the budget."""
 
+import hashlib
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
+from odd_images import COUNTED, QUARANTINED, encoded, four_bands, noise
 from PIL import Image
 
+from raytrain import storage
 from raytrain.cli import run_command
+from raytrain.data import images
+from raytrain.data.bands import BandRule
 from raytrain.data.dataset import damages, open_dataset, read_images
+from raytrain.data.sources import images_in
 from raytrain.distributed import ingest as module
 from raytrain.distributed.ingest import ingest, rows_per_shard
 
 pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def divided(folder, label_file):
+    return images_in(str(folder)).label_from_file(str(label_file)).split()
 
 
 def tree(folder):
@@ -31,16 +43,13 @@ def damaged(tiles, tmp_path):
 
 
 def test_several_processes_share_the_gate_and_two_ingests_are_the_same_bytes(tiles, dataset, tmp_path, capsys):
-    done = ingest(str(tiles[0]), str(tiles[1]), str(tmp_path / "again"))
+    done = ingest(divided(tiles[0], tiles[1]), str(tmp_path / "again"))
     assert len(done.pids) > 1
-    printed = capsys.readouterr().out
-    assert all(f"(by process {pid})" in printed for pid in done.pids)
+    assert "ingest: 3 of 3 shards, 0:00 to go" in capsys.readouterr().out
     assert tree(tmp_path / "again") == tree(dataset_folder(dataset))
 
 
 def dataset_folder(dataset):
-    from pathlib import Path
-
     return Path(dataset.place)
 
 
@@ -65,7 +74,7 @@ def test_a_dataset_is_never_overwritten_by_another(tiles, dataset, capsys):
 
 
 def test_bad_files_are_listed_and_all_good_tiles_are_kept(tiles, damaged, dataset, tmp_path):
-    done = ingest(str(damaged), str(tiles[1]), str(tmp_path / "out"))
+    done = ingest(divided(damaged, tiles[1]), str(tmp_path / "out"))
     records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(record["kind"] for record in records) == ["missing", "not-an-image", "truncated"]
     bad = {record["image_name"] for record in records}
@@ -89,18 +98,116 @@ def test_more_bad_files_than_allowed_leave_only_the_list(tiles, damaged, tmp_pat
     assert not (tmp_path / "out.quarantine.jsonl").exists()
 
 
-def test_an_ingest_that_is_cut_leaves_nothing_and_the_next_succeeds(tiles, tmp_path, monkeypatch):
-    def cut(*args):
+@pytest.fixture
+def cut(monkeypatch, tmp_path):
+    """Runs an ingest into tmp_path/out that is stopped before its end, as by Ctrl-C."""
+
+    def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_finish", cut)
-    arguments = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(tmp_path / "out")]
-    assert run_command(arguments) == 130
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    (tmp_path / "out.partial" / "shards").mkdir(parents=True)  # what a SIGKILL leaves
-    assert run_command(arguments) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    def run(folder, label_file):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_finish", stop)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(divided(folder, label_file), str(tmp_path / "out"))
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == ["out.partial"]
+
+    return run
+
+
+def test_an_ingest_that_was_cut_goes_on_to_the_same_bytes(tiles, dataset, tmp_path, cut):
+    cut(*tiles)
+    (tmp_path / "out.partial" / "shards" / ".part-00000.parquet.1f.partial").write_bytes(b"what a SIGKILL leaves")
+    (tmp_path / "out.partial" / "shards" / "part-00001.parquet").unlink()
+    (tmp_path / "out.partial" / "progress" / "00002.json").unlink()
+    said = []
+    done = ingest(divided(*tiles), str(tmp_path / "out"), say=said.append)
+    assert "ingest: 1 shards are there from an earlier, unfinished ingest" in said
+    assert tree(tmp_path / "out") == tree(dataset_folder(dataset)) and not done.already_there
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_shards_of_files_that_changed_or_were_bad_are_made_again(tiles, damaged, dataset, tmp_path, cut):
+    cut(damaged, tiles[1])
+    for path in damaged.iterdir():  # three files are mended; all others are newer than they were
+        path.write_bytes((tiles[0] / path.name).read_bytes())
+    shutil.copy(tiles[0] / sorted(p.name for p in tiles[0].iterdir())[8], damaged)
+    said = []
+    ingest(divided(damaged, tiles[1]), str(tmp_path / "out"), say=said.append)
+    assert not any("unfinished" in line for line in said)
+    shards = tmp_path / "out" / "shards"
+    assert tree(shards) == tree(dataset_folder(dataset) / "shards")
+
+
+def test_25_kinds_of_odd_pictures_among_1000_good_ones_are_all_accounted_for(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    good = [f"good_{i}" for i in range(1000)]
+    for i, name in enumerate(good):
+        (folder / f"{name}.jpg").write_bytes(encoded(noise(size=(32, 32), seed=i)))
+    wanted = {}
+    for number, (content, suffix, said) in enumerate([*QUARANTINED.values(), *COUNTED.values()]):
+        for copy in range(4):
+            (folder / f"odd_{number}_{copy}{suffix}").write_bytes(content)
+            wanted[f"odd_{number}_{copy}"] = said
+    tiles = images_in(str(folder)).label_with(lambda name: name.split("_")[0])
+    done = ingest(tiles.split(), str(tmp_path / "out"), max_bad=100)
+    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    kinds = {kind for _, _, kind in QUARANTINED.values()}
+    assert {record["image_name"]: record["kind"] for record in records} == {
+        name: said for name, said in wanted.items() if said in kinds
+    }
+    for record in records:
+        content = (folder / storage.name_of(record["path"])).read_bytes()
+        assert record["sha256"] == (hashlib.sha256(content).hexdigest() if content else "")
+    for said in {said for _, _, said in COUNTED.values()}:
+        assert done.counts[said] >= 4, said
+    assert done.counts["mislabelled"] == done.counts["orientation applied"] == done.counts["size 200x100"] == 4
+    kept = {name for name, said in wanted.items() if said not in kinds}
+    assert set(done.dataset.table["image_name"]) == set(good) | kept
+    assert len(wanted) == 100
+
+
+def test_tiff_tiles_of_four_bands_become_pictures_by_the_rule(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"t_{i}.tif").write_bytes(four_bands((1000, 2000, 3000 + i, 9999)))
+    divided = images_in(str(folder)).label_with(lambda name: "water").split()
+    rule = BandRule((3, 2, 1), 0, 10000)
+    done = ingest(divided, str(tmp_path / "out"), bands=rule)
+    rows = [int(name.split("_")[1]) for name in done.dataset.table["image_name"]]
+    for i, content in zip(rows, read_images(done.dataset, range(20)), strict=True):
+        assert images.decode(content)[0, 0].tolist() == [round(255 * v / 10000) for v in (3000 + i, 2000, 1000)]
+    assert done.dataset.manifest["source"]["bands"] == {"bands": [3, 2, 1], "low": 0, "high": 10000}
+    assert ingest(divided, str(tmp_path / "out"), bands=rule).already_there
+
+
+def python_blocks():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    return [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "images_in" in block]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_five_lines_of_the_readme_run(number, tiles, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if number == 0:
+        shutil.copytree(tiles[0], "train-jpg")
+        shutil.copy(tiles[1], "train_v2.csv")
+    else:
+        for i, path in enumerate(sorted(tiles[0].iterdir())[:60]):
+            folder = Path("digits", "valid" if i % 4 == 0 else "train", "37"[i % 2])
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder)
+    code = re.sub("planet-resnet(50|18)", "smoke", python_blocks()[number]).replace(
+        '{"dataset"', '{"select": "1", "dataset"'
+    )
+    assert "smoke" in code
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    (dataset,) = [p.parent for p in Path().glob("*/dataset.json")]
+    assert open_dataset(str(dataset)).rows == (160, 60)[number] and f"{(160, 60)[number]} pictures in" in printed
+    assert (Path("runs") / ("first", "second")[number] / "checkpoints" / "last" / "MANIFEST.json").exists()
 
 
 def test_check_names_every_damage(dataset, tmp_path, capsys):
@@ -126,6 +233,6 @@ def test_a_tile_of_another_size_and_a_png_pass_and_are_counted(tiles, tmp_path):
     shutil.copytree(tiles[0], folder)
     first = sorted(folder.iterdir())[0]
     Image.open(first).convert("RGB").resize((200, 100)).save(first, "PNG")
-    done = ingest(str(folder), str(tiles[1]), str(tmp_path / "out"))
+    done = ingest(divided(folder, tiles[1]), str(tmp_path / "out"))
     assert done.counts["size 200x100"] == 1 and done.dataset.tile_size == 256
     assert open_dataset(done.dataset.place).rows == 160
