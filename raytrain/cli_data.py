@@ -6,6 +6,7 @@ As in `cli.py`, heavy modules are imported inside the commands.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -19,7 +20,7 @@ from raytrain.data.images import SUFFIXES
 from raytrain.data.labels import LabelFormat, column_of
 from raytrain.data.sources import Images, Tiles, images_at, images_in
 from raytrain.data.splits import Rule
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, masked
 
 data_app = App(name="data", help="Look at a dataset.")
 SplitBy = Literal["random", "stratified", "group", "folder", "column", "list"]
@@ -168,11 +169,13 @@ def ingest(
 
     done = run_ingest(divided, out, max_bad=max_bad, bands=band_rule)
     verb = "is there already" if done.already_there else f"written by {len(done.pids)} processes"
-    print(f"dataset {done.dataset.place} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes")
+    print(
+        f"dataset {masked(done.dataset.place)} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes"
+    )
     for key, count in done.counts.items():
         print(f"  {key}: {count}")
     chosen = "" if split == "random" else f" --data.split {split}"
-    print(f"next: raytrain train --config planet-resnet18 --dataset {out}{chosen}")
+    print(f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(out))}{chosen}")
 
 
 def _found(images: str, subfolders: bool, suffix: list[str] | None, folders: list[str] | None) -> Images:
@@ -247,4 +250,6 @@ def split(
         print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")
         alone = only_in_valid(rows["part"], targets, found.classes)
         print(f"  only in validation, so never learned: {', '.join(alone)}") if alone else None
-    print(f"next: raytrain train --config planet-resnet18 --dataset {dataset} --data.split {next(iter(tables))}")
+    print(
+        f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(dataset))} --data.split {next(iter(tables))}"
+    )

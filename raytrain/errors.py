@@ -5,6 +5,7 @@ The command line prints them without a traceback and exits with `exit_code`; REA
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -21,6 +22,7 @@ class RaytrainError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        what, why, fix = masked(what), masked(why), masked(fix)
         # All three go to Exception.args, so that the error survives pickling between Ray processes.
         super().__init__(what, why, fix)
         self.what, self.why, self.fix = what, why, fix
@@ -73,6 +75,11 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, RaytrainError):
         return error.exit_code
     return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def masked(text: str) -> str:
+    """The text without the keys that URIs such as s3://KEY:SECRET@bucket may hold."""
+    return re.sub(r"://[^/@\s]+:[^/@\s]+@", "://***@", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -14,8 +14,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -69,6 +71,12 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     if not is_uri(place):
         return pafs.LocalFileSystem(), absolute(place)
     try:
+        if place.startswith(("s3://", "gs://")):
+            base, mark, query = _without_query(place)
+            scheme, _, path = base.partition("://")
+            store, _, rest = path.partition("/")
+            fs, bucket = _store(f"{scheme}://{store}{mark}{query}")
+            return fs, f"{bucket}/{unquote(rest)}".rstrip("/")
         found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(place)
         return found
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -77,6 +85,13 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
             "only local paths, s3://, gs:// and abfs:// are understood",
             "give a local path or one of these URIs",
         ) from None
+
+
+@cache
+def _store(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a bucket and the bucket's name: one for all its objects, since each has connections of its own."""
+    found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
+    return found
 
 
 @contextmanager

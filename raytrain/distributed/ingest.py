@@ -14,6 +14,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from raytrain.errors import DataError
 
 Record = dict[str, Any]
 PROGRESS_SECONDS = 1.0
+REQUESTS = 32  # to an object store at a time, for each process
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _build(
 
 def quarantine_beside(out: str) -> str:
     """Place of the quarantine list when there were too many bad files and no dataset was written."""
-    return f"{out}.quarantine.jsonl"
+    return storage.join(storage.parent(out), f"{storage.name_of(out)}.quarantine.jsonl")
 
 
 def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -> Record:
@@ -117,13 +119,13 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
         The record: shard, key, file, rows, bytes, sha256, counts, sizes, bad, names, pid.
     """
     rows, bad, counts = [], [], Counter[str]()
-    for entry in block.to_dict("records"):
-        content = b""
+    entries = block.to_dict("records")
+    for entry, content in zip(entries, _contents([entry["path"] for entry in entries]), strict=True):
+        if content is None:
+            bad.append(_bad(entry, "missing", "it was there when the images were listed", b""))
+            continue
         try:
-            content = storage.read_bytes(entry["path"])
             image, picture = _passed(content, entry["path"], bands)
-        except FileNotFoundError:
-            bad.append(_bad(entry, "missing", "vanished during ingest", content))
         except images.BadImage as error:
             bad.append(_bad(entry, error.kind, error.detail, content))
         else:
@@ -141,6 +143,23 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
               "names": [row["image_name"] for row in rows], "pid": os.getpid()}  # fmt: skip
     storage.write_bytes(storage.join(place, "progress", f"{shard:05}.json"), json.dumps(record).encode(), durable=False)
     return record
+
+
+def _contents(paths: list[str]) -> Iterator[bytes | None]:
+    """The files one after the other, None for one that is gone; from an object store several at once."""
+    if not storage.is_uri(paths[0]):
+        yield from map(_content, paths)
+        return
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for start in range(0, len(paths), REQUESTS):  # a window bounds the memory
+            yield from pool.map(_content, paths[start : start + REQUESTS])
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError:
+        return None
 
 
 def _passed(content: bytes, path: str, bands: BandRule | None) -> tuple[bytes, images.Picture]:

@@ -1,0 +1,100 @@
+"""The same on s3:// as on a disk, against a local server."""
+
+import pytest
+
+from raytrain import storage
+from raytrain.cli import run_command
+from raytrain.data.dataset import open_dataset
+from raytrain.data.sources import images_in
+from raytrain.distributed import ingest as module
+from raytrain.distributed.ingest import ingest
+from raytrain.errors import DataError, RaytrainError
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """Makes a URI of a place in a bucket; keys stand in it, so that Ray's processes have them too."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    storage.make_dir(f"s3://KEY:SECRET@tiles-bucket/start{query}")
+    yield lambda path: f"s3://KEY:SECRET@tiles-bucket/{path}{query}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def uploaded(bucket, tiles):
+    for path in tiles[0].iterdir():
+        storage.write_bytes(bucket(f"{tiles[0].name}/{path.name}"), path.read_bytes())
+    storage.write_bytes(bucket("labels.csv"), tiles[1].read_bytes())
+    return bucket(tiles[0].name), bucket("labels.csv")
+
+
+def objects(uri):
+    return {file.path: storage.read_bytes(storage.join(uri, file.path)) for file in storage.files(uri, recursive=True)}
+
+
+def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(uploaded, bucket, dataset, tmp_path, capsys):
+    out = bucket("datasets/planet")
+    command = ["ingest", "--images", uploaded[0], "--labels", uploaded[1], "--out", out]
+    assert run_command(command) == 0
+    assert "SECRET" not in capsys.readouterr().out
+    made, local = open_dataset(out), open_dataset(dataset.place)
+    assert made.hash == local.hash and made.split_hash("random") == local.split_hash("random")
+    assert not [path for path in objects(out) if path.startswith("progress")]
+    assert run_command(command) == 0 and "is there already" in capsys.readouterr().out
+    assert run_command(["data", "check", out]) == 0
+    assert run_command(["data", "split", out, "--name", "cv", "--by", "stratified", "--folds", "2"]) == 0
+    assert set(open_dataset(out).split("cv-1")["part"]) == {"train", "valid"}
+
+
+def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, monkeypatch):
+    out = bucket("datasets/cut")
+    divided = images_in(uploaded[0]).label_from_file(uploaded[1]).split()
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(divided, out)
+    storage.remove(storage.join(out, "progress", "00001.json"))
+    with pytest.raises(DataError, match="is not a dataset"):
+        open_dataset(out)
+    said = []
+    assert ingest(divided, out, say=said.append).dataset.hash == dataset.hash
+    assert "ingest: 2 shards are there from an earlier, unfinished ingest" in said
+
+
+def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket):
+    storage.write_bytes(bucket("few/synthetic_000000.jpg"), b"no picture")
+    divided = images_in(bucket("few")).label_with(lambda name: "x").split()
+    with pytest.raises(DataError, match="1 not-an-image"):
+        ingest(divided, bucket("datasets/bad"), max_bad=0)
+    assert [file.path for file in storage.files(bucket("datasets"))] == ["bad.quarantine.jsonl"]
+    assert not objects(bucket("datasets/bad"))
+
+
+def test_errors_do_not_show_the_keys_of_a_uri(bucket):
+    with pytest.raises(RaytrainError) as caught:
+        open_dataset(bucket("nowhere"))
+    assert "SECRET" not in str(caught.value) and "s3://***@tiles-bucket/nowhere" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_trained_and_resumed(uploaded, bucket, tmp_path):
+    out, runs = bucket("datasets/run"), bucket("runs")
+    assert run_command(["ingest", "--images", uploaded[0], "--labels", uploaded[1], "--out", out]) == 0
+    train = ["train", "--config", "smoke", "--dataset", out, "--storage", runs, "--name", "far"]
+    assert run_command([*train, "--stages", "1-2"]) == 0
+    names = storage.names(storage.join(runs, "far", "checkpoints"), directories=True)
+    assert names == ["last", "stage-1-32", "stage-2-32"]
+    chained = ["--init-from", "far:stage-2-32", "--stages", "3-4", "--name", "further"]
+    assert run_command([*train[:-2], *chained]) == 0
+    assert run_command(["runs", "report", "further", "--storage", runs]) == 0
