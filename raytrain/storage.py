@@ -189,7 +189,7 @@ def make_dir(place: str) -> None:
         fs.create_dir(path, recursive=True)
 
 
-def write_bytes(place: str, content: bytes, *, durable: bool = True) -> None:
+def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Writes a whole file so that a reader sees the old content or the new, never a part.
 
     Locally: a temporary file beside it, fsync, rename, fsync of the directory. An object store's put is atomic.

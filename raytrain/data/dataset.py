@@ -239,11 +239,22 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
         yield cache[shard].column("image")[int(row - starts[shard])].as_py()
 
 
-def shard_bytes(table: pa.Table) -> bytes:
-    """A shard as Parquet bytes: page checksums, no compression (JPEG bytes do not shrink), no clock times."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=256, compression="none", write_page_checksum=True, use_dictionary=False)
-    return sink.getvalue()
+def shard_bytes(rows: Sequence[tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]]) -> memoryview:
+    """Rows (the columns of `SHARD_SCHEMA`) as Parquet bytes: page checksums, no clock times.
+
+    Not compressed, since JPEG bytes do not shrink; without statistics, which would hold the smallest picture.
+    """
+    columns = list(zip(*rows, strict=True)) or [()] * len(SHARD_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns[:-1], SHARD_SCHEMA, strict=False)]
+    lengths = np.cumsum([0, *map(len, columns[-1])], dtype=np.int32)
+    flat = np.concatenate([np.zeros(0, np.uint8), *columns[-1]]).astype(np.uint8)
+    arrays.append(pa.ListArray.from_arrays(lengths, flat))
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA), sink, row_group_size=256, compression="none",
+        write_page_checksum=True, use_dictionary=False, write_statistics=False,
+    )  # fmt: skip
+    return memoryview(sink.getvalue())
 
 
 def split_bytes(split: pd.DataFrame) -> bytes:

@@ -114,5 +114,5 @@ def to_go(done: int, total: int, began: float) -> str:
 
 
 def actors(blocks: int) -> ray.data.ActorPoolStrategy:
-    """A pool of one process per CPU of the cluster, but not more than there are blocks."""
-    return ray.data.ActorPoolStrategy(size=max(1, min(cpus(), blocks)), max_tasks_in_flight_per_actor=1)
+    """A pool of one process per CPU of the cluster, but not more than there are blocks; a second block waits at each."""
+    return ray.data.ActorPoolStrategy(size=max(1, min(cpus(), blocks)), max_tasks_in_flight_per_actor=2)

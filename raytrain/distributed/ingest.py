@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from raytrain import storage
 from raytrain.data import dataset as ds
@@ -130,17 +129,16 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
             bad.append(_bad(entry, error.kind, error.detail, content))
         else:
             counts.update([f"mode {picture.mode}", *picture.odd])
-            rows.append({"image_name": entry["image_name"], "image": image, "width": picture.width,
-                         "height": picture.height, "crc32": picture.crc32, "target": entry["target"]})  # fmt: skip
+            rows.append((entry["image_name"], image, picture.width, picture.height, picture.crc32, entry["target"]))
     shard = int(block["shard"].iloc[0])
     file = f"part-{shard:05}.parquet"
-    content = ds.shard_bytes(pa.Table.from_pylist(rows, schema=ds.SHARD_SCHEMA))
+    content = ds.shard_bytes(rows)
     if rows:
         storage.write_bytes(storage.join(place, "shards", file), content)
     record = {"shard": shard, "key": block["key"].iloc[0], "file": file, "rows": len(rows), "bytes": len(content),
               "sha256": hashlib.sha256(content).hexdigest(), "counts": counts,
-              "sizes": Counter(f"{row['width']}x{row['height']}" for row in rows), "bad": bad,
-              "names": [row["image_name"] for row in rows], "pid": os.getpid()}  # fmt: skip
+              "sizes": Counter(f"{row[2]}x{row[3]}" for row in rows), "bad": bad,
+              "names": [row[0] for row in rows], "pid": os.getpid()}  # fmt: skip
     storage.write_bytes(storage.join(place, "progress", f"{shard:05}.json"), json.dumps(record).encode(), durable=False)
     return record
 

@@ -1,0 +1,146 @@
+"""Rate and memory of ingest on as many tiles as the competition has, against a plain pool running the same gate:
+
+    RAYTRAIN_REAL_DATA=DIR python tests/ingest/score.py --out DIR [--tiles 40479] [--pairs 3]
+
+Real tiles are repeated under new names (hard links). Pool and ingest alternate; of both the start is left out: of the pool by
+a first round of work, of ingest by subtracting the time of an ingest of 64 tiles in the same run. Then once four times as many tiles.
+Memory is PSS of this process and all of Ray's, sampled twice a second, above that of the idle cluster. Ten minutes on two
+cores and 4 GB of disk; nothing else may run beside it.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import ray
+
+from raytrain import storage
+from raytrain.cli import RAY_ENVIRONMENT
+from raytrain.data import images
+from raytrain.data.sources import DividedTiles, images_in
+from raytrain.distributed.ingest import ingest
+
+sys.path.append(str(Path(__file__).parents[1]))
+from test_real import REAL
+
+
+def gate(path: str) -> int:
+    """What ingest does to a file, without keeping it."""
+    return images.inspect(storage.read_bytes(path), path).width
+
+
+def linked(out: Path, tiles: int) -> tuple[DividedTiles, list[str]]:
+    """So many tiles under new names in `out`, labelled and divided, and their paths."""
+    source = REAL / "planet"
+    tags = pd.read_csv(source / "train_v2.csv", index_col=0)["tags"]
+    files = sorted((source / "train-jpg").iterdir())
+    out.mkdir(parents=True)
+    originals = [Path(shutil.copy(file, out.parent / f"original-{file.name}")) for file in files]
+    labels = {}
+    for number in range(tiles):
+        name = f"tile_{number}"
+        os.link(originals[number % len(files)], out / f"{name}.jpg")
+        labels[name] = tags[files[number % len(files)].stem]
+    for original in originals:
+        original.unlink()
+    table = pd.DataFrame({"image_name": labels.keys(), "tags": labels.values()})
+    found = images_in(str(out)).label_from_table(table)
+    return found.split(), found.table["path"].to_list()
+
+
+class Memory(threading.Thread):
+    """Samples PSS of this process and its descendants, and the use of the object store, until `stop`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.stopped = threading.Event()
+        self.pss: list[int] = []
+        self.store: list[float] = []
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.5):
+            self.pss.append(pss())
+            total, free = ray.cluster_resources(), ray.available_resources()
+            self.store.append(total["object_store_memory"] - free.get("object_store_memory", 0))
+
+    def stop(self) -> tuple[int, float]:
+        """The largest PSS and object store use, bytes."""
+        self.stopped.set()
+        self.join()
+        return max(self.pss), max(self.store)
+
+
+def pss() -> int:
+    """Bytes, shared pages counted in parts, of this process and its descendants."""
+    total = 0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue  # it has ended
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def timed_ingest(divided: DividedTiles, out: Path) -> float:
+    """Seconds of an ingest; the dataset is removed."""
+    began = time.monotonic()
+    ingest(divided, str(out), say=lambda line: None)
+    seconds = time.monotonic() - began
+    shutil.rmtree(out)
+    return seconds
+
+
+def timed_pool(paths: list[str]) -> float:
+    """Seconds of a pool of two processes for the gate of all files, from the moment that both work."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.map(gate, paths[:400], chunksize=10)
+        began = time.monotonic()
+        list(pool.imap_unordered(gate, paths, chunksize=64))
+        return time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a folder that is made and removed")
+    parser.add_argument("--tiles", type=int, default=40479)
+    parser.add_argument("--pairs", type=int, default=3)
+    args = parser.parse_args()
+    few, _ = linked(args.out / "few", 64)
+    once, paths = linked(args.out / "once", args.tiles)
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    start = statistics.median(timed_ingest(few, args.out / "dataset") for _ in range(3))
+    print(f"an ingest of 64 tiles: {start:.1f} s, taken as the start")
+    ratios, seconds = [], []
+    for _ in range(args.pairs):
+        pool, ours = timed_pool(paths), timed_ingest(once, args.out / "dataset") - start
+        ratios.append(pool / ours)
+        seconds.append(ours)
+        print(f"pool {len(paths) / pool:.0f} tiles/s, ingest {len(paths) / ours:.0f} tiles/s, ratio {ratios[-1]:.3f}")
+    print(f"ratio, median: {statistics.median(ratios):.3f} (lowest {min(ratios):.3f}, highest {max(ratios):.3f})")
+    four, _ = linked(args.out / "four", 4 * args.tiles)
+    idle = pss()
+    for name, divided in (("1x", once), ("4x", four)):
+        memory = Memory()
+        memory.start()
+        ours = timed_ingest(divided, args.out / "dataset") - start
+        peak, store = memory.stop()
+        print(
+            f"{name}: {ours:.1f} s, {ours / statistics.median(seconds):.2f} of 1x; PSS {(peak - idle) / 2**30:.2f} GB above "
+            f"the idle cluster, object store {store / 2**30:.2f} GB"
+        )
+    ray.shutdown()
+    shutil.rmtree(args.out)
+
+
+if __name__ == "__main__":
+    os.environ.update(RAY_ENVIRONMENT)
+    main()
