@@ -132,11 +132,11 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
             rows.append((entry["image_name"], image, picture.width, picture.height, picture.crc32, entry["target"]))
     shard = int(block["shard"].iloc[0])
     file = f"part-{shard:05}.parquet"
-    content = ds.shard_bytes(rows)
+    written = ds.shard_bytes(rows)
     if rows:
-        storage.write_bytes(storage.join(place, "shards", file), content)
-    record = {"shard": shard, "key": block["key"].iloc[0], "file": file, "rows": len(rows), "bytes": len(content),
-              "sha256": hashlib.sha256(content).hexdigest(), "counts": counts,
+        storage.write_bytes(storage.join(place, "shards", file), written)
+    record = {"shard": shard, "key": block["key"].iloc[0], "file": file, "rows": len(rows), "bytes": len(written),
+              "sha256": hashlib.sha256(written).hexdigest(), "counts": counts,
               "sizes": Counter(f"{row[2]}x{row[3]}" for row in rows), "bad": bad,
               "names": [row[0] for row in rows], "pid": os.getpid()}  # fmt: skip
     storage.write_bytes(storage.join(place, "progress", f"{shard:05}.json"), json.dumps(record).encode(), durable=False)
