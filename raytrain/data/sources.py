@@ -25,7 +25,7 @@ from raytrain.data.images import SUFFIXES
 from raytrain.errors import DataError, did_you_mean
 
 MAX_LABEL_BYTES = 200 * 2**20
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def _problems(table: pd.DataFrame) -> list[str]:
     problems = []
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
         seen[name] += 1
-        if not _SAFE_NAME.fullmatch(name):
+        if not SAFE_NAME.fullmatch(name):
             problems.append("unsafe-name")
         elif len(tags_of[name]) > 1:
             problems.append("contradicting-labels")
