@@ -1,4 +1,4 @@
-"""The commands that make and look at data: `raytrain ingest`, `raytrain data ...`.
+"""The commands that get, make and look at data: `raytrain download`, `raytrain ingest`, `raytrain data ...`.
 
 As in `cli.py`, heavy modules are imported inside the commands.
 """
@@ -15,6 +15,21 @@ from raytrain.config import SPLIT_NAME
 from raytrain.errors import ConfigError
 
 data_app = App(name="data", help="Look at a dataset.")
+
+
+def download(
+    what: Literal["planet"],
+    /,
+    *,
+    out: Annotated[str, Parameter(help="local folder to fill")],
+    source: Annotated[
+        str, Parameter(name="--from", help="competition, dataset, or the path of an archive or folder that you have")
+    ] = "competition",
+) -> None:
+    """Get Planet's tiles and labels: from Kaggle, or from files at hand."""
+    from raytrain.data.download import download as run_download
+
+    run_download(out, source)
 
 
 def ingest(
