@@ -33,7 +33,7 @@ BACKOFF_S = 2.0
 MAX_WAIT_S = 300.0
 TIMEOUT_S = (15.0, 60.0)  # to connect, and for the next bytes
 _PAGES, _PAGE_SIZE = 10, 200
-_CHUNK = 2**18
+_CHUNK = 2**15  # what a cut takes of the bytes that came
 _LOGIN = (
     "log in in one of three ways: KAGGLE_API_TOKEN, or the token in ~/.kaggle/access_token; KAGGLE_USERNAME and KAGGLE_KEY; "
     "~/.kaggle/kaggle.json (all from https://www.kaggle.com/settings). "
@@ -141,6 +141,8 @@ class Kaggle:
                 return act()
             except (requests.RequestException, Cut) as error:
                 what, wait = self._trouble(error, label)
+            except json.JSONDecodeError:
+                raise _web_page(label) from None
             failed, best = (1, length()) if length() > best else (failed + 1, best)
             kept = f", {size_text(best)} are kept" if best else ""
             seconds = BACKOFF_S * 2 ** (failed - 1) if wait is None else wait
@@ -158,8 +160,6 @@ class Kaggle:
 
     def _trouble(self, error: Exception, label: str) -> tuple[str, float | None]:
         """What passes by itself, and the seconds that the server asks to wait; raises RemoteError for the rest."""
-        if isinstance(error, requests.exceptions.InvalidJSONError):
-            raise _web_page(label)
         if not isinstance(error, requests.HTTPError) or error.response is None:
             return str(error) if isinstance(error, Cut) else f"the connection failed ({type(error).__name__})", None
         status = error.response.status_code
