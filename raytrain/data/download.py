@@ -147,6 +147,11 @@ class _Planet:
                     with storage.failures("move", str(staging / name)):
                         (staging / name).rename(self.base / name)
         self._clear()
+        # What a kill left in the middle of an atomic write, and between the end of a transfer and that of its record.
+        torn = [*self.base.glob(".download.json.*.partial"), *self.base.glob("archives/.*.partial")]
+        torn += [p for p in self.base.glob("archives/*.partial.json") if not p.with_suffix("").exists()]
+        for path in torn:
+            storage.remove(str(path))
         storage.sync_directory(self.base)
 
     def _clear(self) -> None:
@@ -256,7 +261,7 @@ class _Planet:
             if not (self.base / name).exists():
                 self.say(f"{name}: not there")
             elif name in EXPECTED:
-                count = len(os.listdir(self.base / name))
+                count = sum(file.lower().endswith(PICTURES) for file in os.listdir(self.base / name))
                 self.say(f"{name}: {count:,} pictures (the competition has {EXPECTED[name]:,})")
         absent = [name for name in ("train-jpg", LABELS) if not (self.base / name).exists()]
         if absent:

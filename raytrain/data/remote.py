@@ -11,8 +11,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -87,12 +87,11 @@ class Kaggle:
         return found
 
     def _page(self, token: str | None) -> tuple[list[RemoteFile], str | None]:
-        if self.source == "competition":
-            answer = self._api.competition_list_files(self.slug, token, _PAGE_SIZE)
-            rows = answer.files
-        else:
-            answer = self._api.dataset_list_files(self.slug, token, _PAGE_SIZE)
-            rows = answer.dataset_files
+        competition = self.source == "competition"
+        with _silence():
+            ask = self._api.competition_list_files if competition else self._api.dataset_list_files
+            answer = ask(self.slug, token, _PAGE_SIZE)
+        rows = answer.files if competition else answer.dataset_files
         return [RemoteFile(str(row.name), int(row.total_bytes or 0)) for row in rows], answer.next_page_token
 
     def fetch(self, name: str | None, to: Path, size: int, ready: Ready, tell: Callable[[int], None]) -> None:
@@ -120,7 +119,7 @@ class Kaggle:
         from kagglesdk.competitions.types.competition_api_service import ApiDownloadDataFileRequest
         from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
 
-        with self._api.build_kaggle_client() as client:
+        with _silence(), self._api.build_kaggle_client() as client:
             if name is None:
                 dataset = ApiDownloadDatasetRequest()
                 dataset.owner_slug, dataset.dataset_slug = self.slug.split("/")
@@ -203,10 +202,17 @@ def missing(label: str, slug: str, available: list[str], *, competition: bool) -
     )
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Kaggle's client prints help, advice to update itself, and warnings about files."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
 def _signed_in() -> Any:
     """Kaggle's client. Importing it signs in, prints, makes a configuration folder and may end the process."""
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with _silence():
             from kaggle.api.kaggle_api_extended import KaggleApi
 
             api = KaggleApi()
@@ -299,7 +305,7 @@ class _Part:
         begin, whole = 0, int(response.headers.get("Content-Length", size))
         if response.status_code == 206:
             span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-            begin, whole = int(span.partition("-")[0] or -1), int(total)
+            begin, whole = int(span.partition("-")[0] or -1), int(total) if total.isdigit() else whole + start
         if size and whole != size:
             raise RemoteError(
                 f"Kaggle lists {self.to.name} with {size} bytes and sends {whole}",
