@@ -192,9 +192,8 @@ class _Planet:
         self._clear()
         try:
             # All of a .tar.7z is written twice: as a tar, and as files.
-            with Progress(
-                f"unpacking {name}", found["size"] * (2 if name.endswith(".tar.7z") else 1), self.say
-            ) as progress:
+            with Progress(f"unpacking {name}", self.say) as progress:
+                progress.begin(0, found["size"] * (2 if name.endswith(".tar.7z") else 1))
                 done = archives.extract(path, self.base / STAGING, place_of, tell=progress.add)
             self._check_contents(path, list(done.files), set(known["contents"] if known else ()))
         except BaseException:
@@ -343,14 +342,13 @@ def _fetched(planet: _Planet, kaggle: Kaggle, listed: str | None, name: str, siz
     if path.exists():
         return path
     storage.make_dir(str(path.parent))
-    with Progress(f"downloading {name}", size, planet.say) as progress:
+    with Progress(f"downloading {name}", planet.say) as progress:
 
         def ready(start: int, whole: int) -> None:
             check_space(path.parent, whole - start + _room([(name, whole)]), name)
             progress.begin(start, whole)
 
         kaggle.fetch(listed, path, size, ready, progress.add)
-    planet.say(f"{name}: {size_text(path.stat().st_size)} downloaded")
     return path
 
 
@@ -385,7 +383,7 @@ def _found_in(path: Path) -> tuple[list[str], dict[str, Path]]:
     """Relative names of files, and folders with pictures named as the competition's, at most three levels down."""
     files: list[str] = []
     folders: dict[str, Path] = {}
-    for place, inside, names in os.walk(path):
+    for place, inside, names in os.walk(path, followlinks=True):
         here = Path(place)
         if here.name in EXPECTED and any(name.lower().endswith(PICTURES) for name in names):
             folders.setdefault(here.name, here)
@@ -400,10 +398,9 @@ def _found_in(path: Path) -> tuple[list[str], dict[str, Path]]:
 class Progress:
     """How far a transfer or an unpacking is, and when it ends: a line that moves, or one a minute where nobody watches."""
 
-    def __init__(self, label: str, whole: int, say: Say) -> None:
+    def __init__(self, label: str, say: Say) -> None:
         self._label, self._say = label, say
         self._watched = sys.stdout.isatty()
-        self.begin(0, whole)
 
     def __enter__(self) -> Progress:
         return self
@@ -417,6 +414,8 @@ class Progress:
         self._start = self._count = start
         self._whole = whole
         self._began = self._told = time.monotonic()
+        there = f", {size_text(start)} are there" if start else ""
+        self._say(f"{self._label}: {size_text(whole)}{there}")
 
     def add(self, count: int) -> None:
         """Some more bytes; tells now and then."""

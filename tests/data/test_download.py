@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from kaggle_server import Fault, KaggleServer, redirect
 
 from raytrain.cli import run_command
-from raytrain.data import remote, synthetic
+from raytrain.data import download, remote, synthetic
 from raytrain.data.download import choose, place_of
 from raytrain.data.sources import read_labels
 
@@ -167,6 +168,8 @@ def test_a_folder_of_tiles_is_used_where_it_lies(tmp_path, planet, capsys):
         assert run_command(command(tmp_path / "out", "--from", str(tmp_path / "planet"))) == 0
     assert (tmp_path / "out" / "train-jpg").readlink() == plain / "train-jpg"
     assert read_labels(str(tmp_path / "out" / "train_v2.csv")).classes
+    assert run_command(command(tmp_path / "second", "--from", str(tmp_path / "out"))) == 0
+    assert (tmp_path / "second" / "train-jpg" / "train_0.jpg").read_bytes() == b"x"
     assert "without a picture, such as train_1" in capsys.readouterr().out
     assert run_command(command(plain, "--from", str(plain))) == 0  # the labels get their name, all else is in its place
     assert not (plain / "train-jpg").is_symlink() and (plain / "train_v2.csv").exists()
@@ -203,6 +206,23 @@ def test_a_missing_label_file_is_told_and_the_tiles_stay(tmp_path, planet, capsy
     (tmp_path / "train_classes.csv").write_bytes(planet["train_v2.csv"])
     assert run_command(command(tmp_path / "out", "--from", str(tmp_path / "train_classes.csv"))) == 0
     assert written(tmp_path / "out") == part(planet, "train-jpg", "train_v2.csv")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_progress_tells_how_far_and_when_it_ends(monkeypatch, capsys, watched):
+    clock = iter([0.0, *[30.0 * i for i in range(1, 9)]])  # a quarter of an hour for 30 pieces
+    monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(download.time, "time", lambda: 0.0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
+    with download.Progress("downloading a", print) as progress:
+        progress.begin(10**6, 31 * 10**6)
+        for _ in range(8):
+            progress.add(10**6)
+    said = capsys.readouterr().out
+    assert said.startswith("downloading a: 31.0 MB, 1.0 MB are there\n")
+    end = time.strftime("%H:%M:%S", time.localtime(22 * 30))
+    assert f"downloading a: 9.0 MB of 31.0 MB, end about {end}" in said
+    assert said.count("end about") == (8 if watched else 4) and said.count("\n") == (1 if watched else 5)
 
 
 REFUSED_LOCALLY = {
