@@ -515,3 +515,15 @@ def test_killed_at_any_file_operation_it_goes_on(driver, kaggle, few, whole_of_f
     assert driver(**task, kill_at=at).result()["code"] == -signal.SIGKILL
     assert driver(**task).result()["code"] == 0
     assert tree(tmp_path / "planet") == whole_of_few[0]
+
+
+@pytest.mark.parametrize("at", [6, 12, 18])
+def test_killed_while_it_unpacks_a_removed_folder_again_it_goes_on(driver, kaggle, few, whole_of_few, tmp_path, at):
+    kaggle.files, kaggle.listed = few, {name: len(content) for name, content in few.items()}
+    task = {"argv": command(tmp_path / "planet"), "port": kaggle.port, "env": SIGNED_IN}
+    assert driver(**task).result()["code"] == 0
+    shutil.rmtree(tmp_path / "planet" / "train-jpg")
+    sent = kaggle.sent
+    assert driver(**task, kill_at=at).result()["code"] == -signal.SIGKILL
+    assert driver(**task).result()["code"] == 0
+    assert tree(tmp_path / "planet") == whole_of_few[0] and kaggle.sent == sent
