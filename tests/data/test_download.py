@@ -57,9 +57,9 @@ def zipped(content):
 
 @pytest.fixture(scope="session")
 def planet():
-    """The folder that every way must end with: name to bytes. Twelve pictures, repeated to 8 MB, and their labels."""
+    """The folder that every way must end with: name to bytes. Twelve pictures, repeated to 12 MB, and their labels."""
     pictures = [synthetic.encoded(0, i) for i in range(12)]
-    count = 8_000_000 // (sum(map(len, pictures)) // 12)
+    count = 12_000_000 // (sum(map(len, pictures)) // 12)
     content = {f"train-jpg/train_{i}.jpg": pictures[i % 12] for i in range(count)}
     content |= {f"test-jpg/test_{i}.jpg": pictures[i] for i in range(5)}
     rows = "".join(f"train_{i},{' '.join(synthetic.labels(0, i % 12))}\n" for i in range(count))
@@ -365,7 +365,7 @@ def test_withdrawn_pictures_are_told_with_what_is_left(kaggle, tmp_path, capsys)
 def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(kaggle, tmp_path, capsys, monkeypatch):
     from raytrain.data import archives
 
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 9_000_000))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 13_000_000))
     assert run_command(command(tmp_path / "planet")) == 7
     assert "of free disk" in capsys.readouterr().err and kaggle.sent == 0
 
