@@ -41,6 +41,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 runs_app = App(name="runs", help="List, show and report runs.")
+app.command(cli_data.download)
 app.command(cli_data.ingest)
 app.command(cli_data.data_app)
 app.command(runs_app)

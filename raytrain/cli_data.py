@@ -1,4 +1,4 @@
-"""The commands that make and look at data: `raytrain ingest`, `raytrain data ...`.
+"""The commands that get, make and look at data: `raytrain download`, `raytrain ingest`, `raytrain data ...`.
 
 As in `cli.py`, heavy modules are imported inside the commands.
 """
@@ -138,6 +138,21 @@ class LabelFlags:
             )
         form = LabelFormat(self.name_column, self.tags_column, separator, self.tags_separator)
         return found.label_from_file(labels, form, classes, allow_empty=self.allow_empty, force=self.force)
+
+
+def download(
+    what: Literal["planet"],
+    /,
+    *,
+    out: Annotated[str, Parameter(help="local folder to fill")],
+    source: Annotated[
+        str, Parameter(name="--from", help="competition, dataset, or the path of an archive or folder that you have")
+    ] = "competition",
+) -> None:
+    """Get Planet's tiles and labels: from Kaggle, or from files at hand."""
+    from raytrain.data.download import download as run_download
+
+    run_download(out, source)
 
 
 def ingest(

@@ -70,6 +70,12 @@ class StorageError(RaytrainError):
     exit_code = 7
 
 
+class UnfinishedError(RaytrainError):
+    """Stopped before the end with everything kept: the same command goes on from there."""
+
+    exit_code = 75
+
+
 def exit_code_of(error: BaseException) -> int:
     """The exit code that a command ends with because of an error."""
     if isinstance(error, RaytrainError):

@@ -95,7 +95,7 @@ def _store(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def _failures(doing: str, place: str) -> Iterator[None]:
+def failures(doing: str, place: str) -> Iterator[None]:
     """Turns the errors of file systems into a StorageError; a file missing when read stays FileNotFoundError."""
     try:
         yield
@@ -111,14 +111,14 @@ def _failures(doing: str, place: str) -> Iterator[None]:
 
 def exists(place: str) -> bool:
     """True if there is a file or directory."""
-    with _failures("look at", place):
+    with failures("look at", place):
         fs, path = filesystem(place)
         return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def names(place: str, *, directories: bool = False) -> list[str]:
     """Sorted names of the files (or directories) directly inside a directory; empty if it does not exist."""
-    with _failures("list", place):
+    with failures("list", place):
         fs, path = filesystem(place)
         wanted = pafs.FileType.Directory if directories else pafs.FileType.File
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -168,7 +168,7 @@ def read_bytes(place: str) -> bytes:
         FileNotFoundError: there is none.
         StorageError: it cannot be read.
     """
-    with _failures("read", place):
+    with failures("read", place):
         if not is_uri(place):
             return Path(absolute(place)).read_bytes()
         fs, path = filesystem(place)
@@ -184,7 +184,7 @@ def read_json(place: str) -> Any:
 
 def make_dir(place: str) -> None:
     """Makes a directory and its parents."""
-    with _failures("make", place):
+    with failures("make", place):
         fs, path = filesystem(place)
         fs.create_dir(path, recursive=True)
 
@@ -198,7 +198,7 @@ def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True
     Raises:
         StorageError: it cannot be written; what was there before is intact.
     """
-    with _failures("write", place):
+    with failures("write", place):
         fs, path = filesystem(place)
         if not isinstance(fs, pafs.LocalFileSystem):
             with fs.open_output_stream(path) as stream:
@@ -241,7 +241,7 @@ def sync_directory(directory: Path) -> None:
 
 def remove(place: str) -> None:
     """Removes a directory or a file; nothing happens where there is none."""
-    with _failures("remove", place):
+    with failures("remove", place):
         fs, path = filesystem(place)
         kind = fs.get_file_info(path).type
         if kind == pafs.FileType.Directory:
@@ -252,14 +252,14 @@ def remove(place: str) -> None:
 
 def move_directory(source: str, target: str) -> None:
     """Renames a local directory, atomically."""
-    with _failures("move", source):
+    with failures("move", source):
         os.rename(absolute(source), absolute(target))
         sync_directory(Path(absolute(target)).parent)
 
 
 def upload_directory(source: Path, target: str) -> None:
     """Copies the files of a local directory into a place, files with `MANIFEST` or `dataset.json` names last."""
-    with _failures("write", target):
+    with failures("write", target):
         files = sorted(p for p in source.rglob("*") if p.is_file())
         for file in sorted(files, key=lambda p: p.name in ("MANIFEST.json", "dataset.json")):
             write_bytes(join(target, *file.relative_to(source).parts), file.read_bytes())
@@ -269,7 +269,7 @@ def upload_directory(source: Path, target: str) -> None:
 def local_directory(place: str) -> Iterator[Path]:
     """A local directory to write into: the place itself, or a temporary one that is uploaded at the end."""
     if not is_uri(place):
-        with _failures("make", place):
+        with failures("make", place):
             Path(absolute(place)).mkdir(parents=True, exist_ok=True)
         yield Path(absolute(place))
         return

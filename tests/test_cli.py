@@ -173,6 +173,7 @@ def test_help_answers_without_torch_and_shows_only_what_works():
     assert done.stdout.strip().endswith("False")
     for command in (
         "quickstart",
+        "download",
         "ingest",
         "data",
         "train",
@@ -184,7 +185,7 @@ def test_help_answers_without_torch_and_shows_only_what_works():
         "lr-find",
     ):
         assert command in done.stdout
-    for later in ("serve", "export", "finetune", "bench", "doctor", "download"):
+    for later in ("serve", "export", "finetune", "bench", "doctor"):
         assert later not in done.stdout
 
 

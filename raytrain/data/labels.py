@@ -26,7 +26,7 @@ from raytrain.errors import DataError, did_you_mean
 
 MAX_LABEL_BYTES = 200 * 2**20
 # Components between slashes; none starts with a dot, so no name leads out of the folder.
-_SAFE_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+SAFE_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ def _problems(table: pd.DataFrame, allow_empty: bool) -> list[str]:
     problems = []
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
         seen[name] += 1
-        if not _SAFE_NAME.fullmatch(name):
+        if not SAFE_NAME.fullmatch(name):
             problems.append("unsafe-name")
         elif len(tags_of[name]) > 1:
             problems.append("contradicting-labels")

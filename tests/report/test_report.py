@@ -57,7 +57,7 @@ def make_dataset(place: Path, target: np.ndarray) -> None:
         },
         schema=ds.SHARD_SCHEMA,
     )
-    content = ds.shard_bytes(list(zip(*table.to_pydict().values())))
+    content = ds.shard_bytes(list(zip(*table.to_pydict().values(), strict=True)))
     (place / "shards").mkdir(parents=True)
     (place / "shards" / "part-00000.parquet").write_bytes(content)
     shard = {"file": "part-00000.parquet", "rows": len(target), "sha256": hashlib.sha256(content).hexdigest()}
