@@ -136,7 +136,7 @@ class File:
 
 def files(place: str, *, recursive: bool = False) -> list[File]:
     """The files inside a directory, sorted by path; empty if it does not exist. Nothing is opened."""
-    with _failures("list", place):
+    with failures("list", place):
         fs, path = filesystem(place)
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
         found = [
@@ -153,7 +153,7 @@ def size(place: str) -> int:
     Raises:
         FileNotFoundError: there is none.
     """
-    with _failures("read", place):
+    with failures("read", place):
         fs, path = filesystem(place)
         info = fs.get_file_info(path)
         if info.type != pafs.FileType.File:
