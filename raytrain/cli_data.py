@@ -1,4 +1,4 @@
-"""The commands that make and look at data: `raytrain ingest`, `raytrain data ...`.
+"""The commands that make and divide data: `raytrain ingest`, `raytrain data split`.
 
 As in `cli.py`, heavy modules are imported inside the commands.
 """
@@ -14,7 +14,7 @@ from raytrain import storage
 from raytrain.config import SPLIT_NAME
 from raytrain.errors import ConfigError
 
-data_app = App(name="data", help="Look at a dataset.")
+data_app = App(name="data", help="Look at a dataset, check it, divide it.")
 
 
 def ingest(
@@ -58,24 +58,6 @@ def ingest(
     for key, count in done.counts.items():
         print(f"  {key}: {count}")
     print(f"next: raytrain train --config planet-resnet18 --dataset {out}")
-
-
-@data_app.command
-def check(dataset: str, /) -> None:
-    """Verify every shard, split and picture of a dataset."""
-    from raytrain.data.dataset import damages, open_dataset
-    from raytrain.errors import DataError
-
-    found = open_dataset(dataset)
-    wrong = damages(found)
-    if wrong:
-        raise DataError("; ".join(wrong), "training would stop or learn from wrong data", "ingest into a new directory")
-    print(f"{found.place}: {found.rows} tiles in {len(found.shards)} shards, every byte as written")
-    for split in found.manifest["splits"]:
-        parts = ", ".join(f"{part} {count}" for part, count in split["parts"].items())
-        print(f"  split {split['name']}: {parts}")
-    for name, count in zip(found.classes, found.targets.sum(0), strict=True):
-        print(f"  {name}: {count}")
 
 
 @data_app.command
@@ -143,8 +125,17 @@ def _check_rule(
         )
 
 
-def _check_draw(valid: float, seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Refuses a seed that random generators do not take.
+
+    Raises:
+        ConfigError: it is negative.
+    """
     if seed < 0:
         raise ConfigError(f"--seed {seed} is less than 0", "seeds of random generators are not negative", "--seed 42")
+
+
+def _check_draw(valid: float, seed: int) -> None:
+    check_seed(seed)
     if not 0 < valid < 1:
         raise ConfigError(f"--valid {valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
