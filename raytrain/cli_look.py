@@ -67,8 +67,9 @@ def show(
             for heading, some in chosen.items()
             for i in range(0, len(some), COLUMNS)
         ]
+    title = _title(found, len(every), part, split, label, (config or "the lesson") if augmented else None)
     place = storage.absolute(out or f"{storage.name_of(found.place)}-tiles.png")
-    storage.write_bytes(place, sheet.draw(drawn, _title(found, part, split, label, len(every))))
+    storage.write_bytes(place, sheet.draw(drawn, title))
     _print_tiles(found, every)
     print(f"sheet of {len(every)} tiles: {place}")
 
@@ -121,7 +122,8 @@ def _rows_by_label(
     from raytrain.data.inspection import class_index
 
     has = {label: rows[dataset.targets[rows, class_index(dataset, label)] != 0] for label in labels}
-    return {f"{label} · {len(of):,} tiles": _some(of, count, seed) for label, of in has.items() if len(of)}
+    heading = {label: f"{label} · {len(of):,} tile{'s' * (len(of) != 1)}" for label, of in has.items()}
+    return {heading[label]: _some(of, count, seed) for label, of in has.items() if len(of)}
 
 
 def _some(rows: np.ndarray[Any, Any], count: int, seed: int) -> list[int]:
@@ -153,17 +155,22 @@ def _augmented(cells: list[Cell], augment: Augment, size: int, seed: int) -> lis
     plain = examples(pixels, Augment(flip="none", p_affine=0, p_lighting=0), 1, size, seed)
     drawn = examples(pixels, augment, COLUMNS - 1, size, seed)
     return [
-        Row([Cell(before[0], cell.name, cell.labels), *(Cell(after, f"draw {i}") for i, after in enumerate(some, 1))])
+        Row(
+            [
+                Cell(before[0], cell.name, cell.labels),
+                *(Cell(after, "", (f"draw {i}",)) for i, after in enumerate(some, 1)),
+            ]
+        )
         for cell, before, some in zip(cells, plain, drawn, strict=True)
     ]
 
 
-def _title(dataset: Dataset, part: str, split: str | None, label: str | None, count: int) -> str:
-    split = split or str(dataset.manifest["splits"][0]["name"]) if part != "all" else split
+def _title(dataset: Dataset, count: int, part: str, split: str | None, label: str | None, recipe: str | None) -> str:
     words = [storage.name_of(dataset.place), f"{count} of {dataset.rows:,} tiles"]
-    words += [f"split {split}"] if split else []
+    words += [f"split {split or dataset.manifest['splits'][0]['name']}"] if split or part != "all" else []
     words += [f"part {part}"] if part != "all" else []
-    return " · ".join(words + ([f"label {label}"] if label else []))
+    words += [f"label {label}"] if label else []
+    return " · ".join(words + ([f"augmentation of {recipe}"] if recipe else []))
 
 
 def _print_tiles(dataset: Dataset, rows: list[int]) -> None:

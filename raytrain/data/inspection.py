@@ -264,17 +264,21 @@ def cooccurrence(targets: Array) -> Array:
     return np.asarray(has.T @ has).astype(np.int64)
 
 
-def companions(counts: Array, classes: Sequence[str]) -> list[str]:
-    """For each label the one it most often occurs with, and the share of its tiles: `water 88 %`; empty if none.
+def companions(targets: Array, classes: Sequence[str]) -> list[str]:
+    """For each label the one that most exceeds its own share beside it: `water 88 %` of its tiles; empty if none does.
+
+    Not simply the one that is most often there: beside every label of Planet's that would be `primary`.
 
     Args:
-        counts: int64 (K, K) of `cooccurrence`.
+        targets: uint8 (rows, K).
+        classes: names of the K labels.
     """
-    others = counts - np.diag(np.diag(counts))
-    best = others.argmax(1) if len(counts) else []
+    counts = cooccurrence(targets)
+    share = counts / np.maximum(np.diag(counts), 1)[:, None]
+    excess = share - np.diag(counts) / max(len(targets), 1)
+    np.fill_diagonal(excess, 0)
     return [
-        f"{classes[b]} {others[k, b] / counts[k, k]:.0%}".replace("%", " %") if others[k, b] else ""
-        for k, b in enumerate(best)
+        f"{classes[b]} {100 * share[k, b]:.0f} %" if excess[k, b] > 0 else "" for k, b in enumerate(excess.argmax(1))
     ]
 
 

@@ -118,8 +118,8 @@ def _pick(cards: dict[int, Card], rows: Iterable[int]) -> list[Card]:
 
 
 def _label_rows(found: Inspection) -> list[tuple[str, list[int], str]]:
-    """(label, counts, most often with) of every label, most frequent first."""
-    together = companions(cooccurrence(found.dataset.targets), found.dataset.classes)
+    """(label, counts, companion) of every label, most frequent first."""
+    together = companions(found.dataset.targets, found.dataset.classes)
     table = found.labels.assign(together=together).sort_values("tiles", ascending=False, kind="stable")
     return [(row[0], [int(count) for count in row[1:-1]], row[-1]) for row in table.itertuples(index=False, name=None)]
 

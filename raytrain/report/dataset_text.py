@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raytrain.data.inspection import Array, Inspection, companions, cooccurrence
+from raytrain.data.inspection import Array, Inspection, companions
 
 SPLITS = 3  # the terminal is not wider; the page shows all
 GROUPS = 8
@@ -32,8 +32,8 @@ def _first(found: Inspection, rows_by: dict[str, Array]) -> str:
 def _labels(found: Inspection) -> list[str]:
     shown = [f"{split} {part}" for split, part, _ in found.split_parts if split in list(found.parts)[:SPLITS]]
     table = found.labels
-    rows = [["label", "tiles", *shown, "most often with"]]
-    with_ = companions(cooccurrence(found.dataset.targets), found.dataset.classes)
+    rows = [["label", "tiles", *shown, "goes with"]]
+    with_ = companions(found.dataset.targets, found.dataset.classes)
     for k, label in enumerate(found.dataset.classes):
         counts = [f"{table[column][k]:,}" for column in ("tiles", *shown)]
         rows.append([label, *counts, with_[k]])
@@ -45,9 +45,9 @@ def _labels(found: Inspection) -> list[str]:
 def _rules(found: Inspection) -> list[str]:
     if not found.rules:
         return []
-    kept = [[f"  {rule}", f"broken by {len(rows):,} tiles" if len(rows) else "kept"] for rule, rows in found.rules]
-    stated = "rules (those of Planet's weather labels, which this dataset has, are always among them)"
-    return [stated if found.default_rules else "rules", *aligned(kept, left={0, 1})]
+    stated = " (those of Planet's weather labels, which this dataset has, are always among them)"
+    kept = [f"  {rule}: {f'broken by {len(rows):,} tiles' if len(rows) else 'kept'}" for rule, rows in found.rules]
+    return [f"rules{stated if found.default_rules else ''}", *kept]
 
 
 def _duplicates(found: Inspection) -> list[str]:
