@@ -77,7 +77,7 @@ def show(
 def _check_show(tiles: int | None, size: int, per_label: bool, augmented: bool, config: str | None) -> None:
     if (tiles is not None and tiles < 1) or not 32 <= size <= 1024:
         raise ConfigError(
-            f"--tiles {tiles} --size {size}" if tiles else f"--size {size}",
+            f"--size {size}" if tiles is None else f"--tiles {tiles} --size {size}",
             "a sheet has at least one tile, each with a side of 32 to 1024 pixels",
             "--tiles 24 --size 160",
         )
@@ -95,13 +95,17 @@ def _rows_of(dataset: Dataset, split: str | None, part: str) -> np.ndarray[Any, 
         return np.arange(dataset.rows)
     from raytrain.data.inspection import parts_of
 
-    split = split or str(dataset.manifest["splits"][0]["name"])
+    split = split or _first_split(dataset)
     parts = parts_of(dataset, split)
     rows = np.flatnonzero(parts != "" if part == "all" else parts == part)
     if not len(rows):
         there = sorted(set(parts) - {""})
         raise DataError(f'the split {split} has no part "{part}"', "no tile to show", f"--part {' or '.join(there)}")
     return rows
+
+
+def _first_split(dataset: Dataset) -> str:
+    return str(next((entry["name"] for entry in dataset.manifest["splits"]), "random"))
 
 
 def _with_label(dataset: Dataset, rows: np.ndarray[Any, Any], label: str) -> np.ndarray[Any, Any]:
@@ -167,7 +171,7 @@ def _augmented(cells: list[Cell], augment: Augment, size: int, seed: int) -> lis
 
 def _title(dataset: Dataset, count: int, part: str, split: str | None, label: str | None, recipe: str | None) -> str:
     words = [storage.name_of(dataset.place), f"{count} of {dataset.rows:,} tiles"]
-    words += [f"split {split or dataset.manifest['splits'][0]['name']}"] if split or part != "all" else []
+    words += [f"split {split or _first_split(dataset)}"] if split or part != "all" else []
     words += [f"part {part}"] if part != "all" else []
     words += [f"label {label}"] if label else []
     return " · ".join(words + ([f"augmentation of {recipe}"] if recipe else []))

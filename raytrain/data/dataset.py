@@ -100,9 +100,9 @@ class Dataset:
         known = [split["name"] for split in self.manifest["splits"]]
         if name not in known:
             raise DataError(
-                f'{self.place} has no split "{name}" (it has: {", ".join(known)}).{did_you_mean(name, known)}',
+                f'{self.place} has no split "{name}" (it has: {", ".join(known) or "none"}).{did_you_mean(name, known)}',
                 "training and validation rows would be undefined",
-                f"raytrain train ... --data.split {known[0]}",
+                f"--data.split {known[0]}" if known else f"raytrain data split {self.place} --name {name}",
             )
         content = self._verified("splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()

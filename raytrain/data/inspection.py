@@ -140,6 +140,10 @@ class Inspection:
         more = f" and {len(listed) - first:,} more" if len(listed) > first else ""
         return ", ".join(listed[:first]) + more
 
+    def sides_of(self, leak: Leak) -> str:
+        """`train_1 (train) and train_7 (valid)`."""
+        return " and ".join(f"{self.names([row])} ({part})" for row, part in zip(leak.rows, leak.parts, strict=True))
+
     @cached_property
     def warnings(self) -> list[str]:
         """What a person should look at, one sentence each, worst first."""
@@ -156,17 +160,14 @@ class Inspection:
 
     def _duplicate_warnings(self) -> list[str]:
         tiles = sum(len(group.rows) for group in self.groups)
-        found = [f"{_count(len(self.groups), 'group')} of duplicates, {tiles:,} tiles"] if self.groups else []
-        return found + [
-            f"tiles that show the same have different labels: {self.names(group.rows)}" for group in self.contradictions
-        ]
+        found = [f"{count_of(len(self.groups), 'group')} of duplicates, {tiles:,} tiles"] if self.groups else []
+        wrong = self.contradictions
+        found += [f"tiles that show the same have different labels: {self.names(g.rows)}" for g in wrong[:FIRST]]
+        more = len(wrong) - FIRST
+        return found + ([f"{count_of(more, 'more group')} of duplicates with different labels"] if more > 0 else [])
 
     def _rule_warnings(self) -> list[str]:
-        return [
-            f"the rule “{rule}” is broken by {_count(len(rows), 'tile')}: {self.names(rows)}"
-            for rule, rows in self.rules
-            if len(rows)
-        ]
+        return [f"the rule “{rule}” is {verdict(rows)}: {self.names(rows)}" for rule, rows in self.rules if len(rows)]
 
     def _label_warnings(self) -> list[str]:
         found = []
@@ -299,5 +300,11 @@ def _leak(split: str, parts: Array, group: Group) -> Leak | None:
     return Leak(split, group.kind, tuple(first[part] for part in sides), tuple(sides))
 
 
-def _count(number: int, word: str) -> str:
+def verdict(broken: Array) -> str:
+    """What is said of a rule and the rows that break it: `kept by every tile`, `broken by 3 tiles`."""
+    return f"broken by {count_of(len(broken), 'tile')}" if len(broken) else "kept by every tile"
+
+
+def count_of(number: int, word: str) -> str:
+    """`1 tile`, `1,204 tiles`."""
     return f"{number:,} {word}{'s' * (number != 1)}"

@@ -7,7 +7,7 @@ Shares its look with the report of a run; the template escapes all words from ou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +16,13 @@ import numpy as np
 
 from raytrain import storage
 from raytrain.data.dataset import labels_of, read_images
-from raytrain.data.inspection import Inspection, Leak, companions, cooccurrence
+from raytrain.data.inspection import Inspection, companions, cooccurrence, verdict
 from raytrain.report import page, plots, tiles
 from raytrain.report.page import Plot
 from raytrain.report.record import SYNTHETIC_PREFIX
 
 # Pictures are in the page itself: 5 KB a tile, so that a page stays below a few megabytes.
-GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES = 24, 6, 8, 8, 16
+GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES, LEAKS = 24, 6, 8, 8, 16, 200
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,6 @@ def write(found: Inspection, place: str) -> str:
 def _context(found: Inspection) -> dict[str, Any]:
     dataset = found.dataset
     names = dataset.table["image_name"]
-    chosen = _chosen(found)
-    cards = _cards(found, sorted({row for rows in chosen.values() for row in rows}))
     return {
         "name": storage.name_of(dataset.place),
         "kind": "dataset check",
@@ -62,20 +60,30 @@ def _context(found: Inspection) -> dict[str, Any]:
         "few_labels": len(dataset.classes) <= plots.MAX_LABELS,
         "counts": _count_plots(found),
         "heat": _heat_plots(found),
-        "rules": [(str(rule), len(rows), _pick(cards, chosen[f"rule {i}"])) for i, (rule, rows) in enumerate(found.rules)],
         "default_rules": found.default_rules,
         "decoded": found.decoded,
+        "group_count": len(found.groups),
+        "leaks": [(leak.split, found.sides_of(leak), leak.kind) for leak in found.leaks[:LEAKS]],
+        "leak_count": len(found.leaks),
+        "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
+        "place": shlex.quote(dataset.place),
+    } | _pictures(found)
+
+
+def _pictures(found: Inspection) -> dict[str, Any]:
+    """The sections that show tiles; every tile is read once."""
+    chosen = _chosen(found)
+    cards = _cards(found, sorted({row for rows in chosen.values() for row in rows}))
+    shown = {section: [cards[row] for row in rows] for section, rows in chosen.items()}
+    return {
+        "rules": [(str(rule), verdict(rows), shown[f"rule {i}"]) for i, (rule, rows) in enumerate(found.rules)],
         "groups": [
-            (group.kind, len(group.rows), group in found.contradictions, _pick(cards, chosen[f"group {i}"]))
+            (group.kind, len(group.rows), group in found.contradictions, shown[f"group {i}"])
             for i, group in enumerate(found.groups[:GROUPS])
         ],
-        "group_count": len(found.groups),
-        "leaks": [_leak(found, leak) for leak in found.leaks],
-        "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
-        "odd": _pick(cards, chosen["odd"]),
-        "sheet_cards": _pick(cards, chosen["sheet"]),
-        "places": {"show": f"raytrain data show {dataset.place} --per-label", "split": f"raytrain data split {dataset.place}"},
-    }  # fmt: skip
+        "odd": shown["odd"],
+        "sheet_cards": shown["sheet"],
+    }
 
 
 def _summary(found: Inspection) -> list[str]:
@@ -113,10 +121,6 @@ def _note(found: Inspection, row: int) -> str:
     return ", ".join([size, *parts] if len(found.parts) == 1 else [size])
 
 
-def _pick(cards: dict[int, Card], rows: Iterable[int]) -> list[Card]:
-    return [cards[row] for row in rows]
-
-
 def _label_rows(found: Inspection) -> list[tuple[str, list[int], str]]:
     """(label, counts, companion) of every label, most frequent first."""
     together = companions(found.dataset.targets, found.dataset.classes)
@@ -149,12 +153,6 @@ def _heat_plots(found: Inspection) -> dict[str, Plot]:
 
 def _heat(counts: Any, classes: list[str], theme: plots.Theme) -> bytes:
     return plots.cooccurrence(counts, classes, theme)
-
-
-def _leak(found: Inspection, leak: Leak) -> tuple[str, str, str]:
-    """(split, tiles with their parts, kind)."""
-    tiles_of = [f"{found.names([row])} ({part})" for row, part in zip(leak.rows, leak.parts, strict=True)]
-    return leak.split, ", ".join(tiles_of), leak.kind
 
 
 def _kinds(found: Inspection, rows_by: dict[str, Any]) -> list[tuple[str, int, str]]:

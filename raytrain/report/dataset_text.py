@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raytrain.data.inspection import Array, Inspection, companions
+from raytrain.data.inspection import Array, Inspection, companions, verdict
 
 SPLITS = 3  # the terminal is not wider; the page shows all
 GROUPS = 8
@@ -46,7 +46,7 @@ def _rules(found: Inspection) -> list[str]:
     if not found.rules:
         return []
     stated = " (those of Planet's weather labels, which this dataset has, are always among them)"
-    kept = [f"  {rule}: {f'broken by {len(rows):,} tiles' if len(rows) else 'kept'}" for rule, rows in found.rules]
+    kept = [f"  {rule}: {verdict(rows)}" for rule, rows in found.rules]
     return [f"rules{stated if found.default_rules else ''}", *kept]
 
 

@@ -186,6 +186,7 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     ax.set_xlim(0.8, 2.5 * max(1, int(ranked[parts].to_numpy().max(initial=1))))
     ax.set_ylim(-0.6, len(ranked) - 0.4)
     ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.minorticks_off()
     ax.set_xlabel("tiles")
     _name_labels(ax, "y", ranked["label"])
     if len(parts) > 1:

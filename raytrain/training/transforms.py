@@ -75,7 +75,7 @@ def valid_pixels(images: torch.Tensor, size: int, normalize: str, dtype: torch.d
 
 def examples(images: np.ndarray[Any, Any], augment: Augment, count: int, size: int, seed: int) -> np.ndarray[Any, Any]:
     """What training makes of some tiles, for people to look at: uint8 (B, H, W, 3) to uint8 (B, count, size, size, 3)."""
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2).repeat(count, 1, 1, 1)
+    batch = torch.tensor(images).permute(0, 3, 1, 2).repeat(count, 1, 1, 1)
     draws = draw(augment, len(batch), torch.Generator().manual_seed(seed))
     pixels = (train_pixels(batch, draws, size, "none") * 255).round().byte().permute(0, 2, 3, 1)
     return pixels.reshape(count, len(images), size, size, 3).transpose(0, 1).numpy()
