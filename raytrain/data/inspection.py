@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -134,11 +134,10 @@ class Inspection:
         """Row numbers by Pillow's mode, most frequent mode first."""
         return _by_value(self.prints["mode"].tolist())
 
-    def names(self, rows: Iterable[int], first: int = FIRST) -> str:
+    def names(self, rows: Sequence[int] | Array, first: int = FIRST) -> str:
         """The first names of some rows in a sentence: `train_1, train_7 and 12 more`."""
-        listed = [str(self.dataset.table["image_name"].iloc[row]) for row in rows]
-        more = f" and {len(listed) - first:,} more" if len(listed) > first else ""
-        return ", ".join(listed[:first]) + more
+        listed = ", ".join(str(self.dataset.table["image_name"].iloc[row]) for row in rows[:first])
+        return listed + (f" and {len(rows) - first:,} more" if len(rows) > first else "")
 
     def sides_of(self, leak: Leak) -> str:
         """`train_1 (train) and train_7 (valid)`."""
@@ -151,11 +150,13 @@ class Inspection:
 
     def _leak_warnings(self) -> list[str]:
         found = []
-        for leak in self.leaks:
-            pair = " and ".join(
-                f"{self.names([row])} ({part})" for row, part in zip(leak.rows, leak.parts, strict=True)
-            )
-            found.append(f"split {leak.split} leaks: {pair} show the same ({leak.kind})")
+        for split in self.parts:
+            leaks = [leak for leak in self.leaks if leak.split == split]
+            found += [
+                f"split {split} leaks: {self.sides_of(leak)} show the same ({leak.kind})" for leak in leaks[:FIRST]
+            ]
+            more = len(leaks) - FIRST
+            found += [f"split {split} leaks: {count_of(more, 'more group')} on several sides"] if more > 0 else []
         return found
 
     def _duplicate_warnings(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raytrain.data.duplicates import KINDS
 from raytrain.data.inspection import Array, Inspection, companions, verdict
 
 SPLITS = 3  # the terminal is not wider; the page shows all
@@ -52,7 +53,7 @@ def _rules(found: Inspection) -> list[str]:
 
 def _duplicates(found: Inspection) -> list[str]:
     kinds = [group.kind for group in found.groups]
-    counts = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in ("equal bytes", "equal pixels", "near duplicates"))
+    counts = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in KINDS)
     head = f"groups of duplicates: {counts}" if found.decoded else f"groups of equal bytes: {len(kinds)} (--fast)"
     groups = [f"  {group.kind}: {found.names(group.rows)}" for group in found.groups[:GROUPS]]
     more = len(kinds) - GROUPS

@@ -32,7 +32,7 @@ def test_equal_bytes_equal_pixels_and_near_copies_are_told_apart(tmp_path):
     assert found(tmp_path, *pictures, again, encoded(scene(4))) == [
         ("equal bytes", (0, 3)),
         ("equal pixels", (1, 4)),
-        ("near", (2, 5)),
+        ("near duplicates", (2, 5)),
     ]
 
 
@@ -48,7 +48,7 @@ def test_equal_bytes_equal_pixels_and_near_copies_are_told_apart(tmp_path):
 )
 def test_a_changed_copy_is_near(tmp_path, change):
     textured = scene(5, 128)
-    assert found(tmp_path, encoded(textured), change(textured), encoded(scene(6))) == [("near", (0, 1))]
+    assert found(tmp_path, encoded(textured), change(textured), encoded(scene(6))) == [("near duplicates", (0, 1))]
 
 
 def test_even_tiles_are_not_near_though_their_hashes_are(tmp_path):
@@ -73,7 +73,7 @@ def test_a_flipped_or_turned_copy_is_another_tile(tmp_path):
 def test_copies_of_copies_are_one_group_and_a_tile_is_in_one_group_at_most(tmp_path):
     tile = scene(8)
     near = [encoded(tile, "JPEG", quality=quality) for quality in (95, 85, 75)]
-    assert found(tmp_path, encoded(tile), *near, encoded(tile)) == [("near", (0, 1, 2, 3, 4))]
+    assert found(tmp_path, encoded(tile), *near, encoded(tile)) == [("near duplicates", (0, 1, 2, 3, 4))]
 
 
 def test_without_pixels_only_equal_bytes_are_found(tmp_path):

@@ -55,9 +55,9 @@ def test_the_weather_rules_apply_where_all_four_weather_labels_are(dataset):
 def test_a_leak_is_named_with_both_tiles_and_parts_for_each_split(dataset):
     found = inspect(dataset)
     assert [(leak.split, leak.kind, leak.rows, leak.parts) for leak in found.leaks] == [
-        ("random", "near", (0, 7), ("train", "valid"))
+        ("random", "near duplicates", (0, 7), ("train", "valid"))
     ]
-    assert "split random leaks: t0 (train) and t7 (valid) show the same (near)" in found.warnings
+    assert "split random leaks: t0 (train) and t7 (valid) show the same (near duplicates)" in found.warnings
     assert "tiles that show the same have different labels: t0, t7" in found.warnings
     assert "2 groups of duplicates, 4 tiles" in found.warnings
     assert inspect(dataset, split="other").leaks == []

@@ -106,7 +106,7 @@ def test_an_ingest_that_is_cut_leaves_nothing_and_the_next_succeeds(tiles, tmp_p
 def test_check_names_every_damage(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(dataset.place, copy)
-    assert run_command(["data", "check", str(copy)]) == 0
+    assert run_command(["data", "check", str(copy), "--out", str(tmp_path)]) == 0
     shard = copy / "shards" / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
