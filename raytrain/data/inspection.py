@@ -136,8 +136,7 @@ class Inspection:
 
     def names(self, rows: Sequence[int] | Array, first: int = FIRST) -> str:
         """The first names of some rows in a sentence: `train_1, train_7 and 12 more`."""
-        listed = ", ".join(str(self.dataset.table["image_name"].iloc[row]) for row in rows[:first])
-        return listed + (f" and {len(rows) - first:,} more" if len(rows) > first else "")
+        return first_of([str(self.dataset.table["image_name"].iloc[row]) for row in rows[:first]], len(rows))
 
     def sides_of(self, leak: Leak) -> str:
         """`train_1 (train) and train_7 (valid)`."""
@@ -176,15 +175,13 @@ class Inspection:
             counts = {part: self.labels[f"{split} {part}"] for of, part, _ in self.split_parts if of == split}
             only = (counts["train"] == 0) & (counts["valid"] > 0)
             if only.any():
-                labels = ", ".join(self.labels["label"][only])
+                labels = first_of(list(self.labels["label"][only]))
                 found.append(f"split {split}: {labels} in validation only; what is not trained is not learned")
-            few = [
-                f"{label} ({part} {count})"
-                for k, label in enumerate(self.dataset.classes)
-                for part, of in counts.items()
-                if (count := of[k]) < FEW and not only[k]
-            ]
-            found += [f"split {split}: fewer than {FEW} tiles of {', '.join(few)}"] if few else []
+            few = []
+            for k in np.flatnonzero(~only):
+                rare = [f"{part} {of[k]}" for part, of in counts.items() if of[k] < FEW]
+                few += [f"{self.dataset.classes[k]} ({', '.join(rare)})"] if rare else []
+            found += [f"split {split}: fewer than {FEW} tiles of {first_of(few)}"] if few else []
         return found
 
 
@@ -304,6 +301,13 @@ def _leak(split: str, parts: Array, group: Group) -> Leak | None:
 def verdict(broken: Array) -> str:
     """What is said of a rule and the rows that break it: `kept by every tile`, `broken by 3 tiles`."""
     return f"broken by {count_of(len(broken), 'tile')}" if len(broken) else "kept by every tile"
+
+
+def first_of(words: Sequence[str], count: int | None = None) -> str:
+    """The first words of a list of `count`, and how many more there are: `a, b, c, d, e and 12 more`."""
+    shown = words[:FIRST]
+    more = (len(words) if count is None else count) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
 
 
 def count_of(number: int, word: str) -> str:

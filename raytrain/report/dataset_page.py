@@ -22,7 +22,7 @@ from raytrain.report.page import Plot
 from raytrain.report.record import SYNTHETIC_PREFIX
 
 # Pictures are in the page itself: 5 KB a tile, so that a page stays below a few megabytes.
-GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES, LEAKS = 24, 6, 8, 8, 16, 200
+GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES, LEAKS, HEAT_SPLITS = 24, 6, 8, 8, 16, 200, 3
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def _context(found: Inspection) -> dict[str, Any]:
         "decoded": found.decoded,
         "group_count": len(found.groups),
         "leaks": [(leak.split, found.sides_of(leak), leak.kind) for leak in found.leaks[:LEAKS]],
+        "heat_splits_left": max(0, len(found.parts) - HEAT_SPLITS),
         "leak_count": len(found.leaks),
         "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
         "place": shlex.quote(dataset.place),
@@ -141,10 +142,13 @@ def _count_plots(found: Inspection) -> list[Plot]:
 
 
 def _heat_plots(found: Inspection) -> dict[str, Plot]:
-    """A heat map of all tiles and of each part of each split."""
+    """A heat map of all tiles, and of each part of the first splits."""
+    first = list(found.parts)[:HEAT_SPLITS]
     parts = {"all tiles": np.arange(found.dataset.rows)}
-    parts |= {f"split {split}, {part}": rows for split, part, rows in found.split_parts}
+    parts |= {f"split {split}, {part}": rows for split, part, rows in found.split_parts if split in first}
     classes = found.dataset.classes
+    if len(classes) < 2:
+        return {}
     return {
         name: Plot.of(partial(_heat, cooccurrence(found.dataset.targets[rows]), classes), f"labels together, {name}")
         for name, rows in parts.items()

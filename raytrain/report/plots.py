@@ -16,6 +16,7 @@ its global state is not safe in a driver that draws while it serves. Neither tor
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -169,10 +170,11 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     """Tiles of each label on a logarithmic scale, one bar for each part, most frequent label first.
 
     Args:
-        table: columns label, then one count for each part, in the order of the bars.
+        table: columns label, then one count for each part, in the order of the bars. The MAX_LABELS most frequent labels
+            are shown.
     """
     parts = list(table.columns[1:])
-    ranked = table.iloc[np.argsort(table[parts].sum(axis=1).to_numpy(), kind="stable")]
+    ranked = table.iloc[np.argsort(table[parts].sum(axis=1).to_numpy(), kind="stable")][-MAX_LABELS:]
     rows, thick = np.arange(len(ranked)), 0.8 / len(parts)
     figure, (ax,) = _figure(0.9 + (0.16 + 0.12 * len(parts)) * len(ranked), theme)
     colors = [theme.train, theme.valid, theme.mark] if len(parts) > 1 else [theme.valid]
@@ -207,8 +209,11 @@ def cooccurrence(counts: np.ndarray[Any, Any], labels: Sequence[str], theme: The
     figure, (ax,) = _figure(1.2 + 5.6 * min(1.0, max(0.35, len(names) / 17)), theme)
     ax.imshow(share, cmap=_colormap(theme), vmin=0, vmax=1, aspect="auto")
     ax.grid(visible=False)
-    _name_labels(ax, "y", [f"{name}  {count:,}" for name, count in zip(names, np.diag(counts), strict=True)])
-    _name_labels(ax, "x", names)
+    size = min(8.0, 200 / len(names))  # points; up to MAX_LABELS rows lie within the height
+    counted = [f"{short(name)}  {count:,}" for name, count in zip(names, np.diag(counts), strict=True)]
+    ax.set_yticks(np.arange(len(names)), counted, parse_math=False)
+    _name_labels(ax, "x", names, size)
+    ax.tick_params(axis="y", length=0, labelsize=size)
     ax.tick_params(axis="x", labelrotation=90, labeltop=True, labelbottom=False)
     for row, column in np.argwhere(counts > 0) if len(names) <= MAX_NUMBERS else ():
         if row != column:
@@ -232,15 +237,20 @@ def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> np.ndarray[An
     return np.asarray(last.reindex(keys), np.float64)
 
 
-def _name_labels(ax: Axes, axis: Literal["x", "y"], labels: Iterable[str]) -> None:
-    """Writes labels along an axis; long ones are cut, and beyond 25 the letters shrink."""
-    names = [name if len(name) <= 40 else name[:39] + "…" for name in map(str, labels)]
+def _name_labels(ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], size: float = 8.0) -> None:
+    """Writes labels along an axis, in letters of `size` points."""
+    names = [short(label) for label in labels]
     ticks = ax.set_yticks if axis == "y" else ax.set_xticks
     # Labels are anybody's words: a dollar sign must not start mathematics.
     ticks(np.arange(len(names)), names, parse_math=False)
-    ax.tick_params(axis=axis, length=0, labelsize=min(8.0, max(4.0, 200 / max(len(names), 1))))
+    ax.tick_params(axis=axis, length=0, labelsize=size)
     ax.grid(axis=axis, visible=False)
     ax.spines["left"].set_visible(False)
+
+
+def short(label: str) -> str:
+    """At most 40 letters of a label, so that it leaves room for what it stands beside."""
+    return str(label) if len(str(label)) <= 40 else str(label)[:39] + "…"
 
 
 def _colormap(theme: Theme) -> LinearSegmentedColormap:
@@ -332,5 +342,8 @@ def _legend(
 def _png(figure: Figure) -> bytes:
     """PNG without the name of the program that wrote it, so that equal figures are equal bytes over versions."""
     sink = io.BytesIO()
-    figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A letter that the font lacks becomes a box, and a warning for each: the tables beside the pictures have the words.
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
     return sink.getvalue()
