@@ -215,8 +215,12 @@ def check(
     print(dataset_text.summary(inspection))
     name = f"{storage.name_of(found.place)}-check.html"
     place = storage.absolute(name if out is None else out if out.endswith(".html") else storage.join(out, name))
-    dataset_page.write(inspection, place)
+    table = f"{place.removesuffix('.html').removesuffix('-check')}-groups.csv"
+    dataset_page.write(inspection, place, table)
     print(f"page: {place}")
+    if inspection.groups:
+        storage.write_text(table, inspection.group_table.to_csv(index=False))
+        print(f"next: {dataset_page.split_command(inspection, table)}")
 
 
 def _rule(kind: str, text: str) -> LabelRule:

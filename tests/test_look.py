@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from PIL import Image
 
 from raytrain.cli import run_command
 from raytrain.config import Augment
+from raytrain.data.dataset import open_dataset
 from raytrain.report import sheet
 from raytrain.training.transforms import examples, train_pixels
 
@@ -180,6 +182,11 @@ def test_check_prints_and_draws_what_it_found(place, capsys):
     assert re.search(r"^forest +6 +4 +2 +\$x\$ 17 %$", text, re.M)
     assert "  $x$ alone: broken by 1 tile\n" in text and "  at most one of <b>, forest: kept by every tile\n" in text
     assert "warning: split random leaks: tile_04 (train) and tile_11 (valid) show the same (equal bytes)" in text
+    # The command that it prints mends the leak.
+    command = text.splitlines()[-1].removeprefix("next: raytrain ")
+    assert run_command(shlex.split(command)) == 0
+    split = open_dataset(str(place)).split("no-leaks").set_index("image_name")["part"]
+    assert split["tile_04"] == split["tile_11"] and set(split) == {"train", "valid"}
     written = (place.parent / "here" / "set-check.html").read_text()
     page = Page(written)
     assert page.open == []
@@ -235,5 +242,6 @@ def test_a_dataset_without_flaws_and_without_splits_is_said_to_be_so(tmp_path, m
     assert run_command(["data", "check", "calm"]) == 0
     assert "nothing to warn of" in capsys.readouterr().out
     assert "Nothing to warn of." in (tmp_path / "calm-check.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"calm", "calm-check.html"}
     assert run_command(["data", "show", "calm", "--part", "valid"]) == 3
     assert "no split" in capsys.readouterr().err

@@ -119,6 +119,15 @@ class Inspection:
         return [leak for split, of in self.parts.items() for group in self.groups if (leak := _leak(split, of, group))]
 
     @cached_property
+    def group_table(self) -> pd.DataFrame:
+        """image_name and group of every tile, as `data split --by group` reads it: duplicates share the first one's name."""
+        names = self.dataset.table["image_name"]
+        group = names.to_numpy(object, copy=True)
+        for rows in (list(group.rows) for group in self.groups):
+            group[rows] = names[rows[0]]
+        return pd.DataFrame({"image_name": names, "group": group})
+
+    @cached_property
     def contradictions(self) -> list[Group]:
         """Groups of tiles that show the same and have different labels."""
         targets = self.dataset.targets

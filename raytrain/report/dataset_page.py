@@ -1,6 +1,6 @@
 """The page of `raytrain data check`: one HTML file with pictures, no network, no script.
 
-    write(inspection, place)
+    write(inspection, place, table)
 
 Shares its look with the report of a run; the template escapes all words from outside. Neither torch nor ray.
 """
@@ -35,15 +35,26 @@ class Card:
     labels: tuple[str, ...]
 
 
-def write(found: Inspection, place: str) -> str:
-    """Writes the page of an inspection and returns its place.
+def write(found: Inspection, place: str, table: str) -> None:
+    """Writes the page of an inspection.
+
+    Args:
+        found: what to show.
+        place: of the page.
+        table: place of the table of groups of duplicates, for the command that uses it.
 
     Raises:
         DataError: a shard cannot be read any more.
         StorageError: the place cannot be written.
     """
-    storage.write_text(place, page.render("dataset.html.j2", _context(found)))
-    return place
+    context = _context(found) | _pictures(found) | {"split_command": split_command(found, table)}
+    storage.write_text(place, page.render("dataset.html.j2", context))
+
+
+def split_command(found: Inspection, table: str) -> str:
+    """What to type for a split that keeps duplicates on one side."""
+    places = (shlex.quote(found.dataset.place), shlex.quote(table))
+    return "raytrain data split {} --name no-leaks --by group --table {} --column group".format(*places)
 
 
 def _context(found: Inspection) -> dict[str, Any]:
@@ -68,7 +79,7 @@ def _context(found: Inspection) -> dict[str, Any]:
         "leak_count": len(found.leaks),
         "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
         "place": shlex.quote(dataset.place),
-    } | _pictures(found)
+    }
 
 
 def _pictures(found: Inspection) -> dict[str, Any]:
@@ -142,15 +153,17 @@ def _count_plots(found: Inspection) -> list[Plot]:
 
 
 def _heat_plots(found: Inspection) -> dict[str, Plot]:
-    """A heat map of all tiles, and of each part of the first splits."""
+    """A heat map of all tiles, and of each part of the first splits; most frequent labels first."""
     first = list(found.parts)[:HEAT_SPLITS]
     parts = {"all tiles": np.arange(found.dataset.rows)}
     parts |= {f"split {split}, {part}": rows for split, part, rows in found.split_parts if split in first}
-    classes = found.dataset.classes
+    classes, targets = found.dataset.classes, found.dataset.targets
     if len(classes) < 2:
         return {}
+    order = np.argsort(-targets.sum(0, dtype=np.int64), kind="stable")  # one for all pictures, so that they compare
+    names = [classes[k] for k in order]
     return {
-        name: Plot.of(partial(_heat, cooccurrence(found.dataset.targets[rows]), classes), f"labels together, {name}")
+        name: Plot.of(partial(_heat, cooccurrence(targets[np.ix_(rows, order)]), names), f"labels together, {name}")
         for name, rows in parts.items()
     }
 
