@@ -214,11 +214,14 @@ def check(
     inspection = inspect(found, split=split, rules=rules, decode=not fast)
     print(dataset_text.summary(inspection))
     name = f"{storage.name_of(found.place)}-check.html"
-    place = storage.absolute(name if out is None else out if out.endswith(".html") else storage.join(out, name))
-    table = f"{place.removesuffix('.html').removesuffix('-check')}-groups.csv"
+    place = storage.absolute(
+        name if out is None else out if storage.name_of(out).endswith(".html") else storage.join(out, name)
+    )
+    stem = storage.name_of(place).removesuffix(".html").removesuffix("-check")
+    table = storage.join(storage.parent(place), f"{stem}-groups.csv")
     dataset_page.write(inspection, place, table)
     print(f"page: {place}")
-    if inspection.groups:
+    if inspection.leaks:
         storage.write_text(table, inspection.group_table.to_csv(index=False))
         print(f"next: {dataset_page.split_command(inspection, table)}")
 
