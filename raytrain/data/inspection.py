@@ -182,7 +182,8 @@ class Inspection:
         found = []
         for split in self.parts:
             counts = {part: self.labels[f"{split} {part}"] for of, part, _ in self.split_parts if of == split}
-            only = (counts["train"] == 0) & (counts["valid"] > 0)
+            none = np.zeros(len(self.dataset.classes), np.int64)  # a split of a single tile has one part
+            only = np.asarray((counts.get("train", none) == 0) & (counts.get("valid", none) > 0))
             if only.any():
                 labels = first_of(list(self.labels["label"][only]))
                 found.append(f"split {split}: {labels} in validation only; what is not trained is not learned")

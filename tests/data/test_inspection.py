@@ -76,6 +76,17 @@ def test_labels_are_counted_by_part_and_rare_ones_named(dataset):
     ]
 
 
+def test_a_split_with_one_part_is_looked_at_like_any_other(tmp_path):
+    tiles = {"t0": (encoded(scene(0)), "a"), "t1": (encoded(scene(1)), "a b")}
+    dataset = write_dataset(
+        tmp_path / "set", tiles, ["a", "b"], {"all": ["train", "train"], "none": ["valid", "valid"]}
+    )
+    assert inspect(dataset).warnings == [
+        "split all: fewer than 2 tiles of b (train 1)",
+        "split none: a, b in validation only; what is not trained is not learned",
+    ]
+
+
 def test_odd_sizes_and_modes_are_counted_most_frequent_first(dataset):
     found = inspect(dataset)
     assert {key: rows.tolist() for key, rows in found.sizes.items()} == {"64x64": list(range(9)), "80x80": [9]}
