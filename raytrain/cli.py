@@ -15,7 +15,7 @@ import cyclopts
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from raytrain import cli_data, runs, storage
+from raytrain import cli_data, cli_look, runs, storage
 from raytrain.config import Recipe, load_recipe, parse_yaml, sentences
 from raytrain.errors import ConfigError, RaytrainError
 
@@ -43,6 +43,8 @@ app = App(
 runs_app = App(name="runs", help="List, show and report runs.")
 app.command(cli_data.download)
 app.command(cli_data.ingest)
+cli_data.data_app.command(cli_look.show)
+cli_data.data_app.command(cli_look.check)
 app.command(cli_data.data_app)
 app.command(runs_app)
 

@@ -1,4 +1,4 @@
-"""The commands that get, make and look at data: `raytrain download`, `raytrain ingest`, `raytrain data ...`.
+"""The commands that get, make and divide data: `raytrain download`, `raytrain ingest`, `raytrain data split`.
 
 As in `cli.py`, heavy modules are imported inside the commands.
 """
@@ -22,7 +22,7 @@ from raytrain.data.sources import Images, Tiles, images_at, images_in
 from raytrain.data.splits import Rule
 from raytrain.errors import ConfigError, DataError, masked
 
-data_app = App(name="data", help="Look at a dataset.")
+data_app = App(name="data", help="Look at a dataset, check it, divide it.")
 SplitBy = Literal["random", "stratified", "group", "folder", "column", "list"]
 SPLIT_HELP = (
     "stratified: every label in its share; group: no group on both sides; folder, column, list: as the folder, "
@@ -66,8 +66,7 @@ class Division:
         return column_of(names, storage.absolute(self.table), self.column)
 
     def _check(self, by: str, folds: int | None) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed} is less than 0", "seeds are not negative", "--seed 42")
+        check_seed(self.seed)
         if not 0 < self.valid < 1:
             raise ConfigError(f"--valid {self.valid} is not between 0 and 1", "both parts need tiles", "--valid 0.2")
         if folds is not None and (folds < 2 or by in ("column", "folder", "list")):
@@ -219,24 +218,6 @@ def _band_rule(bands: str | None, scale: str) -> BandRule | None:
 
 
 @data_app.command
-def check(dataset: str, /) -> None:
-    """Verify every shard, split and picture of a dataset."""
-    from raytrain.data.dataset import damages, open_dataset
-    from raytrain.errors import DataError
-
-    found = open_dataset(dataset)
-    wrong = damages(found)
-    if wrong:
-        raise DataError("; ".join(wrong), "training would stop or learn from wrong data", "ingest into a new directory")
-    print(f"{found.place}: {found.rows} tiles in {len(found.shards)} shards, every byte as written")
-    for split in found.manifest["splits"]:
-        parts = ", ".join(f"{part} {count}" for part, count in split["parts"].items())
-        print(f"  split {split['name']}: {parts}")
-    for name, count in zip(found.classes, found.targets.sum(0), strict=True):
-        print(f"  {name}: {count}")
-
-
-@data_app.command
 def split(
     dataset: str,
     /,
@@ -268,3 +249,13 @@ def split(
     print(
         f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(dataset))} --data.split {next(iter(tables))}"
     )
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that random generators do not take.
+
+    Raises:
+        ConfigError: it is negative.
+    """
+    if seed < 0:
+        raise ConfigError(f"--seed {seed} is less than 0", "seeds of random generators are not negative", "--seed 42")

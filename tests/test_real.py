@@ -20,6 +20,7 @@ from raytrain.cli import run_command
 from raytrain.data import images
 from raytrain.data.cache import open_store
 from raytrain.data.dataset import open_dataset, read_images
+from raytrain.data.inspection import inspect
 
 pytestmark = pytest.mark.real
 REAL = Path(os.environ.get("RAYTRAIN_REAL_DATA") or "../shared/data")
@@ -45,6 +46,19 @@ def test_all_real_tiles_keep_their_pixels_through_shards_and_cache(tmp_path):
         np.testing.assert_array_equal(images.decode(content), wanted)
         np.testing.assert_array_equal(store.pixels[row], wanted)
     assert open_store(dataset, 256, directory=tmp_path / "cache").decoded == 0
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_flaws_of_real_tiles_are_found_and_no_others(tmp_path):
+    found = inspect(ingested("ucmerced", tmp_path))
+    assert [(group.kind, found.names(group.rows)) for group in found.groups] == [
+        ("equal bytes", "airplane01, airplane02")
+    ]
+    assert [found.sides_of(leak) for leak in found.leaks] == ["airplane01 (train) and airplane02 (valid)"]
+    assert [sum(len(rows) for rows in list(found.sizes.values())[n:]) for n in (0, 1)] == [420, 8]
+    planet = inspect(ingested("planet", tmp_path))
+    assert planet.groups == () and {key: len(rows) for key, rows in planet.modes.items()} == {"CMYK": 601}
+    assert planet.default_rules and [len(rows) for _, rows in planet.rules] == [0, 0]
 
 
 @pytest.mark.slow

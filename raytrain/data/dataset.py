@@ -100,9 +100,9 @@ class Dataset:
         known = [split["name"] for split in self.manifest["splits"]]
         if name not in known:
             raise DataError(
-                f'{self.place} has no split "{name}" (it has: {", ".join(known)}).{did_you_mean(name, known)}',
+                f'{self.place} has no split "{name}" (it has: {", ".join(known) or "none"}).{did_you_mean(name, known)}',
                 "training and validation rows would be undefined",
-                f"raytrain train ... --data.split {known[0]}",
+                f"--data.split {known[0]}" if known else f"raytrain data split {self.place} --name {name}",
             )
         content = self._verified("splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()
@@ -229,14 +229,25 @@ def read_shard(place: str, columns: list[str]) -> pa.Table:
 
 
 def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
-    """Encoded pictures of single rows (for reports and sheets), in the order asked for."""
+    """Encoded pictures of single rows (for reports and sheets), in the order asked for; one shard is in memory at a time."""
     starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
-    cache: dict[int, pa.Table] = {}
-    for row in rows:
-        shard = int(np.searchsorted(starts, row, side="right")) - 1
-        if shard not in cache:
-            cache[shard] = read_shard(dataset.shards[shard], ["image"])
-        yield cache[shard].column("image")[int(row - starts[shard])].as_py()
+    shard_of = np.searchsorted(starts, rows, side="right") - 1
+    found: dict[int, bytes] = {}
+    for shard in np.unique(shard_of):
+        column = read_shard(dataset.shards[shard], ["image"]).column("image")
+        found |= {row: column[int(row - starts[shard])].as_py() for row in np.asarray(rows)[shard_of == shard].tolist()}
+    yield from (found[row] for row in rows)
+
+
+def sides(dataset: Dataset) -> np.ndarray[Any, Any]:
+    """int32 (rows, 2): width and height of every tile as stored, pixels."""
+    tables = [read_shard(place, ["width", "height"]) for place in dataset.shards]
+    return np.concatenate([np.stack([column.to_numpy() for column in table.columns], 1) for table in tables])
+
+
+def labels_of(dataset: Dataset, row: int) -> tuple[str, ...]:
+    """Names of the labels of a row."""
+    return tuple(dataset.classes[k] for k in np.flatnonzero(dataset.targets[row]))
 
 
 def shard_bytes(rows: Sequence[tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]]) -> memoryview:

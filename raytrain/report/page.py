@@ -19,7 +19,7 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from raytrain import storage
 from raytrain.errors import DataError, StorageError
@@ -41,6 +41,11 @@ class Plot:
     light: str
     dark: str
     alt: str
+
+    @classmethod
+    def of(cls, draw: Callable[[plots.Theme], bytes], alt: str) -> Plot:
+        """Draws it in both themes."""
+        return cls(_png_uri(draw(plots.LIGHT)), _png_uri(draw(plots.DARK)), alt)
 
 
 @dataclass(frozen=True)
@@ -80,23 +85,26 @@ def model_card(run: str) -> str:
     """
     record = read_run(run)
     place = storage.join(record.place, "model_card.md")
-    storage.write_text(place, _render("model_card.md.j2", _context(record, "model card"), autoescape=False))
+    storage.write_text(place, render("model_card.md.j2", _context(record, "model card"), autoescape=False))
     return place
 
 
 def _write(record: Record, kind: str) -> str:
     context = _context(record, kind) | _sheet(record) | {"plots": _plots(record)}
     place = storage.join(record.place, "report.html")
-    storage.write_text(place, _render("page.html.j2", context, autoescape=True))
+    storage.write_text(place, render("page.html.j2", context))
     return place
 
 
-def _render(template: str, context: dict[str, Any], *, autoescape: bool) -> str:
+def render(template: str, context: dict[str, Any], *, autoescape: bool = True) -> str:
+    """Text of a template of this package. Words from outside are escaped, unless `autoescape` is False."""
     # Markdown has no escaping of its own in jinja2: the card's template passes foreign words through `cell`.
-    environment = Environment(autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FunctionLoader(lambda name: resources.files("raytrain.report").joinpath(name).read_text(encoding="utf-8")),
+        autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters |= {"score": score, "count": count, "duration": duration, "cell": cell}
-    text = resources.files("raytrain.report").joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(context)
+    return environment.get_template(template).render(context)
 
 
 def score(value: float | None, digits: int = 4) -> str:

@@ -5,6 +5,8 @@
     range_test(curve, suggestions)         loss over the learning rate, with the rates that rules read off it
     scores(history, stage_names)           F2 and accuracy by epoch, the best one marked
     per_label(table)                       F2 of each label with its count, best first
+    label_counts(table)                    tiles of each label in the parts of a split
+    cooccurrence(counts, labels)           heat map of labels that occur together
 
 `steps` holds the lines of metrics.jsonl, `history` the rows of history.csv, `table` those of per_label.csv (DESIGN, run
 directory). An empty `steps` is allowed. Equal tables give equal bytes. Only matplotlib's objects are used, never pyplot:
@@ -14,15 +16,17 @@ its global state is not safe in a driver that draws while it serves. Neither tor
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -30,6 +34,8 @@ WIDTH = 7.5  # inches; with DPI 1200 pixels, twice the column of the report
 DPI = 160
 # One-cycle falls to a millionth of its peak in the last steps; below this share of it nothing can be read.
 LR_FLOOR = 1e-4
+# Heat maps of more labels than this cannot be read at the width of a page; of more than the second, without numbers.
+MAX_LABELS, MAX_NUMBERS = 60, 22
 
 
 @dataclass(frozen=True)
@@ -147,8 +153,7 @@ def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     rows = np.arange(len(ranked))
     figure, (ax,) = _figure(0.9 + 0.24 * len(ranked), theme)
     ax.barh(rows, ranked["f2"].fillna(0.0), height=0.62, color=theme.valid, alpha=0.85)
-    # Labels are anybody's words: a dollar sign must not start mathematics.
-    ax.set_yticks(rows, [str(label) for label in ranked["label"]], parse_math=False)
+    _name_labels(ax, "y", ranked["label"])
     for row, f2, count in zip(rows, ranked["f2"], ranked["count"], strict=True):
         shown = "–" if pd.isna(f2) else f"{f2:.3f}"
         ax.text((0 if pd.isna(f2) else f2) + 0.012, float(row), shown, va="center", fontsize=8, color=theme.ink)
@@ -158,9 +163,65 @@ def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     ax.set_ylim(-0.6, len(ranked) - 0.3)
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.set_xlabel("F2 of the label")
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="y", visible=False)
-    ax.spines["left"].set_visible(False)
+    return _png(figure)
+
+
+def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
+    """Tiles of each label on a logarithmic scale, one bar for each part, most frequent label first.
+
+    Args:
+        table: columns label, then one count for each part, in the order of the bars. The MAX_LABELS most frequent labels
+            are shown.
+    """
+    parts = list(table.columns[1:])
+    ranked = table.iloc[np.argsort(table[parts].sum(axis=1).to_numpy(), kind="stable")][-MAX_LABELS:]
+    rows, thick = np.arange(len(ranked)), 0.8 / len(parts)
+    figure, (ax,) = _figure(0.9 + (0.16 + 0.12 * len(parts)) * len(ranked), theme)
+    colors = [theme.train, theme.valid, theme.mark] if len(parts) > 1 else [theme.valid]
+    for i, (part, color) in enumerate(zip(parts, colors, strict=False)):
+        at = rows + (len(parts) - 1 - 2 * i) * thick / 2
+        ax.barh(at, ranked[part], height=0.86 * thick, color=color, label=str(part))
+        for y, count in zip(at, ranked[part], strict=True):
+            ax.annotate(f"{count:,}", (max(count, 1), y), (4, 0), textcoords="offset points", va="center",
+                        fontsize=6.5, color=theme.muted)  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_xlim(0.8, 2.5 * max(1, int(ranked[parts].to_numpy().max(initial=1))))
+    ax.set_ylim(-0.6, len(ranked) - 0.4)
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.minorticks_off()
+    ax.set_xlabel("tiles")
+    _name_labels(ax, "y", ranked["label"])
+    if len(parts) > 1:
+        _legend(ax, theme, loc="lower right")
+    return _png(figure)
+
+
+def cooccurrence(counts: np.ndarray[Any, Any], labels: Sequence[str], theme: Theme = LIGHT) -> bytes:
+    """Heat map: of the tiles with the label of the row, the share that also has the label of the column.
+
+    Args:
+        counts: int (K, K), tiles with both labels; the diagonal counts the tiles of each label. The first MAX_LABELS labels
+            are shown, with numbers (percent) if they are MAX_NUMBERS at most.
+        labels: K names.
+    """
+    counts, names = counts[:MAX_LABELS, :MAX_LABELS], labels[:MAX_LABELS]
+    share = counts / np.maximum(np.diag(counts), 1)[:, None]
+    figure, (ax,) = _figure(1.2 + 5.6 * min(1.0, max(0.35, len(names) / 17)), theme)
+    ax.imshow(share, cmap=_colormap(theme), vmin=0, vmax=1, aspect="auto")
+    ax.grid(visible=False)
+    size = min(8.0, 200 / len(names))  # points; up to MAX_LABELS rows lie within the height
+    counted = [f"{short(name)}  {count:,}" for name, count in zip(names, np.diag(counts), strict=True)]
+    ax.set_yticks(np.arange(len(names)), counted, parse_math=False)
+    _name_labels(ax, "x", names, size)
+    ax.tick_params(axis="y", length=0, labelsize=size)
+    ax.tick_params(axis="x", labelrotation=90, labeltop=True, labelbottom=False)
+    for row, column in np.argwhere(counts > 0) if len(names) <= MAX_NUMBERS else ():
+        if row != column:
+            dark = share[row, column] > 0.55
+            ax.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=6.5,
+                    color=theme.paper if dark else theme.ink)  # fmt: skip
+    for spine in ax.spines.values():
+        spine.set_visible(False)
     return _png(figure)
 
 
@@ -174,6 +235,26 @@ def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> np.ndarray[An
     last = steps.groupby(["stage", "epoch"])["step"].max()
     keys = pd.MultiIndex.from_frame(history[["stage", "epoch"]])
     return np.asarray(last.reindex(keys), np.float64)
+
+
+def _name_labels(ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], size: float = 8.0) -> None:
+    """Writes labels along an axis, in letters of `size` points."""
+    names = [short(label) for label in labels]
+    ticks = ax.set_yticks if axis == "y" else ax.set_xticks
+    # Labels are anybody's words: a dollar sign must not start mathematics.
+    ticks(np.arange(len(names)), names, parse_math=False)
+    ax.tick_params(axis=axis, length=0, labelsize=size)
+    ax.grid(axis=axis, visible=False)
+    ax.spines["left"].set_visible(False)
+
+
+def short(label: str) -> str:
+    """At most 40 letters of a label, so that it leaves room for what it stands beside."""
+    return str(label) if len(str(label)) <= 40 else str(label)[:39] + "…"
+
+
+def _colormap(theme: Theme) -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list("share", [theme.paper, theme.valid])
 
 
 def _starts(table: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -261,5 +342,8 @@ def _legend(
 def _png(figure: Figure) -> bytes:
     """PNG without the name of the program that wrote it, so that equal figures are equal bytes over versions."""
     sink = io.BytesIO()
-    figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A letter that the font lacks becomes a box, and a warning for each: the tables beside the pictures have the words.
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
     return sink.getvalue()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -69,6 +71,14 @@ def valid_pixels(images: torch.Tensor, size: int, normalize: str, dtype: torch.d
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=True, antialias=False)
     return _normalized(pixels, normalize)
+
+
+def examples(images: np.ndarray[Any, Any], augment: Augment, count: int, size: int, seed: int) -> np.ndarray[Any, Any]:
+    """What training makes of some tiles, for people to look at: uint8 (B, H, W, 3) to uint8 (B, count, size, size, 3)."""
+    batch = torch.tensor(images).permute(0, 3, 1, 2).repeat(count, 1, 1, 1)
+    draws = draw(augment, len(batch), torch.Generator().manual_seed(seed))
+    pixels = (train_pixels(batch, draws, size, "none") * 255).round().byte().permute(0, 2, 3, 1)
+    return pixels.reshape(count, len(images), size, size, 3).transpose(0, 1).numpy()
 
 
 def symmetry(pixels: torch.Tensor, number: int) -> torch.Tensor:

@@ -213,7 +213,7 @@ def test_the_five_lines_of_the_readme_run(number, tiles, tmp_path, monkeypatch, 
 def test_check_names_every_damage(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(dataset.place, copy)
-    assert run_command(["data", "check", str(copy)]) == 0
+    assert run_command(["data", "check", str(copy), "--out", str(tmp_path)]) == 0
     shard = copy / "shards" / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,0 +1,61 @@
+"""A dataset written by hand, without Ray: for tests that need tiles with a certain flaw."""
+
+import hashlib
+import io
+import json
+from zlib import crc32
+
+import numpy as np
+from PIL import Image
+
+from raytrain.data import dataset as ds
+from raytrain.data.splits import as_split
+
+
+def encoded(pixels, form="PNG", **options):
+    """uint8 pixels, or a Pillow image, as the bytes of a file."""
+    sink = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, np.uint8))
+    image.save(sink, form, **options)
+    return sink.getvalue()
+
+
+def scene(seed, side=64):
+    """uint8 (side, side, 3): smooth random blobs, different for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4):
+    """Writes and opens a dataset.
+
+    Args:
+        place: directory to make.
+        tiles: {name: (encoded picture, labels separated by spaces)}, in the order of the rows.
+        splits: {name: parts in the order of the tiles}.
+    """
+    (place / "shards").mkdir(parents=True)
+    (place / "splits").mkdir()
+    rows = [_row(name, picture, labels.split(), classes) for name, (picture, labels) in tiles.items()]
+    shards, entries = [], []
+    for number, start in enumerate(range(0, len(rows), rows_per_shard)):
+        some = rows[start : start + rows_per_shard]
+        content = ds.shard_bytes([tuple(row.values()) for row in some])
+        file = f"part-{number:05}.parquet"
+        (place / "shards" / file).write_bytes(content)
+        shards.append({"file": file, "rows": len(some), "sha256": hashlib.sha256(content).hexdigest()})
+    for name, parts in (splits or {}).items():
+        split = as_split(list(tiles), np.array(parts, object))
+        content = ds.split_bytes(split)
+        (place / "splits" / f"{name}.parquet").write_bytes(content)
+        entries.append(ds.split_entry(name, content, split))
+    manifest = {"schema_version": 1, "classes": classes, "tile_size": 64, "shards": shards, "splits": entries}
+    (place / "dataset.json").write_text(json.dumps(manifest))
+    return ds.open_dataset(str(place))
+
+
+def _row(name, picture, labels, classes):
+    width, height = Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")).size
+    target = [int(label in labels) for label in classes]
+    return {"image_name": name, "image": picture, "width": width, "height": height,
+            "crc32": crc32(picture), "target": target}  # fmt: skip
