@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from raytrain import cli_data, cli_look, runs, storage
 from raytrain.config import Recipe, load_recipe, parse_yaml, sentences
+from raytrain.data.bands import parse as parse_bands
 from raytrain.errors import ConfigError, RaytrainError
 
 # Set before ray is imported; whoever sets them differently keeps their value.
@@ -245,6 +246,8 @@ def predict(
         list[str] | None, Parameter(help="folder with tiles; may be given several times", negative="")
     ] = None,
     tta: Annotated[bool, Parameter(negative="", help="mean over the 8 symmetries of each tile")] = False,
+    bands: cli_data.Bands = None,
+    scale: cli_data.Scale = "0,255",
     where: Storage = "runs",
 ) -> None:
     """Write logits for a part of a dataset or for folders of tiles."""
@@ -252,10 +255,11 @@ def predict(
         raise ConfigError(
             "give one of --dataset and --images", "", "raytrain predict --checkpoint RUN --images DIR --out P.parquet"
         )
+    rule = parse_bands(bands, scale)
     place = runs.find_checkpoint(checkpoint, where)
     from raytrain.distributed.predict import predict as run_predict
 
-    done = run_predict(place, out, dataset_place=dataset, part=part, image_folders=images or [], tta=tta)
+    done = run_predict(place, out, dataset_place=dataset, part=part, image_folders=images or [], tta=tta, bands=rule)
     for record in done.bad:
         print(f"left out: {record['image_name']} ({record['kind']})")
     print(f"{done.tiles} predictions in {done.place}")

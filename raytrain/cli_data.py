@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from raytrain import storage
 from raytrain.config import SPLIT_NAME
-from raytrain.data.bands import BandRule
+from raytrain.data.bands import parse as parse_bands
 from raytrain.data.images import SUFFIXES
 from raytrain.data.labels import LabelFormat, column_of
 from raytrain.data.sources import Images, Tiles, images_at, images_in
@@ -23,6 +23,10 @@ from raytrain.data.splits import Rule
 from raytrain.errors import ConfigError, DataError, masked
 
 data_app = App(name="data", help="Look at a dataset, check it, divide it.")
+Bands = Annotated[
+    str | None, Parameter(name="--bands", help="bands of TIFF tiles for red,green,blue, from 1, such as 3,2,1")
+]
+Scale = Annotated[str, Parameter(name="--scale", help="values of TIFF tiles that become 0,255")]
 SplitBy = Literal["random", "stratified", "group", "folder", "column", "list"]
 SPLIT_HELP = (
     "stratified: every label in its share; group: no group on both sides; folder, column, list: as the folder, "
@@ -170,13 +174,11 @@ def ingest(
     max_bad: Annotated[
         int | None, Parameter(help="unusable tiles before nothing is written; default max(10, 0.1 %)")
     ] = None,
-    bands: Annotated[
-        str | None, Parameter(help="bands of TIFF tiles for red,green,blue, from 1, such as 3,2,1")
-    ] = None,
-    scale: Annotated[str, Parameter(help="values of TIFF tiles that become 0,255")] = "0,255",
+    bands: Bands = None,
+    scale: Scale = "0,255",
 ) -> None:
     """Make a dataset of Parquet shards from tiles and their labels; goes on with one that was interrupted."""
-    rule, band_rule = division.rule(split), _band_rule(bands, scale)
+    rule, band_rule = division.rule(split), parse_bands(bands, scale)
     tiles = form.label(_found(images, subfolders or labels == "folders", suffix, folders), labels)
     divided = tiles.divide(rule, division.groups(tiles.table["image_name"].to_list()))
     from raytrain.distributed.ingest import ingest as run_ingest
@@ -200,21 +202,6 @@ def _found(images: str, subfolders: bool, suffix: list[str] | None, folders: lis
             f"--suffix and --folders do not go with the list {images}", "it names each tile", "leave them out"
         )
     return images_at(_lines(images))
-
-
-def _band_rule(bands: str | None, scale: str) -> BandRule | None:
-    try:
-        low, high = (float(value) for value in scale.split(","))
-        chosen = tuple(int(band) for band in (bands or "1,1,1").split(","))
-    except ValueError:
-        low, high, chosen = 0.0, 0.0, ()
-    if len(chosen) != 3 or min(chosen) < 1 or not low < high:
-        raise ConfigError(
-            f"--bands {bands} --scale {scale}",
-            "three bands, counted from 1, become red, green and blue; two rising values become 0 and 255",
-            "--bands 3,2,1 --scale 0,10000",
-        )
-    return BandRule((chosen[0], chosen[1], chosen[2]), low, high) if bands else None
 
 
 @data_app.command

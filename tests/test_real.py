@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,33 @@ def test_the_flaws_of_real_tiles_are_found_and_no_others(tmp_path):
     planet = inspect(ingested("planet", tmp_path))
     assert planet.groups == () and {key: len(rows) for key, rows in planet.modes.items()} == {"CMYK": 601}
     assert planet.default_rules and [len(rows) for _, rows in planet.rules] == [0, 0]
+
+
+def test_the_full_label_file_gives_the_lessons_rows_and_its_one_flaw(tmp_path, capsys):
+    """In a process of its own, as a user would wait for it; the seconds are printed, not asserted."""
+    place = REAL / "planet-labels" / "train_v2.csv"
+    if not place.exists():
+        pytest.skip(f"no {place}")
+    began = time.monotonic()
+    program = f"""
+from raytrain.data.inspection import weather_rules
+from raytrain.data.labels import read_labels
+from raytrain.data.splits import random_parts
+import hashlib
+labels = read_labels({str(place)!r})
+targets = labels.targets
+rows = (random_parts(len(targets)) == "valid").nonzero()[0].astype("<i8")
+print(len(targets), targets.sum(), targets.max(), hashlib.sha256(rows.tobytes()).hexdigest())
+for rule in weather_rules(labels.classes):
+    print(rule, *labels.table["image_name"][rule.broken_by(targets, labels.classes)])
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    with capsys.disabled():
+        print(f"\n40,479 labels read, divided and checked in {time.monotonic() - began:.2f} s")
+    lesson = "cabcefb529d3a2bc05c6e7b25bd3f9be69e54992e4091cfbeef46c0c8d6a3a84"
+    counts, *rules = said.splitlines()
+    assert counts == f"40479 116205 1 {lesson}"
+    assert [line.split()[-1] for line in rules if "train_" in line] == ["train_24448"]
 
 
 @pytest.mark.slow

@@ -33,6 +33,31 @@ class BandRule:
     high: float = 255.0
 
 
+def parse(bands: str | None, scale: str) -> BandRule | None:
+    """The rule that the flags --bands "3,2,1" and --scale "0,10000" state; None without bands.
+
+    Raises:
+        ConfigError: not three band numbers, or not two rising values.
+    """
+    try:
+        low, high = (float(value) for value in scale.split(","))
+        chosen = tuple(int(band) for band in (bands or "1,1,1").split(","))
+    except ValueError:
+        low, high, chosen = 0.0, 0.0, ()
+    if len(chosen) != 3 or min(chosen) < 1 or not low < high:
+        raise ConfigError(
+            f"--bands {bands} --scale {scale}",
+            "three bands, counted from 1, become red, green and blue; two rising values become 0 and 255",
+            "--bands 3,2,1 --scale 0,10000",
+        )
+    return BandRule((chosen[0], chosen[1], chosen[2]), low, high) if bands else None
+
+
+def as_picture(content: bytes, path: str, rule: BandRule | None) -> bytes:
+    """The file as it is, or a PNG of the chosen bands where there is a rule and the name ends as a TIFF's; see `to_png`."""
+    return to_png(content, rule) if rule and path.lower().endswith((".tif", ".tiff")) else content
+
+
 def to_png(content: bytes, rule: BandRule) -> bytes:
     """The chosen bands of a TIFF as an 8-bit RGB PNG; rows and columns as in the file.
 

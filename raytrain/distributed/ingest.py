@@ -24,7 +24,8 @@ import pandas as pd
 from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, splits
-from raytrain.data.bands import BandRule, to_png
+from raytrain.data.bands import BandRule, as_picture
+from raytrain.data.inspection import weather_rules
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError
@@ -74,10 +75,21 @@ def ingest(
     _check_budget(tiles.unusable(), budget, out, len(tiles.table))
     say(f"labels: {tiles.tiles}")
     say(f"split {tiles.rule.by}: {tiles}")
+    for line in _broken_rules(tiles):
+        say(f"labels: {line}")
     written = _build(out, tiles, source, budget, bands, say)
     storage.remove(quarantine_beside(out))
     dataset = ds.open_dataset(out)
     return Ingested(dataset, False, dataset.manifest["gate"], sorted({int(shard["pid"]) for shard in written}))
+
+
+def _broken_rules(tiles: DividedTiles) -> Iterator[str]:
+    """What Planet's weather labels contradict, before any picture is opened; `data check` also takes other rules."""
+    index, classes = tiles.usable(), tiles.tiles.classes
+    for rule in weather_rules(classes):
+        broken = index["image_name"][rule.broken_by(np.stack(list(index["target"])), classes)]
+        if len(broken):
+            yield f"{len(broken)} tiles break the rule {rule}, such as {broken.iloc[0]}"
 
 
 def _build(
@@ -124,7 +136,8 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
             bad.append(_bad(entry, "missing", "it was there when the images were listed", b""))
             continue
         try:
-            image, picture = _passed(content, entry["path"], bands)
+            image = as_picture(content, entry["path"], bands)
+            picture = images.inspect(image, storage.name_of(entry["path"]) if image is content else "")
         except images.BadImage as error:
             bad.append(_bad(entry, error.kind, error.detail, content))
         else:
@@ -158,13 +171,6 @@ def _content(path: str) -> bytes | None:
         return storage.read_bytes(path)
     except FileNotFoundError:
         return None
-
-
-def _passed(content: bytes, path: str, bands: BandRule | None) -> tuple[bytes, images.Picture]:
-    """The bytes to store and what the gate found: the file as it is, or a PNG of the chosen bands of a TIFF."""
-    if bands and path.lower().endswith((".tif", ".tiff")):
-        content, path = to_png(content, bands), ""
-    return content, images.inspect(content, storage.name_of(path))
 
 
 def _bad(entry: Record, kind: str, detail: str, content: bytes) -> Record:

@@ -19,6 +19,7 @@ import torch
 
 from raytrain import storage
 from raytrain.data import images
+from raytrain.data.bands import BandRule, as_picture
 from raytrain.data.dataset import open_dataset, read_shard
 from raytrain.data.sources import images_in
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
@@ -50,6 +51,7 @@ def predict(
     part: str = "valid",
     image_folders: Sequence[str] = (),
     tta: bool = False,
+    bands: BandRule | None = None,
     say: Callable[[str], None] = print,
 ) -> Predicted:
     """Writes the logits of a dataset's part (or of folders of pictures) to a Parquet file.
@@ -61,6 +63,7 @@ def predict(
         part: train, valid, test or all.
         image_folders: folders with pictures, instead of a dataset; their labels are unknown.
         tta: mean logits over the 8 symmetries of the square.
+        bands: how TIFF files in the folders become pictures, as at the ingest of the training tiles.
         say: receives progress lines.
 
     Raises:
@@ -83,7 +86,7 @@ def predict(
             f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
             "predict with the version that trained it (meta.json, versions)",
         )
-    table = _run(blocks, checkpoint.place, tta, say)
+    table = _run(blocks, (checkpoint.place, tta, bands), say)
     bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
     good = table[table["kind"] == ""].sort_values("order")
     if good.empty:
@@ -100,8 +103,8 @@ def predict(
 class Predictor:
     """One inference actor: holds the network of a checkpoint."""
 
-    def __init__(self, place: str, tta: bool) -> None:
-        self.tta = tta
+    def __init__(self, place: str, tta: bool, bands: BandRule | None) -> None:
+        self.tta, self.bands = tta, bands
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         checkpoint = ckpt.load(place)
         self.meta = checkpoint.meta
@@ -114,9 +117,9 @@ class Predictor:
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
         """Adds `logits` (float32 (K,)) and `kind` (empty, or why the picture cannot be read) to the rows."""
         pixels, kinds = [], []
-        for content in _contents(block):
+        for path, content in zip(block["path"], _contents(block), strict=True):
             try:
-                pixels.append(images.decode(content, self.meta["resize"]["stored_size"]))
+                pixels.append(images.decode(as_picture(content, path, self.bands), self.meta["resize"]["stored_size"]))
                 kinds.append("")
             except images.BadImage as error:
                 kinds.append(error.kind)
@@ -143,13 +146,15 @@ def _contents(block: pd.DataFrame) -> list[bytes]:
     return [column[int(row)].as_py() for row in block["row"]]
 
 
-def _run(blocks: list[pd.DataFrame], place: str, tta: bool, say: Callable[[str], None]) -> pd.DataFrame:
+def _run(
+    blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None], say: Callable[[str], None]
+) -> pd.DataFrame:
     total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
     with session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         pool = ray.data.ActorPoolStrategy(size=gpus) if gpus else actors(len(blocks))
         data = quiet_dataset(blocks).map_batches(
-            Predictor, fn_constructor_args=(place, tta), batch_size=None, batch_format="pandas",
+            Predictor, fn_constructor_args=predictor, batch_size=None, batch_format="pandas",
             compute=pool, num_gpus=1 if gpus else None,
         )  # fmt: skip
         for table in blocks_of(data):
