@@ -103,7 +103,7 @@ def predict(
 class Predictor:
     """One inference actor: holds the network of a checkpoint."""
 
-    def __init__(self, place: str, tta: bool, bands: BandRule | None) -> None:
+    def __init__(self, place: str, tta: bool, bands: BandRule | None = None) -> None:
         self.tta, self.bands = tta, bands
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         checkpoint = ckpt.load(place)

@@ -13,6 +13,7 @@ import ray
 import ray.cloudpickle
 import ray.train
 import ray.train.torch
+from odd_images import four_bands
 
 from raytrain import runs
 from raytrain.cli import run_command
@@ -205,14 +206,20 @@ def test_folders_of_tiles_become_a_submission(trained, tiles, tmp_path, capsys):
     assert "synthetic_000099" in capsys.readouterr().err
 
 
-def test_an_evaluation_without_labels_is_refused(trained, tiles, tmp_path, capsys):
+def test_tiff_tiles_are_predicted_with_their_bands_and_an_evaluation_without_labels_is_refused(
+    trained, tiles, tmp_path
+):
     _, run = trained
     folder = tmp_path / "some"
     folder.mkdir()
     for source in sorted(tiles[0].iterdir())[:3]:
         (folder / source.name).write_bytes(source.read_bytes())
+    (folder / "bands.tif").write_bytes(four_bands())
     out = str(tmp_path / "p.parquet")
-    assert run_command(["predict", "--checkpoint", str(run), "--images", str(folder), "--out", out]) == 0
+    command = ["predict", "--checkpoint", str(run), "--images", str(folder), "--out", out]
+    assert run_command(command) == 0 and len(predictions.read(out).names) == 3
+    assert run_command([*command, "--bands", "3,2,1", "--scale", "0,1000"]) == 0
+    assert "bands" in predictions.read(out).names and len(predictions.read(out).names) == 4
     assert run_command(["evaluate", out, "--out", str(tmp_path / "e")]) == 3
     assert not (tmp_path / "e").exists()
 
