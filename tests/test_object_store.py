@@ -48,7 +48,7 @@ def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(uploaded, bucket, 
     assert made.hash == local.hash and made.split_hash("random") == local.split_hash("random")
     assert not [path for path in objects(out) if path.startswith("progress")]
     assert run_command(command) == 0 and "is there already" in capsys.readouterr().out
-    assert run_command(["data", "check", out]) == 0
+    assert run_command(["data", "check", out, "--out", str(tmp_path)]) == 0
     assert run_command(["data", "split", out, "--name", "cv", "--by", "stratified", "--folds", "2"]) == 0
     assert set(open_dataset(out).split("cv-1")["part"]) == {"train", "valid"}
 
