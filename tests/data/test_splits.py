@@ -88,7 +88,7 @@ def shards(place):
     return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (place / "shards").iterdir()}
 
 
-def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys):
+def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys, tmp_path):
     before, dataset_hash = shards(copy), open_dataset(str(copy)).hash
     command = ["data", "split", str(copy), "--name", "cv", "--by", "stratified", "--folds", "5"]
     assert run_command(command) == 0
@@ -103,7 +103,10 @@ def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys):
         for k in range(1, 6)
     )
     assert set(found.split("cv-3").query("fold == 2")["part"]) == {"valid"}
-    assert run_command(["data", "check", str(copy), "--out", str(tmp_path)]) == 0 and "split cv-5: train" in capsys.readouterr().out
+    assert (
+        run_command(["data", "check", str(copy), "--out", str(tmp_path)]) == 0
+        and "split cv-5: train" in capsys.readouterr().out
+    )
     assert run_command(command) == 0 and "is there already" in capsys.readouterr().out
 
 
