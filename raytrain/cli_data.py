@@ -91,13 +91,13 @@ class Division:
 
 
 _NEEDED = {
-    "group": (("table", "column"), "--by group --table scenes.csv --column scene"),
+    "group": (("table", "column"), "--table scenes.csv --column scene"),
     "column": (
         ("table", "column", "valid_values"),
-        "--by column --table parts.csv --column part --valid-values valid",
+        "--table parts.csv --column part --valid-values valid",
     ),
-    "folder": ((), "--by folder --valid-values valid"),
-    "list": (("valid_list",), "--by list --valid-list names.txt"),
+    "folder": ((), "--valid-values valid"),
+    "list": (("valid_list",), "--valid-list names.txt"),
 }
 
 

@@ -72,8 +72,10 @@ def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, m
     assert "ingest: 2 shards are there from an earlier, unfinished ingest" in said
 
 
-def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket):
-    storage.write_bytes(bucket("few/synthetic_000000.jpg"), b"no picture")
+def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket, tiles):
+    for i in range(10):
+        content = (tiles[0] / f"synthetic_{i:06}.jpg").read_bytes() if i else b"no picture"
+        storage.write_bytes(bucket(f"few/{i}.jpg"), content)
     divided = images_in(bucket("few")).label_with(lambda name: "x").split()
     with pytest.raises(DataError, match="1 not-an-image"):
         ingest(divided, bucket("datasets/bad"), max_bad=0)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,13 +151,7 @@ def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
                 "runs were judged on it; a split is never overwritten",
                 "raytrain data split with another --name",
             )
-        if not {"train", "valid"} <= entry["parts"].keys():
-            parts = ", ".join(f"{count} {part}" for part, count in entry["parts"].items())
-            raise DataError(
-                f'the split "{name}" would have {parts} tiles',
-                "both parts need tiles",
-                "divide the tiles in another way",
-            )
+        check_parts(name, entry["parts"])
     new = [name for name in entries if name not in there]
     for name in new:
         storage.write_bytes(storage.join(dataset.place, "splits", f"{name}.parquet"), contents[name])
@@ -165,6 +159,25 @@ def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
         manifest = dataset.manifest | {"splits": dataset.manifest["splits"] + [entries[name] for name in new]}
         storage.write_json(storage.join(dataset.place, "dataset.json"), manifest)
     return new
+
+
+def check_parts(name: str, parts: Mapping[str, int]) -> None:
+    """Refuses a split without training or without validation tiles.
+
+    Args:
+        name: of the split.
+        parts: tiles by part.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    if not {"train", "valid"} <= parts.keys():
+        counts = ", ".join(f"{count} {part}" for part, count in parts.items())
+        raise DataError(
+            f'the split "{name}" would have {counts or "no"} tiles',
+            "both parts need tiles, to learn from and to judge by",
+            "divide the tiles in another way",
+        )
 
 
 def split_entry(name: str, content: bytes, table: pd.DataFrame) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def ingest(
         return Ingested(there, True, there.manifest["gate"], [])
     budget = max(10, len(tiles.table) // 1000) if max_bad is None else max_bad
     _check_budget(tiles.unusable(), budget, out, len(tiles.table))
+    ds.check_parts(tiles.rule.by, tiles.usable()["part"].value_counts().to_dict())
     say(f"labels: {tiles.tiles}")
     say(f"split {tiles.rule.by}: {tiles}")
     for line in _broken_rules(tiles):

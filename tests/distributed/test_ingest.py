@@ -183,6 +183,14 @@ def test_tiff_tiles_of_four_bands_become_pictures_by_the_rule(tmp_path):
     assert ingest(divided, str(tmp_path / "out"), bands=rule).already_there
 
 
+def test_a_division_without_validation_tiles_is_refused_before_any_work(tiles, tmp_path, capsys):
+    (tmp_path / "all.txt").write_text("\n".join(p.stem for p in tiles[0].iterdir()))
+    command = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(tmp_path / "out")]
+    assert run_command([*command, "--split", "list", "--valid-list", str(tmp_path / "all.txt")]) == 3
+    assert 'the split "list" would have 160 valid tiles' in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["all.txt"]
+
+
 def python_blocks():
     text = (Path(__file__).parents[2] / "README.md").read_text()
     return [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "images_in" in block]
