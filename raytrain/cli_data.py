@@ -221,13 +221,16 @@ def split(
         )
     rule = division.rule(by, folds)
     from raytrain.data.dataset import add_splits, open_dataset
-    from raytrain.data.splits import only_in_valid
+    from raytrain.data.splits import natural_order, only_in_valid
 
     found = open_dataset(dataset)
-    order = found.table["image_name"].argsort()  # the division does not depend on how rows lie in shards
+    # Not as rows lie in shards: the division depends on the tiles alone, and a random one is the lesson's.
+    order = natural_order(found.table["image_name"].to_list())
     names, targets = found.table["image_name"].iloc[order].to_list(), found.targets[order]
     tables = rule.tables(name, names, targets, division.groups(names) or [])
     new = add_splits(found, tables)
+    if lost := rule.unmatched(names):
+        print(f"{len(lost)} listed names are no tiles: {', '.join(lost[:3])}")
     for made, rows in tables.items():
         counts = ", ".join(f"{part} {count}" for part, count in sorted(rows["part"].value_counts().items()))
         print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")

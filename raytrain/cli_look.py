@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from raytrain import storage
 from raytrain.cli_data import check_seed
 from raytrain.config import Augment, load_recipe
-from raytrain.errors import ConfigError, DataError
+from raytrain.errors import ConfigError, DataError, masked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +71,7 @@ def show(
     place = storage.absolute(out or f"{storage.name_of(found.place)}-tiles.png")
     storage.write_bytes(place, sheet.draw(drawn, title))
     _print_tiles(found, every)
-    print(f"sheet of {len(every)} tiles: {place}")
+    print(f"sheet of {len(every)} tiles: {masked(place)}")
 
 
 def _check_show(tiles: int | None, size: int, per_label: bool, augmented: bool, config: str | None) -> None:
@@ -220,7 +220,7 @@ def check(
     stem = storage.name_of(place).removesuffix(".html").removesuffix("-check")
     table = storage.join(storage.parent(place), f"{stem}-groups.csv")
     dataset_page.write(inspection, place, table)
-    print(f"page: {place}")
+    print(f"page: {masked(place)}")
     if inspection.leaks:
         storage.write_text(table, inspection.group_table.to_csv(index=False))
         print(f"next: {dataset_page.split_command(inspection, table)}")

@@ -6,6 +6,7 @@ Imports neither torch nor ray.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -161,8 +162,8 @@ def size(place: str) -> int:
         return int(info.size)
 
 
-def read_bytes(place: str) -> bytes:
-    """The content of a file.
+def read_bytes(place: str, most: int = -1) -> bytes:
+    """The content of a file, or its first `most` bytes.
 
     Raises:
         FileNotFoundError: there is none.
@@ -170,10 +171,11 @@ def read_bytes(place: str) -> bytes:
     """
     with failures("read", place):
         if not is_uri(place):
-            return Path(absolute(place)).read_bytes()
+            with open(absolute(place), "rb") as file:
+                return file.read(most)
         fs, path = filesystem(place)
         with fs.open_input_file(path) as stream:
-            content: bytes = stream.read()
+            content: bytes = stream.read(None if most < 0 else most)
         return content
 
 
@@ -228,6 +230,39 @@ def write_text(place: str, content: str) -> None:
 def write_json(place: str, content: Any) -> None:
     """`write_bytes` of indented JSON; NaN and infinity are refused, since JSON has none."""
     write_text(place, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(place: str, doing: str) -> Iterator[None]:
+    """Lets one process at a time work in a local directory, which exists; the lock ends with the process.
+
+    An object store has no locks: there nothing is checked.
+
+    Raises:
+        StorageError: another process holds it.
+    """
+    if is_uri(place):
+        yield
+        return
+    with failures("open", place):
+        handle = os.open(absolute(place), os.O_RDONLY)
+    try:
+        if not _lock(handle, absolute(place)):
+            raise StorageError(
+                f"another process {doing} {place}", "two would write the same files", "wait for its end, then try again"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: str) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The one who held it may have renamed the directory between our opening and locking it.
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def sync_directory(directory: Path) -> None:

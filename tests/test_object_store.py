@@ -49,6 +49,9 @@ def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(uploaded, bucket, 
     assert not [path for path in objects(out) if path.startswith("progress")]
     assert run_command(command) == 0 and "is there already" in capsys.readouterr().out
     assert run_command(["data", "check", out, "--out", str(tmp_path)]) == 0
+    assert "SECRET" not in capsys.readouterr().out
+    assert not any(b"SECRET" in path.read_bytes() for path in tmp_path.iterdir())
+    assert not any(b"SECRET" in content for content in objects(out).values())
     assert run_command(["data", "split", out, "--name", "cv", "--by", "stratified", "--folds", "2"]) == 0
     assert set(open_dataset(out).split("cv-1")["part"]) == {"train", "valid"}
 
@@ -80,6 +83,7 @@ def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket, tiles):
     with pytest.raises(DataError, match="1 not-an-image"):
         ingest(divided, bucket("datasets/bad"), max_bad=0)
     assert [file.path for file in storage.files(bucket("datasets"))] == ["bad.quarantine.jsonl"]
+    assert b"SECRET" not in storage.read_bytes(bucket("datasets/bad.quarantine.jsonl"))
     assert not objects(bucket("datasets/bad"))
 
 

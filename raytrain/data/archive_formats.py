@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, cast
 import py7zr
 from py7zr.io import Py7zIO, WriterFactory
 
+from raytrain.data.labels import looks_like_html
 from raytrain.errors import DataError, RaytrainError, StorageError
 
 _ZIP_ENCRYPTED = 1
@@ -321,11 +322,6 @@ def open_archive(path: Path, limit: int) -> Archive:
         "tiles are unpacked from these kinds only",
         "give the archive as it was published, or the folder that it was unpacked to, with --from",
     )
-
-
-def looks_like_html(head: bytes) -> bool:
-    """Whether a file or an answer begins as an HTML page does."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower().startswith((b"<!doctype", b"<html", b"<head"))
 
 
 def _is_tar(head: bytes) -> bool:

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from raytrain import storage
@@ -22,6 +22,7 @@ from raytrain.errors import DataError, StorageError
 SUFFIXES = (".tar.7z", ".tar.gz", ".tgz", ".tar", ".7z", ".zip")
 # Archives inside an archive go here while they wait for their turn; no member can be named so (SAFE_NAME).
 INNER = ".inner"
+DEPTH = 2  # levels of archives in archives
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,27 @@ def extract(
     limits: Limits | None = None,
     tell: Callable[[int], None] = lambda count: None,
     *,
-    inner: bool = False,
+    depth: int = 0,
+    taken: set[str] | None = None,
 ) -> Extracted:
     """Writes the wanted members of an archive into a folder.
 
     Args:
         path: archive; what it is, is read from its first bytes and not from its name. A plain CSV counts as one too.
         target: folder, which the caller removes where an error is raised.
-        place: see `Place`; `.inner/NAME` means an archive in the archive, which is unpacked in turn (one level deep).
+        place: see `Place`; `.inner/NAME` means an archive in the archive, which is unpacked in turn; of all together the
+            limits hold. Two levels: a zip of everything holds a 7z, which holds a tar.
         tell: is told the bytes of each piece that was written.
+        depth, taken: for archives in archives: how deep, and the files that exist already.
 
     Raises:
         DataError: hostile, damaged, cut off, or over the limits. Nothing was written for what the listing tells.
         StorageError: the disk is full or cannot be written.
     """
-    limits = limits or Limits()
+    limits, taken = limits or Limits(), set() if taken is None else taken
     archive = open_archive(path, limits.total)
     with damage(archive):
-        wanted, done = _judged(archive, place if not inner else _without_inner(place), limits)
+        wanted, done = _judged(archive, place if depth < DEPTH else _without_inner(place), limits, taken)
         _check_space(target, [member.size for member in wanted.values()])
     with storage.failures("write", str(target)):
         for folder in {str(PurePosixPath(name).parent) for name in wanted}:
@@ -97,9 +101,10 @@ def extract(
         if left := [sink.member.name for sink in sinks.values() if not sink.done]:
             raise ValueError(f"{len(left)} of {len(sinks)} files did not come out, such as {left[0]!r}")
     for name in sorted(name for name in wanted if name.startswith(f"{INNER}/")):
-        done += extract(target / name, target, place, limits, tell, inner=True)
+        rest = replace(limits, total=limits.total - done.bytes.total(), members=limits.members - done.files.total())
+        done += extract(target / name, target, place, rest, tell, depth=depth + 1, taken=taken)
         (target / name).unlink()
-    if not inner:
+    if not depth:
         shutil.rmtree(target / INNER, ignore_errors=True)
     return done
 
@@ -112,11 +117,10 @@ def _without_inner(place: Place) -> Place:
     return placed
 
 
-def _judged(archive: Archive, place: Place, limits: Limits) -> tuple[dict[str, Member], Extracted]:
+def _judged(archive: Archive, place: Place, limits: Limits, taken: set[str]) -> tuple[dict[str, Member], Extracted]:
     """The members to write by their place in the target, and their counts; refuses the archive if one is wrong."""
     wanted: dict[str, Member] = {}
     done, total = Extracted(), 0
-    seen: set[str] = set()
     for number, member in enumerate(archive.members(), 1):
         if number > limits.members:
             raise _refusal(archive.path, f"holds more than {limits.members} members")
@@ -125,8 +129,8 @@ def _judged(archive: Archive, place: Place, limits: Limits) -> tuple[dict[str, M
         if target is None:
             done.others += member.kind == "file"
         else:
-            _refuse_target(archive.path, member, target, limits, seen)
-            seen.add(target.lower())
+            _refuse_target(archive.path, member, target, limits, taken)
+            taken.add(target.lower())
             wanted[target] = member
             if not target.startswith(f"{INNER}/"):
                 top = target.split("/")[0]
@@ -149,7 +153,7 @@ def _refuse_hostile(path: Path, member: Member) -> None:
         raise _refusal(path, f"gives {member.name[:80]!r} a size of {member.size} bytes")
 
 
-def _refuse_target(path: Path, member: Member, target: str, limits: Limits, seen: set[str]) -> None:
+def _refuse_target(path: Path, member: Member, target: str, limits: Limits, taken: set[str]) -> None:
     name, limit = target.rsplit("/", 1)[-1], limits.of(target)
     if not SAFE_NAME.fullmatch(name):
         raise _refusal(
@@ -157,7 +161,7 @@ def _refuse_target(path: Path, member: Member, target: str, limits: Limits, seen
         )
     if member.size > limit:
         raise _refusal(path, f"gives {member.name[:80]!r} {member.size} bytes, at most {limit} are taken")
-    if target.lower() in seen:
+    if target.lower() in taken:
         raise _refusal(path, f"holds two files that would both become {target}")
 
 

@@ -15,6 +15,8 @@ from PIL import Image
 from raytrain.data.images import MAX_BYTES, MAX_PIXELS, BadImage
 from raytrain.errors import ConfigError
 
+MAX_DECODED = 2**27  # bytes of all bands
+
 
 @dataclass(frozen=True)
 class BandRule:
@@ -69,7 +71,7 @@ def to_png(content: bytes, rule: BandRule) -> bytes:
     if pixels.shape[2] < max(rule.bands):
         raise BadImage("bands", f"{pixels.shape[2]} bands, band {max(rule.bands)} was asked for")
     chosen = pixels[:, :, [band - 1 for band in rule.bands]].astype(np.float64)
-    scaled = np.rint(255 * (chosen - rule.low) / (rule.high - rule.low))
+    scaled = np.nan_to_num(np.rint(255 * (chosen - rule.low) / (rule.high - rule.low)))  # no number: 0
     buffer = io.BytesIO()
     Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -88,11 +90,13 @@ def _pixels(content: bytes) -> np.ndarray[Any, Any]:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
+            if series.axes[0] in "IQ" and len(file.pages) > 1:
+                raise BadImage("animated", f"{len(file.pages)} pages")
             axes, shape = series.axes.replace("I", "S").replace("Q", "S").replace("C", "S"), series.shape
             if axes not in ("YX", "YXS", "SYX"):
                 raise BadImage("bands", f"axes {series.axes} of shape {shape}: not one picture")
-            if shape[axes.index("Y")] * shape[axes.index("X")] > MAX_PIXELS:
-                raise BadImage("too-many-pixels", f"shape {shape}, at most {MAX_PIXELS} pixels")
+            if shape[axes.index("Y")] * shape[axes.index("X")] > MAX_PIXELS or series.nbytes > MAX_DECODED:
+                raise BadImage("too-many-pixels", f"shape {shape}, at most {MAX_PIXELS} pixels and {MAX_DECODED} bytes")
             pixels = series.asarray()
     except tifffile.TiffFileError as error:
         raise BadImage("not-an-image", str(error)) from None

@@ -141,6 +141,11 @@ def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
     Raises:
         DataError: a name is taken by another split, or a part is empty of validation or training rows.
     """
+    with storage.locked(dataset.place, "is dividing"):
+        return _add_splits(open_dataset(dataset.place), tables)
+
+
+def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
     there = {split["name"]: split["sha256"] for split in dataset.manifest["splits"]}
     contents = {name: split_bytes(table) for name, table in tables.items()}
     entries = {name: split_entry(name, contents[name], table) for name, table in tables.items()}

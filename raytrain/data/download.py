@@ -9,7 +9,6 @@ is listed first. TIFF archives are never fetched. No torch, no ray.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,8 +16,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from raytrain.data import archives, remote
 from raytrain.data.archives import check_space, size_text
 from raytrain.data.labels import read_labels
 from raytrain.data.remote import Kaggle, RemoteFile
-from raytrain.errors import ConfigError, DataError, StorageError
+from raytrain.errors import ConfigError, DataError
 
 # Pictures in each folder of the competition, and how their names begin.
 EXPECTED = {"train-jpg": 40_479, "test-jpg": 40_669, "test-jpg-additional": 20_522}
@@ -83,7 +81,7 @@ def download(out: str, source: str, say: Say = print) -> None:
         raise ConfigError(f"--out {out} is not a local folder", "archives are unpacked on a disk", "--out DIR")
     base = Path(storage.absolute(out))
     storage.make_dir(str(base))
-    with _alone(base):
+    with storage.locked(str(base), "is filling"):
         planet = _Planet(base, say)
         planet.finish()
         if source in ("competition", "dataset"):
@@ -91,21 +89,6 @@ def download(out: str, source: str, say: Say = print) -> None:
         else:
             _from_path(planet, Path(storage.absolute(source)))
         planet.conclude()
-
-
-@contextmanager
-def _alone(base: Path) -> Iterator[None]:
-    """Lets one process at a time fill a folder."""
-    handle = os.open(base, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise StorageError(
-            f"another raytrain download is filling {base}", "two would write the same files", "wait for it to end"
-        ) from None
-    finally:
-        os.close(handle)
 
 
 @dataclass

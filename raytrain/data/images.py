@@ -25,6 +25,7 @@ MIN_SIDE = 16
 # Part of the key of the tile cache: raise it whenever `decode` may give other pixels.
 DECODER_VERSION = 1
 _EXIF_ORIENTATION = 0x0112
+_TIFF_SAMPLES = 277
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -115,6 +116,9 @@ def _open(content: bytes) -> Image.Image:
 def _check_header(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise BadImage("too-many-pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels")
+    if image.format == "TIFF" and _samples(image) > 3 and image.mode != "CMYK":
+        # Pillow would take the fourth band, such as near infrared, for transparency.
+        raise BadImage("bands", f"a TIFF of {_samples(image)} bands: give --bands and --scale")
     if min(image.size) < MIN_SIDE:
         raise BadImage("too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side")
     frames = _frames(image)
@@ -123,6 +127,13 @@ def _check_header(image: Image.Image) -> None:
     if image.mode.startswith(("I", "F")):
         # convert("RGB") would clip every value above 255 to white.
         raise BadImage("16-bit", f"mode {image.mode}: rescale it to 8 bits first")
+
+
+def _samples(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "tag_v2", {}).get(_TIFF_SAMPLES, 1))
+    except Exception as error:  # a damaged directory
+        raise BadImage("truncated", str(error)) from None
 
 
 def _frames(image: Image.Image) -> int:

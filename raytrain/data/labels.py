@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain import storage
@@ -27,6 +28,8 @@ from raytrain.errors import DataError, did_you_mean
 MAX_LABEL_BYTES = 200 * 2**20
 # Components between slashes; none starts with a dot, so no name leads out of the folder.
 SAFE_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+
+SAFE_LISTED = re.compile(r"(?!/)(?!(?:.*/)?\.\.?(?:/|\Z))[^\0-\x1f]{1,255}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def labels_of(
     classes: Sequence[str] | None = None,
     *,
     allow_empty: bool = False,
+    listed: bool = False,
 ) -> Labels:
     """Labels that are in memory, treated as those of a file.
 
@@ -125,6 +129,7 @@ def labels_of(
         source: words for messages, such as "the folder names".
         classes: the labels in target order; by default all of them, sorted.
         allow_empty: a tile without labels is a tile.
+        listed: the names were listed in a folder: they cannot lead out of it, so spaces and accents are fine.
 
     Raises:
         DataError: no rows, or a label that is not in `classes`.
@@ -136,17 +141,27 @@ def labels_of(
     table = pd.DataFrame(cells, columns=["image_name", "tags", "line"])
     if table.empty:
         raise DataError(f"{source} have no rows", "there is nothing to learn from", "check where they come from")
-    return tidied(table, hashlib.sha256(repr(cells).encode()).hexdigest(), source, classes, allow_empty=allow_empty)
+    sha256 = hashlib.sha256(repr(cells).encode()).hexdigest()
+    return tidied(table, sha256, source, classes, allow_empty=allow_empty, listed=listed)
 
 
-def tidied(table: pd.DataFrame, sha256: str, place: str, classes: Sequence[str] | None, *, allow_empty: bool) -> Labels:
+def tidied(
+    table: pd.DataFrame,
+    sha256: str,
+    place: str,
+    classes: Sequence[str] | None,
+    *,
+    allow_empty: bool,
+    listed: bool = False,
+) -> Labels:
     """Labels with one spelling for each class, no repeats, and the problem of every row that cannot be used."""
+    _check_classes(classes or ())
     counts = Counter(tag for tags in table["tags"] for tag in tags)
     spelling = _spellings(counts, classes)
     one_case = [tuple(spelling[tag] for tag in tags) for tags in table["tags"]]
     unique = [tuple(dict.fromkeys(tags)) for tags in one_case]
     table = table.assign(tags=unique)
-    table["problem"] = _problems(table, allow_empty)
+    table["problem"] = _problems(table, allow_empty, SAFE_LISTED if listed else SAFE_NAME)
     found = sorted(set(spelling.values()))
     if classes is not None:
         _check_known(found, list(classes), table, place)
@@ -207,8 +222,13 @@ def _label_bytes(place: str, force: bool) -> bytes:
         ) from None
 
 
+def looks_like_html(head: bytes) -> bool:
+    """Whether a file or an answer begins as an HTML page does."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower().startswith((b"<!doctype", b"<html", b"<head"))
+
+
 def _text(content: bytes, place: str) -> str:
-    if content.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+    if looks_like_html(content[:64]):
         raise DataError(
             f"{place} is an HTML page, not a table, from line 1 on",
             "a sign-in or error page was probably saved in its place",
@@ -245,6 +265,7 @@ def _parquet_rows(content: bytes, place: str, form: LabelFormat) -> Iterator[tup
         file = pq.ParquetFile(io.BytesIO(content))
         columns = [file.schema_arrow.names[i] for i in _columns(file.schema_arrow.names, place, form)]
         table = file.read(columns=columns)
+        table.validate(full=True)
     except pa.ArrowException as error:
         raise DataError(
             f"{place} is not a Parquet file: {error}", "its labels cannot be read", "get it again"
@@ -252,9 +273,12 @@ def _parquet_rows(content: bytes, place: str, form: LabelFormat) -> Iterator[tup
     for column in columns:
         kind = table.schema.field(column).type
         cell = kind.value_type if pa.types.is_list(kind) and column == form.tags_column else kind
-        if not (pa.types.is_string(cell) or pa.types.is_large_string(cell)) or table.column(column).null_count:
+        empty = table.column(column).null_count + (
+            pc.list_flatten(table.column(column)).null_count if cell is not kind else 0
+        )
+        if not (pa.types.is_string(cell) or pa.types.is_large_string(cell)) or empty:
             raise DataError(
-                f'column "{column}" of {place} is of type {kind} with {table.column(column).null_count} empty cells',
+                f'column "{column}" of {place} is of type {kind} with {empty} empty cells',
                 "names and labels are text, and every tile has both",
                 "write it as text (labels: text, or a list of texts)",
             )
@@ -264,9 +288,10 @@ def _parquet_rows(content: bytes, place: str, form: LabelFormat) -> Iterator[tup
 
 def _rows(text: str, place: str, form: LabelFormat) -> Iterator[tuple[str, str, int]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=form.separator)
-    line = 1
+    line = 0
     try:
         header = next(reader, [])
+        line = max(1, reader.line_num)
         name, tags = _columns(header, place, form)
         for row in reader:
             line, start = reader.line_num + 1, line + 1
@@ -322,7 +347,19 @@ def _spellings(counts: Counter[str], classes: Sequence[str] | None) -> dict[str,
     return {word: word if word in listed else by_fold.get(word.casefold(), [word])[0] for word in counts}
 
 
-def _problems(table: pd.DataFrame, allow_empty: bool) -> list[str]:
+def _check_classes(classes: Sequence[str]) -> None:
+    wrong = [
+        name for name, count in Counter(classes).items() if count > 1 or not name or name != " ".join(name.split())
+    ]
+    if wrong:
+        raise DataError(
+            f"the list of classes has {wrong[0]!r} {classes.count(wrong[0])} times",
+            "each class is one column of the targets, and its name stands in every result",
+            "--classes with different names, without spaces around them",
+        )
+
+
+def _problems(table: pd.DataFrame, allow_empty: bool, safe: re.Pattern[str]) -> list[str]:
     tags_of: dict[str, set[frozenset[str]]] = {}
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
         tags_of.setdefault(name, set()).add(frozenset(tags))
@@ -330,7 +367,7 @@ def _problems(table: pd.DataFrame, allow_empty: bool) -> list[str]:
     problems = []
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
         seen[name] += 1
-        if not SAFE_NAME.fullmatch(name):
+        if not safe.fullmatch(name):
             problems.append("unsafe-name")
         elif len(tags_of[name]) > 1:
             problems.append("contradicting-labels")

@@ -177,7 +177,7 @@ class Kaggle:
         if status == 403:
             return RemoteError(
                 f"Kaggle refuses {label} of {self.slug} (403)",
-                "the competition's rules are not accepted yet"
+                "the competition's rules are not accepted yet, or a proxy stands in between"
                 if competition
                 else "the dataset is not open to this user",
                 f"open {RULES}, press Late Submission or I Understand and Accept, and run the same command again"

@@ -10,6 +10,8 @@ Nothing is opened here but the label file. No torch, no ray.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -69,7 +71,7 @@ class Images:
                 "it says which tile has which labels",
                 "LabelFormat(name_column, tags_column) names the columns",
             )
-        tags = [form.tags(cell) for cell in table[form.tags_column]]
+        tags = [() if _is_blank(cell) else form.tags(cell) for cell in table[form.tags_column]]
         labels = labels_of(map(str, table[form.name_column]), tags, "the rows of the table", classes)
         return self._label(labels, {"table": asdict(form)})
 
@@ -102,7 +104,7 @@ class Images:
         names = self.table["image_name"].to_list()
         tags = (function(name) for name in names)
         cells = [words.split() if isinstance(words, str) else words for words in tags]
-        return self._label(labels_of(names, cells, source, classes), {"made from": source})
+        return self._label(labels_of(names, cells, source, classes, listed=True), {"made from": source})
 
     def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
         table, unlisted = _joined(labels, self.table)
@@ -112,7 +114,10 @@ class Images:
                 f"the labels name {_few(table['image_name'])}",
                 "check the folder; --subfolders also looks into the folders below it",
             )
-        source = self.source | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
+        # Sizes, not times: a copy of the pictures makes the same dataset.
+        pictures = [f"{row.image_name} {row.stamp.split()[0] if row.stamp else row.path}" for row in table.itertuples()]
+        known = {"pictures_sha256": hashlib.sha256("\n".join(pictures).encode()).hexdigest()}
+        source = self.source | known | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
         return Tiles(table, labels.classes, source, labels.notes, unlisted)
 
 
@@ -211,9 +216,12 @@ class DividedTiles:
 
     def __str__(self) -> str:
         index = self.usable()
+        lost = self.rule.unmatched(self.table["image_name"].to_list())
         counts = ", ".join(f"{part} {count}" for part, count in sorted(index["part"].value_counts().items()))
         alone = only_in_valid(index["part"], np.stack(list(index["target"])), self.tiles.classes)
-        return counts + (f"; only in validation, so never learned: {', '.join(alone)}" if alone else "")
+        said = [f"only in validation, so never learned: {', '.join(alone)}"] if alone else []
+        said += [f"{len(lost)} listed names are no tiles: {', '.join(lost[:3])}"] if lost else []
+        return "; ".join([counts, *said])
 
 
 def images_in(
@@ -273,8 +281,17 @@ def images_at(places: Iterable[str]) -> Images:
             "labels are looked up by name",
             "give each picture a file name of its own",
         )
-    table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": ""})
+    table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))})
     return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"})
+
+
+def _stamp(path: str) -> str:
+    """Size and time of change of a local file; asking a store for each of many objects would take too long."""
+    try:
+        found = None if storage.is_uri(path) else os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}" if found else ""
 
 
 def _names(paths: list[str]) -> list[str]:
@@ -293,8 +310,11 @@ def _joined(labels: Labels, images: pd.DataFrame) -> tuple[pd.DataFrame, list[st
     table["stamp"] = [stamps.get(path, "") for path in table["path"]]
     table.loc[(table["problem"] == "") & (table["path"] == ""), "problem"] = "missing"
     # `x` and `x.jpg` may name one picture: in both parts it would leak.
-    twice = table["path"].duplicated() & (table["path"] != "") & (table["problem"] == "")
-    table.loc[twice, "problem"] = "same-picture"
+    usable = table["problem"] == ""
+    rows = {path: list(group.index) for path, group in table[usable].groupby("path") if len(group) > 1}
+    for same in rows.values():
+        differ = len({table["target"][row].tobytes() for row in same}) > 1
+        table.loc[same if differ else same[1:], "problem"] = "contradicting-labels" if differ else "same-picture"
     return table, sorted(set(images["path"]) - set(table["path"]))
 
 
@@ -305,7 +325,17 @@ def _of_each(
         return []
     if callable(groups):
         return [groups(name) for name in names]
-    return [groups[name] for name in names] if isinstance(groups, Mapping) else list(groups)
+    if not isinstance(groups, Mapping):
+        return list(groups)
+    missing = [name for name in names if name not in groups]
+    if missing:
+        raise DataError(f"the mapping has no group for {len(missing)} tiles, such as {missing[0]}", "", "add them")
+    return [groups[name] for name in names]
+
+
+def _is_blank(cell: object) -> bool:
+    """None, and NaN, which pandas makes of an empty cell."""
+    return cell is None or cell != cell
 
 
 def _few(names: pd.Series) -> str:

@@ -6,6 +6,7 @@ Parts are words, "train", "valid" or "test"; folds are numbers from 0, the fold 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,9 @@ def stratified_parts(targets: Array, valid: float = 0.2, seed: int = 42) -> Arra
     return np.where(stratified(targets, (1 - valid, valid), seed) == 1, "valid", "train").astype(object)
 
 
+BY = ("random", "stratified", "group", "column", "folder", "list")
+
+
 @dataclass(frozen=True)
 class Rule:
     """How tiles are divided, into parts or into folds.
@@ -161,6 +165,16 @@ class Rule:
     test_values: tuple[str, ...] = ()
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        both = {self._key(value) for value in self.valid_values} & {self._key(value) for value in self.test_values}
+        if self.by not in BY or both:
+            what = f"{sorted(both)[0]} is to validate and to test" if both else f"there is no division by {self.by!r}"
+            raise DataError(
+                f"{what}.{'' if both else did_you_mean(self.by, BY)}",
+                "tiles would get a wrong part",
+                f"one of {', '.join(BY)}",
+            )
+
     def content(self) -> dict[str, Any]:
         """As JSON gives it back; long lists as their hash."""
         values = {key: _short(getattr(self, key)) for key in ("valid_values", "test_values")}
@@ -178,6 +192,7 @@ class Rule:
         Raises:
             DataError: too few groups, or a value that no tile has.
         """
+        self._check_groups(names, groups)
         if self.folds is None:
             return {name: as_split(names, self.parts(names, targets, groups))}
         folds = self._folds(targets, groups, self.folds)
@@ -186,6 +201,7 @@ class Rule:
 
     def parts(self, names: Sequence[str], targets: Array, groups: Sequence[str]) -> Array:
         """The part of each tile, str array (rows,); arguments and errors as `tables`."""
+        self._check_groups(names, groups)
         if self.by in ("column", "folder", "list"):
             values = self._values(names, groups)
             self._check_values(values)
@@ -196,10 +212,24 @@ class Rule:
             return stratified_parts(targets, self.valid, self.seed)
         return random_parts(len(targets), self.valid, self.seed)
 
+    def unmatched(self, names: Sequence[str]) -> list[str]:
+        """Names of a list that are no tiles, sorted."""
+        known = {self._key(name) for name in names}
+        wanted = {*self.valid_values, *self.test_values} if self.by == "list" else set()
+        return sorted(name for name in wanted if self._key(name) not in known)
+
     def _values(self, names: Sequence[str], groups: Sequence[str]) -> Sequence[str]:
         if self.by == "folder":
             return [name.split("/")[0] if "/" in name else "" for name in names]
         return [self._key(name) for name in names] if self.by == "list" else groups
+
+    def _check_groups(self, names: Sequence[str], groups: Sequence[str]) -> None:
+        if self.by in ("group", "column") and len(groups) != len(names):
+            raise DataError(
+                f"a division by {self.by} has {len(groups)} values for {len(names)} tiles",
+                "it must be known where each tile belongs",
+                "groups=..., or --table FILE --column NAME",
+            )
 
     def _key(self, value: str) -> str:
         return stem(value) if self.by == "list" else value
@@ -240,6 +270,19 @@ def _short(values: tuple[str, ...]) -> list[str]:
     if len(values) <= 100:
         return list(values)
     return [f"{len(values)} values, sha256 {hashlib.sha256(repr(values).encode()).hexdigest()}"]
+
+
+def natural_order(names: Sequence[str]) -> list[int]:
+    """Positions of names in the order that counts numbers as numbers: tile_2 before tile_10.
+
+    That is the order of the competition's label file, so a random division over it has the lesson's rows.
+    """
+
+    def key(position: int) -> list[tuple[int, int, str]]:
+        parts = re.split(r"(\d+)", names[position])
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+    return sorted(range(len(names)), key=key)
 
 
 def as_split(names: Sequence[str], parts: Array, folds: Array | int = -1) -> pd.DataFrame:

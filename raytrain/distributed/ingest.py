@@ -28,10 +28,11 @@ from raytrain.data.bands import BandRule, as_picture
 from raytrain.data.inspection import weather_rules
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
-from raytrain.errors import DataError
+from raytrain.errors import DataError, StorageError, masked
 
 Record = dict[str, Any]
 PROGRESS_SECONDS = 1.0
+SHARD_BYTES = 2**26  # of files; a process holds some four times as much
 REQUESTS = 32  # to an object store at a time, for each process
 
 
@@ -99,18 +100,20 @@ def _build(
     """Writes the dataset beside its place and renames it; unusable tiles leave nothing, a stop leaves what is done."""
     # An object store cannot rename; there the manifest, written last, makes the dataset.
     partial = f"{out}.partial" if not storage.is_uri(out) else out
+    storage.make_dir(partial)
     index = tiles.usable()
     blocks = _blocks(index, tiles.rule.seed, bands)
-    try:
-        written = _write_shards(blocks, partial, bands, say)
-        bad = tiles.unusable() + [record for shard in written for record in shard["bad"]]
-        _check_budget(bad, budget, out, len(tiles.table))
-        _finish(partial, index, bad, written, tiles, source)
-    except DataError:
-        storage.remove(partial)
-        raise
-    if partial != out:
-        storage.move_directory(partial, out)
+    with storage.locked(partial, "is ingesting into"):
+        try:
+            written = _write_shards(blocks, partial, bands, say)
+            bad = tiles.unusable() + [record for shard in written for record in shard["bad"]]
+            _check_budget(bad, budget, out, len(tiles.table))
+            _finish(partial, index, bad, written, tiles, source)
+        except DataError:
+            storage.remove(partial)
+            raise
+        if partial != out:
+            storage.move_directory(partial, out)
     return written
 
 
@@ -130,11 +133,16 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     Returns:
         The record: shard, key, file, rows, bytes, sha256, counts, sizes, bad, names, pid.
     """
-    rows, bad, counts = [], [], Counter[str]()
+    rows, bad, counts, trouble = [], [], Counter[str](), None
     entries = block.to_dict("records")
     for entry, content in zip(entries, _contents([entry["path"] for entry in entries]), strict=True):
-        if content is None:
-            bad.append(_bad(entry, "missing", "it was there when the images were listed", b""))
+        if not isinstance(content, bytes):
+            gone = isinstance(content, FileNotFoundError)
+            kind, detail = (
+                ("missing", "it was there when listed") if gone else ("unreadable", str(content).split("\n")[0])
+            )
+            bad.append(_bad(entry, kind, detail, b""))
+            trouble = trouble or (None if gone else content)
             continue
         try:
             image = as_picture(content, entry["path"], bands)
@@ -144,6 +152,8 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
         else:
             counts.update([f"mode {picture.mode}", *picture.odd])
             rows.append((entry["image_name"], image, picture.width, picture.height, picture.crc32, entry["target"]))
+    if trouble and len(bad) == len(block) > 1:
+        raise trouble  # not one file: the disk or the store
     shard = int(block["shard"].iloc[0])
     file = f"part-{shard:05}.parquet"
     written = ds.shard_bytes(rows)
@@ -157,8 +167,11 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     return record
 
 
-def _contents(paths: list[str]) -> Iterator[bytes | None]:
-    """The files one after the other, None for one that is gone; from an object store several at once."""
+def _contents(paths: list[str]) -> Iterator[bytes | OSError | StorageError]:
+    """The files one after the other, or why one cannot be read; from an object store several at once.
+
+    Of a file that is too large as much is read as shows it.
+    """
     if not storage.is_uri(paths[0]):
         yield from map(_content, paths)
         return
@@ -167,16 +180,17 @@ def _contents(paths: list[str]) -> Iterator[bytes | None]:
             yield from pool.map(_content, paths[start : start + REQUESTS])
 
 
-def _content(path: str) -> bytes | None:
+def _content(path: str) -> bytes | OSError | StorageError:
     try:
-        return storage.read_bytes(path)
-    except FileNotFoundError:
-        return None
+        return storage.read_bytes(path, images.MAX_BYTES + 1)
+    except (OSError, StorageError) as error:
+        return error
 
 
 def _bad(entry: Record, kind: str, detail: str, content: bytes) -> Record:
-    sha256 = hashlib.sha256(content).hexdigest() if content else ""
-    return {"image_name": entry["image_name"], "path": entry["path"], "row": int(entry["row"]), "kind": kind,
+    whole = 0 < len(content) <= images.MAX_BYTES
+    sha256 = hashlib.sha256(content).hexdigest() if whole else ""
+    return {"image_name": entry["image_name"], "path": masked(entry["path"]), "row": int(entry["row"]), "kind": kind,
             "detail": detail, "sha256": sha256}  # fmt: skip
 
 
@@ -199,15 +213,29 @@ def rows_per_shard(rows: int) -> int:
 def _blocks(index: pd.DataFrame, seed: int, bands: BandRule | None) -> list[pd.DataFrame]:
     """The rows of each shard, shuffled once, with its number and the hash of what it will be made from."""
     order = np.random.default_rng([seed, len(index)]).permutation(len(index))
-    size = rows_per_shard(len(index))
-    blocks = [index.iloc[order[start : start + size]] for start in range(0, len(index), size)]
+    sizes = [int(stamp.split()[0]) if stamp else 0 for stamp in index["stamp"]]
+    blocks = [index.iloc[rows] for rows in _cut(order, sizes, rows_per_shard(len(index)))]
     return [
         block[["image_name", "path", "row", "target"]].assign(shard=i, key=_key(block, bands))
         for i, block in enumerate(blocks)
     ]
 
 
+def _cut(order: np.ndarray[Any, Any], sizes: list[int], most: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Pieces of an order of rows: at most `most` rows, and not more than SHARD_BYTES of files where their sizes are known."""
+    start = held = 0
+    for i, row in enumerate(order):
+        if i > start and (i - start == most or held + sizes[row] > SHARD_BYTES):
+            yield order[start:i]
+            start, held = i, 0
+        held += sizes[row]
+    if start < len(order):
+        yield order[start:]
+
+
 def _key(block: pd.DataFrame, bands: BandRule | None) -> str:
+    if (block["stamp"] == "").any():
+        return ""
     files = block[["image_name", "path", "stamp"]].to_csv(index=False)
     targets = np.stack(list(block["target"])).tobytes()
     return hashlib.sha256(f"{ds.SCHEMA_VERSION} {bands} {files}".encode() + targets).hexdigest()
@@ -254,28 +282,50 @@ def _written_before(place: str, blocks: list[pd.DataFrame]) -> list[Record]:
     keys = {int(block["shard"].iloc[0]): block["key"].iloc[0] for block in blocks}
     sizes = {file.path: file.size for file in storage.files(storage.join(place, "shards"))}
     kept = []
-    for name in storage.names(storage.join(place, "progress")):
-        record = json.loads(storage.read_bytes(storage.join(place, "progress", name)) if name[0] != "." else b"{}")
-        # A shard with bad files is made again: they may have been mended meanwhile.
+    names = storage.names(storage.join(place, "progress"))
+    for name in names:
+        record = _record(storage.join(place, "progress", name))
+        # A shard with bad files is made again: they may have been mended meanwhile. So is one of files whose time of
+        # change is not known.
         if (
             record
+            and record["key"]
             and keys.get(record["shard"]) == record["key"]
             and sizes.get(record["file"]) == record["bytes"]
             and not record["bad"]
         ):
             kept.append(record)
-    if not kept:
-        storage.remove(place)
-    for file in set(sizes) - {record["file"] for record in kept} if kept else ():
+    for name in ("splits", "quarantine.jsonl", "unlisted.txt"):
+        storage.remove(storage.join(place, name))
+    for file in set(sizes) - {record["file"] for record in kept}:
         storage.remove(storage.join(place, "shards", file))
+    for name in set(names) - {f"{record['shard']:05}.json" for record in kept}:
+        storage.remove(storage.join(place, "progress", name))
     for folder in ("shards", "progress"):
         storage.make_dir(storage.join(place, folder))
     return kept
 
 
+def _record(place: str) -> Record | None:
+    """A shard's record, or None where a power cut left it torn."""
+    try:
+        found: Record = json.loads(storage.read_bytes(place))
+    except ValueError:
+        return None
+    return found
+
+
 def _finish(
     place: str, index: pd.DataFrame, bad: list[Record], written: list[Record], tiles: DividedTiles, source: Record
 ) -> None:
+    sizes_there = {file.path: file.size for file in storage.files(storage.join(place, "shards"))}
+    lost = [shard["file"] for shard in written if shard["rows"] and sizes_there.get(shard["file"]) != shard["bytes"]]
+    if lost:
+        raise StorageError(
+            f"{lost[0]} is no longer in {place} as it was written",
+            "another process works there",
+            "run the command again",
+        )
     kept = {name for shard in written for name in shard["names"]}
     if not kept:
         raise DataError(
@@ -288,7 +338,9 @@ def _finish(
     storage.write_bytes(storage.join(place, "splits", f"{name}.parquet"), content)
     storage.write_text(storage.join(place, "quarantine.jsonl"), _jsonl(bad))
     unlisted = tiles.tiles.unlisted
-    storage.write_text(storage.join(place, "unlisted.txt"), "\n".join([*unlisted, ""])) if unlisted else None
+    storage.write_text(
+        storage.join(place, "unlisted.txt"), "\n".join([*map(masked, unlisted), ""])
+    ) if unlisted else None
     sizes = _total(written, "sizes")
     sides = max(sizes, key=lambda key: (sizes[key], key)).split("x")
     manifest = {

@@ -17,6 +17,7 @@ import numpy as np
 from raytrain import storage
 from raytrain.data.dataset import labels_of, read_images
 from raytrain.data.inspection import Inspection, companions, cooccurrence, verdict
+from raytrain.errors import masked
 from raytrain.report import page, plots, tiles
 from raytrain.report.page import Plot
 from raytrain.report.record import SYNTHETIC_PREFIX
@@ -53,7 +54,7 @@ def write(found: Inspection, place: str, table: str) -> None:
 
 def split_command(found: Inspection, table: str) -> str:
     """What to type for a split that keeps duplicates on one side."""
-    places = (shlex.quote(found.dataset.place), shlex.quote(table))
+    places = (shlex.quote(masked(found.dataset.place)), shlex.quote(masked(table)))
     return "raytrain data split {} --name no-leaks --by group --table {} --column group".format(*places)
 
 
@@ -78,7 +79,7 @@ def _context(found: Inspection) -> dict[str, Any]:
         "heat_splits_left": max(0, len(found.parts) - HEAT_SPLITS),
         "leak_count": len(found.leaks),
         "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
-        "place": shlex.quote(dataset.place),
+        "place": shlex.quote(masked(dataset.place)),
     }
 
 
@@ -104,7 +105,7 @@ def _summary(found: Inspection) -> list[str]:
     return [
         f"{dataset.rows:,} tiles in {len(dataset.shards)} shards, {len(dataset.classes)} labels, "
         f"{dataset.targets.sum() / max(dataset.rows, 1):.2f} labels a tile, most tiles {usual} pixels. Every byte is as written.",
-        f"Dataset {dataset.place}.",
+        f"Dataset {masked(dataset.place)}.",
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from raytrain.data.duplicates import KINDS
 from raytrain.data.inspection import Array, Inspection, companions, verdict
+from raytrain.errors import masked
 
 SPLITS = 3  # the terminal is not wider; the page shows all
 GROUPS = 8
@@ -15,7 +16,7 @@ WIDTH = 44  # of a label or a name
 def summary(found: Inspection) -> str:
     """The whole text for the terminal."""
     dataset = found.dataset
-    lines = [f"{dataset.place}: {dataset.rows:,} tiles in {len(dataset.shards)} shards, every byte as written"]
+    lines = [f"{masked(dataset.place)}: {dataset.rows:,} tiles in {len(dataset.shards)} shards, every byte as written"]
     lines += [f"  size {_first(found, found.sizes)}", f"  mode {_first(found, found.modes)}", ""]
     lines += [*_labels(found), "", *_rules(found), *_duplicates(found), ""]
     warnings = [f"warning: {warning}" for warning in found.warnings]

@@ -51,7 +51,7 @@ def test_other_files_stay_as_they_are():
         (b"II*\0" + b"\0" * (images.MAX_BYTES + 1), "too-large"),
         (PNG, "not-an-image"),
         (four_bands((1, 2)), "bands"),
-        (tiff(np.zeros((3, 2, 20, 20), np.uint16), photometric="minisblack"), "bands"),
+        (tiff(np.zeros((3, 2, 20, 20), np.uint16), photometric="minisblack"), "animated"),
         (four_bands()[: len(four_bands()) // 2], "truncated"),
         (tiff(np.zeros((4097, 4097), np.uint8), compression="zlib"), "too-many-pixels"),
     ],

@@ -279,7 +279,7 @@ def test_two_at_a_time_do_not_fill_one_folder(tmp_path, planet, capsys):
     fcntl.flock(handle, fcntl.LOCK_EX)
     assert run_command(command(tmp_path / "out")) == 7
     os.close(handle)
-    assert "another raytrain download is filling" in capsys.readouterr().err
+    assert "another process is filling" in capsys.readouterr().err
 
 
 # Faults

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 from odd_images import COUNTED, JPEG, PNG, QUARANTINED, encoded, noise
 from PIL import Image
 
@@ -37,6 +38,14 @@ def test_jpegs_of_every_mode_decode_as_pillow_converts_them(mode):
     assert images.inspect(content).mode == mode
     wanted = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     np.testing.assert_array_equal(images.decode(content), wanted)
+
+
+def test_the_fourth_band_of_a_tiff_is_not_taken_for_transparency():
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.full((32, 32, 4), 100, np.uint8), photometric="rgb")
+    with pytest.raises(images.BadImage) as caught:
+        images.inspect(buffer.getvalue())
+    assert caught.value.kind == "bands"
 
 
 def test_transparency_is_laid_over_black():

@@ -4,6 +4,8 @@ import hashlib
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,6 +96,25 @@ def test_a_parquet_file_that_is_none_is_refused(tmp_path):
 def test_an_unknown_label_names_the_nearest(tmp_path):
     with pytest.raises(DataError, match=r'"primry" on 1 tiles.*Did you mean "primary"'):
         read(tmp_path, "image_name,tags\nt_0,primry\n", classes=["primary", "clear"])
+
+
+@pytest.mark.parametrize("classes", [["a", "b", "a"], ["a", ""], [" a"]])
+def test_a_list_of_classes_has_different_clean_names(tmp_path, classes):
+    with pytest.raises(DataError, match="the list of classes has"):
+        read(tmp_path, "image_name,tags\nt_0,a\n", classes=classes)
+
+
+def test_a_quote_that_the_header_opens_is_named_by_its_line(tmp_path):
+    with pytest.raises(DataError, match="from line 1 on"):
+        read(tmp_path, '"image_name,tags\nt_0,clear\n')
+
+
+@pytest.mark.parametrize("tags", [pa.array([["a", None]]), pa.array([b"\xff\xfe"]).cast(pa.string(), safe=False)])
+def test_a_damaged_cell_of_a_parquet_file_is_refused(tmp_path, tags):
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"image_name": ["t_0"], "tags": tags}), path)
+    with pytest.raises(DataError, match="empty cells|UTF8|not a Parquet"):
+        module.read_labels(str(path))
 
 
 def test_listed_classes_keep_their_order(tmp_path):

@@ -107,6 +107,42 @@ def test_unusable_rows_are_named_by_their_problem(tmp_path):
     ]  # fmt: skip
 
 
+def test_contradicting_rows_of_one_picture_are_both_left_out(tmp_path):
+    found = images_in(make(tmp_path, "t_0.jpg"))
+    tiles = found.label_from_table(pd.DataFrame({"image_name": ["t_0", "t_0.jpg"], "tags": ["a", "b"]}))
+    assert tiles.table["problem"].tolist() == ["contradicting-labels"] * 2
+
+
+def test_blank_cells_are_tiles_without_labels_and_listed_names_may_have_spaces(tmp_path):
+    found = images_in(make(tmp_path, "Annual Crop/a (1).jpg", "For\u00eat/b.jpg"), subfolders=True)
+    tiles = found.label_from_folders()
+    assert tiles.classes == ["Annual Crop", "For\u00eat"] and set(tiles.table["problem"]) == {""}
+    other = images_in(make(tmp_path / "x", "a.jpg", "b.jpg"))
+    table = pd.DataFrame({"image_name": ["a", "b"], "tags": ["x", float("nan")]})
+    assert other.label_from_table(table).table["problem"].tolist() == ["", "no-labels"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"by": "stratify"}, 'Did you mean "stratified"'),
+        ({"by": "column", "valid_values": ["x"]}, "has 0 values for 12 tiles"),
+        ({"by": "group", "groups": {"train/3/0": "a"}}, "no group for 11 tiles"),
+        ({"by": "list", "valid_values": ["train/3/0"], "test_values": ["train/3/0.png"]}, "to validate and to test"),
+    ],
+)
+def test_a_division_that_cannot_be_made_is_refused(digits, options, words):
+    tiles = images_in(digits, subfolders=True).label_from_folders()
+    with pytest.raises(DataError, match=words):
+        tiles.split(**options)
+
+
+def test_listed_names_that_are_no_tiles_are_said(digits):
+    tiles = images_in(digits, subfolders=True).label_from_folders()
+    divided = tiles.split(by="list", valid_values=["train/3/0", "nowhere"])
+    assert str(divided) == "train 11, valid 1; 1 listed names are no tiles: nowhere"
+
+
 def test_one_picture_under_two_names_is_kept_once(tmp_path):
     found = images_in(make(tmp_path, "t_0.jpg"))
     tiles = found.label_from_table(pd.DataFrame({"image_name": ["t_0", "t_0.jpg"], "tags": ["a", "a"]}))

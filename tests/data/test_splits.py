@@ -173,6 +173,16 @@ def test_stratification_is_as_good_as_the_reference_implementation():
     assert ours <= deviation(theirs) + 1 < by_chance
 
 
+def test_a_random_split_of_a_dataset_has_the_lessons_rows_whatever_the_shards(dataset, tmp_path):
+    names = sorted(dataset.table["image_name"])
+    assert splits.natural_order(["t_10", "t_2", "a", "t_1"]) == [2, 3, 1, 0]
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.place, copy)
+    assert run_command(["data", "split", str(copy), "--name", "again"]) == 0
+    again, drawn = (open_dataset(str(copy)).split(name) for name in ("again", "random"))
+    assert len(names) == 160 and again.equals(drawn)
+
+
 def test_labels_of_validation_alone_are_named():
     targets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
     assert splits.only_in_valid(["train", "valid", "test"], targets, ["a", "b", "c"]) == ["b"]

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from odd_images import COUNTED, QUARANTINED, encoded, four_bands, noise
 from PIL import Image
@@ -15,9 +16,10 @@ from raytrain.cli import run_command
 from raytrain.data import images
 from raytrain.data.bands import BandRule
 from raytrain.data.dataset import damages, open_dataset, read_images
-from raytrain.data.sources import images_in
+from raytrain.data.sources import images_at, images_in
 from raytrain.distributed import ingest as module
 from raytrain.distributed.ingest import ingest, rows_per_shard
+from raytrain.errors import DataError, StorageError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -159,7 +161,8 @@ def test_25_kinds_of_odd_pictures_among_1000_good_ones_are_all_accounted_for(tmp
     }
     for record in records:
         content = (folder / storage.name_of(record["path"])).read_bytes()
-        assert record["sha256"] == (hashlib.sha256(content).hexdigest() if content else "")
+        unread = not content or record["kind"] == "too-large"
+        assert record["sha256"] == ("" if unread else hashlib.sha256(content).hexdigest())
     for said in {said for _, _, said in COUNTED.values()}:
         assert done.counts[said] >= 4, said
     assert done.counts["mislabelled"] == done.counts["orientation applied"] == done.counts["size 200x100"] == 4
@@ -232,8 +235,48 @@ def test_check_names_every_damage(dataset, tmp_path, capsys):
     assert "part-00001.parquet is damaged" in message and "random.parquet is missing" in message
 
 
-def test_shards_depend_on_the_rows_alone():
+def test_shards_have_a_limit_of_rows_and_of_bytes():
     assert [rows_per_shard(n) for n in (10, 1024, 1600, 40479)] == [64, 64, 100, 1024]
+    order, mib = np.array([3, 1, 0, 2, 4]), 2**20
+    assert [list(p) for p in module._cut(order, [0] * 5, 2)] == [[3, 1], [0, 2], [4]]
+    assert [list(p) for p in module._cut(order, [20 * mib, 40 * mib, mib, 30 * mib, 70 * mib], 9)] == [
+        [3],
+        [1, 0, 2],
+        [4],
+    ]
+    assert not list(module._cut(np.array([], int), [], 2))
+
+
+def test_other_pictures_of_the_same_names_are_another_dataset(tiles, dataset, tmp_path):
+    folder = tmp_path / tiles[0].name
+    shutil.copytree(tiles[0], folder)
+    assert ingest(divided(folder, tiles[1]), dataset.place).already_there  # a copy of the same pictures
+    first = sorted(folder.iterdir())[0]
+    first.write_bytes(first.read_bytes() + b"\0")
+    with pytest.raises(DataError, match="made with other pictures_sha256"):
+        ingest(divided(folder, tiles[1]), dataset.place)
+
+
+def test_two_ingests_do_not_write_one_dataset(tiles, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "out.partial").mkdir()
+    with (
+        storage.locked(str(tmp_path / "out.partial"), "is at work in"),
+        pytest.raises(StorageError, match="another process"),
+    ):
+        ingest(divided(*tiles), str(out))
+    assert not out.exists() and not any((tmp_path / "out.partial").iterdir())
+
+
+def test_a_torn_record_and_a_file_that_cannot_be_read_stop_nothing(tiles, dataset, tmp_path, cut):
+    cut(*tiles)
+    (tmp_path / "out.partial" / "progress" / "00001.json").write_bytes(b"")
+    assert ingest(divided(*tiles), str(tmp_path / "out")).dataset.hash == dataset.hash
+    places = [str(path) for path in sorted(tiles[0].iterdir())]
+    (tmp_path / "folder.jpg").mkdir()
+    listed = images_at([*places[:20], str(tmp_path / "folder.jpg")]).label_with(lambda name: "x").split()
+    done = ingest(listed, str(tmp_path / "listed"))
+    assert done.counts["quarantined: unreadable"] == 1 and done.dataset.rows == 20
 
 
 def test_a_tile_of_another_size_and_a_png_pass_and_are_counted(tiles, tmp_path):
