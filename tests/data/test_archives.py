@@ -337,3 +337,32 @@ def test_memory_stays_bounded_while_a_tar_in_a_7z_is_unpacked(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     others, grown = map(int, done.stdout.split())
     assert others == 5 and grown < 150
+
+
+def test_everything_as_one_zip_of_tar_7z_is_unpacked(tmp_path):
+    inner = seven_tar(tmp_path / "train-jpg.tar.7z", {"train-jpg/train_0.jpg": b"picture"})
+    whole = zipped(tmp_path / "planet.zip", {inner.name: inner.read_bytes(), "train_v2.csv": b"image_name,tags\n"})
+    done = extract(whole, tmp_path / "out", place_of)
+    assert done.files == {"train-jpg": 1, "train_v2.csv": 1}
+    assert (tmp_path / "out" / "train-jpg" / "train_0.jpg").read_bytes() == b"picture"
+    assert not (tmp_path / "out" / ".inner").exists()
+
+
+def test_the_limits_hold_for_archives_in_an_archive_together(tmp_path):
+    parts = {}
+    for part in range(4):
+        content = {f"train-jpg/train_{part}_{i}.jpg": b"x" * 300_000 for i in range(3)}
+        packed = zipped(tmp_path / f"{part}.zip", content, compression=zipfile.ZIP_DEFLATED)
+        parts[packed.name] = packed.read_bytes()
+    whole = zipped(tmp_path / "whole.zip", parts)
+    written = []
+    with pytest.raises(DataError, match="would unpack to more than"):
+        extract(whole, tmp_path / "out", place_of, Limits(total=1_000_000), written.append)
+    assert sum(written) <= 1_000_000
+
+
+def test_two_archives_in_an_archive_do_not_hold_one_file(tmp_path):
+    same = [zipped(tmp_path / f"{n}.zip", {"train-jpg/train_0.jpg": b"x" * n}) for n in (1, 2)]
+    whole = zipped(tmp_path / "whole.zip", {path.name: path.read_bytes() for path in same})
+    with pytest.raises(DataError, match="two files that would both become"):
+        extract(whole, tmp_path / "out", place_of)

@@ -113,7 +113,7 @@ def test_a_quote_that_the_header_opens_is_named_by_its_line(tmp_path):
 def test_a_damaged_cell_of_a_parquet_file_is_refused(tmp_path, tags):
     path = tmp_path / "labels.parquet"
     pq.write_table(pa.table({"image_name": ["t_0"], "tags": tags}), path)
-    with pytest.raises(DataError, match="empty cells|UTF8|not a Parquet"):
+    with pytest.raises(DataError, match=r"empty cells|UTF8|not a Parquet"):
         module.read_labels(str(path))
 
 
