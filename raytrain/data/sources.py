@@ -310,11 +310,11 @@ def _joined(labels: Labels, images: pd.DataFrame) -> tuple[pd.DataFrame, list[st
     table["stamp"] = [stamps.get(path, "") for path in table["path"]]
     table.loc[(table["problem"] == "") & (table["path"] == ""), "problem"] = "missing"
     # `x` and `x.jpg` may name one picture: in both parts it would leak.
-    usable = table["problem"] == ""
-    rows = {path: list(group.index) for path, group in table[usable].groupby("path") if len(group) > 1}
-    for same in rows.values():
-        differ = len({table["target"][row].tobytes() for row in same}) > 1
-        table.loc[same if differ else same[1:], "problem"] = "contradicting-labels" if differ else "same-picture"
+    usable = table[table["problem"] == ""]
+    for _, same in usable[usable["path"].duplicated(keep=False)].groupby("path"):
+        differ = len({target.tobytes() for target in same["target"]}) > 1
+        rows = same.index if differ else same.index[1:]
+        table.loc[rows, "problem"] = "contradicting-labels" if differ else "same-picture"
     return table, sorted(set(images["path"]) - set(table["path"]))
 
 
