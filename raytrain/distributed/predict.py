@@ -71,6 +71,7 @@ def predict(
         DataError: no tiles, or the same name in two folders.
     """
     checkpoint = ckpt.load(checkpoint_place)
+    _check_resize(checkpoint)
     meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
     if dataset_place is not None:
         dataset = open_dataset(dataset_place)
@@ -80,12 +81,6 @@ def predict(
     else:
         blocks = _folder_blocks(image_folders)
         meta |= {"images": json.dumps([storage.absolute(folder) for folder in image_folders])}
-    if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
-        raise ConfigError(
-            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
-            f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
-            "predict with the version that trained it (meta.json, versions)",
-        )
     table = _run(blocks, (checkpoint.place, tta, bands), say)
     bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
     good = table[table["kind"] == ""].sort_values("order")
@@ -98,6 +93,15 @@ def predict(
     )  # fmt: skip
     predictions.write(storage.absolute(out), outcome)
     return Predicted(storage.absolute(out), len(good), bad)
+
+
+def _check_resize(checkpoint: ckpt.Checkpoint) -> None:
+    if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
+        raise ConfigError(
+            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
+            f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
+            "predict with the version that trained it (meta.json, versions)",
+        )
 
 
 class Predictor:
