@@ -71,7 +71,6 @@ def predict(
         DataError: no tiles, or the same name in two folders.
     """
     checkpoint = ckpt.load(checkpoint_place)
-    _check_resize(checkpoint)
     meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
     if dataset_place is not None:
         dataset = open_dataset(dataset_place)
@@ -81,6 +80,7 @@ def predict(
     else:
         blocks = _folder_blocks(image_folders)
         meta |= {"images": json.dumps([storage.absolute(folder) for folder in image_folders])}
+    _check_resize(checkpoint)
     table = _run(blocks, (checkpoint.place, tta, bands), say)
     bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
     good = table[table["kind"] == ""].sort_values("order")
