@@ -87,6 +87,14 @@ def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket, tiles):
     assert not objects(bucket("datasets/bad"))
 
 
+def test_tiles_without_labels_are_listed_without_the_keys(bucket, tiles):
+    for i in range(20):
+        storage.write_bytes(bucket(f"blank/{i}.jpg"), (tiles[0] / f"synthetic_{i:06}.jpg").read_bytes())
+    divided = images_in(bucket("blank")).label_with(lambda name: "" if name == "3" else "x").split()
+    assert [record["kind"] for record in divided.unusable()] == ["no-labels"]
+    assert "SECRET" not in str(divided.unusable()) and "tiles-bucket/blank/3.jpg" in str(divided.unusable())
+
+
 def test_errors_do_not_show_the_keys_of_a_uri(bucket):
     with pytest.raises(RaytrainError) as caught:
         open_dataset(bucket("nowhere"))

@@ -23,7 +23,7 @@ from raytrain import storage
 from raytrain.data.images import SUFFIXES
 from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, Labels, labels_of, read_labels
 from raytrain.data.splits import Rule, only_in_valid
-from raytrain.errors import DataError
+from raytrain.errors import DataError, masked
 
 
 @dataclass(frozen=True)
@@ -209,13 +209,15 @@ class DividedTiles:
         """A quarantine record for each row with a problem; word-for-word repeats are only counted."""
         bad = self.table[~self.table["problem"].isin(["", "repeated"])]
         return [
-            {"image_name": row.image_name, "path": row.path, "row": row.line, "kind": row.problem,
+            {"image_name": row.image_name, "path": masked(row.path), "row": row.line, "kind": row.problem,
              "detail": f"line {row.line} of the labels", "sha256": ""}
             for row in bad.itertuples()
         ]  # fmt: skip
 
     def __str__(self) -> str:
         index = self.usable()
+        if index.empty:
+            return "no usable tile"
         lost = self.rule.unmatched(self.table["image_name"].to_list())
         counts = ", ".join(f"{part} {count}" for part, count in sorted(index["part"].value_counts().items()))
         alone = only_in_valid(index["part"], np.stack(list(index["target"])), self.tiles.classes)

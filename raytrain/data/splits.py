@@ -192,9 +192,9 @@ class Rule:
         Raises:
             DataError: too few groups, or a value that no tile has.
         """
-        self._check_groups(names, groups)
         if self.folds is None:
             return {name: as_split(names, self.parts(names, targets, groups))}
+        self._check_groups(names, groups)
         folds = self._folds(targets, groups, self.folds)
         parts = (np.where(folds == fold, "valid", "train") for fold in range(self.folds))
         return {f"{name}-{number}": as_split(names, part, folds) for number, part in enumerate(parts, 1)}

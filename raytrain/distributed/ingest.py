@@ -64,8 +64,8 @@ def ingest(
         say: receives progress lines.
 
     Raises:
-        DataError: too many bad files, or `out` holds something else.
-        StorageError: `out` cannot be written.
+        DataError: too many bad files, no training or no validation tiles, or `out` holds something else.
+        StorageError: `out` cannot be written, or another process writes it.
     """
     out = storage.absolute(out)
     source = tiles.source | ({"bands": asdict(bands)} if bands else {})

@@ -7,6 +7,7 @@ To be started with KAGGLE_API_ENVIRONMENT=LOCALHOST and some KAGGLE_USERNAME and
 keep: without them the import of kaggle would print, and close stdin.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -14,13 +15,13 @@ import sys
 import tempfile
 
 import kaggle_server
-import requests  # noqa: F401
 from kaggle.api import kaggle_api_extended
 
-import raytrain.data.download  # noqa: F401
 from raytrain.cli import run_command
 from raytrain.data import remote
 
+for name in ("requests", "raytrain.data.download"):  # the commands import them late, and each child would again
+    importlib.import_module(name)
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink")
 
 

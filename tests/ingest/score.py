@@ -4,7 +4,7 @@
 
 Real tiles are repeated under new names (hard links). Pool and ingest alternate; of both the start is left out: of the pool by
 a first round of work, of ingest by subtracting the time of an ingest of 128 tiles, two shards, in the same run. Then once four times as many tiles.
-Memory is PSS of this process and all of Ray's, sampled twice a second, above that of the idle cluster. Ten minutes on two
+Memory is PSS of this process and all of Ray's, sampled twice a second, above that of the idle cluster. Five minutes on two
 cores and 4 GB of disk; nothing else may run beside it.
 """
 

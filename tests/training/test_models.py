@@ -312,7 +312,6 @@ def test_without_timm_the_error_is_the_command_that_installs_it(monkeypatch):
 
 @pytest.mark.parametrize("name", TIMM)
 def test_timm_networks_give_maps_and_three_groups(name):
-    pytest.importorskip("timm")
     model = network(f"timm:{name}").eval()
     for size, side in ((64, 2), (96, 3)):
         with torch.inference_mode():
@@ -326,7 +325,6 @@ def test_timm_networks_give_maps_and_three_groups(name):
 
 
 def test_timms_first_group_ends_where_the_lessons_does():
-    pytest.importorskip("timm")
     model = built("timm:resnet26")
     assert {name.split(".")[1] for name in model.body.early} == {"conv1", "bn1", "layer1", "layer2"}
     stages = {".".join(name.split(".")[1:3]) for name in built("timm:convnext_atto").body.early if "stages" in name}
@@ -335,7 +333,8 @@ def test_timms_first_group_ends_where_the_lessons_does():
 
 @pytest.mark.parametrize("name", TIMM)
 def test_a_file_of_timm_gives_timms_features(name, tmp_path):
-    timm = pytest.importorskip("timm")
+    import timm
+
     net, model = with_statistics(timm.create_model(name)), network(f"timm:{name}").eval()
     torch.save(net.state_dict(), tmp_path / "net.pth")
     models.load_body(model, models.body_weights(f"timm:{name}", str(tmp_path / "net.pth")), "net.pth")
@@ -348,7 +347,6 @@ def test_a_file_of_timm_gives_timms_features(name, tmp_path):
 
 
 def test_timms_batch_norm_keeps_its_activation_when_synchronised():
-    pytest.importorskip("timm")
     plain, sync = with_statistics(network("timm:efficientnet_b0")), models.build("timm:efficientnet_b0", 5, 0.0, "sync")
     assert list(sync.state_dict()) == list(plain.state_dict())
     sync.load_state_dict(plain.state_dict())
@@ -370,14 +368,14 @@ def test_timms_batch_norm_keeps_its_activation_when_synchronised():
     ],
 )
 def test_what_timm_cannot_give_is_one_sentence(name, why):
-    pytest.importorskip("timm")
     with pytest.raises(ConfigError, match=why) as caught:
         models.build(f"timm:{name}", 5, 0.0)
     assert caught.value.exit_code == 2
 
 
 def test_timms_own_weights_and_how_to_go_on_without(monkeypatch):
-    timm = pytest.importorskip("timm")
+    import timm
+
     create, net = timm.create_model, timm.create_model("convnext_atto", num_classes=0, global_pool="")
 
     def downloaded(name, pretrained, **options):
