@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from pydantic import ValidationError
 
 from raytrain import cli_data, cli_look, runs, storage
-from raytrain.config import Recipe, load_recipe, parse_yaml, sentences
+from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
 from raytrain.errors import ConfigError, RaytrainError
 
@@ -48,6 +48,16 @@ cli_data.data_app.command(cli_look.show)
 cli_data.data_app.command(cli_look.check)
 app.command(cli_data.data_app)
 app.command(runs_app)
+
+
+class Flags(Recipe):
+    """The fields of a recipe as flags: the list of stages comes from a file, `--stages` selects from it."""
+
+    stages: Annotated[tuple[Stage, ...], Parameter(parse=False)] = LESSON_STAGES
+    select: Annotated[
+        str | None, Parameter(name="--stages", help=Recipe.model_fields["select"].description)
+    ] = None  # fmt: skip
+
 
 Storage = Annotated[
     str, Parameter(name="--storage", env_var="RAYTRAIN_STORAGE", help="directory or URI that holds the runs")
@@ -110,7 +120,7 @@ def quickstart(
 def train(
     *,
     config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
-    flags: Annotated[Recipe | None, Parameter(name="*")] = None,
+    flags: Annotated[Flags | None, Parameter(name="*")] = None,
     name: Annotated[str | None, Parameter(help="name of the new run; unique by default")] = None,
     resume: Annotated[str | None, Parameter(help="go on with this run from its last complete epoch")] = None,
     dry_run: Annotated[
@@ -143,7 +153,7 @@ def train(
 def lr_find(
     *,
     config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
-    flags: Annotated[Recipe | None, Parameter(name="*")] = None,
+    flags: Annotated[Flags | None, Parameter(name="*")] = None,
     name: Annotated[str | None, Parameter(help="name of the folder under --storage; unique by default")] = None,
 ) -> None:
     """Find peak learning rates: the loss while the rate rises, as a picture; --stages and --init-from say where."""
@@ -193,7 +203,7 @@ def tune(
     space: Annotated[str | None, Parameter(help="YAML file: path of a field to {sampler: arguments}")] = None,
     thresholds: Annotated[str | None, Parameter(help="search thresholds over this predictions file instead")] = None,
     config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
-    flags: Annotated[Recipe | None, Parameter(name="*")] = None,
+    flags: Annotated[Flags | None, Parameter(name="*")] = None,
     num_samples: Annotated[int, Parameter(help="trials")] = 8,
     name: Annotated[str | None, Parameter(help="name of the search; unique by default")] = None,
 ) -> None:

@@ -1,7 +1,8 @@
 """The configuration: frozen pydantic models, and how a recipe file, the environment and flags become one.
 
 `load_recipe("planet-resnet50", overrides)` reads a named recipe or a YAML file, lays `RAYTRAIN_*` variables over it,
-then the overrides of the command line, and returns a validated `Recipe`. Imports neither torch nor ray.
+then the overrides of the command line, and returns a validated `Recipe`. Imports neither torch nor ray, and yaml only
+where YAML is read or written: the bench trains on machines that have none.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import yaml
-from cyclopts import Parameter
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -76,6 +75,9 @@ class Data(Settings):
 
     split: str = Field("random", description="name of a split of the dataset", pattern=SPLIT_NAME)
     normalize: Literal["imagenet", "none"] = Field("imagenet", description="mean and deviation per channel")
+    window_gb: float = Field(
+        2.0, gt=0, description="encoded tiles shuffled together where tiles are streamed, gigabytes"
+    )
     augment: Augment = Augment()
 
 
@@ -100,6 +102,9 @@ class Train(Settings):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then judged; 0 averages none")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of the global batch")
     accumulate: int = Field(1, ge=1, le=4096, description="passes a batch is computed in, to save memory")
+    execution: Literal["auto", "eager", "graphs", "compiled"] = Field(
+        "auto", description="how the network runs: by default CUDA graphs or torch.compile where the steps earn it back"
+    )
 
 
 class Stage(Settings):
@@ -168,10 +173,8 @@ class Recipe(Settings):
     model: Model = Model()
     data: Data = Data()
     train: Train = Train()
-    stages: Annotated[tuple[Stage, ...], Parameter(parse=False)] = Field(
-        LESSON_STAGES, min_length=1, description="the resize schedule"
-    )
-    select: Annotated[str | None, Parameter(name="--stages")] = Field(
+    stages: tuple[Stage, ...] = Field(LESSON_STAGES, min_length=1, description="the resize schedule")
+    select: str | None = Field(
         None, pattern=r"^\d+(-\d+)?$", description="run only these stages of the list, such as 3 or 3-4"
     )
     dataset: str | None = Field(None, description="dataset directory or URI written by `raytrain ingest`")
@@ -180,6 +183,9 @@ class Recipe(Settings):
         None, description="auto: a range test before each stage finds its peak; a pair keeps its ratio"
     )
     init_from: str | None = Field(None, description="start from a checkpoint: a path, RUN or RUN:stage-2-128")
+    tiles: Literal["auto", "device", "cache", "stream"] = Field(
+        "auto", description="where decoded tiles lie: GPU memory, this node's disk, or decoded anew; by size by default"
+    )
     num_workers: int = Field(1, ge=1, le=4096, description="Ray Train workers, one GPU each where GPUs are used")
     use_gpu: bool | None = Field(None, description="by default GPUs where there are any")
 
@@ -229,6 +235,8 @@ class Recipe(Settings):
         """This recipe as YAML text that `load_recipe` reads back to an equal recipe."""
         values = self.model_dump(mode="json")
         values["stages"] = [{k: v for k, v in stage.items() if v is not None} for stage in values["stages"]]
+        import yaml
+
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
 
 
@@ -318,6 +326,8 @@ def parse_yaml(text: str, label: str) -> dict[str, Any]:
     Raises:
         ConfigError: broken YAML with its line, or another shape than a mapping.
     """
+    import yaml
+
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -397,6 +407,8 @@ def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any, t
 
 def _line_of(path: tuple[int | str, ...], text: str) -> int | None:
     """Line of a key in YAML text, counted from 1; None where the file does not hold it."""
+    import yaml
+
     node = yaml.compose(text) if text else None
     line = None
     for part in path:

@@ -153,7 +153,7 @@ def lesson(**changes):
     """Every number of the presets, written out: section 1 of the recipe's reference."""
     train = {
         "batch_size": 64, "precision": "fp32", "wd": 0.01, "optimizer": "adamw", "seed": 42, "threads": None,
-        "loss": "bce", "label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "clip_norm": None, "accumulate": 1,
+        "loss": "bce", "label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "clip_norm": None, "accumulate": 1, "execution": "auto",
         "schedule": changes["schedule"], "drop_last": changes["drop_last"],
     }  # fmt: skip
     augment = {
@@ -167,13 +167,13 @@ def lesson(**changes):
     stages = [(128, True, 0.01), (128, False, (1e-5, 0.002)), (256, True, 0.005), (256, False, (1e-5, 0.001))]
     return {
         "model": {"arch": "resnet50", "weights": "imagenet", "dropout": 0.5, "batch_norm": "worker"},
-        "data": {"split": "random", "normalize": "imagenet", "augment": augment},
+        "data": {"split": "random", "normalize": "imagenet", "window_gb": 2.0, "augment": augment},
         "train": train,
         "stages": tuple(
             {"size": size, "epochs": 5, "freeze": freeze, "lr": lr, "start_size": None, "batch_size": None, "augment": None}
             for size, freeze, lr in stages
         ),
-        "select": None, "dataset": None, "storage": "runs", "lr": None, "init_from": None, "num_workers": 1, "use_gpu": None,
+        "select": None, "dataset": None, "storage": "runs", "lr": None, "init_from": None, "tiles": "auto", "num_workers": 1, "use_gpu": None,
     }  # fmt: skip
 
 

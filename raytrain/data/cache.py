@@ -249,13 +249,18 @@ def _decode_shard(shard: Shard, root: Path, shape: tuple[int, ...]) -> int:
         view = pixels[shard.first : shard.first + shard.rows]
         table = read_shard(shard.place, ["image_name", "image", "crc32"])
         for row, (name, content, check) in enumerate(zip(*(c.to_pylist() for c in table.columns), strict=True)):
-            view[row] = _decode(content, check, shape[1], f"{name} in {shard.place}")
+            view[row] = decode_checked(content, check, shape[1], f"{name} in {shard.place}")
         pixels.flush()
         storage.write_json(str(_marker(root, shard)), _checksum(view))
         return shard.rows
 
 
-def _decode(content: bytes, check: int, size: int, where: str) -> np.ndarray[Any, Any]:
+def decode_checked(content: bytes, check: int, size: int, where: str) -> np.ndarray[Any, Any]:
+    """An encoded tile as uint8 (size, size, 3), after its crc32 was compared with `check`.
+
+    Raises:
+        DataError: damaged; the sentence names the tile by `where`.
+    """
     try:
         if crc32(content) == check:
             return images.decode(content, size)

@@ -21,9 +21,10 @@ from raytrain.data.dataset import Dataset, read_images
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.preflight import check_recipe, check_workers
 from raytrain.training import models, optim, tiles
+from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import duration
 from raytrain.training.precision import agreed_precision, dtype_of
-from raytrain.training.step import Source, Stepper, Worker
+from raytrain.training.step import Stepper, Worker
 
 # fp32 weights and buffers, and two moments of Adam for each weight.
 BYTES_PER_WEIGHT = 4
@@ -50,12 +51,13 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     selected = list(enumerate(recipe.stages, 1))[first - 1 : last]
     size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     rows = dataset.part_rows(recipe.data.split, "train")[: 2 * max(recipe.batch_size(stage) for _, stage in selected)]
-    source = Source(_decoded(dataset, rows, size), dataset.targets[rows])
+    pixels, targets = _decoded(dataset, rows, size), torch.from_numpy(dataset.targets[rows]).to(device)
+    source = Source(CacheFeed(pixels, device), targets)
     say(f"read two batches: {len(rows)} tiles decoded at {size} px")
     total = 0.0
     for number, stage in selected:
         steps, batch = _steps(recipe, dataset, stage), recipe.batch_size(stage)
-        seconds = _step_seconds(recipe, number, model, Source(source.pixels[:batch], source.targets[:batch]), device)
+        seconds = _step_seconds(recipe, number, model, source, np.arange(min(batch, len(rows))), device)
         total += seconds * steps * stage.epochs
         frozen = f"{stage.frozen_groups} of {LAYER_GROUPS} layer groups frozen" if stage.freeze else "unfrozen"
         rise = f", rising from {stage.start_size} px" if stage.start_size else ""
@@ -99,14 +101,14 @@ def _decoded(dataset: Dataset, rows: np.ndarray[Any, Any], size: int) -> np.ndar
 
 
 def _step_seconds(
-    recipe: Recipe, number: int, model: torch.nn.Sequential, source: Source, device: torch.device
+    recipe: Recipe, number: int, model: torch.nn.Sequential, source: Source, rows: tiles.Rows, device: torch.device
 ) -> float:
-    """Time of one step on the tiles of `source`, of which the model is not the same afterwards."""
+    """Time of one step on some tiles of `source`; the model is not the same afterwards."""
     stage = recipe.stages[number - 1]
     models.set_frozen(model, stage.frozen_groups)
     rates = optim.group_rates(stage.lr, LAYER_GROUPS, recipe.train.schedule)
     optimizer = optim.make_optimizer(model, rates, recipe.train.wd)
     step = Stepper(recipe, number, model.train(), optimizer, source, Worker(device=device))
     began = time.monotonic()
-    step(np.arange(len(source.pixels)), stage.epochs, 0).item()
+    step(rows, stage.epochs, 0).values.tolist()
     return time.monotonic() - began

@@ -29,6 +29,8 @@ from raytrain.training.step import Batch, Worker
 
 # A worker group that cannot be placed within this many starts of a minute each never will be.
 START_ATTEMPTS = 2
+# What a resumed run may change: where it runs, not what it computes.
+PLACEMENT = ("num_workers", "use_gpu", "tiles")
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,19 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
 
     Args:
         run: an existing run.
-        overrides: only the number of workers and the use of GPUs may change.
+        overrides: only the number of workers, the use of GPUs and the place of decoded tiles may change.
 
     Raises:
         ConfigError: another field would change.
     """
-    changed = sorted(overrides.keys() - {"num_workers", "use_gpu", "storage"})
+    changed = sorted(overrides.keys() - {*PLACEMENT, "storage"})
     if changed:
         raise ConfigError(
             f"--resume goes on with the settings of {run.name}; {', '.join(changed)} cannot change now",
             "half of the run would have been trained in another way",
             f"leave it out, or start a new run with --init-from {run.name}",
         )
-    allowed: dict[str, Any] = {key: overrides[key] for key in ("num_workers", "use_gpu") if key in overrides}
+    allowed: dict[str, Any] = {key: overrides[key] for key in PLACEMENT if key in overrides}
     recipe = run.recipe.model_copy(update=allowed)
     check_workers(recipe.num_workers)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})

@@ -15,7 +15,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -44,13 +43,12 @@ class Checkpoint:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, on the CPU."""
-        state: dict[str, torch.Tensor] = safetensors.torch.load(self.files["model.safetensors"])
-        return state
+        return _state(self.files["model.safetensors"])
 
     def ema_weights(self) -> dict[str, torch.Tensor] | None:
         """Averaged parameters and buffers by name, or None where the recipe averages none."""
         content = self.files.get("ema.safetensors")
-        return safetensors.torch.load(content) if content is not None else None
+        return _state(content) if content is not None else None
 
     def judged_weights(self) -> dict[str, torch.Tensor]:
         """The weights that the validation judged, for inference: the averaged ones where there are any."""
@@ -97,7 +95,19 @@ def save(
         _replace_directory(place, files)
 
 
+# Imported where weights are written or read: the bench trains without either, on machines that lack the package.
+
+
+def _state(content: bytes) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    state: dict[str, torch.Tensor] = safetensors.torch.load(content)
+    return state
+
+
 def _tensors(model: nn.Module) -> bytes:
+    import safetensors.torch
+
     content: bytes = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     return content
 

@@ -13,8 +13,6 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from raytrain import storage
 
 
@@ -78,6 +76,9 @@ class History:
 
     def write_events(self) -> None:
         """Writes the TensorBoard events of the whole run, once, at its end."""
+        # Imported here for the bench, which trains on machines that have neither TensorBoard nor its writer.
+        from tensorboardX import SummaryWriter
+
         place = storage.join(self.run, "tensorboard")
         storage.remove(place)
         with storage.local_directory(place) as directory, SummaryWriter(str(directory)) as writer:

@@ -7,10 +7,11 @@ knows Ray: `say` and `report` carry lines and metrics out.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +24,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain import storage
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
-from raytrain.data.cache import Store, open_store, stored_size
+from raytrain.data.cache import stored_size
 from raytrain.data.dataset import Dataset
 from raytrain.errors import DataError, DivergedError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import lr_find, models, optim, tiles, transforms, validation
+from raytrain.training import execution, lr_find, models, optim, tiles, transforms, validation
 from raytrain.training.ema import Ema
-from raytrain.training.history import EpochRow, History, StepRow, duration, epoch_line, smoothed
+from raytrain.training.epoch import EpochRecord
+from raytrain.training.feed import Source
+from raytrain.training.history import EpochRow, History, epoch_line, smoothed
+from raytrain.training.memory import keep_freed_memory
+from raytrain.training.placement import Placed, place_tiles
 from raytrain.training.precision import agreed_precision, dtype_of
-from raytrain.training.step import Batch, Source, Stepper, Worker
+from raytrain.training.step import Batch, Outcome, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
 
-PROGRESS_EVERY_S = 30.0
 AUTO_RULE = "minimum/10"
 Metrics = dict[str, Any]
 
@@ -60,17 +64,16 @@ def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks
         ConfigError, DataError, DivergedError, StorageError: see their sentences.
     """
     trainer = Trainer(recipe, dataset, run, worker, hooks)
+    with contextlib.closing(trainer.placed.feed):
+        return _fit(trainer)
+
+
+def _fit(trainer: Trainer) -> Metrics:
     for number, stage in trainer.stages_left():
         step = trainer.start_stage(number)
         for epoch in range(trainer.epochs_done(number) + 1, stage.epochs + 1):
-            batches = trainer.batches(number, epoch)
-            record = EpochRecord(number, epoch, len(batches), trainer.say)
-            trainer.model.train()
-            for i, rows in enumerate(batches):
-                position = (epoch - 1) * len(batches) + i
-                rates = optim.set_step(step.optimizer, position, stage.epochs * len(batches), recipe.train.schedule)
-                record.add(step(rows, epoch, i), rates, len(rows))
-            record.finish(worker.world)
+            record = deque(trainer.steps(step, number, epoch), maxlen=1).pop()
+            record.finish()
             trainer.share_statistics()
             metrics = trainer.validate(number, epoch)
             trainer.keep(number, epoch, record, metrics, step.optimizer)
@@ -85,55 +88,8 @@ def find_rates(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks
         As `fit`.
     """
     trainer = Trainer(recipe, dataset, run, worker, hooks)
-    return {number: trainer.range_test(number) for number, _ in trainer.stages_left()}
-
-
-class EpochRecord:
-    """What the steps of an epoch leave behind: losses (on the device until the end), rates, time."""
-
-    def __init__(self, number: int, epoch: int, batches: int, say: Callable[[str], None]) -> None:
-        self.number, self.epoch, self.batches, self.say = number, epoch, batches, say
-        self.shares: list[torch.Tensor] = []
-        self.rates: list[tuple[list[float], float]] = []
-        self.losses: list[float] = []
-        self.tiles, self.seconds = 0, 0.0
-        self.began = self.said = time.monotonic()
-
-    def add(self, share: torch.Tensor, rates: tuple[list[float], float], count: int) -> None:
-        """Takes in a step: the rank's share of the loss, (rate per group, momentum), tiles of all ranks."""
-        self.shares.append(share)
-        self.rates.append(rates)
-        self.tiles += count
-        if time.monotonic() - self.said > PROGRESS_EVERY_S:
-            self.said, done = time.monotonic(), len(self.shares)
-            left = (self.said - self.began) / done * (self.batches - done)
-            self.say(f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go")
-
-    def finish(self, world: int) -> None:
-        """Adds the shares of all ranks up to the losses of the global batches.
-
-        Raises:
-            DivergedError: one of them is not finite.
-        """
-        total = torch.stack(self.shares)
-        if world > 1:
-            dist.all_reduce(total)
-        self.losses = total.tolist()
-        self.seconds = time.monotonic() - self.began
-        wrong = next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
-        if wrong is not None:
-            raise DivergedError(
-                f"the loss became {self.losses[wrong]} at step {wrong + 1} of stage {self.number} epoch {self.epoch}",
-                "weights after that step are useless; no checkpoint of this epoch was written",
-                f"lower the peak lr of stage {self.number}, then start a new run with --init-from the last checkpoint",
-            )
-
-    def rows(self, first: int) -> list[StepRow]:
-        """A row per step, counted over the run from `first`."""
-        return [
-            StepRow(self.number, self.epoch, first + i, lr, momentum, loss)
-            for i, ((lr, momentum), loss) in enumerate(zip(self.rates, self.losses, strict=True))
-        ]
+    with contextlib.closing(trainer.placed.feed):
+        return {number: trainer.range_test(number) for number, _ in trainer.stages_left()}
 
 
 @dataclass(frozen=True)
@@ -141,6 +97,7 @@ class Start:
     """Where a run begins: stage and epochs done in it, the checkpoint it came from, what is restored beside weights.
 
     `unnamed` is a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write.
+    `order` holds the window that tiles are shuffled in, where a run goes on: it must not change.
     """
 
     position: tuple[int, int] = (0, 0)
@@ -148,12 +105,14 @@ class Start:
     optimizer: dict[str, Any] | None = None
     lr: Any = None
     unnamed: int = 0
+    order: tuple[int | None] | None = None
 
 
 class Trainer:
     """The state of a run in one process: network, tiles, rows of the parts, record."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> None:
+        keep_freed_memory()
         torch.set_num_threads(recipe.train.threads or max(1, worker.cpus // worker.local_world))
         precision = agreed_precision(recipe.train.precision, worker.device, worker.world)
         self.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
@@ -169,12 +128,13 @@ class Trainer:
         self.start, source = self._initialise()
         models.placed(self.model, worker.device, dtype_of(precision))
         self.ema = self._restored_ema(source)
-        self.store = self._open_store()
-        self.source = Source(self.store.pixels, dataset.targets)
+        self.placed = self._place_tiles()
+        self.source = Source(self.placed.feed, torch.from_numpy(dataset.targets).to(worker.device))
         self.history = History(run, self.start.position)
         self.last: Metrics = self._row_metrics(self.history.epochs[-1]) if self.history.epochs else {}
         self.task = MultiLabel(recipe.train)
         self.lr: Any = None  # peak of the stage that runs
+        self.waiting = True  # for the first step
 
     @property
     def leads(self) -> bool:
@@ -201,18 +161,45 @@ class Trainer:
         """Freezes, makes a new optimiser (its state goes on in the middle of a stage only) and DDP anew."""
         resumed = self.epochs_done(number) > 0
         self.lr = self.start.lr if resumed else self._peak(number)
+        batches = self.batches(number, 1)
+        self._set_execution(number, batches)
         step = self._stepper(self.recipe, number, self.lr, self.ema)
-        dropped = len(self.train_rows) - sum(map(len, self.batches(number, 1)))
+        dropped = len(self.train_rows) - sum(map(len, batches))
         if dropped:
             self.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
         if resumed and self.start.optimizer:
             step.optimizer.load_state_dict(self.start.optimizer)
         return step
 
+    def steps(self, step: Stepper, number: int, epoch: int) -> Iterator[EpochRecord]:
+        """Trains through an epoch and stops after every step, with what the epoch's steps have left behind so far."""
+        batches, epochs = self.batches(number, epoch), self.recipe.stages[number - 1].epochs
+        record = EpochRecord(number, epoch, len(batches), self.worker.world, self.say)
+        self.model.train()
+        outcomes = step.epoch(batches, epoch)
+        for i in range(len(batches)):
+            position = (epoch - 1) * len(batches) + i
+            rates = optim.set_step(step.optimizer, position, epochs * len(batches), self.recipe.train.schedule)
+            record.add(next(outcomes), rates)
+            self._say_first(record)
+            yield record
+
+    def _say_first(self, record: EpochRecord) -> None:
+        """Says once when the first step was done: the wait for the device costs nothing there."""
+        if self.waiting:
+            self.waiting = False
+            record.outcomes[0].tolist()
+            self.say(
+                f"stage {record.number} epoch {record.epoch}: first step of {record.batches} done in "
+                f"{time.monotonic() - record.began:.1f} s"
+            )
+
     def batches(self, number: int, epoch: int) -> list[tiles.Rows]:
         """The global batches of an epoch, in order."""
         train, stage = self.recipe.train, self.recipe.stages[number - 1]
-        order = tiles.epoch_order(self.train_rows, self.dataset.shard_rows, (train.seed, number, epoch))
+        order = tiles.epoch_order(
+            self.train_rows, self.dataset.shard_rows, (train.seed, number, epoch), self.placed.window
+        )
         return tiles.global_batches(order, self.recipe.batch_size(stage), self.worker.world, train.drop_last)
 
     def share_statistics(self) -> None:
@@ -235,7 +222,7 @@ class Trainer:
         found = validation.rank_logits(
             self.ema.module if self.ema else self.model, self.source, mine, size=stage.size,
             batch=max(1, 2 * recipe.batch_size(stage) // worker.world), normalize=recipe.data.normalize,
-            precision=recipe.train.precision, device=worker.device,
+            precision=recipe.train.precision,
             on_batch=lambda i, tensors: self.hooks.on_batch(Batch("valid", number, epoch, i, tensors)),
         )  # fmt: skip
         rows, logits = validation.gather_logits(mine, found, worker)
@@ -299,10 +286,10 @@ class Trainer:
         with lr_find.weights_restored(self.model):
             step = self._stepper(self.recipe.at_last_sizes(), number, self.recipe.stages[number - 1].lr, None)
             self.model.train()
-            batches = self._endless(number)
+            outcomes = self._endless(step, number)
 
             def loss(t: int) -> float:
-                total = step(*next(batches))
+                total = next(outcomes).values[0]
                 if self.worker.world > 1:
                     dist.all_reduce(total)
                 return float(total)
@@ -313,10 +300,9 @@ class Trainer:
             lr_find.write(storage.join(self.run, "lr-find"), self.recipe.stage_names[number - 1], curve, found)
         return curve
 
-    def _endless(self, number: int) -> Iterator[tuple[tiles.Rows, int, int]]:
+    def _endless(self, step: Stepper, number: int) -> Iterator[Outcome]:
         for epoch in itertools.count(1):
-            for i, rows in enumerate(self.batches(number, epoch)):
-                yield rows, epoch, i
+            yield from step.epoch(self.batches(number, epoch), epoch)
 
     def _peak(self, number: int) -> float | tuple[float, float]:
         """The stage's peak rate as the recipe says, or as the range test finds it."""
@@ -345,6 +331,14 @@ class Trainer:
         optimizer = optim.make_optimizer(self.model, rates, train.wd)
         return Stepper(recipe, number, self._wrapped(), optimizer, self.source, self.worker, self.hooks.on_batch, ema)
 
+    def _set_execution(self, number: int, batches: list[tiles.Rows]) -> None:
+        stage, worker, train = self.recipe.stages[number - 1], self.worker, self.recipe.train
+        models.set_frozen(self.model, stage.frozen_groups)
+        how = execution.chosen(train.execution, worker.device, stage.epochs * len(batches))
+        part = tiles.pass_slices(len(batches[0]), worker.rank, worker.world, train.accumulate)[0]
+        shape = (part.stop - part.start, 3, stage.size, stage.size)
+        execution.set_execution(self.model, how, shape, train.precision, worker.device, self.say)
+
     def _initialise(self) -> tuple[Start, ckpt.Checkpoint | None]:
         """Own latest checkpoint, else init_from, else weights, else random: in this order.
 
@@ -371,7 +365,9 @@ class Trainer:
             self.say(f"resuming after stage {own.position[0]} epoch {own.position[1]}, from {origin}")
             lr = own.meta["lr"]
             lr = tuple(lr) if isinstance(lr, list) else lr
-            return Start(own.position, own.place, own.train_state(), lr, self._unnamed(own)), own
+            return Start(
+                own.position, own.place, own.train_state(), lr, self._unnamed(own), (own.meta.get("window"),)
+            ), own
         self.say(f"new run, from {origin}")
         return Start(parent=source.place if source else None), source
 
@@ -399,20 +395,13 @@ class Trainer:
                 "start a new run with --init-from that checkpoint, or restore the dataset",
             )
 
-    def _open_store(self) -> Store:
-        size = stored_size(self.dataset.tile_size, [stage.size for stage in self.recipe.stages])
-        began = time.monotonic()
-        worker = self.worker
-        store = open_store(
-            self.dataset, size, processes=max(1, worker.cpus // worker.local_world),
-            turn=(worker.local_rank, worker.local_world),
-            say=self.hooks.say,
+    def _place_tiles(self) -> Placed:
+        recipe = self.recipe
+        size = stored_size(self.dataset.tile_size, [stage.size for stage in recipe.stages])
+        return place_tiles(
+            self.dataset, size, self.worker, choice=recipe.tiles, window_gb=recipe.data.window_gb,
+            order=self.start.order, say=self.hooks.say,
         )  # fmt: skip
-        self.hooks.say(
-            f"tiles: rank {worker.rank} of {worker.world} decoded {store.decoded} of {self.dataset.rows} at {size} px"
-            f" in {duration(time.monotonic() - began)}, the others were in {store.directory}"
-        )
-        return store
 
     def _wrapped(self) -> nn.Module:
         """DDP built anew: a wrapper made while parameters were frozen would never synchronise them later."""
@@ -423,8 +412,10 @@ class Trainer:
             # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
-                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True,
+                # Which weights train is settled for a stage. With several passes torch cannot leave out their reduction.
+                static_graph=self.recipe.train.accumulate == 1,
+            )  # fmt: skip
 
     def _write_predictions(self, names: tuple[str, ...], logits: validation.Logits, target: validation.Logits) -> None:
         meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
@@ -445,7 +436,7 @@ class Trainer:
             "stage_name": recipe.stage_names[number - 1], "size": recipe.stages[number - 1].size,
             "step": self.history.step, "arch": recipe.model.arch, "classes": self.dataset.classes,
             "task": self.task.name, "normalize": recipe.data.normalize, "precision": recipe.train.precision,
-            "resize": {"stored_size": self.store.size, "rule": transforms.RESIZE_RULE},
+            "window": self.placed.window, "resize": {"stored_size": self.placed.size, "rule": transforms.RESIZE_RULE},
             "thresholds": {"default": 0.2}, "dataset": self.dataset.place, "dataset_hash": self.dataset.hash,
             "split": recipe.data.split, "split_hash": self.dataset.split_hash(recipe.data.split),
             "parent": self.start.parent, "f2": self.last["f2"],

@@ -29,6 +29,6 @@ def dtype_of(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a network runs forward."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+def autocast(precision: str, device: torch.device, keeps_casts: bool = True) -> torch.autocast:
+    """The context in which a network runs forward; without kept casts for capturing graphs, which must contain them."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=keeps_casts)

@@ -1,11 +1,15 @@
-"""One optimiser step on a global batch: the same tiles, draws and mean whatever the number of workers and passes."""
+"""One optimiser step on a global batch: the same tiles, draws and mean whatever the number of workers and passes.
+
+Between two steps the host never waits for a GPU: losses and the sign of a step that was left out stay on the device.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +17,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import Recipe
+from raytrain.errors import ResourceError
 from raytrain.training import tiles, transforms
 from raytrain.training.ema import Ema
+from raytrain.training.feed import Source, moved
 from raytrain.training.precision import autocast, dtype_of
 from raytrain.training.tasks import MultiLabel
 
@@ -52,15 +58,34 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Decoded tiles uint8 (N, S, S, 3) and their targets uint8 (N, K)."""
+class Plan:
+    """A global batch before its tiles are there: its place, its rows, its chance, and this rank's passes over it."""
 
-    pixels: np.ndarray[Any, Any]
-    targets: np.ndarray[Any, Any]
+    epoch: int
+    number: int
+    rows: tiles.Rows
+    draws: Draws
+    passes: list[slice]
+
+    def wanted(self) -> Iterator[tiles.Rows]:
+        """Rows of each pass; after them those of their partners, where tiles are mixed."""
+        for part in self.passes:
+            yield self.rows[part]
+            if self.draws.share is not None:
+                # A partner may belong to another rank's share.
+                yield self.rows[self.draws.partner[part]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step leaves on the device: this rank's share of the mean loss, and 1.0 where it was left out, float (2,)."""
+
+    values: torch.Tensor
+    tiles: int
 
 
 class Stepper:
-    """Steps of one stage: holds network, optimiser and tiles; `step(rows, epoch, i)` trains on a global batch."""
+    """Steps of one stage: holds network, optimiser and tiles."""
 
     def __init__(
         self, recipe: Recipe, number: int, network: nn.Module, optimizer: torch.optim.Optimizer, source: Source,
@@ -71,34 +96,76 @@ class Stepper:
         self.worker, self.on_batch, self.ema = worker, on_batch, ema
         self.task = MultiLabel(recipe.train)
         self.precision = recipe.train.precision
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, rows: tiles.Rows, epoch: int, i: int) -> torch.Tensor:
-        """Trains on the global batch `i` of an epoch. Returns this rank's share of its mean loss, on the device."""
-        train, worker = self.recipe.train, self.worker
-        key = (train.seed, self.number, epoch, i)
-        draws = self._draw(len(rows), key)
-        passes = tiles.pass_slices(len(rows), worker.rank, worker.world, train.accumulate)
-        loss = torch.zeros((), dtype=dtype_of(self.precision), device=worker.device)
-        for n, part in enumerate(passes):
-            batch = self._tiles(rows[part])
-            self.on_batch(Batch("train", self.number, epoch, i, batch))
-            pixels, target = self._mixed(batch, rows, part, draws, epoch)
-            # Dropout becomes a function of the position alone, and differs per rank.
-            torch.manual_seed(tiles.seed_of(*key, worker.rank, n))
-            with self._synchronised(last=n == len(passes) - 1):
-                with autocast(self.precision, worker.device):
-                    logits = self.network(pixels)
-                share = self.task.loss_sum(logits, target) / len(rows)
-                # DDP averages gradients over ranks; times world makes it the mean over the global batch.
-                (share * worker.world).backward()
-            loss += share.detach()
-        if train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), train.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def __call__(self, rows: tiles.Rows, epoch: int, i: int) -> Outcome:
+        """Trains on the global batch `i` of an epoch."""
+        plan = self.plan(rows, epoch, i)
+        return self._step(plan, self.source.batches(plan.wanted(), dtype_of(self.precision)))
+
+    def epoch(self, batches: Sequence[tiles.Rows], epoch: int, first: int = 0) -> Iterator[Outcome]:
+        """Trains on the global batches of an epoch from number `first` on; their tiles are fetched ahead."""
+        plans: deque[Plan] = deque()
+
+        def wanted() -> Iterator[tiles.Rows]:
+            for i in range(first, len(batches)):
+                plans.append(self.plan(batches[i], epoch, i))
+                yield from plans[-1].wanted()
+
+        fetched = self.source.batches(wanted(), dtype_of(self.precision))
+        with contextlib.closing(fetched):
+            for batch in fetched:
+                yield self._step(plans.popleft(), itertools.chain([batch], fetched))
+
+    def _step(self, plan: Plan, fetched: Iterator[dict[str, torch.Tensor]]) -> Outcome:
+        try:
+            loss = torch.stack([self._pass(plan, n, fetched) for n in range(len(plan.passes))]).sum()
+            left_out = self._update()
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(plan, error) from None
         if self.ema:
             self.ema.update(self.network.module if isinstance(self.network, DistributedDataParallel) else self.network)
-        return loss
+        return Outcome(torch.stack([loss, left_out.to(loss)]), len(plan.rows))
+
+    def _pass(self, plan: Plan, n: int, fetched: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Forward and backward of one pass. Returns its share of the global batch's mean loss."""
+        batch = next(fetched)
+        self.on_batch(Batch("train", self.number, plan.epoch, plan.number, batch))
+        pixels, target = self._mixed(plan, plan.passes[n], batch, fetched)
+        # Dropout becomes a function of the position alone, and differs per rank.
+        torch.manual_seed(tiles.seed_of(*self._key(plan.epoch, plan.number), self.worker.rank, n))
+        with self._synchronised(last=n == len(plan.passes) - 1):
+            with autocast(self.precision, self.worker.device):
+                logits = self.network(pixels)
+            share = self.task.loss_sum(logits, target) / len(plan.rows)
+            # DDP averages gradients over ranks; times world makes it the mean over the global batch.
+            (share * self.worker.world).backward()
+        return share.detach()
+
+    def _update(self) -> torch.Tensor:
+        """Moves the weights, unless a gradient is not finite: then nothing moves. Returns 1.0 for a step left out, else 0.
+
+        Judged from the gradient that all ranks share after their reduction, so all of them do the same.
+        """
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.recipe.train.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.trained, self.recipe.train.clip_norm, norm)
+        left_out = (~norm.isfinite()).float()
+        # Where torch's GradScaler leaves its finding; fused optimisers look there, on the device.
+        vars(self.optimizer)["found_inf"] = left_out
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return left_out
+
+    def _key(self, epoch: int, i: int) -> tuple[int, int, int, int]:
+        return self.recipe.train.seed, self.number, epoch, i
+
+    def plan(self, rows: tiles.Rows, epoch: int, i: int) -> Plan:
+        """What is known of the global batch `i` of an epoch before its tiles are there."""
+        worker, passes = self.worker, self.recipe.train.accumulate
+        slices = tiles.pass_slices(len(rows), worker.rank, worker.world, passes)
+        return Plan(epoch, i, rows, self._draw(len(rows), self._key(epoch, i)), slices)
 
     def _draw(self, count: int, key: tuple[int, ...]) -> Draws:
         generator = torch.Generator().manual_seed(tiles.seed_of(*key))
@@ -110,25 +177,21 @@ class Stepper:
         share = chance.beta(alpha, alpha, count)
         return Draws(augment, chance.permutation(count), torch.from_numpy(np.maximum(share, 1 - share)))
 
-    def _tiles(self, rows: tiles.Rows) -> dict[str, torch.Tensor]:
-        dtype = dtype_of(self.precision)
-        return tiles.batch_of(self.source.pixels, self.source.targets, rows, self.worker.device, dtype)
-
     def _mixed(
-        self, batch: dict[str, torch.Tensor], rows: tiles.Rows, part: slice, draws: Draws, epoch: int
+        self, plan: Plan, part: slice, batch: dict[str, torch.Tensor], fetched: Iterator[dict[str, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented pixels and targets; with mixup (Zhang et al. 2018) each is the mean of two, weighted by the share."""
-        pixels, target = self._augmented(batch["image"], draws.augment.rows(part), epoch), batch["target"]
+        draws = plan.draws
+        pixels, target = self.augmented(batch["image"], draws.augment.rows(part), plan.epoch), batch["target"]
         if draws.share is None:
             return pixels, target
-        # A partner may belong to another rank's share: the tiles of the whole batch are in this node's store.
-        partner = draws.partner[part]
-        other = self._tiles(rows[partner])
-        mixed_in = self._augmented(other["image"], draws.augment.rows(torch.from_numpy(partner)), epoch)
-        share = draws.share[part].to(pixels)[:, None]
+        other, partner = next(fetched), torch.from_numpy(draws.partner[part])
+        mixed_in = self.augmented(other["image"], draws.augment.rows(partner), plan.epoch)
+        share = moved(draws.share[part].to(pixels.dtype), pixels.device)[:, None]
         return torch.lerp(mixed_in, pixels, share[..., None, None]), torch.lerp(other["target"], target, share)
 
-    def _augmented(self, images: torch.Tensor, draws: transforms.Draws, epoch: int) -> torch.Tensor:
+    def augmented(self, images: torch.Tensor, draws: transforms.Draws, epoch: int) -> torch.Tensor:
+        """uint8 (B, 3, H, W) to the pixels (B, 3, S, S) that the network sees in an epoch."""
         size, dtype = self.stage.size_at(epoch), dtype_of(self.precision)
         return transforms.train_pixels(images, draws.to(self.worker.device), size, self.recipe.data.normalize, dtype)
 
@@ -137,3 +200,36 @@ class Stepper:
         if last or not isinstance(self.network, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.network.no_sync()
+
+    def _out_of_memory(self, plan: Plan, error: torch.OutOfMemoryError) -> ResourceError:
+        mine = plan.passes[0].stop - plan.passes[0].start
+        size, batch, passes = self.stage.size_at(plan.epoch), len(plan.rows), self.recipe.train.accumulate
+        fits = self._passes_that_fit(mine, size)
+        return ResourceError(
+            f"the GPU's memory is too small for {mine} tiles of {size} px in one pass (global batch {batch}, "
+            f"train.accumulate = {passes}): {str(error).splitlines()[0]}",
+            f"training stops; tried just now: {mine // fits} tiles in one pass do fit" if fits else
+            "not even 2 tiles in one pass fit",
+            f"--train.accumulate {passes * fits}" if fits else "a smaller stage size or network",
+        )  # fmt: skip
+
+    def _passes_that_fit(self, mine: int, size: int) -> int:
+        """The power of two that passes must be multiplied by to fit, found by trying; 0 where nothing does."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        factor = 2
+        while mine // factor >= tiles.MIN_TILES_PER_RANK:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            try:
+                # The first step has yet to make the optimiser's two moments of every weight.
+                moments = [] if self.optimizer.state else [torch.empty_like(p) for p in self.trained * 2]
+                shape = (-(-mine // factor), 3, size, size)
+                pixels = torch.zeros(shape, dtype=dtype_of(self.precision), device=self.worker.device)
+                with autocast(self.precision, self.worker.device):
+                    logits = network(pixels.contiguous(memory_format=torch.channels_last))
+                logits.sum().backward()
+                del moments
+                return factor
+            except torch.OutOfMemoryError:
+                factor *= 2
+        return 0

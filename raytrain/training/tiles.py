@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from raytrain.config import Recipe
 from raytrain.errors import ConfigError, DataError
@@ -72,25 +71,6 @@ def pass_slices(length: int, rank: int, world: int, passes: int) -> list[slice]:
     passes = max(1, min(passes, length // world // MIN_TILES_PER_RANK))
     parts = (rank_slice(share.stop - share.start, n, passes) for n in range(passes))
     return [slice(share.start + part.start, share.start + part.stop) for part in parts]
-
-
-def batch_of(
-    pixels: np.ndarray[Any, Any],
-    targets: np.ndarray[Any, Any],
-    rows: Rows,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, torch.Tensor]:
-    """Gathers tiles: image uint8 (B, 3, H, W) RGB, target `dtype` (B, K), index int64 (B,).
-
-    The picture's memory is channels-last, as it lies in the store.
-    """
-    batch = {
-        "image": torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2),
-        "target": torch.from_numpy(targets[rows]).to(dtype),
-        "index": torch.from_numpy(rows),
-    }
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def seed_of(*parts: int) -> int:

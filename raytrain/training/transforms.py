@@ -7,6 +7,7 @@ max_zoom=1.05, max_warp=0.)` (vision/transform.py, vision/image.py), bilinear, n
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,12 @@ class Draws:
         return Draws(self.affine[part], self.brightness[part], self.contrast[part])
 
     def to(self, device: torch.device) -> Draws:
-        """The draws on a device."""
-        return Draws(self.affine.to(device), self.brightness.to(device), self.contrast.to(device))
+        """The draws on a device, in one copy."""
+        if device.type == "cpu":
+            return self
+        packed = torch.cat([self.affine.flatten(1), self.brightness[:, None], self.contrast[:, None]], 1)
+        packed = packed.pin_memory().to(device, non_blocking=True)
+        return Draws(packed[:, :6].unflatten(1, (2, 3)), packed[:, 6], packed[:, 7])
 
 
 def draw(augment: Augment, count: int, generator: torch.Generator) -> Draws:
@@ -59,7 +64,7 @@ def train_pixels(
     images: torch.Tensor, draws: Draws, size: int, normalize: str, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """uint8 (B, 3, H, W) to augmented, normalised `dtype` (B, 3, size, size)."""
-    pixels = images.to(dtype) / 255
+    pixels = images.to(dtype).div_(255)
     grid = F.affine_grid(draws.affine.to(dtype), [len(images), 3, size, size], align_corners=True)
     pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
     return _normalized(_lit(pixels, draws.brightness.to(dtype), draws.contrast.to(dtype)), normalize)
@@ -67,7 +72,7 @@ def train_pixels(
 
 def valid_pixels(images: torch.Tensor, size: int, normalize: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 (B, 3, H, W) to resized, normalised `dtype` (B, 3, size, size); nothing random."""
-    pixels = images.to(dtype) / 255
+    pixels = images.to(dtype).div_(255)
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=True, antialias=False)
     return _normalized(pixels, normalize)
@@ -130,12 +135,17 @@ def _lighting(augment: Augment, u: torch.Tensor, v: torch.Tensor) -> tuple[torch
 
 def _lit(pixels: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
     # sigmoid((logit(p) + logit(c)) * s): fastai 1 adds brightness and scales contrast on the logits of the pixels.
-    logits = torch.logit(pixels, eps=1e-7)
-    return torch.sigmoid((logits + brightness[:, None, None, None]) * contrast[:, None, None, None])
+    # In place: a batch of pixels is as large as any activation, and new memory costs as much as the arithmetic.
+    logits = torch.logit_(pixels, eps=1e-7)
+    return logits.add_(brightness[:, None, None, None]).mul_(contrast[:, None, None, None]).sigmoid_()
 
 
 def _normalized(pixels: torch.Tensor, normalize: str) -> torch.Tensor:
-    mean, std = (
-        torch.tensor(v, dtype=pixels.dtype, device=pixels.device).view(1, 3, 1, 1) for v in NORMALIZE[normalize]
-    )
-    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+    mean, std = _constants(normalize, pixels.dtype, pixels.device)
+    return pixels.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _constants(normalize: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Mean and deviation (1, 3, 1, 1), kept: to make them for every batch, the host would wait for a GPU."""
+    return tuple(torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in NORMALIZE[normalize])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from raytrain.training import tiles, transforms
+from raytrain.training.feed import Source
 from raytrain.training.precision import autocast, dtype_of
-from raytrain.training.step import Source, Worker
+from raytrain.training.step import Worker
 
 Logits = np.ndarray[Any, Any]
 
@@ -33,22 +34,20 @@ def prove_cover(names: tuple[str, ...], wanted: int) -> None:
 
 def rank_logits(
     model: nn.Module, source: Source, rows: tiles.Rows, *, size: int, batch: int, normalize: str, precision: str,
-    device: torch.device, on_batch: Callable[[int, dict[str, torch.Tensor]], None],
+    on_batch: Callable[[int, dict[str, torch.Tensor]], None],
 ) -> Logits:  # fmt: skip
     """Logits (len(rows), K) of this rank's rows; float64 in fp64, else float32.
 
     `model` is the unwrapped module: no collective may depend on how many batches a rank has.
     """
     model.eval()
-    dtype = dtype_of(precision)
-
-    def pieces() -> Iterator[Logits]:
-        yield np.zeros((0, source.targets.shape[1]), np.float64 if dtype == torch.float64 else np.float32)
-        for i, start in enumerate(range(0, len(rows), batch)):
-            tensors = tiles.batch_of(source.pixels, source.targets, rows[start : start + batch], device, dtype)
-            on_batch(i, tensors)
-            pixels = transforms.valid_pixels(tensors["image"], size, normalize, dtype)
-            with torch.inference_mode(), autocast(precision, device):
-                yield model(pixels).to(dtype).cpu().numpy()
-
-    return np.concatenate(list(pieces()))
+    dtype, device = dtype_of(precision), source.targets.device
+    wanted = (rows[start : start + batch] for start in range(0, len(rows), batch))
+    found = [torch.zeros(0, source.targets.shape[1], dtype=dtype, device=device)]
+    for i, tensors in enumerate(source.batches(wanted, dtype)):
+        on_batch(i, tensors)
+        pixels = transforms.valid_pixels(tensors["image"], size, normalize, dtype)
+        with torch.inference_mode(), autocast(precision, device):
+            found.append(model(pixels).to(dtype))
+    logits: Logits = torch.cat(found).cpu().numpy()
+    return logits

@@ -143,7 +143,7 @@ def test_the_first_steps_agree_frozen_and_unfrozen(trainer, dataset):
         )
         for i, rows in enumerate(trainer.batches(number, 1)[:STEPS]):
             optim.set_step(ours.optimizer, i, LESSON_STEPS, "one-cycle-2018")
-            loss = ours(rows, 1, i)
+            loss = ours(rows, 1, i).values[0]
             key = (42, number, 1, i)
             draws = transforms.draw(
                 trainer.recipe.data.augment, BATCH, torch.Generator().manual_seed(tiles.seed_of(*key))

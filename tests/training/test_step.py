@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain.config import LAYER_GROUPS, load_recipe
+from raytrain.errors import ResourceError
 from raytrain.training import checkpoint, models, optim, tiles, transforms
 from raytrain.training.ema import Ema
-from raytrain.training.step import Source, Stepper, Worker
+from raytrain.training.feed import CacheFeed, Source
+from raytrain.training.step import Stepper, Worker
 
 ROWS = np.arange(12)
 CHANCE = np.random.default_rng(0)
-SOURCE = Source(
-    CHANCE.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), CHANCE.integers(0, 2, (12, 5), dtype=np.uint8)
-)
+PIXELS = CHANCE.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+TARGETS = torch.from_numpy(CHANCE.integers(0, 2, (12, 5), dtype=np.uint8))
+SOURCE = Source(CacheFeed(PIXELS, torch.device("cpu")), TARGETS)
 STAGE = {"size": 32, "epochs": 3, "freeze": False, "lr": 0.01}
 
 
@@ -39,6 +42,11 @@ def gradients(one, rows=ROWS, epoch=1):
     return found
 
 
+def loss_of(one):
+    """This rank's share of the loss of a step."""
+    return one(ROWS, 1, 0).values[0]
+
+
 def largest(tensors):
     return max(float(t.abs().max()) for t in tensors)
 
@@ -51,8 +59,8 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(passes):
 
 @pytest.mark.parametrize("world", [2, 5])
 def test_the_ranks_shares_add_up_to_the_loss_of_one_worker(world):
-    alone = stepper()(ROWS, 1, 0)
-    shares = [stepper(worker=Worker(rank, world))(ROWS, 1, 0) for rank in range(world)]
+    alone = loss_of(stepper())
+    shares = [loss_of(stepper(worker=Worker(rank, world))) for rank in range(world)]
     torch.testing.assert_close(torch.stack(shares).sum(), alone, rtol=1e-12, atol=0)
 
 
@@ -76,18 +84,18 @@ def test_mixup_mixes_pixels_and_targets_of_two_tiles_by_the_same_share(monkeypat
     draws = one._draw(12, (42, 1, 1, 0))
     share = draws.share[:, None]
     assert bool(((share >= 0.5) & (share <= 1)).all()) and share.std() > 0.05
-    target = torch.from_numpy(SOURCE.targets).double()
+    target = TARGETS.double()
     wanted = share * target + (1 - share) * target[draws.partner]
     torch.testing.assert_close(seen["target"], wanted)
-    images = torch.from_numpy(SOURCE.pixels).permute(0, 3, 1, 2)
+    images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
     plain = transforms.train_pixels(images, draws.augment, 32, "imagenet", torch.float64)
     share = share[..., None, None]
     torch.testing.assert_close(seen["pixels"], share * plain + (1 - share) * plain[draws.partner])
 
 
 def test_mixup_does_not_depend_on_the_number_of_workers():
-    alone = stepper(mixup=0.4)(ROWS, 1, 0)
-    shares = [stepper(mixup=0.4, worker=Worker(rank, 3))(ROWS, 1, 0) for rank in range(3)]
+    alone = loss_of(stepper(mixup=0.4))
+    shares = [loss_of(stepper(mixup=0.4, worker=Worker(rank, 3))) for rank in range(3)]
     torch.testing.assert_close(torch.stack(shares).sum(), alone, rtol=1e-12, atol=0)
 
 
@@ -160,7 +168,7 @@ def test_a_stage_can_have_its_own_augmentation():
     seen = []
     one.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     one(ROWS, 1, 0)
-    images = torch.from_numpy(SOURCE.pixels).permute(0, 3, 1, 2)
+    images = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
     torch.testing.assert_close(
         seen[0], transforms.valid_pixels(images, 32, "imagenet", torch.float64), rtol=0, atol=1e-6
     )
@@ -178,3 +186,69 @@ def test_passes_cut_a_ranks_share_without_loss():
 def test_dropout_differs_between_ranks_and_passes_and_repeats_for_a_position():
     assert tiles.seed_of(42, 1, 1, 0, 0, 0) == tiles.seed_of(42, 1, 1, 0, 0, 0)
     assert len({tiles.seed_of(42, 1, 1, 0, rank, n) for rank in range(3) for n in range(3)}) == 9
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_told(clip):
+    one = stepper(clip_norm=clip)
+    assert one(ROWS, 1, 0).values[1] == 0
+    before = [p.detach().clone() for p in one.trained]
+    moments = [one.optimizer.state[p]["exp_avg"].clone() for p in one.trained]
+    one.network.head[-1].bias.register_hook(lambda gradient: gradient * float("inf"))
+    assert one(ROWS, 1, 1).values[1] == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, one.trained, strict=True))
+    after = [one.optimizer.state[p]["exp_avg"] for p in one.trained]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+
+
+class HostReads(TorchDispatchMode):
+    """Notes the operations for which the host would wait for a device: it reads a value or asks which ones there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket._qualified_op_name in (
+            "aten::_local_scalar_dense",
+            "aten::nonzero",
+            "aten::is_nonzero",
+        ):
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixup": 0.4, "clip_norm": 1.0, "accumulate": 2}])
+def test_between_two_steps_the_host_reads_nothing_from_the_device(settings):
+    one = stepper(**settings, ema=None)
+    outcomes = one.epoch([ROWS, ROWS, ROWS], 1)
+    next(outcomes)
+    # Operations that hold no tensor of a GPU, such as drawing the augmentation, may read.
+    watch = HostReads()
+    drawn = one._draw
+    one._draw = lambda *args: paused(watch, drawn, *args)
+    with watch:
+        assert len(list(outcomes)) == 2
+    assert watch.found == []
+
+
+def paused(watch, function, *args):
+    kept = list(watch.found)
+    result = function(*args)
+    watch.found = kept
+    return result
+
+
+@pytest.mark.parametrize("most, wanted", [(3, "--train.accumulate 4"), (6, "--train.accumulate 2"), (1, "a smaller")])
+def test_too_small_a_gpu_is_told_with_batch_size_and_the_setting_that_fits(most, wanted):
+    one = stepper()
+
+    def full(module, inputs):
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore")
+
+    one.network.register_forward_pre_hook(full)
+    with pytest.raises(ResourceError) as caught:
+        one(ROWS, 1, 0)
+    assert "12 tiles of 32 px" in caught.value.what and "global batch 12" in caught.value.what
+    assert caught.value.fix.startswith(wanted) and "\n" not in caught.value.what

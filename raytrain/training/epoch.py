@@ -1,0 +1,75 @@
+"""What the steps of an epoch leave behind."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from raytrain.errors import DivergedError
+from raytrain.training.history import StepRow, duration
+from raytrain.training.step import Outcome
+
+PROGRESS_EVERY_S = 30.0
+# Steps between two looks at the device: a gradient that is not finite is known after so many at the latest.
+CHECK_EVERY = 50
+
+
+class EpochRecord:
+    """What the steps of an epoch leave behind: losses (on the device until the end), rates, time."""
+
+    def __init__(self, number: int, epoch: int, batches: int, world: int, say: Callable[[str], None]) -> None:
+        self.number, self.epoch, self.batches, self.world, self.say = number, epoch, batches, world, say
+        self.outcomes: list[torch.Tensor] = []
+        self.rates: list[tuple[list[float], float]] = []
+        self.losses: list[float] = []
+        self.tiles, self.seconds = 0, 0.0
+        self.began = self.said = time.monotonic()
+
+    def add(self, outcome: Outcome, rates: tuple[list[float], float]) -> None:
+        """Takes in a step and its (rate per group, momentum).
+
+        Raises:
+            DivergedError: one of the last steps had a gradient that is not finite.
+        """
+        self.outcomes.append(outcome.values)
+        self.rates.append(rates)
+        self.tiles += outcome.tiles
+        done = len(self.outcomes)
+        if done % CHECK_EVERY == 0 and bool(torch.stack(self.outcomes[-CHECK_EVERY:])[:, 1].any()):
+            self.finish()
+        if time.monotonic() - self.said > PROGRESS_EVERY_S:
+            self.said = time.monotonic()
+            left = (self.said - self.began) / done * (self.batches - done)
+            self.say(f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go")
+
+    def finish(self) -> None:
+        """Adds the shares of all ranks up to the losses of the global batches.
+
+        Raises:
+            DivergedError: one of them, or a gradient, is not finite.
+        """
+        total = torch.stack(self.outcomes)
+        if self.world > 1:
+            dist.all_reduce(total)
+        self.losses = total[:, 0].tolist()
+        self.seconds = time.monotonic() - self.began
+        wrong = next((i for i, (loss, out) in enumerate(total.tolist()) if out or not math.isfinite(loss)), None)
+        if wrong is not None:
+            loss = self.losses[wrong]
+            what = "the gradient is not finite" if math.isfinite(loss) else f"the loss became {loss}"
+            raise DivergedError(
+                f"{what} at step {wrong + 1} of stage {self.number} epoch {self.epoch}",
+                "no weight was moved by it, but training cannot go on; no checkpoint of this epoch was written",
+                f"lower the peak lr of stage {self.number}, then start a new run with --init-from the last checkpoint",
+            )
+
+    def rows(self, first: int) -> list[StepRow]:
+        """A row per step, counted over the run from `first`."""
+        return [
+            StepRow(self.number, self.epoch, first + i, lr, momentum, loss)
+            for i, ((lr, momentum), loss) in enumerate(zip(self.rates, self.losses, strict=True))
+        ]

@@ -1,0 +1,131 @@
+"""Where the tiles of a run lie: on the GPU, in this node's cache, or in their shards; chosen by size, said with the reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from raytrain.data.cache import Store, open_store, store_bytes
+from raytrain.data.dataset import Dataset
+from raytrain.errors import ConfigError, StorageError
+from raytrain.training.feed import CacheFeed, DeviceFeed, Feed
+from raytrain.training.history import duration
+from raytrain.training.step import Worker
+from raytrain.training.stream import StreamFeed, stream_window
+
+# Of the GPU's free memory; the rest is for the network, its optimiser and what a step computes.
+SHARE_OF_GPU = 0.5
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The tiles of a run: their feed, their side in pixels, and the shards that are shuffled together (None: all)."""
+
+    feed: Feed
+    size: int
+    window: int | None
+    store: Store | None
+
+
+def place_tiles(
+    dataset: Dataset, size: int, worker: Worker, *, choice: str, window_gb: float, order: tuple[int | None] | None,
+    say: Callable[[str], None],
+) -> Placed:  # fmt: skip
+    """Opens the tiles of a dataset for this process.
+
+    Args:
+        dataset: an opened dataset.
+        size: side of the decoded tiles, pixels.
+        worker: this process; all ranks call this together.
+        choice: auto, device, cache or stream.
+        window_gb: encoded tiles that streaming may hold in a window.
+        order: the window of a run that goes on, whose order of tiles must not change; None for a new run.
+        say: receives lines.
+
+    Raises:
+        ConfigError: `device` without a GPU, or `stream` for a run that shuffles more together than a window holds.
+        DataError, StorageError: as `open_store`.
+    """
+    store, reason = _store(dataset, size, worker, choice, say)
+    streamed = _any(store is None, worker.world)
+    largest = stream_window(dataset, window_gb) if streamed else None
+    if order == (None,) and largest is not None:
+        raise _other_order(reason)
+    window = order[0] if order else largest
+    if store is None:
+        processes = max(0, worker.cpus // worker.local_world - 1)
+        feed: Feed = StreamFeed(dataset, size, window=window, processes=processes, device=worker.device)
+        shards = len(dataset.shards)
+        place = f"streamed from the shards, {window or shards} of {shards} in a window"
+    elif (why := device_reason(choice, store.pixels.nbytes, worker.device)) is None:
+        feed, place, reason = CacheFeed(store.pixels, worker.device), f"in {store.directory}", ""
+    else:
+        feed, place, reason = DeviceFeed(store.pixels, worker.device), "on the GPU", why
+    if worker.rank == 0:
+        say(f"tiles: {place}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px{reason and f' ({reason})'}")
+    return Placed(feed, size, window, store)
+
+
+def device_reason(choice: str, size: int, device: torch.device) -> str | None:
+    """Why tiles of so many bytes go to the GPU; None where they stay in host memory.
+
+    Raises:
+        ConfigError: they are to go there and there is none.
+    """
+    if device.type != "cuda":
+        if choice != "device":
+            return None
+        raise ConfigError(
+            "--tiles device needs a GPU, this worker has none",
+            "device means the GPU's own memory",
+            "--tiles cache, or leave it out",
+        )
+    free = torch.cuda.mem_get_info(device)[0]
+    if choice == "device":
+        return "as asked"
+    if choice == "cache" or size > SHARE_OF_GPU * free:
+        return None
+    return f"less than {SHARE_OF_GPU:.0%} of the {free / 1e9:.0f} GB free there"
+
+
+def _store(
+    dataset: Dataset, size: int, worker: Worker, choice: str, say: Callable[[str], None]
+) -> tuple[Store | None, str]:
+    """The filled store, or None and the reason why there is none."""
+    if choice == "stream":
+        return None, "as asked"
+    began = time.monotonic()
+    try:
+        store = open_store(
+            dataset, size, processes=max(1, worker.cpus // worker.local_world),
+            turn=(worker.local_rank, worker.local_world), say=say,
+        )  # fmt: skip
+    except StorageError as error:
+        if choice != "auto":
+            raise
+        return None, error.what
+    say(
+        f"tiles: rank {worker.rank} of {worker.world} decoded {store.decoded} of {dataset.rows} at {size} px"
+        f" in {duration(time.monotonic() - began)}, the others were in {store.directory}"
+    )
+    return store, ""
+
+
+def _other_order(reason: str) -> ConfigError:
+    return ConfigError(
+        f"this run shuffles the tiles of all shards together, streamed ones ({reason or 'on another rank'}) come in windows",
+        "it would go on in another order than it began",
+        "--tiles cache on a disk with room (export RAYTRAIN_CACHE=DIR), or a new run with --init-from and --tiles stream",
+    )
+
+
+def _any(flag: bool, world: int) -> bool:
+    """Whether the flag is set on any rank, on every rank."""
+    flags = [flag] * world
+    if world > 1:
+        dist.all_gather_object(flags, flag)
+    return any(flags)
