@@ -48,6 +48,7 @@ cli_data.data_app.command(cli_look.show)
 cli_data.data_app.command(cli_look.check)
 app.command(cli_data.data_app)
 app.command(runs_app)
+app.command("raytrain.cli_bench:bench", name="bench", help="How fast this machine decodes, ingests, trains and starts.")
 
 
 class Flags(Recipe):

@@ -1,0 +1,71 @@
+"""What each choice of the step is worth: the step as it is against the same step without that choice, in turn. No ray."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from raytrain.bench.blocks import Group, Say, alternate, ratios
+from raytrain.bench.figures import Figure
+from raytrain.bench.sides import Ceiling
+from raytrain.config import LAYER_GROUPS, Recipe
+from raytrain.training import execution, models, optim
+from raytrain.training.memory import keep_freed_memory
+from raytrain.training.precision import agreed_precision
+
+RATE = 1e-4
+OURS: dict[str, Any] = {"precision": "auto", "keeps_memory": True, "channels_last": True, "fused": True, "how": "eager"}
+# What is changed, and in which words.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp32": ("fp32 instead of bf16", {"precision": "fp32"}),
+    "memory": ("memory given back to the system", {"keeps_memory": False}),
+    "channels-first": ("channels first", {"channels_last": False}),
+    "unfused": ("AdamW weight by weight", {"fused": False}),
+    "compiled": ("torch.compile", {"how": "compiled"}),
+}
+
+
+def variants(recipe: Recipe, outputs: int, number: int, pairs: int, block: int, say: Say) -> list[Figure]:
+    """Rate of each variant as a share of ours, one stage, on the CPU; each side is a process of its own.
+
+    Args:
+        recipe: whose stage `number` gives network, size and batch.
+        outputs: logits of the network.
+        pairs, block, say: as in `alternate`.
+    """
+    stage = recipe.stages[number - 1]
+    common = (recipe.model.arch, outputs, (recipe.batch_size(stage), 3, stage.size, stage.size))
+    about = f"{recipe.model.arch} {stage.size} px batch {recipe.batch_size(stage)}"
+    found = []
+    with closing(Group(1, step_only, *common, OURS)) as ours:
+        for name, (words, change) in VARIANTS.items():
+            say(f"{about}: the step as it is, and with {words}, in turn")
+            with closing(Group(1, step_only, *common, OURS | change)) as other:
+                rates = alternate({"ours": ours, name: other}, pairs=pairs, steps=block, say=say)
+            found.append(
+                Figure(f"variants.{name}", f"{words} / as it is", "", ratios(rates[name], rates["ours"]), about)
+            )
+    return found
+
+
+def step_only(rank: int, arch: str, outputs: int, shape: tuple[int, ...], options: dict[str, Any]) -> Ceiling:
+    """The step alone in this process, with all of its CPUs."""
+    cpu = torch.device("cpu")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if options["keeps_memory"]:
+        keep_freed_memory()
+    precision = agreed_precision(options["precision"], cpu, 1)
+    model = models.build(arch, outputs, 0.5)
+    models.placed(model, cpu)
+    execution.set_execution(model, options["how"], shape, precision, cpu, print)
+    optimizer = optim.make_optimizer(model, [RATE] * LAYER_GROUPS, 0.01)
+    for group in optimizer.param_groups:
+        group["fused"] = options["fused"]
+    side = Ceiling(model, optimizer, shape, outputs, precision, cpu)
+    if not options["channels_last"]:
+        model.to(memory_format=torch.contiguous_format)
+        side.pixels = side.pixels.contiguous()
+    return side
