@@ -129,7 +129,7 @@ def _object_store_used() -> float:
     whole, free = (
         found.get("object_store_memory", 0.0) for found in (ray.cluster_resources(), ray.available_resources())
     )
-    return whole - free
+    return float(whole - free)
 
 
 def predict_rate(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> list[Figure]:
