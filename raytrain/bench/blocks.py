@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -124,8 +124,8 @@ class Group:
 
 
 def _serve(pipe: Connection, make: Callable[..., Side], rank: int, arguments: tuple[Any, ...]) -> None:
-    side = make(rank, *arguments)
-    pipe.send(0.0)
-    while (steps := pipe.recv()) is not None:
-        pipe.send(side.block(steps))
-    side.close()
+    # Closed also where the bench was stopped: a side may hold processes that rest, and they would rest for ever.
+    with closing(make(rank, *arguments)) as side:
+        pipe.send(0.0)
+        while (steps := pipe.recv()) is not None:
+            pipe.send(side.block(steps))
