@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from raytrain import cli_data, cli_look, runs, storage
 from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
-from raytrain.errors import ConfigError, RaytrainError
+from raytrain.errors import ConfigError, RaytrainError, exit_code_of
 
 # Set before ray is imported; whoever sets them differently keeps their value.
 RAY_ENVIRONMENT = {
@@ -84,9 +84,11 @@ def run_command(argv: list[str]) -> int:
         return _fail(ConfigError(what, "", "raytrain --help, or raytrain COMMAND --help"))
     except RaytrainError as error:
         return _fail(error)
-    except KeyboardInterrupt:
-        print("stopped from the keyboard\nraytrain ends with exit code 130", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        code = exit_code_of(error)
+        how = "from the keyboard" if code == 130 else f"by signal {code - 128}"
+        print(f"stopped {how}\nraytrain ends with exit code {code}", file=sys.stderr)
+        return code
     except BrokenPipeError:
         # The reader of a pipe, such as `| head`, has gone; stdout must not fail again while Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,31 +125,43 @@ def train(
     config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None,
     flags: Annotated[Flags | None, Parameter(name="*")] = None,
     name: Annotated[str | None, Parameter(help="name of the new run; unique by default")] = None,
-    resume: Annotated[str | None, Parameter(help="go on with this run from its last complete epoch")] = None,
+    resume: Annotated[
+        str | None, Parameter(help="go on with this run from its last checkpoint, also within an epoch")
+    ] = None,
+    restarts: Annotated[
+        int, Parameter(help="start the run's process again, at most so often, when it or its Ray dies")
+    ] = 0,
     dry_run: Annotated[
         bool, Parameter(negative="", help="check everything, take one step per stage, print the plan")
     ] = False,
     print_config: Annotated[bool, Parameter(negative="", help="print the resolved recipe and stop")] = False,
-) -> None:
-    """Train through the stages of a recipe; --resume goes on with a run."""
+) -> int | None:
+    """Train through the stages of a recipe; --resume goes on with a run.
+
+    Ctrl-C or SIGTERM: a checkpoint after the next step, then the end with exit code 75; a second one ends it at once.
+    """
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     if resume is not None:
         others = {"--config": config, "--name": name, "--dry-run": dry_run, "--print-config": print_config}
-        _resume(resume, overrides, [flag for flag, given in others.items() if given])
-        return
+        return _resume(resume, overrides, [flag for flag, given in others.items() if given], restarts)
     recipe = load_recipe(config, overrides)
     if print_config:
         print(recipe.to_yaml(), end="")
-        return
+        return None
     if dry_run:
         from raytrain.distributed.plan import dry_run as run_dry
 
         run_dry(recipe)
-        return
+        return None
+    name = name or runs.new_name(storage.name_of(config or "train").removesuffix(".yaml"))
+    if restarts:
+        from raytrain.distributed.supervisor import supervise_run
+
+        return supervise_run(recipe, name, restarts)
     from raytrain.distributed.train import train as run_train
 
-    label = storage.name_of(config or "train").removesuffix(".yaml")
-    _after_training(run_train(recipe, name=name or runs.new_name(label)).run)
+    _after_training(run_train(recipe, name=name).run)
+    return None
 
 
 @app.command
@@ -173,7 +187,7 @@ def lr_find(
     print("next: raytrain train --lr auto finds and uses them stage by stage; or write them into a recipe's stages")
 
 
-def _resume(name: str, overrides: dict[str, Any], others: list[str]) -> None:
+def _resume(name: str, overrides: dict[str, Any], others: list[str], restarts: int) -> int | None:
     if others:
         raise ConfigError(
             f"--resume {name} goes on with that run as it was configured; {', '.join(others)} does not go with it",
@@ -182,9 +196,14 @@ def _resume(name: str, overrides: dict[str, Any], others: list[str]) -> None:
         )
     place = overrides.get("storage") or load_recipe(None).storage
     run = runs.find(name, place)
+    if restarts:
+        from raytrain.distributed.supervisor import supervise_resume
+
+        return supervise_resume(run, overrides, restarts)
     from raytrain.distributed.train import resume as run_resume
 
     _after_training(run_resume(run, overrides).run)
+    return None
 
 
 def _after_training(run: runs.Run) -> None:

@@ -105,6 +105,9 @@ class Train(Settings):
     execution: Literal["auto", "eager", "graphs", "compiled"] = Field(
         "auto", description="how the network runs: by default CUDA graphs or torch.compile where the steps earn it back"
     )
+    save_every_s: float | None = Field(
+        None, ge=0, description="seconds between checkpoints within an epoch; by default 60, or 50 times what one costs"
+    )
 
 
 class Stage(Settings):
@@ -183,6 +186,9 @@ class Recipe(Settings):
         None, description="auto: a range test before each stage finds its peak; a pair keeps its ratio"
     )
     init_from: str | None = Field(None, description="start from a checkpoint: a path, RUN or RUN:stage-2-128")
+    remap_labels: bool = Field(
+        False, description="take an --init-from of the same classes in another order: its head's rows change places"
+    )
     tiles: Literal["auto", "device", "cache", "stream"] = Field(
         "auto", description="where decoded tiles lie: GPU memory, this node's disk, or decoded anew; by size by default"
     )

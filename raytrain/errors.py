@@ -76,9 +76,17 @@ class UnfinishedError(RaytrainError):
     exit_code = 75
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ended at once by a signal, as by Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
 def exit_code_of(error: BaseException) -> int:
     """The exit code that a command ends with because of an error."""
-    if isinstance(error, RaytrainError):
+    if isinstance(error, RaytrainError | Interrupted):
         return error.exit_code
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 

@@ -34,6 +34,7 @@ def head(dataset, tmp_path_factory):
     dashboard = free_port()
     env = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": ""}
     env.pop("RAY_ADDRESS", None)
+    env["RAY_JOB_STOP_WAIT_TIME_S"] = "60"  # as in cluster.yaml
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
     command = ["ray", "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
                "--disable-usage-stats", "--block"]  # fmt: skip
@@ -56,6 +57,14 @@ def wait_for(address, env):
             return
         time.sleep(1)
     raise TimeoutError(f"no Ray head answers at {address}")
+
+
+def ray_job(head, *words):
+    """Output of `ray job WORDS`."""
+    address, env = head
+    verb, *rest = words
+    command = ["ray", "job", verb, "--address", address, *rest]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300).stdout
 
 
 def submit(head, job, *arguments):
@@ -101,3 +110,21 @@ def test_a_failed_job_says_our_exit_code_in_its_last_line(head, storage):
     done = submit(head, "train", "--config", "smoke", "--dataset", str(storage / "nowhere"))
     assert done.returncode == 1
     assert "raytrain ends with exit code 3" in done.stdout and "no dataset.json" in done.stdout
+
+
+def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(head, storage):
+    run = storage / "runs" / "stopped"
+    command = ["--config", "smoke", "--dataset", str(storage / "dataset"), "--storage", str(run.parent),
+               "--train.threads", "1", "--name", "stopped"]  # fmt: skip
+    ray_job(head, "submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", "python",
+            "jobs/train.py", *command)  # fmt: skip
+    end = time.monotonic() + 120
+    while "first step of" not in ray_job(head, "logs", "stopped") and time.monotonic() < end:
+        time.sleep(0.2)
+    asked = time.time()
+    ray_job(head, "stop", "stopped")
+    failure = json.loads((run / "failure.json").read_text())
+    assert failure["exit_code"] == 75 and "stopped by SIGTERM" in failure["message"]
+    kept = Path(failure["message"].split(" kept in ")[1].splitlines()[0])
+    assert (kept / "MANIFEST.json").stat().st_mtime > asked
+    assert "raytrain ends with exit code 75" in ray_job(head, "logs", "stopped")

@@ -108,7 +108,7 @@ def test_a_run_in_a_bucket_is_trained_and_resumed(uploaded, bucket, tmp_path):
     train = ["train", "--config", "smoke", "--dataset", out, "--storage", runs, "--name", "far"]
     assert run_command([*train, "--stages", "1-2"]) == 0
     names = storage.names(storage.join(runs, "far", "checkpoints"), directories=True)
-    assert names == ["last", "stage-1-32", "stage-2-32"]
+    assert names == ["best", "last", "stage-1-32", "stage-2-32"]
     chained = ["--init-from", "far:stage-2-32", "--stages", "3-4", "--name", "further"]
     assert run_command([*train[:-2], *chained]) == 0
     assert run_command(["runs", "report", "further", "--storage", runs]) == 0

@@ -14,6 +14,7 @@ import pandas as pd
 import ray
 import ray.data
 
+from raytrain.distributed.signals import terminates_as_interrupt
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.training.history import duration
 
@@ -40,6 +41,7 @@ def session() -> Iterator[None]:
             "RAY_ADDRESS names the cluster to use",
             "ray status; or unset RAY_ADDRESS to run on this machine; with token authentication: export RAY_AUTH_MODE=token",
         ) from None
+    terminates_as_interrupt()
     try:
         yield
     finally:
@@ -69,7 +71,7 @@ def own_cause(error: BaseException) -> BaseException:
             # Ray makes an error that is of both kinds; its `cause` is the one that was raised.
             if isinstance(seen, RaytrainError) and not isinstance(seen, ray.exceptions.RayError):
                 return seen
-            seen = getattr(seen, "cause", None) or seen.__cause__
+            seen = getattr(seen, "cause", None) or getattr(seen, "controller_failure", None) or seen.__cause__
     return error
 
 

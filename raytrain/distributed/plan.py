@@ -20,7 +20,7 @@ from raytrain.data import cache, images
 from raytrain.data.dataset import Dataset, read_images
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.preflight import check_recipe, check_workers
-from raytrain.training import models, optim, tiles
+from raytrain.training import checkpoint, models, optim, tiles
 from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import duration
 from raytrain.training.precision import agreed_precision, dtype_of
@@ -29,6 +29,8 @@ from raytrain.training.step import Stepper, Worker
 # fp32 weights and buffers, and two moments of Adam for each weight.
 BYTES_PER_WEIGHT = 4
 ADAM_MOMENTS = 2
+# The last epoch's, those within an epoch, and the one that is being written.
+FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
 
 
 def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
@@ -84,7 +86,8 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
         f"{len(dataset.classes)} classes",
         f"model: {recipe.model.arch}, {weights:,} parameters, weights {recipe.model.weights}, {recipe.train.precision}",
         f"workers: {workers}, {cpus()} CPUs on this machine; global batch {batch}, per worker {' or '.join(map(str, shares))}",
-        f"checkpoints: {megabytes:.0f} MB a stage, up to {megabytes * (1 + ADAM_MOMENTS):.0f} MB for the last, "
+        f"checkpoints: {megabytes:.0f} MB a stage and the best, {FULL_CHECKPOINTS} of up to "
+        f"{megabytes * (1 + ADAM_MOMENTS):.0f} MB to go on from, "
         f"in {recipe.storage}{free}",
         f"tile cache: {cache.store_bytes(dataset, size) / 1e6:.0f} MB at {size} px in {cache.default_directory()}",
     ]

@@ -12,6 +12,7 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus
 from raytrain.errors import ConfigError, ResourceError
 from raytrain.training import checkpoint, models
+from raytrain.training.start import initial
 from raytrain.training.tiles import check_batches
 
 
@@ -42,7 +43,9 @@ def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Datase
     models.check_sizes(model, recipe.model.arch, sizes)
     if starts and recipe.init_from is not None:
         places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
-        checkpoint.check_fits(checkpoint.load(places["init_from"]), dataset.classes, recipe.model.arch)
+        source = initial(recipe.model_copy(update=places), dataset)
+        assert source is not None
+        checkpoint.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
     elif starts:
         state = models.body_weights(recipe.model.arch, recipe.model.weights)
         if state is not None:

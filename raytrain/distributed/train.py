@@ -21,7 +21,9 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
-from raytrain.errors import ConfigError, exit_code_of
+from raytrain.distributed.restarts import restarts
+from raytrain.distributed.signals import Inbox, interruptible, mailbox
+from raytrain.errors import ConfigError, UnfinishedError, exit_code_of
 from raytrain.training import loop
 from raytrain.training.loop import Hooks, Metrics
 from raytrain.training.lr_find import Curve
@@ -29,6 +31,8 @@ from raytrain.training.step import Batch, Worker
 
 # A worker group that cannot be placed within this many starts of a minute each never will be.
 START_ATTEMPTS = 2
+# Worker deaths after which Ray starts the group again, within one command.
+GROUP_RESTARTS = 10
 # What a resumed run may change: where it runs, not what it computes.
 PLACEMENT = ("num_workers", "use_gpu", "tiles")
 
@@ -69,7 +73,7 @@ def train(
 
 
 def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] = print) -> Trained:
-    """Goes on with a run from its latest complete epoch.
+    """Goes on with a run from its latest checkpoint.
 
     Args:
         run: an existing run.
@@ -101,10 +105,21 @@ def _attempt(
     run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
 ) -> Trained:
     try:
-        return Trained(run, _group(train_worker, run.place, recipe, say, on_batch))
+        metrics = _group(train_worker, run.place, recipe, say, on_batch)
+        if metrics.get("stopped"):
+            raise _stopped(run, metrics)
+        return Trained(run, metrics)
     except BaseException as error:
         runs.write_failure(run, error, exit_code_of(error))
         raise
+
+
+def _stopped(run: runs.Run, metrics: Metrics) -> UnfinishedError:
+    return UnfinishedError(
+        f"stopped by {metrics['stopped']}, with everything kept in {metrics['checkpoint']}",
+        "",
+        f"raytrain train --resume {run.name} --storage {storage.parent(run.place)}",
+    )
 
 
 def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) -> dict[int, Curve]:
@@ -128,8 +143,10 @@ def _group(
     """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
     gpu = use_gpu(recipe)
     say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
-    with _lines(say) as lines:
-        config = {"recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch}
+    with _lines(say) as lines, mailbox() as box:
+        config = {
+            "recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch, "mailbox": box,
+        }  # fmt: skip
         trainer = ray.train.torch.TorchTrainer(
             function,
             train_loop_config=config,
@@ -140,12 +157,21 @@ def _group(
             run_config=ray.train.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=storage.join(place, "ray"),
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=START_ATTEMPTS),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=GROUP_RESTARTS, controller_failure_limit=START_ATTEMPTS
+                ),
                 logging_config=ray.train.LoggingConfig("ERROR"),
+                callbacks=[restarts(lines)],
             ),
         )
+
+        def deliver(name: str) -> None:
+            say(f"{name}: a checkpoint follows after the next step, then the run stops; once more stops it at once")
+            box.put.remote(name)
+
         try:
-            return trainer.fit().return_value
+            # A range test keeps nothing that a signal could wait for.
+            return interruptible(trainer.fit, deliver if function is train_worker else None).return_value
         except ray.train.TrainingFailedError as error:
             raise own_cause(error) from None
 
@@ -171,9 +197,11 @@ def _place_in_group(
         ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu"),
         len(os.sched_getaffinity(0)),
     )  # fmt: skip
+    box = config.get("mailbox")
     hooks = Hooks(
         say=print if lines is None else lines.put,
         report=report,
+        stop=Inbox(box) if box is not None and rank == 0 else lambda: None,
         on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None,
     )
     assert recipe.dataset is not None

@@ -2,9 +2,12 @@
 
 model.safetensors   parameters and buffers of the network
 ema.safetensors     their averages, where the recipe asks for them
-train_state.pt      optimiser state, only where training can go on in the middle of a stage
+train_state.pt      optimiser state and, within an epoch, what each rank holds; where training can go on in a stage
 meta.json           what it is: recipe, position, classes, normalisation, dataset and split hash, versions
 MANIFEST.json       sha256 of each file, written last; without it there is no checkpoint
+
+In a run's `checkpoints` folder `last` is the end of the last whole epoch, `best` the one with the highest F2, stages have
+the lesson's names, and `step-00001234` is a place within an epoch, named by the steps of the run.
 """
 
 from __future__ import annotations
@@ -12,16 +15,30 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from raytrain import storage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DivergedError
 
 MANIFEST = "MANIFEST.json"
+LAST, BEST, STEP = "last", "best", "step-"
+# Of those within an epoch: the newest, and one to fall back on.
+KEPT_STEPS = 2
+
+
+class Position(NamedTuple):
+    """How far a run is: its stage (from 1), the whole epochs done in it, the steps done in the epoch after them."""
+
+    stage: int = 0
+    epochs: int = 0
+    steps: int = 0
+
+
+BEGINNING = Position()
 
 
 class DamagedCheckpoint(Exception):
@@ -30,38 +47,82 @@ class DamagedCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were verified against their hashes."""
+    """A checkpoint whose files were verified against their hashes.
+
+    `rows` holds, where the classes are wanted in another order than they were trained in, the row of each in the head.
+    """
 
     place: str
     meta: dict[str, Any]
     files: dict[str, bytes]
+    rows: tuple[int, ...] | None = None
 
     @property
-    def position(self) -> tuple[int, int]:
-        """(stage, epochs done in it), both counted from 1 over the whole list of stages."""
-        return int(self.meta["stage"]), int(self.meta["epoch"])
+    def position(self) -> Position:
+        """Where training stood, counted over the whole list of stages."""
+        return _position(self.meta)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, on the CPU."""
-        return _state(self.files["model.safetensors"])
+        return self._ordered(_state(self.files["model.safetensors"]))
 
     def ema_weights(self) -> dict[str, torch.Tensor] | None:
         """Averaged parameters and buffers by name, or None where the recipe averages none."""
         content = self.files.get("ema.safetensors")
-        return _state(content) if content is not None else None
+        return self._ordered(_state(content)) if content is not None else None
+
+    def _ordered(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same with the rows of the head's last layer in the order that is wanted."""
+        if self.rows is None:
+            return state
+        last = max((key for key in state if key.startswith("head.")), key=lambda key: int(key.split(".")[1]))
+        layer = last.rpartition(".")[0]
+        order = torch.tensor(self.rows)
+        return state | {key: state[key][order] for key in (f"{layer}.weight", f"{layer}.bias")}
 
     def judged_weights(self) -> dict[str, torch.Tensor]:
         """The weights that the validation judged, for inference: the averaged ones where there are any."""
         return self.ema_weights() or self.weights()
 
     def train_state(self) -> dict[str, Any] | None:
-        """Optimiser state, or None at the end of a stage."""
+        """What training goes on with beside the weights, or None at the end of a stage."""
         if "train_state.pt" not in self.files:
             return None
         state: dict[str, Any] = torch.load(
             io.BytesIO(self.files["train_state.pt"]), map_location="cpu", weights_only=True
         )
         return state
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of training in host memory, which goes on existing while training goes on."""
+
+    meta: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    averaged: dict[str, torch.Tensor] | None = None
+    train_state: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> Snapshot:
+        """The same without what only going on within a stage needs."""
+        return replace(self, train_state=None)
+
+
+def snapshot(
+    model: nn.Module, meta: dict[str, Any], train_state: dict[str, Any] | None = None, averaged: nn.Module | None = None
+) -> Snapshot:
+    """Copies a state of training into host memory; the only part of a save that training waits for."""
+    weights = _copied(model.state_dict())
+    return Snapshot(meta, weights, _copied(averaged.state_dict()) if averaged else None, _copied(train_state))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
 def save(
@@ -71,21 +132,30 @@ def save(
     train_state: dict[str, Any] | None = None,
     averaged: nn.Module | None = None,
 ) -> None:
+    """Copies and writes a checkpoint in one go; see `write`."""
+    write(place, snapshot(model, meta, train_state, averaged))
+
+
+def write(place: str, state: Snapshot) -> None:
     """Writes a checkpoint so that at every moment the old one or the new one is complete.
 
     Locally: temporary directory, rename, with the old one kept as `<place>.old` until the new one stands. In an object
-    store the old manifest goes first and the new one is written last.
+    store the old manifest goes first and the new one is written last, so the old one is gone meanwhile.
 
     Raises:
+        DivergedError: a weight is not finite; nothing is written.
         StorageError: it cannot be written; an older checkpoint stays usable.
     """
-    files = {"model.safetensors": _tensors(model), "meta.json": json.dumps(meta, indent=1).encode()}
-    if averaged is not None:
-        files["ema.safetensors"] = _tensors(averaged)
-    if train_state is not None:
+    _check_finite(place, state)
+    files: dict[str, bytes | memoryview] = {
+        "model.safetensors": _tensors(state.weights), "meta.json": json.dumps(state.meta, indent=1).encode(),
+    }  # fmt: skip
+    if state.averaged is not None:
+        files["ema.safetensors"] = _tensors(state.averaged)
+    if state.train_state is not None:
         buffer = io.BytesIO()
-        torch.save(train_state, buffer)
-        files["train_state.pt"] = buffer.getvalue()
+        torch.save(state.train_state, buffer)
+        files["train_state.pt"] = buffer.getbuffer()
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[MANIFEST] = json.dumps(manifest, indent=1).encode()
     if storage.is_uri(place):
@@ -93,6 +163,33 @@ def save(
         _write_files(place, files)
     else:
         _replace_directory(place, files)
+
+
+def step_name(step: int) -> str:
+    """Name of the checkpoint after so many steps of the run: names in order are steps in order."""
+    return f"{STEP}{step:08}"
+
+
+def thin(directory: str, step: int, keep: int = KEPT_STEPS) -> None:
+    """Removes the checkpoints within epochs but the newest `keep` up to a step.
+
+    Later ones go too: the run that has come to this step went on from before them, so they were damaged.
+    """
+    names = [name for name in storage.names(directory, directories=True) if name.startswith(STEP)]
+    kept = [name for name in names if name <= step_name(step)][-keep:] if keep else []
+    for name in set(names) - set(kept):
+        storage.remove(storage.join(directory, name))
+
+
+def _check_finite(place: str, state: Snapshot) -> None:
+    for tensors in (state.weights, state.averaged or {}):
+        for name, value in tensors.items():
+            if not bool(value.isfinite().all()):
+                raise DivergedError(
+                    f"{name} is not finite, so {place} was not written",
+                    "its weights are useless",
+                    "lower the peak lr, then start a new run with --init-from the last checkpoint",
+                )
 
 
 # Imported where weights are written or read: the bench trains without either, on machines that lack the package.
@@ -105,14 +202,14 @@ def _state(content: bytes) -> dict[str, torch.Tensor]:
     return state
 
 
-def _tensors(model: nn.Module) -> bytes:
+def _tensors(state: dict[str, torch.Tensor]) -> bytes:
     import safetensors.torch
 
-    content: bytes = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    content: bytes = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
     return content
 
 
-def _replace_directory(place: str, files: dict[str, bytes]) -> None:
+def _replace_directory(place: str, files: dict[str, bytes | memoryview]) -> None:
     partial, old = f"{place}.partial", f"{place}.old"
     storage.remove(partial)
     try:
@@ -127,7 +224,7 @@ def _replace_directory(place: str, files: dict[str, bytes]) -> None:
     storage.remove(old)
 
 
-def _write_files(place: str, files: dict[str, bytes]) -> None:
+def _write_files(place: str, files: dict[str, bytes | memoryview]) -> None:
     for name, content in files.items():
         storage.write_bytes(storage.join(place, name), content)
 
@@ -170,19 +267,21 @@ def load(place: str) -> Checkpoint:
 def find_latest(directory: str) -> tuple[Checkpoint | None, list[str]]:
     """The furthest usable checkpoint of a run's `checkpoints` folder.
 
+    `best` is passed over: within a stage nothing can go on exactly without the optimiser's state.
+
     Returns:
         The checkpoint (None if there is none), and one sentence for each that was skipped as damaged.
     """
     found, skipped = [], []
     for name in storage.names(directory, directories=True):
         place = storage.join(directory, name)
-        if name.endswith(".partial") or not storage.exists(storage.join(place, "meta.json")):
+        if name.endswith(".partial") or name.startswith(BEST):
             continue
         try:
             meta = storage.read_json(storage.join(place, "meta.json"))
             # At equal positions the one with optimiser state comes first.
-            found.append(((meta["stage"], meta["epoch"]), name.startswith("last"), place))
-        except (ValueError, KeyError, FileNotFoundError):
+            found.append((_position(meta), name.startswith((LAST, STEP)), place))
+        except (ValueError, TypeError, KeyError, FileNotFoundError):
             skipped.append(f"{place} has no readable meta.json")
     for _, _, place in sorted(found, reverse=True):
         try:
@@ -192,24 +291,50 @@ def find_latest(directory: str) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def check_fits(checkpoint: Checkpoint, classes: list[str], arch: str) -> None:
+def _position(meta: dict[str, Any]) -> Position:
+    return Position(int(meta["stage"]), int(meta["epoch"]), int(meta.get("epoch_steps", 0)))
+
+
+def remapped(checkpoint: Checkpoint, classes: list[str]) -> Checkpoint:
+    """The same checkpoint for its classes in another order: the rows of the head's last layer change places.
+
+    Other classes are left to `check_fits` to refuse.
+    """
+    theirs = checkpoint.meta["classes"]
+    if theirs == classes or sorted(theirs) != sorted(classes):
+        return checkpoint
+    rows = tuple(theirs.index(name) for name in classes)
+    return replace(checkpoint, meta=checkpoint.meta | {"classes": classes}, rows=rows)
+
+
+def check_fits(checkpoint: Checkpoint, classes: list[str], arch: str, normalize: str | None = None) -> None:
     """Compares what a checkpoint was made for with what is wanted, before any weight is loaded.
 
     Raises:
-        ConfigError: other classes, another order of them, or another architecture.
+        ConfigError: other classes, another order of them, another architecture, or other pixels (unless `normalize` is
+            None).
     """
     meta = checkpoint.meta
     if meta["classes"] != classes:
+        same = sorted(meta["classes"]) == sorted(classes)
         raise ConfigError(
             f"the checkpoint {checkpoint.place} was trained for {_difference(meta['classes'], classes)}",
             "its outputs would be read as other labels",
+            "--remap-labels with --init-from puts the rows of its head into the order of the dataset" if same else
             "use a checkpoint of the same classes, or start from --model.weights imagenet",
-        )
+        )  # fmt: skip
     if meta["arch"] != arch:
         raise ConfigError(
             f"the checkpoint {checkpoint.place} is a {meta['arch']}, the configuration says {arch}",
             "its weights do not fit",
             f"--model.arch {meta['arch']}",
+        )
+    if normalize is not None and meta["normalize"] != normalize:
+        raise ConfigError(
+            f"the checkpoint {checkpoint.place} was trained on pixels normalised by {meta['normalize']}, "
+            f"the configuration says {normalize}",
+            "its weights expect other numbers",
+            f"--data.normalize {meta['normalize']}",
         )
 
 

@@ -26,8 +26,18 @@ class EpochRecord:
         self.outcomes: list[torch.Tensor] = []
         self.rates: list[tuple[list[float], float]] = []
         self.losses: list[float] = []
-        self.tiles, self.seconds = 0, 0.0
+        self.tiles, self.seconds, self.paused = 0, 0.0, 0.0
         self.began = self.said = time.monotonic()
+        self.before = 0
+
+    def restore(self, outcomes: list[torch.Tensor], rates: list[tuple[list[float], float]]) -> None:
+        """Takes in the steps of the epoch that were done before this process began; time and tiles count from here."""
+        self.outcomes, self.rates, self.before = outcomes, rates, len(outcomes)
+
+    @property
+    def done(self) -> int:
+        """Steps of the epoch that are done."""
+        return len(self.outcomes)
 
     def add(self, outcome: Outcome, rates: tuple[list[float], float]) -> None:
         """Takes in a step and its (rate per group, momentum).
@@ -38,12 +48,12 @@ class EpochRecord:
         self.outcomes.append(outcome.values)
         self.rates.append(rates)
         self.tiles += outcome.tiles
-        done = len(self.outcomes)
+        done = self.done
         if done % CHECK_EVERY == 0 and bool(torch.stack(self.outcomes[-CHECK_EVERY:])[:, 1].any()):
-            self.finish()
+            self.check()
         if time.monotonic() - self.said > PROGRESS_EVERY_S:
             self.said = time.monotonic()
-            left = (self.said - self.began) / done * (self.batches - done)
+            left = (self.said - self.began) / (done - self.before) * (self.batches - done)
             self.say(f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go")
 
     def finish(self) -> None:
@@ -52,20 +62,30 @@ class EpochRecord:
         Raises:
             DivergedError: one of them, or a gradient, is not finite.
         """
+        self.losses = self.check()
+        self.seconds = time.monotonic() - self.began - self.paused
+
+    def check(self) -> list[float]:
+        """Losses of the global batches so far; all ranks call it together.
+
+        Raises:
+            DivergedError: one of them, or a gradient, is not finite.
+        """
         total = torch.stack(self.outcomes)
         if self.world > 1:
             dist.all_reduce(total)
-        self.losses = total[:, 0].tolist()
-        self.seconds = time.monotonic() - self.began
-        wrong = next((i for i, (loss, out) in enumerate(total.tolist()) if out or not math.isfinite(loss)), None)
-        if wrong is not None:
-            loss = self.losses[wrong]
-            what = "the gradient is not finite" if math.isfinite(loss) else f"the loss became {loss}"
-            raise DivergedError(
-                f"{what} at step {wrong + 1} of stage {self.number} epoch {self.epoch}",
-                "no weight was moved by it, but training cannot go on; no checkpoint of this epoch was written",
-                f"lower the peak lr of stage {self.number}, then start a new run with --init-from the last checkpoint",
-            )
+        for i, (loss, left_out) in enumerate(total.tolist()):
+            if left_out or not math.isfinite(loss):
+                self._refuse(i, loss)
+        return total[:, 0].tolist()
+
+    def _refuse(self, step: int, loss: float) -> None:
+        what = "the gradient is not finite" if math.isfinite(loss) else f"the loss became {loss}"
+        raise DivergedError(
+            f"{what} at step {step + 1} of stage {self.number} epoch {self.epoch}",
+            "no weight was moved by it, but training cannot go on; no checkpoint was written after it",
+            f"lower the peak lr of stage {self.number}, then start a new run with --init-from the last checkpoint",
+        )
 
     def rows(self, first: int) -> list[StepRow]:
         """A row per step, counted over the run from `first`."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +18,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from raytrain import storage
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.cache import stored_size
 from raytrain.data.dataset import Dataset
-from raytrain.errors import DataError, DivergedError
+from raytrain.errors import DivergedError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import execution, lr_find, models, optim, tiles, transforms, validation
+from raytrain.training import ddp, execution, lr_find, models, optim, tiles, transforms, validation
+from raytrain.training import start as starting
+from raytrain.training.decision import Action, Decisions
 from raytrain.training.ema import Ema
 from raytrain.training.epoch import EpochRecord
 from raytrain.training.feed import Source
@@ -37,6 +36,7 @@ from raytrain.training.history import EpochRow, History, epoch_line, smoothed
 from raytrain.training.memory import keep_freed_memory
 from raytrain.training.placement import Placed, place_tiles
 from raytrain.training.precision import agreed_precision, dtype_of
+from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Outcome, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
 
@@ -46,37 +46,41 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Hooks:
-    """Where lines, metrics and (in tests) batches go. `report` is called by every rank after each epoch."""
+    """Where lines, metrics and (in tests) batches go. `report` is called by every rank after each epoch.
+
+    `stop` is asked by rank 0 between steps: the reason to stop now, such as the name of a signal, or None.
+    """
 
     say: Callable[[str], None] = print
     report: Callable[[Metrics], None] = lambda metrics: None
     on_batch: Callable[[Batch], None] = lambda batch: None
     on_stage_end: Callable[[int, nn.Module], None] = lambda stage, model: None
+    stop: Callable[[], str | None] = lambda: None
 
 
 def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> Metrics:
     """Trains the selected stages of a recipe, going on from the run's latest checkpoint if it has one.
 
     Returns:
-        The metrics of the last validation: stage, epoch, f2, valid_loss, accuracy, checkpoint.
+        The metrics of the last validation: stage, epoch, f2, valid_loss, accuracy, checkpoint. Where `hooks.stop` gave
+        a reason, also `stopped` with it; then `checkpoint` is where the run goes on from.
 
     Raises:
         ConfigError, DataError, DivergedError, StorageError: see their sentences.
     """
     trainer = Trainer(recipe, dataset, run, worker, hooks)
-    with contextlib.closing(trainer.placed.feed):
+    with contextlib.closing(trainer.placed.feed), contextlib.closing(trainer.saver):
+        if trainer.leads:
+            trainer.saver.clear()
         return _fit(trainer)
 
 
 def _fit(trainer: Trainer) -> Metrics:
     for number, stage in trainer.stages_left():
         step = trainer.start_stage(number)
-        for epoch in range(trainer.epochs_done(number) + 1, stage.epochs + 1):
-            record = deque(trainer.steps(step, number, epoch), maxlen=1).pop()
-            record.finish()
-            trainer.share_statistics()
-            metrics = trainer.validate(number, epoch)
-            trainer.keep(number, epoch, record, metrics, step.optimizer)
+        for epoch in range(trainer.start.epochs_done(number) + 1, stage.epochs + 1):
+            if trainer.train_epoch(step, number, epoch):
+                return trainer.stopped()
         trainer.end_stage(number)
     return trainer.end()
 
@@ -90,22 +94,6 @@ def find_rates(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks
     trainer = Trainer(recipe, dataset, run, worker, hooks)
     with contextlib.closing(trainer.placed.feed):
         return {number: trainer.range_test(number) for number, _ in trainer.stages_left()}
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: stage and epochs done in it, the checkpoint it came from, what is restored beside weights.
-
-    `unnamed` is a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write.
-    `order` holds the window that tiles are shuffled in, where a run goes on: it must not change.
-    """
-
-    position: tuple[int, int] = (0, 0)
-    parent: str | None = None
-    optimizer: dict[str, Any] | None = None
-    lr: Any = None
-    unnamed: int = 0
-    order: tuple[int | None] | None = None
 
 
 class Trainer:
@@ -125,16 +113,20 @@ class Trainer:
         self.model = models.build(
             recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
         )
-        self.start, source = self._initialise()
+        self.start, source = starting.begin(self.recipe, dataset, run, self.model, worker, self.say)
         models.placed(self.model, worker.device, dtype_of(precision))
-        self.ema = self._restored_ema(source)
+        self.ema = starting.averages(self.model, recipe.train.ema, source)
         self.placed = self._place_tiles()
         self.source = Source(self.placed.feed, torch.from_numpy(dataset.targets).to(worker.device))
-        self.history = History(run, self.start.position)
+        self.history = History(run, self.start.position[:2])
         self.last: Metrics = self._row_metrics(self.history.epochs[-1]) if self.history.epochs else {}
         self.task = MultiLabel(recipe.train)
         self.lr: Any = None  # peak of the stage that runs
         self.waiting = True  # for the first step
+        self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s)
+        self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
+        self.reason: str | None = None  # to stop
+        self.newest = self.start.parent  # checkpoint of this run
 
     @property
     def leads(self) -> bool:
@@ -150,16 +142,12 @@ class Trainer:
         """(number, stage) of the selected stages that are not complete, the checkpoint with their name included."""
         first, last = self.recipe.selected
         for number, stage in list(enumerate(self.recipe.stages, 1))[first - 1 : last]:
-            if (number, stage.epochs) > self.start.position or self.start.unnamed == number:
+            if (number, stage.epochs, 0) > self.start.position or self.start.unnamed == number:
                 yield number, stage
-
-    def epochs_done(self, number: int) -> int:
-        """Epochs of a stage that a resumed run has behind it."""
-        return self.start.position[1] if self.start.position[0] == number else 0
 
     def start_stage(self, number: int) -> Stepper:
         """Freezes, makes a new optimiser (its state goes on in the middle of a stage only) and DDP anew."""
-        resumed = self.epochs_done(number) > 0
+        resumed = self.start.resumes(number)
         self.lr = self.start.lr if resumed else self._peak(number)
         batches = self.batches(number, 1)
         self._set_execution(number, batches)
@@ -171,18 +159,66 @@ class Trainer:
             step.optimizer.load_state_dict(self.start.optimizer)
         return step
 
+    def train_epoch(self, step: Stepper, number: int, epoch: int) -> bool:
+        """Trains, judges and keeps an epoch. Returns whether the run shall stop, within the epoch or after it."""
+        for record in self.steps(step, number, epoch):
+            if record.done < record.batches and self._between_steps(step, record):
+                return True
+        record.finish()
+        self.share_statistics()
+        metrics = self.validate(number, epoch)
+        self.keep(number, epoch, record, metrics, step.optimizer)
+        return not self._is_end(number, epoch) and self.decisions.now() is Action.STOP
+
     def steps(self, step: Stepper, number: int, epoch: int) -> Iterator[EpochRecord]:
-        """Trains through an epoch and stops after every step, with what the epoch's steps have left behind so far."""
+        """Trains through an epoch and stops after every step, with what the epoch's steps have left behind so far.
+
+        In the epoch that a run goes on in, its first record holds the steps before as well.
+        """
         batches, epochs = self.batches(number, epoch), self.recipe.stages[number - 1].epochs
         record = EpochRecord(number, epoch, len(batches), self.worker.world, self.say)
-        self.model.train()
-        outcomes = step.epoch(batches, epoch)
-        for i in range(len(batches)):
+
+        def rates(i: int) -> tuple[list[float], float]:
             position = (epoch - 1) * len(batches) + i
-            rates = optim.set_step(step.optimizer, position, epochs * len(batches), self.recipe.train.schedule)
-            record.add(next(outcomes), rates)
+            return optim.set_step(step.optimizer, position, epochs * len(batches), self.recipe.train.schedule)
+
+        first = min(self.start.steps_done(number, epoch), len(batches))
+        if first:
+            outcomes = starting.restore(self.start.ranks, self.model, self.ema, self.worker)
+            record.restore(outcomes[:first], [rates(i) for i in range(first)])
+        if first == len(batches):  # with more workers than before an epoch may have a batch less
+            yield record
+        self.model.train()
+        taken = step.epoch(batches, epoch, first)
+        for i in range(first, len(batches)):
+            now = rates(i)
+            record.add(next(taken), now)
             self._say_first(record)
             yield record
+
+    def _between_steps(self, step: Stepper, record: EpochRecord) -> bool:
+        """Saves where rank 0 says so. Returns whether the run shall stop."""
+        action, began = self.decisions.after_step(), time.monotonic()
+        if action is Action.GO_ON:
+            return False
+        # Weights that a step has broken reach no checkpoint.
+        record.check()
+        state = starting.rank_state(self.model, self.ema, record.outcomes)
+        ranks = starting.gathered(state, self.worker, self.decisions.group)
+        if self.leads:
+            self.saver.wait()
+            meta = self._meta(record.number, record.epoch - 1, record.done)
+            name = ckpt.step_name(meta["step"])
+            self._save([name], meta, {"optimizer": step.optimizer.state_dict(), "ranks": ranks})
+        record.paused += time.monotonic() - began
+        return action is Action.STOP
+
+    def _decide(self) -> Action:
+        """What rank 0 decides for all."""
+        self.reason = self.reason or self.hooks.stop()
+        if self.reason:
+            return Action.STOP
+        return Action.SAVE if self.saver.due() else Action.GO_ON
 
     def _say_first(self, record: EpochRecord) -> None:
         """Says once when the first step was done: the wait for the device costs nothing there."""
@@ -242,8 +278,8 @@ class Trainer:
     def keep(
         self, number: int, epoch: int, record: EpochRecord, metrics: Metrics, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Writes the epoch into the record, then the checkpoint `last`; says its line and reports it."""
-        stage = self.recipe.stages[number - 1]
+        """Writes the epoch into the record and hands the checkpoints `best` and `last` to the saver; says its line."""
+        stage, best = self.recipe.stages[number - 1], metrics["f2"] > self.history.best
         row = EpochRow(
             stage=number, size=stage.size, epoch=epoch, lr=record.rates[-1][0][-1],
             train_loss=smoothed(self._losses(number) + record.losses), valid_loss=metrics["valid_loss"],
@@ -254,7 +290,9 @@ class Trainer:
         self.history.add(row, record.rows(self.history.step), write=self.leads)
         if self.leads:
             # After the history: a crash in between leaves a row too many, which a resumed run drops, never one too few.
-            self._save("last", number, epoch, optimizer.state_dict())
+            # `best` comes before `last` for the same reason: without `last` the epoch is done again, and so is `best`.
+            names = [ckpt.BEST, ckpt.LAST] if best else [ckpt.LAST]
+            self._save(names, self._meta(number, epoch), {"optimizer": optimizer.state_dict()})
             left = self._remaining_seconds(number, epoch, row)
             frozen = stage.frozen_groups == LAYER_GROUPS - 1
             line = epoch_line(row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=frozen, remaining_s=left)
@@ -268,14 +306,22 @@ class Trainer:
     def end_stage(self, number: int) -> None:
         """Saves the checkpoint under the lesson's name."""
         if self.leads:
-            self._save(self.recipe.stage_names[number - 1], number, self.recipe.stages[number - 1].epochs, None)
+            meta = self._meta(number, self.recipe.stages[number - 1].epochs)
+            self._save([self.recipe.stage_names[number - 1]], meta, None)
         self.hooks.on_stage_end(number, self.model)
 
     def end(self) -> Metrics:
-        """Writes the TensorBoard events. Returns the metrics of the last epoch."""
+        """Waits for the last checkpoint and writes the TensorBoard events. Returns the metrics of the last epoch."""
         if self.leads:
+            self.saver.wait()
+            ckpt.thin(self.saver.directory, 0, keep=0)
             self.history.write_events()
         return self.last
+
+    def stopped(self) -> Metrics:
+        """Waits for the checkpoint of a run that stops. Returns the metrics of the last epoch, the reason, the place."""
+        self.saver.wait()
+        return self.last | {"stopped": self.reason, "checkpoint": self.newest}
 
     def range_test(self, number: int) -> lr_find.Curve:
         """Runs the range test of a stage, at its last size, and restores the weights; rank 0 leaves it in `lr-find/`.
@@ -329,7 +375,8 @@ class Trainer:
         models.set_frozen(self.model, stage.frozen_groups)
         rates = optim.group_rates(lr, LAYER_GROUPS, train.schedule)
         optimizer = optim.make_optimizer(self.model, rates, train.wd)
-        return Stepper(recipe, number, self._wrapped(), optimizer, self.source, self.worker, self.hooks.on_batch, ema)
+        network = ddp.wrapped(self.model, self.worker, train.accumulate, stage.size, train.precision)
+        return Stepper(recipe, number, network, optimizer, self.source, self.worker, self.hooks.on_batch, ema)
 
     def _set_execution(self, number: int, batches: list[tiles.Rows]) -> None:
         stage, worker, train = self.recipe.stages[number - 1], self.worker, self.recipe.train
@@ -339,62 +386,6 @@ class Trainer:
         shape = (part.stop - part.start, 3, stage.size, stage.size)
         execution.set_execution(self.model, how, shape, train.precision, worker.device, self.say)
 
-    def _initialise(self) -> tuple[Start, ckpt.Checkpoint | None]:
-        """Own latest checkpoint, else init_from, else weights, else random: in this order.
-
-        Every rank reads the same files, so that all agree on the position without talking.
-        """
-        own, skipped = ckpt.find_latest(storage.join(self.run, "checkpoints"))
-        for sentence in skipped:
-            self.say(f"skipped a checkpoint: {sentence}")
-        source = own or (ckpt.load(self.recipe.init_from) if self.recipe.init_from else None)
-        origin = "random weights"
-        if source:
-            ckpt.check_fits(source, self.dataset.classes, self.recipe.model.arch)
-            # A checkpoint's F2 is that of its averages: a run that keeps none starts from them.
-            goes_on = own is not None or self.recipe.train.ema > 0
-            self.model.load_state_dict(source.weights() if goes_on else source.judged_weights())
-            origin = f"{source.place} (F2 {source.meta['f2']:.4f})"
-        else:
-            state = models.body_weights(self.recipe.model.arch, self.recipe.model.weights)
-            if state is not None:
-                models.load_body(self.model, state, self.recipe.model.weights)
-                origin = f"weights {self.recipe.model.weights}"
-        if own:
-            self._check_same_data(own)
-            self.say(f"resuming after stage {own.position[0]} epoch {own.position[1]}, from {origin}")
-            lr = own.meta["lr"]
-            lr = tuple(lr) if isinstance(lr, list) else lr
-            return Start(
-                own.position, own.place, own.train_state(), lr, self._unnamed(own), (own.meta.get("window"),)
-            ), own
-        self.say(f"new run, from {origin}")
-        return Start(parent=source.place if source else None), source
-
-    def _unnamed(self, own: ckpt.Checkpoint) -> int:
-        number, epochs = own.position
-        named = storage.join(self.run, "checkpoints", self.recipe.stage_names[number - 1], ckpt.MANIFEST)
-        complete = epochs == self.recipe.stages[number - 1].epochs
-        return number if complete and not storage.exists(named) else 0
-
-    def _restored_ema(self, source: ckpt.Checkpoint | None) -> Ema | None:
-        if not self.recipe.train.ema:
-            return None
-        averaged = source.ema_weights() if source else None
-        ema = Ema(self.model, self.recipe.train.ema, source.meta["ema_updates"] if source and averaged else 0)
-        if averaged:
-            ema.module.load_state_dict(averaged)
-        return ema
-
-    def _check_same_data(self, own: ckpt.Checkpoint) -> None:
-        wanted = (self.dataset.hash, self.dataset.split_hash(self.recipe.data.split))
-        if (own.meta["dataset_hash"], own.meta["split_hash"]) != wanted:
-            raise DataError(
-                f"the dataset {self.dataset.place} is not the one that {own.place} was trained on",
-                "tiles or their parts have changed since; validation tiles could have been trained on",
-                "start a new run with --init-from that checkpoint, or restore the dataset",
-            )
-
     def _place_tiles(self) -> Placed:
         recipe = self.recipe
         size = stored_size(self.dataset.tile_size, [stage.size for stage in recipe.stages])
@@ -403,20 +394,6 @@ class Trainer:
             order=self.start.order, say=self.hooks.say,
         )  # fmt: skip
 
-    def _wrapped(self) -> nn.Module:
-        """DDP built anew: a wrapper made while parameters were frozen would never synchronise them later."""
-        if self.worker.world == 1:
-            return self.model
-        devices = [self.worker.device] if self.worker.device.type == "cuda" else None
-        with warnings.catch_warnings():
-            # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
-                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True,
-                # Which weights train is settled for a stage. With several passes torch cannot leave out their reduction.
-                static_graph=self.recipe.train.accumulate == 1,
-            )  # fmt: skip
-
     def _write_predictions(self, names: tuple[str, ...], logits: validation.Logits, target: validation.Logits) -> None:
         meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
                 "dataset": self.dataset.place, "checkpoint": storage.join(self.run, "checkpoints", "last")}  # fmt: skip
@@ -424,22 +401,30 @@ class Trainer:
         outcome = predictions.Predictions(names, logits, target, tuple(self.dataset.classes), meta)
         predictions.write(storage.join(self.run, "predictions.parquet"), outcome)
 
-    def _save(self, name: str, number: int, epoch: int, optimizer: dict[str, Any] | None) -> None:
-        place = storage.join(self.run, "checkpoints", name)
-        averaged = self.ema.module if self.ema else None
-        ckpt.save(place, self.model, self._meta(number, epoch), optimizer, averaged)
+    def _is_end(self, number: int, epoch: int) -> bool:
+        return (number, epoch) == (self.recipe.selected[1], self.recipe.stages[self.recipe.selected[1] - 1].epochs)
 
-    def _meta(self, number: int, epoch: int) -> Metrics:
+    def _save(self, names: list[str], meta: Metrics, train_state: dict[str, Any] | None) -> None:
+        """Copies the state of training for the saver; the last of the names gets what training goes on with."""
+        self.saver.wait()
+        began = time.monotonic()
+        state = ckpt.snapshot(self.model, meta, train_state, self.ema.module if self.ema else None)
+        entries = [(name, state.finished) for name in names[:-1]] + [(names[-1], state)]
+        self.saver.save(entries, began)
+        self.newest = storage.join(self.saver.directory, names[-1])
+
+    def _meta(self, number: int, epoch: int, steps: int = 0) -> Metrics:
+        """What a checkpoint is, after whole epochs of a stage and some steps of the next one."""
         recipe = self.recipe
         return {
             "recipe": recipe.model_dump(mode="json"), "stage": number, "epoch": epoch,
             "stage_name": recipe.stage_names[number - 1], "size": recipe.stages[number - 1].size,
-            "step": self.history.step, "arch": recipe.model.arch, "classes": self.dataset.classes,
+            "epoch_steps": steps, "step": self.history.step + steps, "arch": recipe.model.arch, "classes": self.dataset.classes,
             "task": self.task.name, "normalize": recipe.data.normalize, "precision": recipe.train.precision,
             "window": self.placed.window, "resize": {"stored_size": self.placed.size, "rule": transforms.RESIZE_RULE},
             "thresholds": {"default": 0.2}, "dataset": self.dataset.place, "dataset_hash": self.dataset.hash,
             "split": recipe.data.split, "split_hash": self.dataset.split_hash(recipe.data.split),
-            "parent": self.start.parent, "f2": self.last["f2"],
+            "parent": self.start.parent, "f2": None if steps else self.last["f2"],
             "lr": self.lr, "ema_updates": self.ema.updates if self.ema else 0, "world": self.worker.world,
             "threads": torch.get_num_threads(), "versions": {"torch": torch.__version__},
         }  # fmt: skip

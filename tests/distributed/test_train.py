@@ -41,7 +41,7 @@ def test_the_real_worker_function_runs_in_local_mode(dataset, tmp_path):
     )
     result = trainer.fit()
     assert result.return_value["stage"] == 1 and 0 < result.metrics["f2"] <= 1
-    assert ckpt.load(result.metrics["checkpoint"]).position == (1, 1)
+    assert ckpt.load(result.metrics["checkpoint"]).position == (1, 1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +146,14 @@ def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(dataset
     # Workers cannot import this file: the bomb travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
+    lines = []
     with pytest.raises(DivergedError, match="stage 2 epoch 1"):
-        train(settings, name="cut", say=lambda line: None, on_batch=bomb)
+        train(settings, name="cut", say=lines.append, on_batch=bomb)
+    # What would come again is not started again.
+    assert not any("start again" in line for line in lines) and sum("new run" in line for line in lines) == 1
     run = runs.find("cut", str(tmp_path))
     assert json.loads((tmp_path / "cut" / "failure.json").read_text())["exit_code"] == 6
-    assert run.checkpoints == ["last", "stage-1-32"]
+    assert run.checkpoints == ["best", "last", "stage-1-32"]
     assert run_command(["train", "--resume", "cut", "--storage", str(tmp_path)]) == 0
     assert "resuming after stage 1 epoch 1" in capsys.readouterr().out
     assert not (tmp_path / "cut" / "failure.json").exists()

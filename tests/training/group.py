@@ -1,8 +1,12 @@
 """Runs `fit` in a gloo group of processes and records what each step really saw, from inside the step."""
 
+import csv
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
+import uuid
 from pathlib import Path
 
 import torch
@@ -12,14 +16,22 @@ import torch.multiprocessing as mp
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.training.loop import Hooks, fit
+from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Worker
 
+TIMES = ("seconds", "images_per_s")
 
-def run_group(recipe: Recipe, run: Path, world: int, record: bool = True) -> None:
-    """Trains in `world` processes; leaves parameters-<stage>-<rank>.json and batches-<rank>.jsonl in `run`."""
+
+def run_group(recipe: Recipe, run: Path, world: int, record: bool = True, kill: tuple[int, int] | None = None) -> None:
+    """Trains in `world` processes; leaves parameters-<stage>-<rank>.json and batches-<rank>.jsonl in `run`.
+
+    With kill = (rank, n) that rank gets SIGKILL as its n-th batch of this attempt begins (from 0, validation included);
+    torch ends the others and raises ProcessExitedException.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    arguments = (recipe.model_dump_json(), str(run), world, record)
-    if world == 1:
+    group = f"file://{run}/group-{uuid.uuid4().hex}"
+    arguments = (recipe.model_dump_json(), str(run), world, record, group, kill)
+    if world == 1 and kill is None:
         _member(0, *arguments)
     else:
         # One server imports torch and forks the members: a spawned one would take 5 to 10 seconds of a core.
@@ -32,18 +44,47 @@ def run_alone(recipe: Recipe, run: Path, **hooks) -> dict:
     return fit(recipe, open_dataset(recipe.dataset), str(run), Worker(), Hooks(say=lambda line: None, **hooks))
 
 
+def save_at_once(patch=setattr) -> None:
+    """Makes every save wait until it is written: a run that ends after a step has the checkpoint of that step."""
+    save = Saver.save
+
+    def waiting(self, entries, began):
+        save(self, entries, began)
+        self.pending.exception()
+
+    patch(Saver, "save", waiting)
+
+
+def trace(run):
+    """All that must not depend on where a run was stopped: sha256 of weights and averages of each stage, the record."""
+    hashes = {}
+    for place in sorted((run / "checkpoints").iterdir()):
+        manifest = json.loads((place / "MANIFEST.json").read_text())
+        hashes[place.name] = {name: value for name, value in manifest.items() if name.endswith(".safetensors")}
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader((run / "history.csv").open())]
+    return hashes, rows, (run / "metrics.jsonl").read_text()
+
+
 def tile_hash(image: torch.Tensor) -> str:
     """A tile known by its pixels: no index computed by the loop takes part."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def _member(rank: int, recipe_json: str, run: str, world: int, record: bool) -> None:
+def _member(
+    rank: int, recipe_json: str, run: str, world: int, record: bool, group: str, kill: tuple[int, int] | None
+) -> None:
     recipe = Recipe.model_validate_json(recipe_json)
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{run}/group", rank=rank, world_size=world)
-    batches = Path(run) / f"batches-{rank}.jsonl"
+        dist.init_process_group("gloo", init_method=group, rank=rank, world_size=world)
+    if kill is not None:
+        save_at_once()
+    batches, seen = Path(run) / f"batches-{rank}.jsonl", iter(range(10**6))
 
     def on_batch(batch: Batch) -> None:
+        if kill == (rank, next(seen)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not record:
+            return
         names = [tile_hash(image) for image in batch.tensors["image"]]
         line = {"part": batch.part, "stage": batch.stage, "epoch": batch.epoch, "number": batch.number, "tiles": names}
         with batches.open("a") as file:
@@ -53,7 +94,9 @@ def _member(rank: int, recipe_json: str, run: str, world: int, record: bool) -> 
         state = {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in model.state_dict().items()}
         (Path(run) / f"parameters-{stage}-{rank}.json").write_text(json.dumps(state))
 
-    hooks = Hooks(say=lambda line: None, on_stage_end=on_stage_end, **({"on_batch": on_batch} if record else {}))
+    hooks = Hooks(
+        say=lambda line: None, on_stage_end=on_stage_end, **({"on_batch": on_batch} if record or kill else {})
+    )
     fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, world, rank, world), hooks)
     if world > 1:
         dist.destroy_process_group()

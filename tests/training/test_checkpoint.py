@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from raytrain import storage
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DivergedError
 from raytrain.training import checkpoint as ckpt
 
-META = {"stage": 1, "epoch": 2, "classes": ["a", "b"], "arch": "resnet18", "f2": 0.5}
+META = {"stage": 1, "epoch": 2, "classes": ["a", "b"], "arch": "resnet18", "normalize": "imagenet", "f2": 0.5}
 
 
 def model(value=1.0):
@@ -20,15 +20,15 @@ def model(value=1.0):
     return net
 
 
-def save(place, value=1.0, stage=1, epoch=2, state=None):
-    ckpt.save(str(place), model(value), META | {"stage": stage, "epoch": epoch}, state)
+def save(place, value=1.0, stage=1, epoch=2, state=None, steps=0):
+    ckpt.save(str(place), model(value), META | {"stage": stage, "epoch": epoch, "epoch_steps": steps}, state)
 
 
 def test_what_was_saved_is_read_back(tmp_path):
     optimizer = torch.optim.AdamW(model().parameters())
     save(tmp_path / "last", 3.0, state=optimizer.state_dict())
     found = ckpt.load(str(tmp_path / "last"))
-    assert found.position == (1, 2) and found.meta["classes"] == ["a", "b"]
+    assert found.position == (1, 2, 0) and found.meta["classes"] == ["a", "b"]
     assert found.weights()["0.weight"].eq(3).all() and "1.running_mean" in found.weights()
     assert found.train_state() == optimizer.state_dict()
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.old"))
@@ -53,11 +53,11 @@ def test_the_furthest_good_checkpoint_is_found_and_the_damaged_one_named(tmp_pat
     save(tmp_path / "stage-1-64", 1.0, stage=1, epoch=5)
     save(tmp_path / "last", 2.0, stage=2, epoch=1)
     found, skipped = ckpt.find_latest(str(tmp_path))
-    assert found.position == (2, 1) and not skipped
+    assert found.position == (2, 1, 0) and not skipped
     weights = tmp_path / "last" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     found, skipped = ckpt.find_latest(str(tmp_path))
-    assert found.position == (1, 5) and "model.safetensors" in skipped[0]
+    assert found.position == (1, 5, 0) and "model.safetensors" in skipped[0]
     assert ckpt.find_latest(str(tmp_path / "nowhere")) == (None, [])
 
 
@@ -65,6 +65,93 @@ def test_at_the_end_of_a_stage_the_one_with_optimiser_state_is_taken(tmp_path):
     save(tmp_path / "stage-1-64", stage=1, epoch=5)
     save(tmp_path / "last", stage=1, epoch=5, state={"x": 1})
     assert ckpt.find_latest(str(tmp_path))[0].train_state() == {"x": 1}
+
+
+def test_the_newest_step_is_taken_and_damaged_ones_are_passed_over_with_their_reasons(tmp_path):
+    save(tmp_path / "last", 1.0, epoch=1, state={"x": 1})
+    for step, steps in ((9, 2), (10, 3), (11, 4)):
+        save(tmp_path / ckpt.step_name(step), step, epoch=1, steps=steps, state={"x": step})
+    # Later by its meta.json alone: no position, or one of another kind.
+    for name, meta in (("step-00000012", b"{}"), ("step-00000013", b'{"stage": 1, "epoch": []}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_bytes(meta)
+    (tmp_path / "step-00000014").mkdir()
+    found, skipped = ckpt.find_latest(str(tmp_path))
+    assert found.position == (1, 1, 4) and found.train_state() == {"x": 11}
+    assert [sentence.split()[0].rpartition("/")[2] for sentence in skipped] == [
+        "step-00000012",
+        "step-00000013",
+        "step-00000014",
+    ]
+    (tmp_path / "step-00000011" / "train_state.pt").unlink()
+    (tmp_path / "step-00000010" / "MANIFEST.json").write_text("{")
+    found, skipped = ckpt.find_latest(str(tmp_path))
+    assert found.position == (1, 1, 2)
+    assert "train_state.pt" in skipped[3] and "step-00000010 is incomplete" in skipped[4]
+
+
+def test_the_best_is_no_place_to_go_on_from_within_a_stage(tmp_path):
+    save(tmp_path / "best", 2.0, epoch=2)
+    save(tmp_path / "last", 1.0, epoch=1, state={"x": 1})
+    assert ckpt.find_latest(str(tmp_path))[0].position == (1, 1, 0)
+
+
+def test_step_checkpoints_are_thinned_to_the_newest_and_later_ones_of_a_run_that_fell_back_go(tmp_path):
+    for step in (1, 2, 3, 10, 11):
+        save(tmp_path / ckpt.step_name(step), epoch=1, steps=step)
+    save(tmp_path / "last")
+    ckpt.thin(str(tmp_path), 10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-00000003", "step-00000010"]
+    ckpt.thin(str(tmp_path), 0, keep=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("part", ["weights", "averages"])
+def test_weights_that_are_not_finite_are_never_written(tmp_path, part):
+    save(tmp_path / "last")
+    broken = model(float("nan"))
+    models = (broken, None) if part == "weights" else (model(), broken)
+    with pytest.raises(DivergedError, match=r"0\.weight is not finite"):
+        ckpt.save(str(tmp_path / "last"), models[0], META, None, models[1])
+    assert ckpt.load(str(tmp_path / "last")).weights()["0.weight"].eq(1).all()
+
+
+def test_a_snapshot_does_not_follow_the_training_that_goes_on():
+    net, state = model(1.0), {"a": [torch.zeros(2)], "b": 1, "c": (torch.zeros(2),)}
+    kept = ckpt.snapshot(net, META, state, net)
+    with torch.no_grad():
+        for tensor in (net[0].weight, state["a"][0], state["c"][0]):
+            tensor += 7
+    assert kept.weights["0.weight"].eq(1).all() and kept.averaged["0.weight"].eq(1).all()
+    assert kept.train_state["a"][0].eq(0).all() and kept.train_state["c"][0].eq(0).all()
+    assert kept.finished.train_state is None and kept.finished.weights is kept.weights
+
+
+class Headed(torch.nn.Module):
+    """A network with the names of ours: the last layer of the head has a row for each class."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(2, 4)
+        self.head = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3))
+
+
+def test_remapped_classes_keep_their_outputs(tmp_path):
+    net, averaged, inputs = Headed(), Headed(), torch.randn(5, 4)
+    ckpt.save(str(tmp_path / "c"), net, META | {"classes": ["a", "b", "c"]}, None, averaged)
+    found = ckpt.load(str(tmp_path / "c"))
+    classes = ["c", "a", "b"]
+    with pytest.raises(ConfigError, match="another order") as caught:
+        ckpt.check_fits(found, classes, "resnet18")
+    assert "--remap-labels" in caught.value.fix
+    moved = ckpt.remapped(found, classes)
+    ckpt.check_fits(moved, classes, "resnet18", "imagenet")
+    for before, state in ((net, moved.weights()), (averaged, moved.ema_weights())):
+        after = Headed()
+        after.load_state_dict(state)
+        torch.testing.assert_close(after.head(inputs), before.head(inputs)[:, [2, 0, 1]], rtol=0, atol=0)
+        assert torch.equal(after.body.weight, before.body.weight)
+    assert ckpt.remapped(found, ["a", "b", "d"]) is found
 
 
 @pytest.mark.parametrize("step", range(12))
@@ -108,6 +195,12 @@ def test_a_checkpoint_for_something_else_is_refused(tmp_path, classes, arch, wor
     save(tmp_path / "last")
     with pytest.raises(ConfigError, match=words):
         ckpt.check_fits(ckpt.load(str(tmp_path / "last")), classes, arch)
+
+
+def test_a_checkpoint_of_other_pixels_is_refused(tmp_path):
+    save(tmp_path / "last")
+    with pytest.raises(ConfigError, match="normalised by imagenet, the configuration says none"):
+        ckpt.check_fits(ckpt.load(str(tmp_path / "last")), ["a", "b"], "resnet18", "none")
 
 
 def test_code_in_a_training_state_is_never_run(tmp_path):

@@ -47,7 +47,7 @@ def assert_same_bits(left, right):
 
 
 def test_a_run_leaves_what_the_house_promises(whole, recipe, dataset):
-    assert {p.name for p in (whole / "checkpoints").iterdir()} == {*recipe.stage_names, "last"}
+    assert {p.name for p in (whole / "checkpoints").iterdir()} == {*recipe.stage_names, "last", "best"}
     rows = list(csv.DictReader((whole / "history.csv").open()))
     assert list(rows[0]) == [
         "stage", "size", "epoch", "lr", "train_loss", "valid_loss", "accuracy", "f2", "f2_best", "images_per_s", "seconds",
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(r
     with pytest.raises(DivergedError, match="stage 2 epoch 1"):
         run_alone(recipe, tmp_path / "run", on_batch=poison, report=reports.append)
     found, skipped = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
-    assert found.position == (1, 1) and not skipped and len(reports) == 1
+    assert found.position == (1, 1, 0) and not skipped and len(reports) == 1
     assert all(bool(value.isfinite().all()) for value in found.weights().values())
 
 
@@ -196,7 +196,7 @@ def test_weights_that_break_at_the_last_step_of_an_epoch_reach_no_checkpoint(rec
     with pytest.raises(DivergedError, match="not finite after stage 2 epoch 1"):
         run_alone(recipe, tmp_path / "run", on_batch=poison)
     found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
-    assert found.position == (1, 1)
+    assert found.position == (1, 1, 0)
 
 
 def test_a_dataset_that_changed_is_refused_on_resume(recipe, whole, dataset, tmp_path):

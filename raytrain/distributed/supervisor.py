@@ -1,0 +1,111 @@
+"""`raytrain train --restarts K`: the same run as a child process, started again with --resume when the process dies.
+
+For what Ray does not survive: the death of its controller, of the driver, of the node's own processes.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raytrain import runs, storage
+from raytrain.config import Recipe
+
+PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+# Ends that the same command would only repeat, or that somebody wanted.
+FINAL_CODES = {0, 2, 3, 4, 5, 6, 7, 75, 130, 143}
+# Behind exit code 1 stands any exception; of these it is known that they come again.
+FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
+LONGEST_PAUSE_S = 60.0
+
+
+class Child:
+    """The process that trains; it gets the signals that the supervisor gets."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.signalled = False
+
+    def run(self, arguments: list[str]) -> int:
+        """Runs a command of raytrain. Returns its exit code, negative where a signal ended it."""
+        # A session of its own: Ctrl-C reaches every process of a terminal's group, and the child would hear it twice.
+        self.process = subprocess.Popen([*PROGRAM, *arguments], start_new_session=True)
+        return self.process.wait()
+
+    def forward(self, number: int, frame: Any) -> None:
+        """A handler of signals."""
+        self.signalled = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+def supervise(first: list[str], again: list[str], place: str, restarts: int, say: Callable[[str], None] = print) -> int:
+    """Runs the first command, and after each death of its process the other one.
+
+    Args:
+        first: arguments of the command that begins the run.
+        again: arguments of the command that goes on with it, once its directory is there.
+        place: the run's directory.
+        restarts: at most so many.
+        say: receives lines.
+
+    Returns:
+        The exit code of the last attempt, as a shell counts it.
+    """
+    child = Child()
+    before = {number: signal.signal(number, child.forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for attempt in range(restarts + 1):
+            begun = storage.exists(storage.join(place, "config.yaml"))
+            code = child.run(again if begun else first)
+            if code in FINAL_CODES or child.signalled or _comes_again(place, code):
+                break
+            if attempt < restarts:
+                pause = min(LONGEST_PAUSE_S, 2.0**attempt)
+                say(f"the run's process ended with {code}; restart {attempt + 1} of {restarts} in {pause:.0f} s")
+                time.sleep(pause)
+        return code if code >= 0 else 128 - code
+    finally:
+        for number, handling in before.items():
+            signal.signal(number, handling)
+
+
+def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
+    """`supervise` for a new run of a recipe. Returns the exit code."""
+    runs.refuse_taken(name, recipe.storage)
+    place = storage.join(storage.absolute(recipe.storage), name)
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(recipe.to_yaml())
+        first = ["train", "--config", str(file), "--name", name]
+        return supervise(first, _resume(place, []), place, restarts)
+
+
+def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) -> int:
+    """`supervise` for a run that is there, with the fields that may change. Returns the exit code."""
+    flags = {"num_workers": "--num-workers", "tiles": "--tiles"}
+    given = [word for key, flag in flags.items() if key in overrides for word in (flag, str(overrides[key]))]
+    if overrides.get("use_gpu") is not None:
+        given.append("--use-gpu" if overrides["use_gpu"] else "--no-use-gpu")
+    again = _resume(run.place, given)
+    return supervise(again, again, run.place, restarts)
+
+
+def _resume(place: str, flags: list[str]) -> list[str]:
+    return ["train", "--resume", storage.name_of(place), "--storage", storage.parent(place), *flags]
+
+
+def _comes_again(place: str, code: int) -> bool:
+    if code != 1:
+        return False
+    try:
+        return storage.read_json(storage.join(place, "failure.json"))["error"] in FINAL_ERRORS
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False

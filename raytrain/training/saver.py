@@ -1,0 +1,90 @@
+"""Saves off the training thread: one at a time, often enough, and so seldom that training does not feel it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from raytrain import storage
+from raytrain.training import checkpoint as ckpt
+
+# Without train.save_every_s: seconds, or so many times what a save costs where that is longer.
+LEAST_INTERVAL_S = 60.0
+TIMES_COST = 50
+
+
+class Saver:
+    """Writes the checkpoints of a run. Every rank has one, rank 0 alone uses it."""
+
+    def __init__(self, directory: str, every_s: float | None) -> None:
+        """Opens a run's `checkpoints` folder.
+
+        Args:
+            directory: the folder; made by the first save.
+            every_s: seconds between two saves within an epoch; None: by what they cost.
+        """
+        self.directory, self.every_s = directory, every_s
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.pending: Future[None] | None = None
+        self.cost_s = 0.0
+        self.began = time.monotonic()
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two saves within an epoch."""
+        return max(LEAST_INTERVAL_S, TIMES_COST * self.cost_s) if self.every_s is None else self.every_s
+
+    def due(self) -> bool:
+        """Whether it is time to save within an epoch.
+
+        Raises:
+            DivergedError, StorageError: of the save before.
+        """
+        if self.pending is not None and self.pending.done():
+            self.wait()
+        return self.pending is None and time.monotonic() - self.began >= self.interval_s
+
+    def wait(self) -> None:
+        """Returns when everything is written.
+
+        Raises:
+            DivergedError, StorageError: of the save before.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def save(self, entries: Sequence[tuple[str, ckpt.Snapshot]], began: float) -> None:
+        """Hands checkpoints to the thread, which writes them in their order.
+
+        Args:
+            entries: (name, state); what the first one holds must not be known only by the second.
+            began: monotonic time at which the copying of the states began: it belongs to the cost.
+
+        Raises:
+            DivergedError, StorageError: of the save before.
+        """
+        self.wait()
+        self.began = began
+        self.pending = self.thread.submit(self._write, entries)
+
+    def clear(self) -> None:
+        """Removes what a killed save left half-written."""
+        for name in storage.names(self.directory, directories=True):
+            if name.endswith(".partial"):
+                storage.remove(storage.join(self.directory, name))
+
+    def close(self) -> None:
+        """Ends the thread after what it is writing. Errors of it are for `wait`."""
+        self.thread.shutdown()
+
+    def _write(self, entries: Sequence[tuple[str, ckpt.Snapshot]]) -> None:
+        step = int(entries[0][1].meta["step"])
+        for name, state in entries:
+            if name == ckpt.LAST and storage.is_uri(self.directory):
+                # Nothing can be renamed there: while `last` is written anew, the same state stands elsewhere.
+                ckpt.write(storage.join(self.directory, ckpt.step_name(step)), state)
+            ckpt.write(storage.join(self.directory, name), state)
+        ckpt.thin(self.directory, step)
+        self.cost_s = time.monotonic() - self.began

@@ -1,0 +1,214 @@
+"""Where a run begins: its own latest checkpoint, else `init_from`, else weights, else random; in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from raytrain import storage
+from raytrain.config import Recipe
+from raytrain.data.dataset import Dataset
+from raytrain.errors import DataError
+from raytrain.training import checkpoint as ckpt
+from raytrain.training import models
+from raytrain.training.ema import Ema
+from raytrain.training.step import Worker
+
+RankState = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """How far a run is, the checkpoint it came from, and what is restored beside weights.
+
+    `optimizer`: its state, within a stage. `ranks`: what each rank held, within an epoch.
+    `unnamed` is a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write.
+    `order` holds the window that tiles are shuffled in, where a run goes on: it must not change.
+    """
+
+    position: ckpt.Position = ckpt.BEGINNING
+    parent: str | None = None
+    optimizer: dict[str, Any] | None = None
+    ranks: tuple[RankState, ...] = ()
+    lr: Any = None
+    unnamed: int = 0
+    order: tuple[int | None] | None = None
+
+    def epochs_done(self, number: int) -> int:
+        """Whole epochs of a stage that a run which goes on has behind it."""
+        return self.position.epochs if self.position.stage == number else 0
+
+    def steps_done(self, number: int, epoch: int) -> int:
+        """Steps of an epoch that a run which goes on has behind it."""
+        at = (self.position.stage, self.position.epochs + 1) == (number, epoch)
+        return self.position.steps if at else 0
+
+    def resumes(self, number: int) -> bool:
+        """Whether a stage is gone on with, not begun."""
+        return self.position.stage == number and self.position > (number, 0, 0)
+
+
+def begin(
+    recipe: Recipe, dataset: Dataset, run: str, model: nn.Sequential, worker: Worker, say: Callable[[str], None]
+) -> tuple[Start, ckpt.Checkpoint | None]:
+    """Loads the weights that a run begins with into the model.
+
+    Every rank reads the same files, so that all agree on the position without talking.
+
+    Args:
+        recipe: of the run.
+        dataset: opened.
+        run: its directory.
+        model: whose weights are replaced.
+        worker: this process.
+        say: receives lines.
+
+    Raises:
+        ConfigError: the checkpoint is for other classes, another network or other pixels.
+        DataError: the run's own checkpoint was trained on other tiles.
+    """
+    own, skipped = ckpt.find_latest(storage.join(run, "checkpoints"))
+    for sentence in skipped:
+        say(f"skipped a checkpoint: {sentence}")
+    source = own or initial(recipe, dataset)
+    if source is None:
+        say(f"new run, from {_fresh(recipe, model)}")
+        return Start(), None
+    ckpt.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+    if own:
+        _check_same_data(own, recipe, dataset)
+    # A checkpoint's F2 is that of its averages: a run that keeps none starts from them.
+    goes_on = own is not None or recipe.train.ema > 0
+    model.load_state_dict(source.weights() if goes_on else source.judged_weights())
+    f2 = source.meta["f2"]
+    origin = f"{source.place} ({'not judged' if f2 is None else f'F2 {f2:.4f}'})"
+    if own is None:
+        say(f"new run, from {origin}{_other_data(source, recipe, dataset)}")
+        return Start(parent=source.place), source
+    say(f"resuming {_readable(own.position)}, from {origin}")
+    _say_changes(own, worker, say)
+    return _resumed(own, recipe, run), own
+
+
+def initial(recipe: Recipe, dataset: Dataset) -> ckpt.Checkpoint | None:
+    """The checkpoint that `init_from` names, with its classes in the dataset's order where that is asked for.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if recipe.init_from is None:
+        return None
+    found = ckpt.load(recipe.init_from)
+    return ckpt.remapped(found, dataset.classes) if recipe.remap_labels else found
+
+
+def averages(model: nn.Module, decay: float, source: ckpt.Checkpoint | None) -> Ema | None:
+    """Averages that go on from the checkpoint's, where it has any; None for a run that averages none."""
+    if not decay:
+        return None
+    averaged = source.ema_weights() if source else None
+    ema = Ema(model, decay, source.meta["ema_updates"] if source and averaged else 0)
+    if averaged:
+        ema.module.load_state_dict(averaged)
+    return ema
+
+
+def rank_state(model: nn.Module, ema: Ema | None, outcomes: list[torch.Tensor]) -> RankState:
+    """What a rank holds within an epoch that the others do not: BatchNorm statistics, and its shares of the losses."""
+    return {
+        "statistics": models.running_statistics(model),
+        "averaged": models.running_statistics(ema.module) if ema else [],
+        "outcomes": torch.stack(outcomes),
+    }
+
+
+def gathered(state: RankState, worker: Worker, group: dist.ProcessGroup | None) -> list[RankState]:
+    """The states of all ranks in their order, in host memory, on rank 0; elsewhere empty. All ranks call it together."""
+    state = {key: [t.cpu() for t in value] if isinstance(value, list) else value.cpu() for key, value in state.items()}
+    if worker.world == 1:
+        return [state]
+    states: list[Any] = [None] * worker.world
+    dist.gather_object(state, states if worker.rank == 0 else None, dst=0, group=group)
+    return states if worker.rank == 0 else []
+
+
+def restore(ranks: tuple[RankState, ...], model: nn.Module, ema: Ema | None, worker: Worker) -> list[torch.Tensor]:
+    """Gives this rank what it held within the epoch. Returns its outcomes of the epoch's steps so far.
+
+    For another number of ranks: the mean of the statistics, and rank 0 takes over all shares of the losses.
+    """
+    alike = len(ranks) == worker.world
+    with torch.no_grad():
+        for key, module in (("statistics", model), ("averaged", ema.module if ema else None)):
+            buffers = models.running_statistics(module) if module is not None else []
+            for i, buffer in enumerate(buffers):
+                held = [ranks[worker.rank][key][i]] if alike else [rank[key][i] for rank in ranks]
+                buffer.copy_(torch.stack(held).mean(0) if len(held) > 1 else held[0])
+    outcomes = torch.stack([rank["outcomes"] for rank in ranks])
+    mine = outcomes[worker.rank] if alike else outcomes.sum(0) * (worker.rank == 0)
+    return list(mine.to(worker.device))
+
+
+def _fresh(recipe: Recipe, model: nn.Sequential) -> str:
+    state = models.body_weights(recipe.model.arch, recipe.model.weights)
+    if state is None:
+        return "random weights"
+    models.load_body(model, state, recipe.model.weights)
+    return f"weights {recipe.model.weights}"
+
+
+def _resumed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> Start:
+    state, lr = own.train_state() or {}, own.meta["lr"]
+    return Start(
+        own.position, own.place, state.get("optimizer"), tuple(state.get("ranks", ())),
+        tuple(lr) if isinstance(lr, list) else lr, _unnamed(own, recipe, run), (own.meta.get("window"),),
+    )  # fmt: skip
+
+
+def _unnamed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> int:
+    number = own.position.stage
+    named = storage.join(run, "checkpoints", recipe.stage_names[number - 1], ckpt.MANIFEST)
+    complete = own.position == (number, recipe.stages[number - 1].epochs, 0)
+    return number if complete and not storage.exists(named) else 0
+
+
+def _check_same_data(own: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
+    if _data_of(own) != (dataset.hash, dataset.split_hash(recipe.data.split)):
+        raise DataError(
+            f"the dataset {dataset.place} is not the one that {own.place} was trained on",
+            "tiles or their parts have changed since; validation tiles could have been trained on",
+            "start a new run with --init-from that checkpoint, or restore the dataset",
+        )
+
+
+def _other_data(source: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> str:
+    if _data_of(source) == (dataset.hash, dataset.split_hash(recipe.data.split)):
+        return ""
+    return "; it was trained on other tiles or another split: tiles that validate here may have trained it"
+
+
+def _data_of(checkpoint: ckpt.Checkpoint) -> tuple[str, str]:
+    return checkpoint.meta["dataset_hash"], checkpoint.meta["split_hash"]
+
+
+def _readable(position: ckpt.Position) -> str:
+    if position.steps:
+        return f"in stage {position.stage} epoch {position.epochs + 1} after its step {position.steps}"
+    return f"after stage {position.stage} epoch {position.epochs}"
+
+
+def _say_changes(own: ckpt.Checkpoint, worker: Worker, say: Callable[[str], None]) -> None:
+    """Says what keeps the rest of the run from having the bits of an undisturbed one."""
+    for key, now, thing in (
+        ("world", worker.world, "workers"),
+        ("threads", torch.get_num_threads(), "threads a worker"),
+    ):
+        if own.meta[key] != now:
+            say(
+                f"  {own.meta[key]} {thing} so far, {now} from here: the same tiles in the same order, last bits may differ"
+            )

@@ -1,0 +1,25 @@
+"""Which failures of workers start the group again."""
+
+import pytest
+import ray
+
+from raytrain.distributed.restarts import permanent_failure
+from raytrain.errors import DivergedError
+
+DEAD = ray.exceptions.RayActorError()
+BROKEN = RuntimeError("[pair.cc:553] gloo: Connection closed by peer [127.0.0.1]:1")
+
+
+@pytest.mark.parametrize("failures", [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}])
+def test_a_death_and_what_it_does_to_the_others_pass(failures):
+    assert permanent_failure(failures) is None
+
+
+@pytest.mark.parametrize(
+    "error", [DivergedError("the loss became nan"), ModuleNotFoundError("timm"), TypeError("x"), RuntimeError("shape")]
+)
+def test_an_error_of_the_program_would_come_again(error):
+    assert permanent_failure({0: BROKEN, 1: error}) is error
+    wrapped = ray.exceptions.RayTaskError("f", "", error)
+    if isinstance(error, DivergedError):
+        assert permanent_failure({0: wrapped}) is error

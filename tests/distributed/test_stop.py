@@ -1,0 +1,113 @@
+"""Training as a user types it, stopped by a signal, killed under Ray, resumed: the bits of a run that nothing disturbed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from group import run_group, trace
+
+from raytrain.config import load_recipe
+
+pytestmark = pytest.mark.usefixtures("no_cluster")
+PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def recipe(dataset):
+    """Long enough to be met in the middle: 6 epochs of 16 steps."""
+    train = {"batch_size": 8, "threads": 1, "save_every_s": 0.5, "ema": 0.9}
+    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "num_workers": 2})
+    return smoke.model_copy(update={"stages": tuple(s.model_copy(update={"epochs": 3}) for s in smoke.stages[:2])})
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    run_group(recipe, run, 2, record=False)
+    return trace(run)
+
+
+class Command:
+    """A command of raytrain in a process of its own; its lines are read as they come."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen(
+            [*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines = []
+
+    def wait_for(self, words):
+        """Reads lines up to the first with these words."""
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if words in line:
+                return
+        raise AssertionError(f"no line with {words!r}: {''.join(self.lines)}")
+
+    def end(self):
+        """Reads to the end. Returns the exit code."""
+        self.lines += self.process.stdout.readlines()
+        return self.process.wait()
+
+    @property
+    def text(self):
+        return "".join(self.lines)
+
+    def worker(self):
+        """A process of the worker group."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(p for p in children if "TrainWorker" in " ".join(p.cmdline()))
+
+
+def test_a_signal_and_then_the_death_of_a_worker_cost_no_bit(recipe, whole, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    where = ["--storage", tmp_path]
+    command = Command("train", "--config", tmp_path / "recipe.yaml", "--name", "run", *where)
+    command.wait_for("first step of")
+    sent = time.time()
+    command.process.send_signal(signal.SIGTERM)
+    assert command.end() == 75, command.text
+    assert "SIGTERM: a checkpoint follows" in command.text and "raytrain train --resume run" in command.text
+    run = tmp_path / "run"
+    failure = json.loads((run / "failure.json").read_text())
+    assert failure["exit_code"] == 75
+    kept = failure["message"].split(" kept in ")[1].splitlines()[0]
+    assert os.stat(f"{kept}/MANIFEST.json").st_mtime > sent and "/step-" in kept
+    command = Command("train", "--resume", "run", *where)
+    command.wait_for("resuming in stage 1")
+    command.wait_for("epoch 2/3")
+    os.kill(command.worker().pid, signal.SIGKILL)
+    assert command.end() == 0, command.text
+    assert "the workers start again" in command.text and command.text.count("resuming in stage") >= 1
+    assert trace(run) == whole
+    assert not (run / "failure.json").exists()
+
+
+@pytest.mark.slow
+def test_the_supervisor_finishes_a_run_whose_driver_is_killed(recipe, whole, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    arguments = ["--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path, "--restarts", "2"]
+    command = Command("train", *arguments)
+    for _ in range(2):
+        command.wait_for("first step of")
+        os.kill(psutil.Process(command.process.pid).children()[0].pid, signal.SIGKILL)
+    assert command.end() == 0, command.text
+    assert "restart 2 of 2" in command.text
+    assert trace(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_command_at_once(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    command = Command("train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path)
+    command.wait_for("starting 2 CPU workers")
+    command.process.send_signal(signal.SIGINT)
+    time.sleep(2.5)
+    command.process.send_signal(signal.SIGINT)
+    assert command.end() == 130, command.text
+    assert "stopped from the keyboard" in command.text and "Traceback" not in command.text

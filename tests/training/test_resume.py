@@ -1,0 +1,215 @@
+"""Going on in the middle of an epoch: whatever ended the run, the same weights, averages and record to the bit."""
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from group import run_alone, run_group, save_at_once, trace
+from torch.multiprocessing import ProcessExitedException
+
+from raytrain.config import load_recipe
+from raytrain.data.dataset import open_dataset
+from raytrain.errors import ConfigError, DivergedError
+from raytrain.training import checkpoint as ckpt
+from raytrain.training import loop, lr_find
+from raytrain.training.loop import Hooks
+from raytrain.training.step import Worker
+
+# Five steps an epoch, the last one short.
+STEPS, OPTIONS = 5, {"ema": 0.9, "mixup": 0.4, "accumulate": 2, "clip_norm": 1.0, "loss": "soft-f2"}
+
+
+@pytest.fixture(scope="module")
+def recipe(dataset):
+    """Two epochs frozen, one unfrozen, one at 64 px."""
+    train = {"batch_size": 30, "threads": 1, "ema": 0.9}
+    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train})
+    first = smoke.stages[0].model_copy(update={"epochs": 2})
+    return smoke.model_copy(update={"stages": (first, *smoke.stages[1:3])})
+
+
+def often(recipe):
+    """The same with a checkpoint after every step."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"save_every_s": 0.0})})
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """A run that ends after a step has the checkpoint of that step."""
+    save_at_once(monkeypatch.setattr)
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop_at(batch_number):
+    """A hook that ends the run as its n-th training batch begins."""
+    seen = iter(range(10**6))
+
+    def on_batch(batch):
+        if batch.part == "train" and next(seen) == batch_number:
+            raise Stopped
+
+    return on_batch
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    run_alone(recipe, run)
+    return trace(run)
+
+
+def test_an_undisturbed_run_leaves_no_step_behind_and_the_best_epoch(whole):
+    hashes, rows, _ = whole
+    assert set(hashes) == {"best", "last", "stage-1-32", "stage-2-32", "stage-1-64"}
+    best = max(range(4), key=lambda n: float(rows[n]["f2"]))
+    same = {name for name in hashes if hashes[name] == hashes["best"]} - {"best"}
+    assert {1: "stage-1-32", 2: "stage-2-32", 3: "stage-1-64"}.get(best) in (*same, None)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(recipe, whole, tmp_path, seed):
+    chance, run = random.Random(seed), tmp_path / "run"
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            run_alone(often(recipe), run, on_batch=stop_at(chance.randrange(1, 6)))
+    run_alone(recipe, run)
+    assert trace(run) == whole
+
+
+def test_it_goes_on_from_the_very_step(recipe, tmp_path):
+    with pytest.raises(Stopped):
+        run_alone(often(recipe), tmp_path / "run", on_batch=stop_at(STEPS + 3))
+    found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    assert found.position == (1, 1, 3) and found.meta["step"] == STEPS + 3 and found.meta["f2"] is None
+    seen, lines = [], []
+    hooks = Hooks(say=lines.append, on_batch=lambda batch: seen.append((batch.part, batch.epoch, batch.number)))
+    loop.fit(recipe, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
+    assert seen[0] == ("train", 2, 3)
+    assert any("resuming in stage 1 epoch 2 after its step 3" in line for line in lines)
+
+
+def test_every_option_goes_on_in_the_middle_of_an_epoch(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
+    train = recipe.train.model_copy(update=OPTIONS)
+    recipe = recipe.model_copy(update={"train": train, "lr": "auto", "select": "2"})
+    run_alone(recipe, tmp_path / "whole")
+    # The hook sees the two passes of every step.
+    for passes in (7, 9):
+        with pytest.raises(Stopped):
+            run_alone(often(recipe), tmp_path / "cut", on_batch=stop_at(passes))
+    run_alone(recipe, tmp_path / "cut")
+    assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
+
+
+def test_the_newest_checkpoint_is_damaged_and_the_one_before_gives_the_same_bits(recipe, whole, tmp_path):
+    with pytest.raises(Stopped):
+        run_alone(often(recipe), tmp_path / "run", on_batch=stop_at(STEPS + 4))
+    places = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(places) == ckpt.KEPT_STEPS
+    content = bytearray((places[-1] / "train_state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (places[-1] / "train_state.pt").write_bytes(content)
+    lines = []
+    loop.fit(recipe, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), Hooks(say=lines.append))
+    assert any("skipped a checkpoint" in line and places[-1].name in line for line in lines)
+    assert trace(tmp_path / "run") == whole
+
+
+def killed_and_resumed(recipe, folder, world, kills):
+    """The run with so many SIGKILLs, then to its end."""
+    for kill in kills:
+        with pytest.raises(ProcessExitedException):
+            run_group(often(recipe), folder, world, record=False, kill=kill)
+    run_group(recipe, folder, world, record=False)
+    assert not list((folder / "checkpoints").glob("*.partial"))
+    return trace(folder)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_a_killed_rank_and_the_same_command_again_give_the_same_bits(recipe, tmp_path, world):
+    # The kill falls in the middle of the unfrozen stage's only epoch.
+    short = recipe.model_copy(update={"select": "2"})
+    run_group(short, tmp_path / "whole", world, record=False)
+    found = killed_and_resumed(short, tmp_path / "cut", world, [(world - 1, 3)])
+    assert found == trace(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ten_killed_ranks_each_give_the_same_bits(recipe, tmp_path, world):
+    run_group(recipe, tmp_path / "whole", world, record=False)
+    wanted, chance, last = trace(tmp_path / "whole"), random.Random(world), 4 * STEPS
+    for n in range(10):
+        kills = [(chance.randrange(world), chance.randrange(1, last))]
+        assert killed_and_resumed(recipe, tmp_path / str(n), world, kills) == wanted
+
+
+def test_another_number_of_workers_sees_the_same_tiles_and_says_that_bits_may_differ(recipe, tmp_path):
+    short = recipe.model_copy(update={"stages": recipe.stages[:1]})
+    with pytest.raises(ProcessExitedException):
+        run_group(often(short), tmp_path / "run", 2, record=True, kill=(1, STEPS - 1))
+    found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    ranks = found.train_state()["ranks"]
+    assert len(ranks) == 2 and found.position[:2] == (1, 0) and found.position.steps in (STEPS - 2, STEPS - 1)
+    lines = []
+    hooks = Hooks(say=lines.append)
+    trainer = loop.Trainer(short, open_dataset(short.dataset), str(tmp_path / "run"), Worker(), hooks)
+    assert any("2 workers so far, 1 from here" in line for line in lines)
+    record = next(trainer.steps(trainer.start_stage(1), 1, 1))
+    assert record.done == found.position.steps + 1
+    torch.testing.assert_close(torch.stack(record.outcomes[:-1]), ranks[0]["outcomes"] + ranks[1]["outcomes"])
+    mean = (ranks[0]["statistics"][0] + ranks[1]["statistics"][0]) / 2
+    assert not torch.equal(ranks[0]["statistics"][0], mean)
+    loop.fit(short, open_dataset(short.dataset), str(tmp_path / "run"), Worker(), Hooks(say=lines.append))
+    assert [float(row["f2"]) > 0 for row in trace(tmp_path / "run")[1]] == [True, True]
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_step_checkpoint(recipe, tmp_path):
+    def poison(batch):
+        if batch.part == "train" and (batch.epoch, batch.number) == (1, 3):
+            batch.tensors["target"].fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match="step 4 of stage 1 epoch 1"):
+        run_alone(often(recipe), tmp_path / "run", on_batch=poison)
+    found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    assert found.position == (1, 0, 3)
+    assert all(bool(value.isfinite().all()) for value in found.weights().values())
+
+
+@pytest.mark.parametrize("when", ["within an epoch", "after an epoch"])
+def test_a_reason_to_stop_leaves_a_checkpoint_of_the_step_that_was_just_done(recipe, whole, tmp_path, when):
+    batches = []
+
+    def stop():
+        within = len(batches) and batches[-1] == ("train", 2, 1)
+        after = len(batches) and batches[-1][:2] == ("valid", 1)
+        return "SIGTERM" if (within if when == "within an epoch" else after) else None
+
+    hooks = {"on_batch": lambda batch: batches.append((batch.part, batch.epoch, batch.number)), "stop": stop}
+    result = run_alone(often(recipe), tmp_path / "run", **hooks)
+    wanted = (1, 1, 2) if when == "within an epoch" else (1, 1, 0)
+    assert result["stopped"] == "SIGTERM" and ckpt.load(result["checkpoint"]).position == wanted
+    assert ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))[0].position == wanted
+    run_alone(recipe, tmp_path / "run")
+    assert trace(tmp_path / "run") == whole
+
+
+def test_a_start_from_classes_in_another_order_is_remapped_when_asked(recipe, dataset, tmp_path):
+    run_alone(recipe.model_copy(update={"select": "1"}), tmp_path / "first")
+    place = tmp_path / "first" / "checkpoints" / "stage-1-32"
+    found = ckpt.load(str(place))
+    theirs = found.meta["classes"][::-1]
+    net = loop.models.build("resnet18", len(theirs), 0.5)
+    net.load_state_dict(found.weights())
+    ckpt.save(str(tmp_path / "other"), net, found.meta | {"classes": theirs})
+    settings = recipe.model_copy(update={"select": "2", "init_from": str(tmp_path / "other")})
+    hooks = Hooks(say=lambda line: None)
+    with pytest.raises(ConfigError, match="another order"):
+        loop.Trainer(settings, dataset, str(tmp_path / "run"), Worker(), hooks)
+    settings = settings.model_copy(update={"remap_labels": True})
+    trainer = loop.Trainer(settings, dataset, str(tmp_path / "run"), Worker(), hooks)
+    assert torch.equal(trainer.model.head[-1].weight, found.weights()["head.7.weight"].flip(0))

@@ -1,0 +1,92 @@
+"""The saver: off the training thread, one at a time, as often as its cost allows."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from raytrain import storage
+from raytrain.errors import StorageError
+from raytrain.training import checkpoint as ckpt
+from raytrain.training.saver import LEAST_INTERVAL_S, TIMES_COST, Saver
+
+
+def state(step, train_state=None):
+    meta = {"stage": 1, "epoch": 0, "epoch_steps": step, "step": step}
+    return ckpt.snapshot(torch.nn.Linear(2, 2), meta, train_state)
+
+
+@pytest.fixture
+def saver(tmp_path):
+    saver = Saver(str(tmp_path), 0.0)
+    yield saver
+    saver.close()
+
+
+def save(saver, step):
+    saver.save([(ckpt.step_name(step), state(step))], time.monotonic())
+
+
+def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, monkeypatch):
+    let, running, threads, write = threading.Event(), [], [], ckpt.write
+
+    def slow(place, what):
+        threads.append(threading.current_thread())
+        running.append(place)
+        assert len(running) == 1
+        let.wait(30)
+        write(place, what)
+        running.remove(place)
+
+    monkeypatch.setattr(ckpt, "write", slow)
+    save(saver, 1)
+    assert not saver.due() and not (tmp_path / "step-00000001").exists()
+    let.set()
+    save(saver, 2)
+    saver.wait()
+    assert saver.due()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
+    assert threading.main_thread() not in threads
+
+
+def test_an_error_of_a_save_is_raised_by_the_next_look_and_once(saver, monkeypatch):
+    def full(place, what):
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ckpt, "write", full)
+        save(saver, 1)
+        saver.pending.exception()
+        with pytest.raises(StorageError, match="no space left"):
+            saver.due()
+    save(saver, 2)
+    saver.wait()
+
+
+def test_without_a_setting_the_interval_follows_the_measured_cost(tmp_path):
+    saver = Saver(str(tmp_path), None)
+    assert saver.interval_s == LEAST_INTERVAL_S and not saver.due()
+    saver.save([("last", state(1))], time.monotonic() - 10)
+    saver.wait()
+    assert saver.interval_s == pytest.approx(TIMES_COST * saver.cost_s) and saver.cost_s >= 10
+    saver.close()
+    assert Saver(str(tmp_path), 5.0).interval_s == 5.0
+
+
+def test_where_nothing_can_be_renamed_the_last_state_stands_elsewhere_while_last_is_written(monkeypatch):
+    written = []
+    monkeypatch.setattr(ckpt, "write", lambda place, what: written.append(storage.name_of(place)))
+    monkeypatch.setattr(storage, "names", lambda place, directories: [])
+    saver = Saver("s3://bucket/run/checkpoints", 0.0)
+    saver.save([("best", state(7)), ("last", state(7))], 0.0)
+    saver.wait()
+    saver.close()
+    assert written == ["best", "step-00000007", "last"]
+
+
+def test_leftovers_of_a_killed_save_are_cleared(saver, tmp_path):
+    for name in ("last", "step-00000001.partial"):
+        (tmp_path / name).mkdir()
+    saver.clear()
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
