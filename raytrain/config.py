@@ -413,9 +413,11 @@ def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any, t
 
 def _line_of(path: tuple[int | str, ...], text: str) -> int | None:
     """Line of a key in YAML text, counted from 1; None where the file does not hold it."""
+    if not text:
+        return None
     import yaml
 
-    node = yaml.compose(text) if text else None
+    node = yaml.compose(text)
     line = None
     for part in path:
         if isinstance(node, yaml.MappingNode):

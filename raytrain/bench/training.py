@@ -35,7 +35,8 @@ from raytrain.training.step import Worker
 
 TILES = "tiles/s"
 PEER_LOADERS = 2
-EPOCHS = 3
+# Whole epochs: so many, or fewer once they have taken so many seconds.
+EPOCHS, EPOCHS_S = 3, 60.0
 PARTS = ("train", "workers", "stream", "peer", "variants", "profile")
 
 
@@ -116,6 +117,8 @@ def _epochs(loop: Loop, rounds: int, say: Say) -> Iterator[Figure]:
         judged.append(time.perf_counter() - began)
         seconds.append(trained + judged[-1])
         say(f"  epoch {n + 1} of {rounds}: {seconds[-1]:.1f} s")
+        if sum(seconds) > EPOCHS_S:
+            break
     tiles = len(trainer.valid_rows)
     yield Figure(f"{loop.name}.validation", "validation", TILES, tuple(tiles / s for s in judged), loop.about)
     about = f"{loop.about}, {len(trainer.train_rows)} + {tiles} tiles"

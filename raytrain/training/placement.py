@@ -61,35 +61,37 @@ def place_tiles(
         feed: Feed = StreamFeed(dataset, size, window=window, processes=processes, device=worker.device)
         shards = len(dataset.shards)
         place = f"streamed from the shards, {window or shards} of {shards} in a window"
-    elif (why := device_reason(choice, store.pixels.nbytes, worker.device)) is None:
-        feed, place, reason = CacheFeed(store.pixels, worker.device), f"in {store.directory}", ""
     else:
-        feed, place, reason = DeviceFeed(store.pixels, worker.device), "on the GPU", why
+        on_gpu, reason = goes_to_gpu(choice, store.pixels.nbytes, worker.device)
+        feed = (DeviceFeed if on_gpu else CacheFeed)(store.pixels, worker.device)
+        place = "on the GPU" if on_gpu else f"in {store.directory}"
     if worker.rank == 0:
-        say(f"tiles: {place}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px{reason and f' ({reason})'}")
+        say(f"tiles: {place}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px ({reason})")
     return Placed(feed, size, window, store)
 
 
-def device_reason(choice: str, size: int, device: torch.device) -> str | None:
-    """Why tiles of so many bytes go to the GPU; None where they stay in host memory.
+def goes_to_gpu(choice: str, size: int, device: torch.device) -> tuple[bool, str]:
+    """Whether decoded tiles of so many bytes go to the GPU or stay in host memory, and why.
 
     Raises:
         ConfigError: they are to go there and there is none.
     """
-    if device.type != "cuda":
-        if choice != "device":
-            return None
+    if choice == "device" and device.type != "cuda":
         raise ConfigError(
             "--tiles device needs a GPU, this worker has none",
             "device means the GPU's own memory",
             "--tiles cache, or leave it out",
         )
+    if choice != "auto":
+        return choice == "device", "as asked"
+    if device.type != "cuda":
+        return False, "no GPU"
     free = torch.cuda.mem_get_info(device)[0]
-    if choice == "device":
-        return "as asked"
-    if choice == "cache" or size > SHARE_OF_GPU * free:
-        return None
-    return f"less than {SHARE_OF_GPU:.0%} of the {free / 1e9:.0f} GB free there"
+    fits = size <= SHARE_OF_GPU * free
+    return (
+        fits,
+        f"{'at most' if fits else 'more than'} {SHARE_OF_GPU:.0%} of the GPU's {free / 1e9:.0f} GB that are free",
+    )
 
 
 def _store(

@@ -32,6 +32,21 @@ def test_an_ordinary_picture_is_not_odd():
     assert images.inspect(JPEG, "tile.JPG").odd == () and images.inspect(PNG, "tile").odd == ()
 
 
+@pytest.mark.parametrize(
+    ("size", "decoded"), [(64, 64), (60, 64), (65, 128), (128, 128), (200, 256), (256, 256), (300, 256)]
+)
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_smaller_copy_comes_from_no_fewer_pixels_than_it_has(mode, size, decoded, monkeypatch):
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).resize((256, 256))
+    content = encoded(smooth if mode == "RGB" else Image.merge("CMYK", [*smooth.split(), Image.new("L", (256, 256))]))
+    seen = []
+    monkeypatch.setattr(images, "_rgb", lambda image, rgb=images._rgb: (seen.append(image.size), rgb(image))[1])
+    found = images.decode(content, size)
+    assert seen == [(decoded, decoded)] and found.shape == (size, size, 3)
+    whole = Image.open(io.BytesIO(content)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    assert np.abs(found.astype(int) - np.asarray(whole, int)).mean() < 3
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpegs_of_every_mode_decode_as_pillow_converts_them(mode):
     content = encoded(noise(mode))
