@@ -154,7 +154,7 @@ def lesson(**changes):
     train = {
         "batch_size": 64, "precision": "fp32", "wd": 0.01, "optimizer": "adamw", "seed": 42, "threads": None,
         "loss": "bce", "label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "clip_norm": None, "accumulate": 1, "execution": "auto",
-        "schedule": changes["schedule"], "drop_last": changes["drop_last"],
+        "save_every_s": None, "stall_s": 300.0, "schedule": changes["schedule"], "drop_last": changes["drop_last"],
     }  # fmt: skip
     augment = {
         "flip": changes["flip"],
@@ -173,7 +173,8 @@ def lesson(**changes):
             {"size": size, "epochs": 5, "freeze": freeze, "lr": lr, "start_size": None, "batch_size": None, "augment": None}
             for size, freeze, lr in stages
         ),
-        "select": None, "dataset": None, "storage": "runs", "lr": None, "init_from": None, "tiles": "auto", "num_workers": 1, "use_gpu": None,
+        "select": None, "dataset": None, "storage": "runs", "lr": None, "init_from": None,
+        "remap_labels": False, "tiles": "auto", "num_workers": 1, "use_gpu": None,
     }  # fmt: skip
 
 

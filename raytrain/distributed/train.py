@@ -24,6 +24,7 @@ from raytrain.distributed.preflight import check_cluster, check_recipe, check_wo
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import Inbox, interruptible, mailbox
 from raytrain.errors import ConfigError, UnfinishedError, exit_code_of
+from raytrain.runlock import held
 from raytrain.training import loop
 from raytrain.training.loop import Hooks, Metrics
 from raytrain.training.lr_find import Curve
@@ -65,7 +66,7 @@ def train(
     """
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
-    with session():
+    with held(storage.join(recipe.storage, name)), session():
         check_cluster(recipe)
         run = runs.create(recipe, name, dataset)
         say(f"run {run.name} in {run.place}")
@@ -94,7 +95,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
     check_workers(recipe.num_workers)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
     recipe, _ = check_recipe(recipe, starts=not run.checkpoints)
-    with session():
+    with held(run.place), session():
         check_cluster(recipe)
         storage.remove(storage.join(run.place, "failure.json"))
         say(f"run {run.name} in {run.place}")

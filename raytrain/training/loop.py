@@ -39,6 +39,7 @@ from raytrain.training.precision import agreed_precision, dtype_of
 from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Outcome, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
+from raytrain.training.watchdog import Watchdog
 
 AUTO_RULE = "minimum/10"
 Metrics = dict[str, Any]
@@ -69,7 +70,9 @@ def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks
         ConfigError, DataError, DivergedError, StorageError: see their sentences.
     """
     trainer = Trainer(recipe, dataset, run, worker, hooks)
-    with contextlib.closing(trainer.placed.feed), contextlib.closing(trainer.saver):
+    parts = (trainer.placed.feed, trainer.saver, trainer.watchdog)
+    with contextlib.closing(parts[0]), contextlib.closing(parts[1]), contextlib.closing(parts[2]):
+        trainer.watchdog.start()
         if trainer.leads:
             trainer.saver.clear()
         return _fit(trainer)
@@ -125,6 +128,7 @@ class Trainer:
         self.waiting = True  # for the first step
         self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s)
         self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
+        self.watchdog = Watchdog(run, worker.rank, recipe.train.stall_s, hooks.say)
         self.reason: str | None = None  # to stop
         self.newest = self.start.parent  # checkpoint of this run
 
@@ -213,6 +217,10 @@ class Trainer:
         record.paused += time.monotonic() - began
         return action is Action.STOP
 
+    def _on_batch(self, batch: Batch) -> None:
+        self.watchdog.beat()
+        self.hooks.on_batch(batch)
+
     def _decide(self) -> Action:
         """What rank 0 decides for all."""
         self.reason = self.reason or self.hooks.stop()
@@ -259,7 +267,7 @@ class Trainer:
             self.ema.module if self.ema else self.model, self.source, mine, size=stage.size,
             batch=max(1, 2 * recipe.batch_size(stage) // worker.world), normalize=recipe.data.normalize,
             precision=recipe.train.precision,
-            on_batch=lambda i, tensors: self.hooks.on_batch(Batch("valid", number, epoch, i, tensors)),
+            on_batch=lambda i, tensors: self._on_batch(Batch("valid", number, epoch, i, tensors)),
         )  # fmt: skip
         rows, logits = validation.gather_logits(mine, found, worker)
         names = tuple(self.dataset.table["image_name"].iloc[rows])
@@ -376,7 +384,7 @@ class Trainer:
         rates = optim.group_rates(lr, LAYER_GROUPS, train.schedule)
         optimizer = optim.make_optimizer(self.model, rates, train.wd)
         network = ddp.wrapped(self.model, self.worker, train.accumulate, stage.size, train.precision)
-        return Stepper(recipe, number, network, optimizer, self.source, self.worker, self.hooks.on_batch, ema)
+        return Stepper(recipe, number, network, optimizer, self.source, self.worker, self._on_batch, ema)
 
     def _set_execution(self, number: int, batches: list[tiles.Rows]) -> None:
         stage, worker, train = self.recipe.stages[number - 1], self.worker, self.recipe.train

@@ -106,7 +106,9 @@ def test_a_second_signal_ends_the_command_at_once(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     command = Command("train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path)
     command.wait_for("starting 2 CPU workers")
+    time.sleep(3)
     command.process.send_signal(signal.SIGINT)
+    command.wait_for("SIGINT: a checkpoint follows")
     time.sleep(2.5)
     command.process.send_signal(signal.SIGINT)
     assert command.end() == 130, command.text

@@ -1,0 +1,151 @@
+"""One process at a time trains a run: a lock file in its directory, with a heartbeat.
+
+A lock whose process is dead on this host is taken over at once, one that was silent for a minute elsewhere after it was
+watched for the time of a beat. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from raytrain import storage
+from raytrain.errors import ConfigError, StorageError
+
+FILE = "lock.json"
+BEAT_S, SILENT_S = 15.0, 60.0
+# An object store has neither locks nor exclusive writes: of two that write, the one whose words are read back wins.
+SETTLE_S = 1.0
+
+
+@contextmanager
+def held(place: str) -> Iterator[None]:
+    """Holds the lock of a run's directory, which is made where there is none.
+
+    Raises:
+        ConfigError: another process trains the run.
+        StorageError: the lock cannot be written.
+    """
+    storage.make_dir(place)
+    mine = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
+    _acquire(place, mine)
+    ended = threading.Event()
+    thread = threading.Thread(target=_beat, args=(place, mine, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _release(place, mine)
+
+
+def _acquire(place: str, mine: dict[str, Any]) -> None:
+    owner = _owner(place)
+    if owner is not None and not _is_over(place, owner):
+        raise _taken(place, owner)
+    with _alone(place):
+        now = _owner(place)
+        if (now or {}).get("token") != (owner or {}).get("token"):
+            raise _taken(place, now or mine)  # somebody was faster
+        _write(place, mine)
+    if storage.is_uri(place):
+        time.sleep(SETTLE_S)
+        now = _owner(place)
+        if now is not None and now["token"] != mine["token"]:
+            raise _taken(place, now)
+
+
+def _is_over(place: str, owner: dict[str, Any]) -> bool:
+    """Whether a lock's owner has ended."""
+    if owner["host"] == platform.node():
+        return _started(owner["pid"]) != owner["started"] or owner["started"] is None
+    if time.time() - owner["beat"] < SILENT_S:
+        return False
+    # The clocks of two machines may differ: a lock that is alive changes while it is watched.
+    time.sleep(BEAT_S * 1.2)
+    return _owner(place) == owner
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host began, as its kernel tells it; None where there is none with this id."""
+    try:
+        # The name of a program may hold spaces and parentheses: fields are counted after the last of them.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return _alive_without_proc(pid)
+
+
+def _alive_without_proc(pid: int) -> str | None:
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _beat(place: str, mine: dict[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(BEAT_S):
+        try:
+            owner = _owner(place)
+            if owner is not None and owner["token"] != mine["token"]:
+                return
+            _write(place, mine)
+        except StorageError:
+            continue  # training itself will meet what ails the storage
+
+
+def _release(place: str, mine: dict[str, Any]) -> None:
+    owner = _owner(place)
+    if owner is not None and owner["token"] == mine["token"]:
+        storage.remove(storage.join(place, FILE))
+    if not storage.is_uri(place):
+        with suppress(OSError):  # not empty: a run was begun
+            os.rmdir(storage.absolute(place))
+
+
+def _owner(place: str) -> dict[str, Any] | None:
+    try:
+        owner: dict[str, Any] = storage.read_json(storage.join(place, FILE))
+        return owner if {"host", "pid", "started", "token", "beat"} <= owner.keys() else None
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+
+
+def _write(place: str, mine: dict[str, Any]) -> None:
+    storage.write_json(storage.join(place, FILE), mine | {"beat": time.time()})
+
+
+@contextmanager
+def _alone(place: str) -> Iterator[None]:
+    """For the moment of taking the lock, the only process that does so in a local directory."""
+    if storage.is_uri(place):
+        yield
+        return
+    handle = os.open(storage.absolute(place), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _taken(place: str, owner: dict[str, Any]) -> ConfigError:
+    beat = f", last heard of {max(0.0, time.time() - owner['beat']):.0f} s ago" if "beat" in owner else ""
+    return ConfigError(
+        f"the run {storage.name_of(place)} is being trained by process {owner['pid']} on {owner['host']}{beat}",
+        "two processes would write the same checkpoints",
+        "wait for its end or stop it, then try again; or give another --name",
+    )

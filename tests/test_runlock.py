@@ -1,0 +1,127 @@
+"""The lock of a run: one owner, taken over from the dead, never from the living."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from raytrain import runlock
+from raytrain.cli import run_command
+from raytrain.config import load_recipe
+from raytrain.errors import ConfigError
+
+HOLDER = """
+import sys, time
+from raytrain.errors import ConfigError
+from raytrain.runlock import held
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    with held(sys.argv[1]):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[3]))
+except ConfigError:
+    print("refused", flush=True)
+"""
+
+
+def holder(place, at=0.0, seconds=60.0):
+    command = [sys.executable, "-c", HOLDER, str(place), str(at), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def content(place):
+    return json.loads((place / "lock.json").read_text())
+
+
+def test_a_second_owner_is_refused_and_the_lock_goes_with_the_first(tmp_path):
+    with runlock.held(str(tmp_path / "run")):
+        with pytest.raises(ConfigError) as caught, runlock.held(str(tmp_path / "run")):
+            pass
+        assert f"process {os.getpid()} on {platform.node()}, last heard of 0 s ago" in caught.value.what
+    assert list(tmp_path.iterdir()) == []
+    with runlock.held(str(tmp_path / "run")):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
+    process = holder(tmp_path)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=f"process {process.pid} "), runlock.held(str(tmp_path)):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with runlock.held(str(tmp_path)):
+        assert content(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_run_that_is_being_trained_is_refused_by_the_commands_before_ray_starts(dataset, tmp_path, capsys):
+    arguments = ["train", "--config", "smoke", "--dataset", dataset.place, "--storage", str(tmp_path)]
+    with runlock.held(str(tmp_path / "n")):
+        assert run_command([*arguments, "--name", "n"]) == 2
+        (tmp_path / "n" / "config.yaml").write_text(load_recipe("smoke", {"dataset": dataset.place}).to_yaml())
+        assert run_command(["train", "--resume", "n", "--storage", str(tmp_path)]) == 2
+    found = capsys.readouterr()
+    assert found.err.count("the run n is being trained by process") == 2 and "starting" not in found.out
+
+
+def test_a_number_that_another_process_has_now_does_not_keep_the_lock(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with runlock.held(str(tmp_path)):
+        owner = content(tmp_path)
+    (tmp_path / "lock.json").write_text(json.dumps(owner | {"started": "1", "token": "x"}))
+    with runlock.held(str(tmp_path)):
+        assert content(tmp_path)["started"] == owner["started"]
+
+
+@pytest.mark.parametrize(("age", "beats", "free"), [(10, False, False), (100, False, True), (100, True, False)])
+def test_elsewhere_a_silent_owner_loses_it_and_one_that_is_heard_keeps_it(tmp_path, monkeypatch, age, beats, free):
+    monkeypatch.setattr(runlock, "BEAT_S", 0.3)
+    owner = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": time.time() - age}
+    (tmp_path / "lock.json").write_text(json.dumps(owner))
+    if beats:  # with a clock that is behind
+        beat = threading.Timer(0.1, lambda: runlock._write(str(tmp_path), owner))
+        beat.start()
+    if free:
+        with runlock.held(str(tmp_path)):
+            assert content(tmp_path)["pid"] == os.getpid()
+    else:
+        with pytest.raises(ConfigError, match="on elsewhere"), runlock.held(str(tmp_path)):
+            pass
+
+
+def test_the_heart_beats_and_stops_where_the_lock_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(runlock, "BEAT_S", 0.05)
+    with runlock.held(str(tmp_path)):
+        first = content(tmp_path)["beat"]
+        while content(tmp_path)["beat"] == first:
+            time.sleep(0.02)
+        other = content(tmp_path) | {"token": "y", "host": "elsewhere"}
+        runlock._write(str(tmp_path), other)
+        time.sleep(0.2)
+    assert content(tmp_path)["token"] == "y"
+
+
+@pytest.mark.parametrize("kind", ["new", "left by the dead"])
+def test_of_several_that_start_together_one_gets_it(tmp_path, kind):
+    if kind != "new":
+        owner = {"host": platform.node(), "pid": 2**22 + 1, "started": "1", "token": "x", "beat": 0.0}
+        (tmp_path / "lock.json").write_text(json.dumps(owner))
+    at = time.time() + 1.5
+    processes = [holder(tmp_path, at, 1.5) for _ in range(5)]
+    words = sorted(process.communicate()[0] for process in processes)
+    assert words == ["held\n", *["refused\n"] * 4]
+
+
+def test_what_is_no_lock_does_not_lock(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    for text in ("", "{", "[]", '{"host": 1}'):
+        (tmp_path / "lock.json").write_text(text)
+        with runlock.held(str(tmp_path)):
+            pass
