@@ -41,8 +41,8 @@ def modules(*packages):
 @pytest.mark.parametrize(
     ("packages", "forbidden"),
     [
-        (("data", "evaluation", "report", "errors", "config", "storage", "runs"), ("torch", "ray")),
-        (("training",), ("ray",)),
+        (("data", "evaluation", "report", "errors", "config", "storage", "runs", "runlock"), ("torch", "ray")),
+        (("training", "bench"), ("ray",)),
         (("cli",), ("torch", "ray", "matplotlib")),
     ],
 )
@@ -55,9 +55,9 @@ def test_imports_run_one_way(packages, forbidden):
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["errors", "config", "storage", "runs"])
+@pytest.mark.parametrize("module", ["errors", "config", "storage", "runs", "runlock"])
 def test_the_ground_floor_imports_no_room(module):
-    rooms = tuple(f"raytrain.{room}" for room in ("data", "training", "evaluation", "distributed", "report"))
+    rooms = tuple(f"raytrain.{room}" for room in ("data", "training", "evaluation", "distributed", "report", "bench"))
     code = f"import sys, raytrain.{module}\nprint([m for m in sys.modules if m.startswith({rooms!r}) or m in ('torch', 'ray')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

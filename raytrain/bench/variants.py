@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import closing
 from typing import Any
 
@@ -29,7 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def variants(recipe: Recipe, outputs: int, number: int, pairs: int, block: int, say: Say) -> list[Figure]:
-    """Rate of each variant as a share of ours, one stage, on the CPU; each side is a process of its own.
+    """Each variant's rate as a share of ours, and its first step; one stage, on the CPU, each side in a process of its own.
 
     Args:
         recipe: whose stage `number` gives network, size and batch.
@@ -44,10 +45,14 @@ def variants(recipe: Recipe, outputs: int, number: int, pairs: int, block: int, 
         for name, (words, change) in VARIANTS.items():
             say(f"{about}: the step as it is, and with {words}, in turn")
             with closing(Group(1, step_only, *common, OURS | change)) as other:
+                began = time.perf_counter()
+                other.block(1)
+                first = time.perf_counter() - began
                 rates = alternate({"ours": ours, name: other}, pairs=pairs, steps=block, say=say)
-            found.append(
-                Figure(f"variants.{name}", f"{words} / as it is", "", ratios(rates[name], rates["ours"]), about)
-            )
+            found += [
+                Figure(f"variants.{name}", f"{words} / as it is", "", ratios(rates[name], rates["ours"]), about),
+                Figure(f"variants.{name}.first", "  its first step, compiling included", "s", (first,), about),
+            ]
     return found
 
 

@@ -17,7 +17,8 @@ COMPILED_FROM_STEPS = 50_000
 def chosen(choice: str, device: torch.device, steps: int) -> str:
     """`auto` resolved for a stage of so many steps.
 
-    On a CPU always eager: compiled, a step of ResNet-18 and of ResNet-50 was slower there (docs/speed.md).
+    On a CPU always eager: a compiled step gains some percent there, and compiling takes the time of a hundred steps
+    or more (docs/speed.md).
     """
     if choice != "auto":
         return choice
