@@ -5,32 +5,29 @@ Resolves places, reads two batches, takes one step at every stage size and says 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from raytrain import storage
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data import cache, images
 from raytrain.data.dataset import Dataset, read_images
 from raytrain.distributed.cluster import cpus
-from raytrain.distributed.preflight import check_recipe, check_workers
-from raytrain.training import checkpoint, models, optim, tiles
+from raytrain.distributed.preflight import (
+    FULL_CHECKPOINTS,
+    check_recipe,
+    check_workers,
+    checkpoint_bytes,
+    free_bytes,
+)
+from raytrain.training import models, optim, tiles
 from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import duration
 from raytrain.training.precision import agreed_precision, dtype_of
 from raytrain.training.step import Stepper, Worker
-
-# fp32 weights and buffers, and two moments of Adam for each weight.
-BYTES_PER_WEIGHT = 4
-ADAM_MOMENTS = 2
-# The last epoch's, those within an epoch, and the one that is being written.
-FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
 
 
 def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
@@ -79,24 +76,17 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
     counts = {part: len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")}
     size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     weights = models.parameter_count(model)
-    megabytes = weights * BYTES_PER_WEIGHT / 1e6
-    free = _free(recipe.storage)
+    named, full = checkpoint_bytes(recipe, weights)
+    free = free_bytes(recipe.storage)
     return [
         f"dataset: {dataset.place}, {counts['train']} training and {counts['valid']} validation tiles, "
         f"{len(dataset.classes)} classes",
         f"model: {recipe.model.arch}, {weights:,} parameters, weights {recipe.model.weights}, {recipe.train.precision}",
         f"workers: {workers}, {cpus()} CPUs on this machine; global batch {batch}, per worker {' or '.join(map(str, shares))}",
-        f"checkpoints: {megabytes:.0f} MB a stage and the best, {FULL_CHECKPOINTS} of up to "
-        f"{megabytes * (1 + ADAM_MOMENTS):.0f} MB to go on from, "
-        f"in {recipe.storage}{free}",
+        f"checkpoints: {named / 1e6:.0f} MB for each stage and the best, {FULL_CHECKPOINTS} of up to {full / 1e6:.0f} MB to go "
+        f"on from, in {recipe.storage}" + (f" ({free / 1e9:.0f} GB free)" if free is not None else ""),
         f"tile cache: {cache.store_bytes(dataset, size) / 1e6:.0f} MB at {size} px in {cache.default_directory()}",
     ]
-
-
-def _free(place: str) -> str:
-    if storage.is_uri(place):
-        return ""
-    return f" ({shutil.disk_usage(Path(place)).free / 1e9:.0f} GB free)"
 
 
 def _decoded(dataset: Dataset, rows: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:

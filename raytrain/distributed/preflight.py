@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus
-from raytrain.errors import ConfigError, ResourceError
+from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.training import checkpoint, models
 from raytrain.training.start import initial
 from raytrain.training.tiles import check_batches
+
+# fp32 weights and buffers, and two moments of Adam for each weight.
+BYTES_PER_WEIGHT = 4
+ADAM_MOMENTS = 2
+# The last epoch's, those within an epoch, and the one that is being written.
+FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
+NODE_ANSWERS_S = 60.0
 
 
 def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Dataset]:
@@ -54,7 +66,36 @@ def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Datase
         weights = storage.absolute(recipe.model.weights)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
     storage.probe(places["storage"])
+    check_disk(recipe, places["storage"], models.parameter_count(model))
     return recipe.model_copy(update=places), dataset
+
+
+def check_disk(recipe: Recipe, place: str, weights: int) -> None:
+    """Compares the free disk under a storage path with the checkpoints of a run.
+
+    Raises:
+        StorageError: they will not fit.
+    """
+    named, full = checkpoint_bytes(recipe, weights)
+    first, last = recipe.selected
+    needed, free = named * (last - first + 2) + full * FULL_CHECKPOINTS, free_bytes(place)
+    if free is not None and free < needed:
+        raise StorageError(
+            f"the checkpoints of this run need {needed / 1e6:,.0f} MB, {place} has {free / 1e6:,.0f} MB free",
+            "the disk would be full in the middle of training",
+            "free some, or give another --storage",
+        )
+
+
+def checkpoint_bytes(recipe: Recipe, weights: int) -> tuple[int, int]:
+    """Bytes of a checkpoint by the number of weights: one under a stage's name, and one to go on from."""
+    copies = 2 if recipe.train.ema else 1
+    return weights * BYTES_PER_WEIGHT * copies, weights * BYTES_PER_WEIGHT * (copies + ADAM_MOMENTS)
+
+
+def free_bytes(place: str) -> int | None:
+    """Free bytes of the disk that a directory is on; None for an object store."""
+    return None if storage.is_uri(place) else shutil.disk_usage(Path(storage.absolute(place))).free
 
 
 def check_workers(num_workers: int) -> None:
@@ -78,9 +119,59 @@ def check_cluster(recipe: Recipe) -> None:
 
     Raises:
         ConfigError, ResourceError: as `check_workers` and `use_gpu`.
+        StorageError: a node cannot use the storage path.
     """
     check_workers(recipe.num_workers)
     use_gpu(recipe)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) > 1:
+        probe_from(nodes, storage.absolute(recipe.storage))
+
+
+def probe_from(nodes: list[dict[str, Any]], place: str) -> None:
+    """Writes, reads and removes a file from each of some nodes, and has them read one that was written here.
+
+    Args:
+        nodes: as `ray.nodes` describes them.
+        place: storage path.
+
+    Raises:
+        StorageError: naming the node that cannot, such as one with a disk of its own under this path.
+    """
+    marker = storage.join(place, f".raytrain-marker-{uuid.uuid4().hex[:8]}")
+    storage.write_bytes(marker, b"marker")
+    probe = ray.remote(num_cpus=0)(_probe)
+    asked = [probe.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
+    try:
+        for node, answer in [(node, one.remote(place, marker)) for node, one in zip(nodes, asked, strict=True)]:
+            _hear(node, answer, place)
+    finally:
+        storage.remove(marker)
+
+
+def _probe(place: str, marker: str) -> str:
+    """What is wrong with a storage path, as a node sees it; nothing if all is well."""
+    try:
+        storage.read_bytes(marker)
+        storage.probe(place)
+    except FileNotFoundError:
+        return "what this machine wrote is not there"
+    except StorageError as error:
+        return error.what
+    return ""
+
+
+def _hear(node: dict[str, Any], answer: Any, place: str) -> None:
+    try:
+        wrong = ray.get(answer, timeout=NODE_ANSWERS_S)
+    except ray.exceptions.RayError as error:
+        wrong = f"no answer ({str(error).splitlines()[0]})"
+    if wrong:
+        raise StorageError(
+            f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) cannot use {place}: {wrong}",
+            "workers there would lose their checkpoints",
+            "a --storage that every node reaches: a shared disk, s3:// or gs://",
+        )
 
 
 def use_gpu(recipe: Recipe) -> bool:

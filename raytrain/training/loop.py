@@ -126,7 +126,7 @@ class Trainer:
         self.task = MultiLabel(recipe.train)
         self.lr: Any = None  # peak of the stage that runs
         self.waiting = True  # for the first step
-        self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s)
+        self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s, self.say)
         self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
         self.watchdog = Watchdog(run, worker.rank, recipe.train.stall_s, hooks.say)
         self.reason: str | None = None  # to stop
@@ -210,7 +210,6 @@ class Trainer:
         state = starting.rank_state(self.model, self.ema, record.outcomes)
         ranks = starting.gathered(state, self.worker, self.decisions.group)
         if self.leads:
-            self.saver.wait()
             meta = self._meta(record.number, record.epoch - 1, record.done)
             name = ckpt.step_name(meta["step"])
             self._save([name], meta, {"optimizer": step.optimizer.state_dict(), "ranks": ranks})
@@ -414,7 +413,7 @@ class Trainer:
 
     def _save(self, names: list[str], meta: Metrics, train_state: dict[str, Any] | None) -> None:
         """Copies the state of training for the saver; the last of the names gets what training goes on with."""
-        self.saver.wait()
+        self.saver.settle()
         began = time.monotonic()
         state = ckpt.snapshot(self.model, meta, train_state, self.ema.module if self.ema else None)
         entries = [(name, state.finished) for name in names[:-1]] + [(names[-1], state)]

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raytrain import storage
+from raytrain.errors import StorageError
 from raytrain.training import checkpoint as ckpt
 
 # Without train.save_every_s: seconds, or so many times what a save costs where that is longer.
 LEAST_INTERVAL_S = 60.0
 TIMES_COST = 50
+# Checkpoints within an epoch that could not be written, one after the other, after which the run ends.
+MOST_FAILURES = 3
 
 
 class Saver:
     """Writes the checkpoints of a run. Every rank has one, rank 0 alone uses it."""
 
-    def __init__(self, directory: str, every_s: float | None) -> None:
+    def __init__(self, directory: str, every_s: float | None, say: Callable[[str], None] = print) -> None:
         """Opens a run's `checkpoints` folder.
 
         Args:
             directory: the folder; made by the first save.
             every_s: seconds between two saves within an epoch; None: by what they cost.
+            say: hears of a save that failed, where training goes on without it.
         """
-        self.directory, self.every_s = directory, every_s
+        self.directory, self.every_s, self.say = directory, every_s, say
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.pending: Future[None] | None = None
-        self.cost_s = 0.0
+        self.cost_s, self.failures = 0.0, 0
+        self.within = False  # an epoch: what is being written
         self.began = time.monotonic()
 
     @property
@@ -39,10 +44,10 @@ class Saver:
         """Whether it is time to save within an epoch.
 
         Raises:
-            DivergedError, StorageError: of the save before.
+            DivergedError, StorageError: as `settle`.
         """
         if self.pending is not None and self.pending.done():
-            self.wait()
+            self.settle()
         return self.pending is None and time.monotonic() - self.began >= self.interval_s
 
     def wait(self) -> None:
@@ -54,6 +59,22 @@ class Saver:
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
+            self.failures = 0
+
+    def settle(self) -> None:
+        """As `wait`, but goes on without a checkpoint within an epoch: older ones are intact, and storage may come back.
+
+        Raises:
+            DivergedError: of the save before.
+            StorageError: it belonged to the end of an epoch, or is the third within epochs in a row.
+        """
+        try:
+            self.wait()
+        except StorageError as error:
+            self.failures += 1
+            if not self.within or self.failures == MOST_FAILURES:
+                raise
+            self.say(f"no checkpoint: {error.what}; training goes on ({self.failures} of {MOST_FAILURES} in a row)")
 
     def save(self, entries: Sequence[tuple[str, ckpt.Snapshot]], began: float) -> None:
         """Hands checkpoints to the thread, which writes them in their order.
@@ -63,10 +84,10 @@ class Saver:
             began: monotonic time at which the copying of the states began: it belongs to the cost.
 
         Raises:
-            DivergedError, StorageError: of the save before.
+            DivergedError, StorageError: as `settle`.
         """
-        self.wait()
-        self.began = began
+        self.settle()
+        self.began, self.within = began, entries[0][0].startswith(ckpt.STEP)
         self.pending = self.thread.submit(self._write, entries)
 
     def clear(self) -> None:

@@ -50,18 +50,49 @@ def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, 
     assert threading.main_thread() not in threads
 
 
-def test_an_error_of_a_save_is_raised_by_the_next_look_and_once(saver, monkeypatch):
-    def full(place, what):
+@pytest.fixture
+def full(monkeypatch):
+    """A disk without space; called, it has some again."""
+
+    def write(place, what):
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ckpt, "write", full)
-        save(saver, 1)
-        saver.pending.exception()
-        with pytest.raises(StorageError, match="no space left"):
-            saver.due()
+        patch.setattr(ckpt, "write", write)
+        yield patch.undo
+
+
+def test_an_error_at_the_end_of_an_epoch_is_raised_by_the_next_look_and_once(saver, full):
+    saver.save([("last", state(1))], 0.0)
+    saver.pending.exception()
+    with pytest.raises(StorageError, match="no space left"):
+        saver.due()
+    full()
     save(saver, 2)
     saver.wait()
+
+
+def test_within_an_epoch_training_goes_on_until_the_third_save_in_a_row_fails(saver, full, tmp_path):
+    saver.say = (said := []).append
+    for step in (1, 2, 3):
+        save(saver, step)
+        saver.pending.exception()
+        assert len(said) == step - 1
+    assert said == [f"no checkpoint: no space left; training goes on ({n} of 3 in a row)" for n in (1, 2)]
+    with pytest.raises(StorageError):
+        saver.due()
+
+
+def test_storage_that_comes_back_ends_the_count_and_what_must_be_there_is_waited_for(saver, full, tmp_path):
+    saver.say = (said := []).append
+    save(saver, 1)
+    saver.pending.exception()
+    with pytest.raises(StorageError):
+        saver.wait()  # as at the end of a run that was stopped
+    full()
+    save(saver, 2)
+    saver.wait()
+    assert saver.failures == 0 and not said and (tmp_path / "step-00000002").exists()
 
 
 def test_without_a_setting_the_interval_follows_the_measured_cost(tmp_path):

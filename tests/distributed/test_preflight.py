@@ -1,0 +1,47 @@
+"""What is refused before anything starts."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from raytrain import storage
+from raytrain.config import load_recipe
+from raytrain.distributed.preflight import check_disk, probe_from
+from raytrain.errors import StorageError
+
+WEIGHTS = 1_000_000
+
+
+# Of 4 MB each: four stages, the best; of 12 MB each: the last, two within epochs, one being written.
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [({}, 5 * 4 + 4 * 12), ({"train": {"ema": 0.9}}, 5 * 8 + 4 * 16), ({"select": "3-4"}, 3 * 4 + 4 * 12)],
+)
+def test_a_disk_too_small_for_the_checkpoints_is_refused(tmp_path, monkeypatch, changes, needed):
+    recipe, usage = load_recipe("smoke", changes), SimpleNamespace(free=needed * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    check_disk(recipe, str(tmp_path), WEIGHTS)
+    usage.free -= 1
+    with pytest.raises(StorageError, match=f"need {needed} MB"):
+        check_disk(recipe, str(tmp_path), WEIGHTS)
+    check_disk(recipe, "s3://bucket/runs", WEIGHTS)
+
+
+def test_a_node_with_a_disk_of_its_own_is_named(cluster, tmp_path, monkeypatch):
+    probe_from(ray.nodes(), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    # The node sees nothing of what is written here.
+    monkeypatch.setattr(storage, "write_bytes", lambda place, content: None)
+    with pytest.raises(
+        StorageError, match=r"the node \S+ \([0-9.]+\) cannot use .*: what this machine wrote is not there"
+    ):
+        probe_from(ray.nodes(), str(tmp_path))
+
+
+def test_a_node_that_is_gone_is_named_and_not_waited_for(cluster, tmp_path):
+    gone = ray.nodes()[0] | {"NodeID": "0" * 56, "NodeManagerHostname": "gone"}
+    with pytest.raises(StorageError, match=r"the node gone .* no answer"):
+        probe_from([gone], str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
