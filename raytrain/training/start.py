@@ -164,8 +164,10 @@ def _fresh(recipe: Recipe, model: nn.Sequential) -> str:
 
 def _resumed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> Start:
     state, lr = own.train_state() or {}, own.meta["lr"]
+    # Checkpoints from before November 2026 hold the optimiser's state alone.
+    optimizer = state if "param_groups" in state else state.get("optimizer")
     return Start(
-        own.position, own.place, state.get("optimizer"), tuple(state.get("ranks", ())),
+        own.position, own.place, optimizer, tuple(state.get("ranks", ())),
         tuple(lr) if isinstance(lr, list) else lr, _unnamed(own, recipe, run), (own.meta.get("window"),),
     )  # fmt: skip
 

@@ -1,5 +1,8 @@
 """Going on in the middle of an epoch: whatever ended the run, the same weights, averages and record to the bit."""
 
+import hashlib
+import io
+import json
 import random
 from functools import partial
 
@@ -8,6 +11,7 @@ import torch
 from group import run_alone, run_group, save_at_once, trace
 from torch.multiprocessing import ProcessExitedException
 
+from raytrain import storage
 from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import ConfigError, DivergedError
@@ -213,3 +217,23 @@ def test_a_start_from_classes_in_another_order_is_remapped_when_asked(recipe, da
     settings = settings.model_copy(update={"remap_labels": True})
     trainer = loop.Trainer(settings, dataset, str(tmp_path / "run"), Worker(), hooks)
     assert torch.equal(trainer.model.head[-1].weight, found.weights()["head.7.weight"].flip(0))
+
+
+def test_the_optimiser_of_a_checkpoint_from_before_steps_were_kept_goes_on(recipe, tmp_path, whole):
+    """Such a train_state.pt holds the optimiser's state alone."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    for run in (older, newer):
+        with pytest.raises(Stopped):
+            run_alone(recipe, run, on_batch=stop_at(STEPS + 1))
+        for place in (run / "checkpoints").glob("step-*"):
+            storage.remove(str(place))
+    last = ckpt.read(str(older / "checkpoints" / "last"))
+    bare = io.BytesIO()
+    torch.save(last.train_state()["optimizer"], bare)
+    rewritten = last.files | {"train_state.pt": bare.getvalue()}
+    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in rewritten.items()}
+    for name, content in (rewritten | {ckpt.MANIFEST: json.dumps(manifest).encode()}).items():
+        (older / "checkpoints" / "last" / name).write_bytes(content)
+    for run in (older, newer):
+        run_alone(recipe, run)
+    assert trace(older) == trace(newer) == whole
