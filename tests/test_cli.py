@@ -183,9 +183,10 @@ def test_help_answers_without_torch_and_shows_only_what_works():
         "submission",
         "runs",
         "lr-find",
+        "bench",
     ):
         assert command in done.stdout
-    for later in ("serve", "export", "finetune", "bench", "doctor"):
+    for later in ("serve", "export", "finetune", "doctor"):
         assert later not in done.stdout
 
 

@@ -117,6 +117,7 @@ def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_pat
     assert ends[0].files["model.safetensors"] == ends[1].files["model.safetensors"]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_path, capsys):
     _, run = trained
     copy = tmp_path / "copy"

@@ -74,7 +74,7 @@ def test_an_undisturbed_run_leaves_no_step_behind_and_the_best_epoch(whole):
     assert {1: "stage-1-32", 2: "stage-2-32", 3: "stage-1-64"}.get(best) in (*same, None)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(recipe, whole, tmp_path, seed):
     chance, run = random.Random(seed), tmp_path / "run"
     for _ in range(3):
@@ -133,7 +133,7 @@ def killed_and_resumed(recipe, folder, world, kills):
     return trace(folder)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 3, *(pytest.param(world, marks=pytest.mark.slow) for world in (2, 4))])
 def test_a_killed_rank_and_the_same_command_again_give_the_same_bits(recipe, tmp_path, world):
     # The kill falls in the middle of the unfrozen stage's only epoch.
     short = recipe.model_copy(update={"select": "2"})
