@@ -17,8 +17,7 @@ COMPILED_FROM_STEPS = 50_000
 def chosen(choice: str, device: torch.device, steps: int) -> str:
     """`auto` resolved for a stage of so many steps.
 
-    On a CPU always eager: a compiled step gains some percent there, and compiling takes the time of a hundred steps
-    or more (docs/speed.md).
+    On a CPU always eager: a compiled step gained 3 % there (docs/speed.md), and gives other bits.
     """
     if choice != "auto":
         return choice
