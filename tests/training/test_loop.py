@@ -245,7 +245,7 @@ def exact(recipe, tmp_path_factory):
     model = recipe.model.model_copy(update={"batch_norm": "fixed", "dropout": 0.0})
     # Accumulated passes keep gradients to themselves until the last one; clipping sees the global norm.
     options = ALL_OPTIONS | {"precision": "fp64"}
-    plans = {"fp64": ({"precision": "fp64"}, (1, 2, 3, 4)), "fp32": ({"precision": "fp32"}, (1, 3)),
+    plans = {"fp64": ({"precision": "fp64"}, (1, 2, 3, 4)), "fp32": ({"precision": "fp32"}, (1, 2)),
              "options": (options, (1, 2))}  # fmt: skip
     for name, (changes, worlds) in plans.items():
         train = recipe.train.model_copy(update={"batch_size": 64, **changes})
@@ -255,10 +255,10 @@ def exact(recipe, tmp_path_factory):
     return base
 
 
-# In fp32 another order of the sums can move the maximum of a pooling window: then losses differ from that step on, by up
-# to 3e-4 in six steps. In fp64 no window is that close.
+# Two workers in fp32 leave one worker's losses at the fourth step, by up to 2.4e-4 (three and four workers do not, and in
+# fp64 nobody does): probably rounding that moves the maximum of a pooling window, which was not proved.
 @pytest.mark.parametrize(("precision", "world", "tolerance"), [
-    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 3, 1e-3), ("options", 2, 1e-9),
+    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 2, 1e-3), ("options", 2, 1e-9),
 ])  # fmt: skip
 def test_any_number_of_workers_reaches_the_same_losses(exact, precision, world, tolerance):
     histories = [read_epochs(str(exact / precision / str(w))) for w in (1, world)]
