@@ -26,13 +26,15 @@ def scene(seed, side=64):
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4):
+def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_size=64):
     """Writes and opens a dataset.
 
     Args:
         place: directory to make.
         tiles: {name: (encoded picture, labels separated by spaces)}, in the order of the rows.
         splits: {name: parts in the order of the tiles}.
+        rows_per_shard: rows of each shard; the last may have fewer.
+        tile_size: side that most pictures have.
     """
     (place / "shards").mkdir(parents=True)
     (place / "splits").mkdir()
@@ -49,7 +51,7 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4):
         content = ds.split_bytes(split)
         (place / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
-    manifest = {"schema_version": 1, "classes": classes, "tile_size": 64, "shards": shards, "splits": entries}
+    manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries}
     (place / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(place))
 

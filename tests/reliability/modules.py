@@ -1,0 +1,5 @@
+"""All figures, in the order of the table."""
+
+from figures import Figure
+
+FIGURES: list[Figure] = []
