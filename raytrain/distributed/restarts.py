@@ -10,10 +10,12 @@ import ray.train
 from ray.util.queue import Queue
 
 from raytrain.distributed.cluster import own_cause
-from raytrain.errors import RaytrainError
+from raytrain.errors import RaytrainError, ResourceError
 
 # What the others raise when a rank has died speaks of what connected them; torch gives it no type of its own.
 CONNECTIONS = ("gloo", "NCCL", "CUDA error")
+# Another process may have taken the memory once; twice, the run itself needs more than there is.
+MOST_OUT_OF_MEMORY = 2
 
 
 def restarts(lines: Queue) -> Any:
@@ -23,8 +25,15 @@ def restarts(lines: Queue) -> Any:
         lines: hears why the workers start again.
     """
 
+    out_of_memory = 0
+
     def after_exception(self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        nonlocal out_of_memory
         permanent = permanent_failure(worker_exceptions)
+        killed = [rank for rank, failure in worker_exceptions.items() if _is_out_of_memory(failure)]
+        out_of_memory += bool(killed)
+        if out_of_memory == MOST_OUT_OF_MEMORY:
+            permanent = too_little_memory(killed[0])
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
@@ -41,6 +50,19 @@ def permanent_failure(failures: Mapping[int, BaseException]) -> BaseException | 
         if isinstance(own, RaytrainError):
             return own
     return next((failure for failure in failures.values() if not _passes(failure)), None)
+
+
+def too_little_memory(rank: int) -> ResourceError:
+    """The error of a run whose worker Ray has ended for want of memory as often as is allowed."""
+    return ResourceError(
+        f"Ray ended the worker of rank {rank} since the machine ran out of memory, for the {MOST_OUT_OF_MEMORY}nd time",
+        "it would happen again; every checkpoint is kept",
+        "raytrain train --resume RUN with fewer --num-workers, or a smaller --data.window-gb where tiles are streamed",
+    )
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    return isinstance(failure, ray.exceptions.OutOfMemoryError) or "OutOfMemoryError" in str(failure)
 
 
 def _passes(failure: BaseException) -> bool:

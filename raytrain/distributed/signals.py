@@ -18,6 +18,8 @@ from raytrain.errors import Interrupted
 
 # Seconds between two looks of rank 0 at the actor.
 LOOK_EVERY_S = 0.5
+# Seconds between two looks at the machines that will be taken away: the notice of a cloud is half a minute or more.
+NODES_EVERY_S = 2.0
 # A signal that comes as often as this is the same one, sent to a process and to the one that started it.
 SAME_SIGNAL_S = 2.0
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -50,16 +52,24 @@ def mailbox() -> Iterator[Any]:
 
 
 class Inbox:
-    """Rank 0's side: a thread asks the mailbox, so that no step waits for an answer."""
+    """Rank 0's side: threads ask the mailbox and look at the cluster's machines, so that no step waits for an answer."""
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
+    def __init__(self, handle: Any, say: Callable[[str], None]) -> None:
+        self.handle, self.say = handle, say
         self.reason: str | None = None
-        threading.Thread(target=self._look, daemon=True).start()
+        self.leaving: set[str] = set()
+        self.noticed = False
+        for function in (self._look, self._watch_nodes):
+            threading.Thread(target=function, daemon=True).start()
 
-    def __call__(self) -> str | None:
+    def stop(self) -> str | None:
         """The reason to stop, if there is one."""
         return self.reason
+
+    def keep(self) -> bool:
+        """Whether a machine was announced to go since this was asked last."""
+        noticed, self.noticed = self.noticed, False
+        return noticed
 
     def _look(self) -> None:
         while self.reason is None:
@@ -68,6 +78,25 @@ class Inbox:
             except ray.exceptions.RayError:  # the driver is gone, and with it the run
                 return
             time.sleep(LOOK_EVERY_S)
+
+    def _watch_nodes(self) -> None:
+        while self.reason is None:
+            try:
+                leaving = set(draining_nodes())
+            except (ray.exceptions.RayError, RuntimeError):  # the cluster's head does not answer now
+                leaving = self.leaving
+            if leaving - self.leaving:
+                self.say("a machine of the cluster will be taken away: a checkpoint follows after the next step")
+                self.noticed = True
+            self.leaving = leaving
+            time.sleep(NODES_EVERY_S)
+
+
+def draining_nodes() -> dict[str, int]:
+    """Node ids that the cluster has announced to go, as a cloud does with spot machines, and their deadlines in ms."""
+    # What Ray Train's own watcher asks; its public face, ray.train.get_preemption_info, is a barrier over all ranks.
+    nodes: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    return nodes
 
 
 def interruptible(function: Callable[[], Any], deliver: Callable[[str], None] | None) -> Any:

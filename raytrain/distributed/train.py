@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -30,6 +30,8 @@ from raytrain.training.loop import Hooks, Metrics
 from raytrain.training.lr_find import Curve
 from raytrain.training.step import Batch, Worker
 
+# The exit code of a worker that ends itself since it hangs; Ray starts the group again.
+STALLED = 70
 # A worker group that cannot be placed within this many starts of a minute each never will be.
 START_ATTEMPTS = 2
 # Worker deaths after which Ray starts the group again, within one command.
@@ -179,7 +181,7 @@ def _group(
 
 def train_worker(config: dict[str, Any]) -> Metrics:
     """What every worker runs: builds its place in the group and fits. Also runs in Ray's local mode (0 workers)."""
-    return loop.fit(*_place_in_group(config, ray.train.report))
+    return loop.fit(*_place_in_group(config, ray.train.report), backoff=True)
 
 
 def lr_find_worker(config: dict[str, Any]) -> dict[int, Curve]:
@@ -198,13 +200,13 @@ def _place_in_group(
         ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu"),
         len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    box = config.get("mailbox")
-    hooks = Hooks(
-        say=print if lines is None else lines.put,
-        report=report,
-        stop=Inbox(box) if box is not None and rank == 0 else lambda: None,
-        on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None,
-    )
+    say = print if lines is None else lines.put
+    hooks = Hooks(say, report, on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None)
+    if config.get("mailbox") is not None:  # not in Ray's local mode, where this process is the driver's
+        hooks = replace(hooks, stalled=lambda: os._exit(STALLED))
+        if rank == 0:
+            inbox = Inbox(config["mailbox"], say)
+            hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
 

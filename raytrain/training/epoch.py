@@ -18,6 +18,10 @@ PROGRESS_EVERY_S = 30.0
 CHECK_EVERY = 50
 
 
+class GroupDiverged(DivergedError):
+    """Diverged, as every rank of the group finds at the same place of its program."""
+
+
 class EpochRecord:
     """What the steps of an epoch leave behind: losses (on the device until the end), rates, time."""
 
@@ -43,7 +47,7 @@ class EpochRecord:
         """Takes in a step and its (rate per group, momentum).
 
         Raises:
-            DivergedError: one of the last steps had a gradient that is not finite.
+            GroupDiverged: one of the last steps had a gradient that is not finite.
         """
         self.outcomes.append(outcome.values)
         self.rates.append(rates)
@@ -60,7 +64,7 @@ class EpochRecord:
         """Adds the shares of all ranks up to the losses of the global batches.
 
         Raises:
-            DivergedError: one of them, or a gradient, is not finite.
+            GroupDiverged: one of them, or a gradient, is not finite.
         """
         self.losses = self.check()
         self.seconds = time.monotonic() - self.began - self.paused
@@ -69,7 +73,7 @@ class EpochRecord:
         """Losses of the global batches so far; all ranks call it together.
 
         Raises:
-            DivergedError: one of them, or a gradient, is not finite.
+            GroupDiverged: one of them, or a gradient, is not finite.
         """
         total = torch.stack(self.outcomes)
         if self.world > 1:
@@ -81,7 +85,7 @@ class EpochRecord:
 
     def _refuse(self, step: int, loss: float) -> None:
         what = "the gradient is not finite" if math.isfinite(loss) else f"the loss became {loss}"
-        raise DivergedError(
+        raise GroupDiverged(
             f"{what} at step {step + 1} of stage {self.number} epoch {self.epoch}",
             "no weight was moved by it, but training cannot go on; no checkpoint was written after it",
             f"lower the peak lr of stage {self.number}, then start a new run with --init-from the last checkpoint",

@@ -1,4 +1,4 @@
-"""What a run wrote down: history.csv, metrics.jsonl, TensorBoard events, and the line per epoch.
+"""What a run wrote down: history.csv, metrics.jsonl, ranks.csv, TensorBoard events, and the line per epoch.
 
 The files are rewritten whole at each epoch (atomic, and an object store cannot append); a resumed run first drops the
 rows that came after its checkpoint.
@@ -11,7 +11,7 @@ import io
 import json
 import time
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from raytrain import storage
 
@@ -45,6 +45,18 @@ class StepRow:
     loss: float
 
 
+@dataclass(frozen=True)
+class RankRow:
+    """A row of ranks.csv: `seconds` is the median over the epoch's steps of what the rank does alone in one."""
+
+    stage: int
+    epoch: int
+    rank: int
+    host: str
+    steps: int
+    seconds: float
+
+
 class History:
     """The record of a run. Every rank keeps one, rank 0 writes it."""
 
@@ -53,6 +65,7 @@ class History:
         self.run = run
         self.epochs = [row for row in read_epochs(run) if (row.stage, row.epoch) <= upto]
         self.steps = [row for row in read_steps(run) if (row.stage, row.epoch) <= upto]
+        self.ranks = [row for row in read_ranks(run) if (row.stage, row.epoch) <= upto]
 
     @property
     def step(self) -> int:
@@ -64,13 +77,15 @@ class History:
         """Highest F2 so far; -1 before the first epoch."""
         return max((row.f2 for row in self.epochs), default=-1.0)
 
-    def add(self, row: EpochRow, steps: list[StepRow], *, write: bool) -> None:
+    def add(self, row: EpochRow, steps: list[StepRow], ranks: list[RankRow], *, write: bool) -> None:
         """Records an epoch and, on rank 0, writes the files."""
         self.epochs.append(row)
         self.steps += steps
+        self.ranks += ranks
         if not write:
             return
-        storage.write_text(storage.join(self.run, "history.csv"), _csv(self.epochs))
+        storage.write_text(storage.join(self.run, "ranks.csv"), _csv(RankRow, self.ranks))
+        storage.write_text(storage.join(self.run, "history.csv"), _csv(EpochRow, self.epochs))
         lines = "".join(json.dumps(asdict(step)) + "\n" for step in self.steps)
         storage.write_text(storage.join(self.run, "metrics.jsonl"), lines)
 
@@ -91,18 +106,17 @@ class History:
                     writer.add_scalar(f"valid/{key}", getattr(row, key), number)
 
 
+Row = TypeVar("Row", EpochRow, RankRow)
+
+
 def read_epochs(run: str) -> list[EpochRow]:
     """The rows of a run's history.csv; empty where there is none."""
-    try:
-        text = storage.read_bytes(storage.join(run, "history.csv")).decode()
-    except FileNotFoundError:
-        return []
-    whole = {"stage", "size", "epoch"}
-    rows: list[dict[str, Any]] = [
-        {key: int(value) if key in whole else float(value) for key, value in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
-    return [EpochRow(**row) for row in rows]
+    return _read_csv(EpochRow, storage.join(run, "history.csv"))
+
+
+def read_ranks(run: str) -> list[RankRow]:
+    """The rows of a run's ranks.csv; empty where there is none."""
+    return _read_csv(RankRow, storage.join(run, "ranks.csv"))
 
 
 def read_steps(run: str) -> list[StepRow]:
@@ -141,9 +155,21 @@ def smoothed(losses: list[float], beta: float = 0.98) -> float:
     return mean / (1 - beta ** len(losses)) if losses else 0.0
 
 
-def _csv(rows: list[EpochRow]) -> str:
+def _csv(kind: type[Row], rows: list[Row]) -> str:
     text = io.StringIO()
-    writer: Any = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
+    writer: Any = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
+
+
+def _read_csv(kind: type[Row], place: str) -> list[Row]:
+    try:
+        text = storage.read_bytes(place).decode()
+    except FileNotFoundError:
+        return []
+    types = {"int": int, "float": float, "str": str}
+    readers = {field.name: types[str(field.type)] for field in fields(kind)}
+    return [
+        kind(**{key: readers[key](value) for key, value in row.items()}) for row in csv.DictReader(io.StringIO(text))
+    ]

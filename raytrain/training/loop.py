@@ -23,16 +23,15 @@ from raytrain import storage
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.cache import stored_size
 from raytrain.data.dataset import Dataset
-from raytrain.errors import DivergedError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import ddp, execution, lr_find, models, optim, tiles, transforms, validation
+from raytrain.training import ddp, execution, lr_find, models, optim, pace, tiles, transforms, validation
 from raytrain.training import start as starting
 from raytrain.training.decision import Action, Decisions
 from raytrain.training.ema import Ema
-from raytrain.training.epoch import EpochRecord
+from raytrain.training.epoch import EpochRecord, GroupDiverged
 from raytrain.training.feed import Source
-from raytrain.training.history import EpochRow, History, epoch_line, smoothed
+from raytrain.training.history import EpochRow, History, RankRow, epoch_line, smoothed
 from raytrain.training.memory import keep_freed_memory
 from raytrain.training.placement import Placed, place_tiles
 from raytrain.training.precision import agreed_precision, dtype_of
@@ -42,6 +41,8 @@ from raytrain.training.tasks import MultiLabel
 from raytrain.training.watchdog import Watchdog
 
 AUTO_RULE = "minimum/10"
+# On the peak rates of a run that diverged, from the checkpoint on that it goes back to.
+BACKOFF = 0.5
 Metrics = dict[str, Any]
 
 
@@ -49,7 +50,9 @@ Metrics = dict[str, Any]
 class Hooks:
     """Where lines, metrics and (in tests) batches go. `report` is called by every rank after each epoch.
 
-    `stop` is asked by rank 0 between steps: the reason to stop now, such as the name of a signal, or None.
+    Rank 0 asks between steps: `stop` for the reason to stop now, such as the name of a signal, or None; `keep` whether a
+    checkpoint is wanted now, for example since a machine will be taken away. `stalled` is called, from another thread, in a
+    process whose batches have stopped coming, after it has told where it stands.
     """
 
     say: Callable[[str], None] = print
@@ -57,10 +60,20 @@ class Hooks:
     on_batch: Callable[[Batch], None] = lambda batch: None
     on_stage_end: Callable[[int, nn.Module], None] = lambda stage, model: None
     stop: Callable[[], str | None] = lambda: None
+    keep: Callable[[], bool] = lambda: False
+    stalled: Callable[[], None] = lambda: None
 
 
-def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> Metrics:
+def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, *, backoff: bool = False) -> Metrics:
     """Trains the selected stages of a recipe, going on from the run's latest checkpoint if it has one.
+
+    Args:
+        recipe: complete, with absolute places.
+        dataset: opened.
+        run: its directory.
+        worker: this process.
+        hooks: see there.
+        backoff: a run that diverges goes back to its latest checkpoint, once, and on with half the peak rates.
 
     Returns:
         The metrics of the last validation: stage, epoch, f2, valid_loss, accuracy, checkpoint. Where `hooks.stop` gave
@@ -70,11 +83,24 @@ def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks
         ConfigError, DataError, DivergedError, StorageError: see their sentences.
     """
     trainer = Trainer(recipe, dataset, run, worker, hooks)
+    try:
+        return _run(trainer)
+    except GroupDiverged as error:
+        if not backoff or trainer.lr_scale < 1:
+            raise
+        trainer.say(f"{error.what}: the run goes back to its latest checkpoint and on with half the learning rates")
+    del trainer
+    if worker.world > 1:
+        dist.barrier()  # rank 0 may have been writing what all are about to read
+    return _run(Trainer(recipe, dataset, run, worker, hooks, BACKOFF))
+
+
+def _run(trainer: Trainer) -> Metrics:
     parts = (trainer.placed.feed, trainer.saver, trainer.watchdog)
     with contextlib.closing(parts[0]), contextlib.closing(parts[1]), contextlib.closing(parts[2]):
         trainer.watchdog.start()
         if trainer.leads:
-            trainer.saver.clear()
+            trainer.saver.claim()
         return _fit(trainer)
 
 
@@ -102,7 +128,9 @@ def find_rates(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks
 class Trainer:
     """The state of a run in one process: network, tiles, rows of the parts, record."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, backoff: float = 1.0
+    ) -> None:
         keep_freed_memory()
         torch.set_num_threads(recipe.train.threads or max(1, worker.cpus // worker.local_world))
         precision = agreed_precision(recipe.train.precision, worker.device, worker.world)
@@ -117,6 +145,7 @@ class Trainer:
             recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
         )
         self.start, source = starting.begin(self.recipe, dataset, run, self.model, worker, self.say)
+        self.backoff, self.lr_scale = backoff, self.start.lr_scale * backoff
         models.placed(self.model, worker.device, dtype_of(precision))
         self.ema = starting.averages(self.model, recipe.train.ema, source)
         self.placed = self._place_tiles()
@@ -128,7 +157,7 @@ class Trainer:
         self.waiting = True  # for the first step
         self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s, self.say)
         self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
-        self.watchdog = Watchdog(run, worker.rank, recipe.train.stall_s, hooks.say)
+        self.watchdog = Watchdog(run, worker.rank, recipe.train.stall_s, hooks.say, hooks.stalled)
         self.reason: str | None = None  # to stop
         self.newest = self.start.parent  # checkpoint of this run
 
@@ -152,7 +181,8 @@ class Trainer:
     def start_stage(self, number: int) -> Stepper:
         """Freezes, makes a new optimiser (its state goes on in the middle of a stage only) and DDP anew."""
         resumed = self.start.resumes(number)
-        self.lr = self.start.lr if resumed else self._peak(number)
+        peak, factor = (self.start.lr, self.backoff) if resumed else (self._peak(number), self.lr_scale)
+        self.lr = optim.times(peak, factor)
         batches = self.batches(number, 1)
         self._set_execution(number, batches)
         step = self._stepper(self.recipe, number, self.lr, self.ema)
@@ -161,6 +191,7 @@ class Trainer:
             self.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
         if resumed and self.start.optimizer:
             step.optimizer.load_state_dict(self.start.optimizer)
+            optim.scale_peaks(step.optimizer, self.backoff)
         return step
 
     def train_epoch(self, step: Stepper, number: int, epoch: int) -> bool:
@@ -170,8 +201,12 @@ class Trainer:
                 return True
         record.finish()
         self.share_statistics()
+        worker, group = self.worker, self.decisions.group
+        ranks = pace.of_ranks(step.pace, number, epoch, rank=worker.rank, world=worker.world, group=group)
+        for sentence in pace.slow_ranks(ranks):
+            self.say(sentence)
         metrics = self.validate(number, epoch)
-        self.keep(number, epoch, record, metrics, step.optimizer)
+        self.keep(number, epoch, record, ranks, metrics, step.optimizer)
         return not self._is_end(number, epoch) and self.decisions.now() is Action.STOP
 
     def steps(self, step: Stepper, number: int, epoch: int) -> Iterator[EpochRecord]:
@@ -189,7 +224,9 @@ class Trainer:
         first = min(self.start.steps_done(number, epoch), len(batches))
         if first:
             outcomes = starting.restore(self.start.ranks, self.model, self.ema, self.worker)
-            record.restore(outcomes[:first], [rates(i) for i in range(first)])
+            # Checkpoints from before 26 November 2026 do not hold the rates of their steps.
+            before = list(self.start.rates[:first]) or [rates(i) for i in range(first)]
+            record.restore(outcomes[:first], before)
         if first == len(batches):  # with more workers than before an epoch may have a batch less
             yield record
         self.model.train()
@@ -212,7 +249,7 @@ class Trainer:
         if self.leads:
             meta = self._meta(record.number, record.epoch - 1, record.done)
             name = ckpt.step_name(meta["step"])
-            self._save([name], meta, {"optimizer": step.optimizer.state_dict(), "ranks": ranks})
+            self._save([name], meta, {"optimizer": step.optimizer.state_dict(), "ranks": ranks, "rates": record.rates})
         record.paused += time.monotonic() - began
         return action is Action.STOP
 
@@ -225,7 +262,7 @@ class Trainer:
         self.reason = self.reason or self.hooks.stop()
         if self.reason:
             return Action.STOP
-        return Action.SAVE if self.saver.due() else Action.GO_ON
+        return Action.SAVE if self.saver.due() or self.hooks.keep() else Action.GO_ON
 
     def _say_first(self, record: EpochRecord) -> None:
         """Says once when the first step was done: the wait for the device costs nothing there."""
@@ -273,7 +310,7 @@ class Trainer:
         validation.prove_cover(names, len(self.valid_rows))
         target = self.dataset.targets[rows]
         if not np.isfinite(logits).all():
-            raise DivergedError(
+            raise GroupDiverged(
                 f"the network answers with values that are not finite after stage {number} epoch {epoch}",
                 "its weights are useless; no checkpoint of this epoch was written",
                 f"lower the peak lr of stage {number}, then start a new run with --init-from the last checkpoint",
@@ -283,8 +320,9 @@ class Trainer:
         return self.task.metrics(logits, target)
 
     def keep(
-        self, number: int, epoch: int, record: EpochRecord, metrics: Metrics, optimizer: torch.optim.Optimizer
-    ) -> None:
+        self, number: int, epoch: int, record: EpochRecord, ranks: list[RankRow], metrics: Metrics,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:  # fmt: skip
         """Writes the epoch into the record and hands the checkpoints `best` and `last` to the saver; says its line."""
         stage, best = self.recipe.stages[number - 1], metrics["f2"] > self.history.best
         row = EpochRow(
@@ -294,7 +332,7 @@ class Trainer:
             images_per_s=record.tiles / record.seconds, seconds=time.monotonic() - record.began,
         )  # fmt: skip
         self.last = self._row_metrics(row)
-        self.history.add(row, record.rows(self.history.step), write=self.leads)
+        self.history.add(row, record.rows(self.history.step), ranks, write=self.leads)
         if self.leads:
             # After the history: a crash in between leaves a row too many, which a resumed run drops, never one too few.
             # `best` comes before `last` for the same reason: without `last` the epoch is done again, and so is `best`.
@@ -432,7 +470,7 @@ class Trainer:
             "thresholds": {"default": 0.2}, "dataset": self.dataset.place, "dataset_hash": self.dataset.hash,
             "split": recipe.data.split, "split_hash": self.dataset.split_hash(recipe.data.split),
             "parent": self.start.parent, "f2": None if steps else self.last["f2"],
-            "lr": self.lr, "ema_updates": self.ema.updates if self.ema else 0, "world": self.worker.world,
+            "lr": self.lr, "lr_scale": self.lr_scale, "ema_updates": self.ema.updates if self.ema else 0, "world": self.worker.world,
             "threads": torch.get_num_threads(), "versions": {"torch": torch.__version__},
         }  # fmt: skip
 

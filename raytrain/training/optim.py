@@ -61,6 +61,17 @@ def make_optimizer(model: nn.Sequential, rates: list[float], wd: float) -> torch
     return torch.optim.AdamW(groups, betas=(MOMENTUM_HIGH, BETA2), eps=1e-8, weight_decay=wd, fused=True)
 
 
+def times(lr: float | tuple[float, float], factor: float) -> float | tuple[float, float]:
+    """The peak of a stage times a factor."""
+    return (lr[0] * factor, lr[1] * factor) if isinstance(lr, tuple) else lr * factor
+
+
+def scale_peaks(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiplies the peak rates of all layer groups by a factor."""
+    for group in optimizer.param_groups:
+        group["peak_lr"] *= factor
+
+
 def set_step(optimizer: torch.optim.Optimizer, step: int, steps: int, schedule: str) -> tuple[list[float], float]:
     """Sets learning rates and momentum of a batch. Returns (rate per group, momentum)."""
     share, momentum = one_cycle(step, steps, schedule)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raytrain import storage
-from raytrain.errors import StorageError
+from raytrain.errors import ConfigError, StorageError
 from raytrain.training import checkpoint as ckpt
 
 # Without train.save_every_s: seconds, or so many times what a save costs where that is longer.
@@ -15,6 +16,7 @@ LEAST_INTERVAL_S = 60.0
 TIMES_COST = 50
 # Checkpoints within an epoch that could not be written, one after the other, after which the run ends.
 MOST_FAILURES = 3
+WRITER = "writer.json"
 
 
 class Saver:
@@ -33,6 +35,7 @@ class Saver:
         self.pending: Future[None] | None = None
         self.cost_s, self.failures = 0.0, 0
         self.within = False  # an epoch: what is being written
+        self.token: str | None = None
         self.began = time.monotonic()
 
     @property
@@ -90,8 +93,14 @@ class Saver:
         self.began, self.within = began, entries[0][0].startswith(ckpt.STEP)
         self.pending = self.thread.submit(self._write, entries)
 
-    def clear(self) -> None:
-        """Removes what a killed save left half-written."""
+    def claim(self) -> None:
+        """Makes this process the one that writes the run, and removes what a killed save left half-written.
+
+        Workers on a machine that was cut off are not dead when others take over: what they would write and remove later is
+        refused.
+        """
+        self.token = uuid.uuid4().hex
+        storage.write_json(self._writer, {"token": self.token})
         for name in storage.names(self.directory, directories=True):
             if name.endswith(".partial"):
                 storage.remove(storage.join(self.directory, name))
@@ -100,7 +109,24 @@ class Saver:
         """Ends the thread after what it is writing. Errors of it are for `wait`."""
         self.thread.shutdown()
 
+    @property
+    def _writer(self) -> str:
+        return storage.join(storage.parent(self.directory), WRITER)
+
+    def _check_claim(self) -> None:
+        try:
+            writer = storage.read_json(self._writer)["token"] if self.token is not None else None
+        except FileNotFoundError:  # somebody removed the run's directory; the next save makes it anew
+            return
+        if writer != self.token:
+            raise ConfigError(
+                f"other workers train {storage.name_of(storage.parent(self.directory))} by now",
+                "these ones were cut off and taken for dead; they stop without writing",
+                "",
+            )
+
     def _write(self, entries: Sequence[tuple[str, ckpt.Snapshot]]) -> None:
+        self._check_claim()
         step = int(entries[0][1].meta["step"])
         for name, state in entries:
             if name == ckpt.LAST and storage.is_uri(self.directory):

@@ -26,18 +26,22 @@ RankState = dict[str, Any]
 class Start:
     """How far a run is, the checkpoint it came from, and what is restored beside weights.
 
-    `optimizer`: its state, within a stage. `ranks`: what each rank held, within an epoch.
+    `optimizer`: its state, within a stage. Within an epoch, `ranks`: what each rank held, and `rates`: (rate per layer
+    group, momentum) of each step so far.
     `unnamed` is a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write.
     `order` holds the window that tiles are shuffled in, where a run goes on: it must not change.
+    `lr_scale` is the factor on all peak rates, below 1 after a divergence; `lr` and the optimiser's state include it.
     """
 
     position: ckpt.Position = ckpt.BEGINNING
     parent: str | None = None
     optimizer: dict[str, Any] | None = None
     ranks: tuple[RankState, ...] = ()
+    rates: tuple[tuple[list[float], float], ...] = ()
     lr: Any = None
     unnamed: int = 0
     order: tuple[int | None] | None = None
+    lr_scale: float = 1.0
 
     def epochs_done(self, number: int) -> int:
         """Whole epochs of a stage that a run which goes on has behind it."""
@@ -167,8 +171,9 @@ def _resumed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> Start:
     # Checkpoints from before November 2026 hold the optimiser's state alone.
     optimizer = state if "param_groups" in state else state.get("optimizer")
     return Start(
-        own.position, own.place, optimizer, tuple(state.get("ranks", ())),
+        own.position, own.place, optimizer, tuple(state.get("ranks", ())), tuple(state.get("rates", ())),
         tuple(lr) if isinstance(lr, list) else lr, _unnamed(own, recipe, run), (own.meta.get("window"),),
+        own.meta.get("lr_scale", 1.0),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from raytrain.errors import ResourceError
 from raytrain.training import tiles, transforms
 from raytrain.training.ema import Ema
 from raytrain.training.feed import Source, moved
+from raytrain.training.pace import Pace
 from raytrain.training.precision import autocast, dtype_of
 from raytrain.training.tasks import MultiLabel
 
@@ -96,6 +97,7 @@ class Stepper:
         self.worker, self.on_batch, self.ema = worker, on_batch, ema
         self.task = MultiLabel(recipe.train)
         self.precision = recipe.train.precision
+        self.pace = Pace(worker.device)
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, rows: tiles.Rows, epoch: int, i: int) -> Outcome:
@@ -114,8 +116,10 @@ class Stepper:
 
         fetched = self.source.batches(wanted(), dtype_of(self.precision))
         with contextlib.closing(fetched):
+            self.pace.begin()
             for batch in fetched:
                 yield self._step(plans.popleft(), itertools.chain([batch], fetched))
+                self.pace.begin()
 
     def _step(self, plan: Plan, fetched: Iterator[dict[str, torch.Tensor]]) -> Outcome:
         try:
@@ -134,10 +138,13 @@ class Stepper:
         pixels, target = self._mixed(plan, plan.passes[n], batch, fetched)
         # Dropout becomes a function of the position alone, and differs per rank.
         torch.manual_seed(tiles.seed_of(*self._key(plan.epoch, plan.number), self.worker.rank, n))
-        with self._synchronised(last=n == len(plan.passes) - 1):
+        last = n == len(plan.passes) - 1
+        with self._synchronised(last):
             with autocast(self.precision, self.worker.device):
                 logits = self.network(pixels)
             share = self.task.loss_sum(logits, target) / len(plan.rows)
+            if last:
+                self.pace.alone()
             # DDP averages gradients over ranks; times world makes it the mean over the global batch.
             (share * self.worker.world).backward()
         return share.detach()

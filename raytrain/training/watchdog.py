@@ -1,4 +1,4 @@
-"""Tells of a process that hangs: where each of its threads stands, when no batch has begun for long."""
+"""Watches for a process that hangs: when no batch has begun for long it tells where each thread stands, and acts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from raytrain.errors import StorageError
 # No batch for so many times as long as batches take, and at least for train.stall_s.
 TIMES_MEDIAN = 10
 REMEMBERED = 50
+# Telling needs storage and the driver, and either may be what hangs.
+TELLING_S = 20.0
 
 
 class Watchdog:
-    """Watches the batches of a process, from the first one on; writes `stacks/rank-<r>.txt` into the run, once a stall."""
+    """Watches the batches of a process, from the first one on; writes `stacks/rank-<r>.txt` into the run, once a stall.
 
-    def __init__(self, run: str, rank: int, stall_s: float, say: Callable[[str], None]) -> None:
+    Then it calls `stalled`. A rank that waits for one that hangs stalls with it; the file that is missing names the latter.
+    """
+
+    def __init__(
+        self, run: str, rank: int, stall_s: float, say: Callable[[str], None],
+        stalled: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.place, self.rank = storage.join(run, "stacks", f"rank-{rank}.txt"), rank
-        self.stall_s, self.say = stall_s, say
+        self.stall_s, self.say, self.stalled = stall_s, say, stalled
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.beaten: float | None = None
         self.told = False
@@ -60,7 +68,10 @@ class Watchdog:
             silent = time.monotonic() - self.beaten
             if silent > self.limit_s:
                 self.told = True
-                self._tell(silent)
+                teller = threading.Thread(target=self._tell, args=(silent,), daemon=True)
+                teller.start()
+                teller.join(TELLING_S)
+                self.stalled()
 
     def _tell(self, silent: float) -> None:
         with tempfile.TemporaryFile("w+") as file:

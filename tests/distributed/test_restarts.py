@@ -3,8 +3,8 @@
 import pytest
 import ray
 
-from raytrain.distributed.restarts import permanent_failure
-from raytrain.errors import DivergedError
+from raytrain.distributed.restarts import permanent_failure, restarts
+from raytrain.errors import DivergedError, ResourceError
 
 DEAD = ray.exceptions.RayActorError()
 BROKEN = RuntimeError("[pair.cc:553] gloo: Connection closed by peer [127.0.0.1]:1")
@@ -23,3 +23,23 @@ def test_an_error_of_the_program_would_come_again(error):
     wrapped = ray.exceptions.RayTaskError("f", "", error)
     if isinstance(error, DivergedError):
         assert permanent_failure({0: wrapped}) is error
+
+
+class Lines:
+    """Stands for the queue of lines."""
+
+    def __init__(self):
+        self.said = []
+
+    def put(self, line):
+        self.said.append(line)
+
+
+def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once():
+    lines, memory = Lines(), ray.exceptions.OutOfMemoryError("node is running low on memory")
+    callback = restarts(lines)
+    callback.after_exception(None, {1: memory, 0: BROKEN})
+    callback.after_exception(None, {0: DEAD})
+    assert len(lines.said) == 2
+    with pytest.raises(ResourceError, match=r"rank 1 .* for the 2nd time"):
+        callback.after_exception(None, {1: memory, 0: BROKEN})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raytrain import storage
-from raytrain.errors import StorageError
+from raytrain.errors import ConfigError, StorageError
 from raytrain.training import checkpoint as ckpt
 from raytrain.training.saver import LEAST_INTERVAL_S, TIMES_COST, Saver
 
@@ -116,8 +116,29 @@ def test_where_nothing_can_be_renamed_the_last_state_stands_elsewhere_while_last
     assert written == ["best", "step-00000007", "last"]
 
 
-def test_leftovers_of_a_killed_save_are_cleared(saver, tmp_path):
+def test_leftovers_of_a_killed_save_are_cleared(tmp_path):
     for name in ("last", "step-00000001.partial"):
-        (tmp_path / name).mkdir()
-    saver.clear()
-    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    saver = Saver(str(tmp_path / "checkpoints"), 0.0)
+    saver.claim()
+    saver.close()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last"]
+
+
+def test_workers_that_were_cut_off_write_and_remove_nothing_once_others_took_over(tmp_path):
+    old, new = (Saver(str(tmp_path / "checkpoints"), 0.0) for _ in range(2))
+    old.claim()
+    save(old, 5)
+    old.wait()
+    new.claim()
+    save(new, 6)
+    new.wait()
+    save(old, 5)
+    with pytest.raises(ConfigError, match="other workers train"):
+        old.settle()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+    (tmp_path / "writer.json").unlink()
+    save(new, 7)
+    new.wait()
+    old.close()
+    new.close()

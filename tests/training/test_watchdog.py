@@ -1,11 +1,13 @@
 """The watchdog: speaks once of a stall, with the stacks, and never of what goes on."""
 
+import threading
 import time
 
 import pytest
 
 from raytrain import storage
 from raytrain.errors import StorageError
+from raytrain.training import watchdog as watching
 from raytrain.training.watchdog import TIMES_MEDIAN, Watchdog
 
 
@@ -55,6 +57,20 @@ def test_before_the_first_batch_and_after_the_end_nothing_is_a_stall(watched):
 def test_long_batches_are_no_stall(watched):
     watched.durations.extend([1.0, 2.0, 60.0])
     assert watched.limit_s == TIMES_MEDIAN * 2.0
+
+
+@pytest.mark.parametrize("telling", ["works", "hangs"])
+def test_after_a_stall_was_told_it_acts_even_where_telling_hangs(tmp_path, monkeypatch, telling):
+    monkeypatch.setattr(watching, "TELLING_S", 0.3)
+    acted, said, freed = [], [], threading.Event()
+    say = said.append if telling == "works" else lambda line: freed.wait(20)
+    watchdog = Watchdog(str(tmp_path), 0, 0.2, say, lambda: acted.append(list(said)))
+    watchdog.start()
+    watchdog.beat()
+    wait_until(lambda: acted)
+    freed.set()
+    watchdog.close()
+    assert len(acted) == 1 and len(acted[0]) == (telling == "works")
 
 
 def test_without_storage_the_stacks_are_said(watched, monkeypatch):

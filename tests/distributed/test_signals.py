@@ -1,0 +1,60 @@
+"""What rank 0 hears between steps: a reason to stop, and that a machine will be taken away."""
+
+import time
+
+import pytest
+import ray
+
+from raytrain.distributed import signals
+from raytrain.distributed.signals import Inbox, mailbox
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(signals, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(signals, "NODES_EVERY_S", 0.02)
+
+
+def wait_until(condition):
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_a_machine_that_will_go_asks_for_one_checkpoint_and_the_run_goes_on(cluster, often, monkeypatch):
+    nodes, lines = {}, []
+    monkeypatch.setattr(signals, "draining_nodes", lambda: dict(nodes))
+    with mailbox() as box:
+        inbox = Inbox(box, lines.append)
+        time.sleep(0.2)
+        assert not inbox.keep() and not lines
+        nodes["a"] = 0
+        wait_until(lambda: inbox.noticed)
+        assert inbox.keep() and not inbox.keep() and inbox.stop() is None
+        nodes["b"] = 0
+        wait_until(lambda: inbox.noticed)
+        assert inbox.keep() and len(lines) == 2 and "will be taken away" in lines[0]
+        ray.get(box.put.remote("SIGTERM"))
+        wait_until(lambda: inbox.stop() == "SIGTERM")
+
+
+def test_a_head_that_does_not_answer_is_no_news(cluster, often, monkeypatch):
+    asked = []
+
+    def silent():
+        asked.append(1)
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(signals, "draining_nodes", silent)
+    with mailbox() as box:
+        inbox = Inbox(box, print)
+        wait_until(lambda: len(asked) > 3)
+        assert not inbox.keep()
+        ray.get(box.put.remote("SIGTERM"))
+        wait_until(inbox.stop)
+
+
+def test_the_cluster_of_this_ray_tells_which_machines_go(cluster):
+    """The name that Ray gives it could change with a release."""
+    assert signals.draining_nodes() == {}
