@@ -109,7 +109,9 @@ class Train(Settings):
         None, ge=0, description="seconds between checkpoints within an epoch; by default 60, or 50 times what one costs"
     )
     stall_s: float = Field(
-        300.0, gt=0, description="seconds without a batch after which a worker tells where its threads stand"
+        300.0,
+        gt=0,
+        description="seconds without a batch after which a worker tells where its threads stand and ends itself",
     )
 
 
