@@ -295,7 +295,8 @@ def _written_before(place: str, blocks: list[pd.DataFrame]) -> list[Record]:
             and not record["bad"]
         ):
             kept.append(record)
-    for name in ("splits", "quarantine.jsonl", "unlisted.txt"):
+    # All files at the top: the lists that are written last, and what a kill left in the middle of writing one.
+    for name in ("splits", *storage.names(place)):
         storage.remove(storage.join(place, name))
     for file in set(sizes) - {record["file"] for record in kept}:
         storage.remove(storage.join(place, "shards", file))
