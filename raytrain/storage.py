@@ -268,11 +268,12 @@ def _lock(handle: int, path: str) -> bool:
 
 def sync_directory(directory: Path) -> None:
     """Makes renames inside a local directory survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with failures("write", str(directory)):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove(place: str) -> None:

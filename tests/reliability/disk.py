@@ -26,7 +26,7 @@ def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Ou
     if not syscalls.possible():
         return Outcome(0, 1, failures=["this figure traces system calls, which needs Linux on x86-64"])
     torch.set_num_threads(1)  # a forked process has none of the threads that torch's pool believes in
-    writer = next(w for w in writers.all_writers(folder) if w.name == name)
+    writer = writers.writer(name, folder)
     writer.begin(_emptied(folder / "before"))
     checks, chosen = Checks(), (lambda n: n % QUICK_EVERY == 0) if quick else (lambda n: n % QUICK_EVERY != 0)
     points = syscalls.points(partial(writer.work, _fresh(folder)), folder / "place")
@@ -64,7 +64,7 @@ def _ended_badly(ended: Ended, state: str) -> str:
 
 def too_large(folder: Path) -> Outcome:
     """A limit on the size of files (EFBIG) in the middle of a checkpoint, by the kernel itself."""
-    checks, writer = Checks(), next(w for w in writers.all_writers(folder) if w.name == "checkpoints")
+    checks, writer = Checks(), writers.writer("checkpoints", folder)
     writer.begin(_emptied(folder / "before"))
     for limit in range(0, 1500, 100):
         place = _fresh(folder)

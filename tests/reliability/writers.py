@@ -265,25 +265,32 @@ def _extraction_state(kind: str, folder: Path) -> str:
     return "new" if len(there) == 2 else "old"
 
 
-def all_writers(folder: Path) -> list[Writer]:
-    """Every writer; the folder gets what they share."""
+def writer(name: str, folder: Path) -> Writer:
+    """A writer by its name; the folder gets what its work needs."""
+    if name.startswith("unpacking "):
+        kind = name.split()[1]
+        return Writer(name, partial(_archive, kind), partial(_unpack, kind), partial(_extraction_state, kind))
+    if name in ALONE:
+        return Writer(name, *ALONE[name])
     (shared := folder / "shared").mkdir()
     painted(shared)
     ingest(shared)
     dataset = open_dataset(str(shared / "out"))
+    if name == "run":
+        return Writer(name, _nothing, partial(_create, dataset), partial(_run_state, dataset))
+    if name == "split":
+        return Writer(name, partial(_copied, dataset), _divide, _split_state)
     wanted = np.array(cache.open_store(dataset, SIDE, directory=folder / "wanted").pixels)
-    return [
-        Writer("checkpoints", _checkpoints, _save, _checkpoint_state),
-        Writer("history", _record, _next_row, _record_state),
-        Writer("run", lambda folder: None, partial(_create, dataset), partial(_run_state, dataset)),
-        Writer("ingest", painted, ingest, _dataset_state),
-        Writer("split", partial(_copied, dataset), _divide, _split_state),
-        Writer("tile cache", lambda folder: None, partial(_fill, dataset), partial(_cache_state, dataset, wanted)),
-        *(
-            Writer(f"unpacking {kind}", partial(_archive, kind), partial(_unpack, kind), partial(_extraction_state, kind))
-            for kind in ("tar", "tar.7z")
-        ),
-    ]
+    return Writer(name, _nothing, partial(_fill, dataset), partial(_cache_state, dataset, wanted))
 
 
-NAMES = ("checkpoints", "history", "run", "ingest", "split", "tile cache", "unpacking tar", "unpacking tar.7z")
+def _nothing(folder: Path) -> None:
+    pass
+
+
+ALONE = {
+    "checkpoints": (_checkpoints, _save, _checkpoint_state),
+    "history": (_record, _next_row, _record_state),
+    "ingest": (painted, ingest, _dataset_state),
+}
+NAMES = (*ALONE, "run", "split", "tile cache", "unpacking tar", "unpacking tar.7z")
