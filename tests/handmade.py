@@ -50,7 +50,8 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
         content = ds.split_bytes(split)
         (place / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
-    manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries}
+    manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries,
+                "source": {"images": "made by hand"}}  # fmt: skip
     (place / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(place))
 

@@ -40,6 +40,7 @@ SHARD_SCHEMA = pa.schema(
 )
 SPLIT_SCHEMA = pa.schema([("image_name", pa.string()), ("part", pa.string()), ("fold", pa.int32())])
 PARTS = ("train", "valid", "test")
+MANIFEST_KEYS = {"schema_version", "classes", "tile_size", "shards", "splits"}
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,10 @@ def open_dataset(place: str) -> Dataset:
     place = storage.absolute(place)
     try:
         manifest = storage.read_json(storage.join(place, "dataset.json"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no JSON object")
+        if manifest.get("schema_version") == SCHEMA_VERSION and (lacking := MANIFEST_KEYS - manifest.keys()):
+            raise ValueError(f"it has no {min(lacking)}")
     except FileNotFoundError:
         raise DataError(
             f"{place} is not a dataset: it has no dataset.json",

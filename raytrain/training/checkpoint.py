@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DivergedError
+from raytrain.errors import ConfigError, DivergedError, masked
 
 MANIFEST = "MANIFEST.json"
 FILES = {"model.safetensors", "ema.safetensors", "train_state.pt", "meta.json"}
@@ -176,7 +176,7 @@ def write(place: str, state: Snapshot) -> None:
     """
     _check_finite(place, state)
     files: dict[str, bytes | memoryview] = {
-        "model.safetensors": _tensors(state.weights), "meta.json": json.dumps(state.meta, indent=1).encode(),
+        "model.safetensors": _tensors(state.weights), "meta.json": masked(json.dumps(state.meta, indent=1)).encode(),
     }  # fmt: skip
     if state.averaged is not None:
         files["ema.safetensors"] = _tensors(state.averaged)

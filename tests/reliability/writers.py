@@ -170,13 +170,18 @@ def painted(folder: Path) -> None:
 
 
 def ingest(folder: Path) -> None:
+    """`raytrain ingest` of `painted` tiles in this process."""
+    ingest_from(str(folder / "tiles"), str(folder / "labels.csv"), str(folder / "out"))
+
+
+def ingest_from(images: str, labels: str, out: str) -> None:
     """`raytrain ingest` in this process."""
-    tiles = images_in(str(folder / "tiles")).label_from_file(str(folder / "labels.csv")).split(by="random", valid=0.25)
+    tiles = images_in(images).label_from_file(labels).split(by="random", valid=0.25)
     gated, rows = ingesting._gated, ingesting.rows_per_shard
     ingesting._gated = lambda blocks, place, bands: (ingesting.gate_shard(block, place, bands) for block in blocks)
     ingesting.rows_per_shard = lambda count: ROWS
     try:
-        ingesting.ingest(tiles, str(folder / "out"), say=lambda line: None)
+        ingesting.ingest(tiles, out, say=lambda line: None)
     finally:
         ingesting._gated, ingesting.rows_per_shard = gated, rows
 
