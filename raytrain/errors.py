@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 MASK = "***"
 
 

@@ -44,7 +44,9 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
         content = ds.shard_bytes([tuple(row.values()) for row in some])
         file = f"part-{number:05}.parquet"
         (place / "shards" / file).write_bytes(content)
-        shards.append(ds.shard_entry(file, content, [row["image_name"] for row in some], [row["target"] for row in some]))
+        shards.append(
+            ds.shard_entry(file, content, [row["image_name"] for row in some], [row["target"] for row in some])
+        )
     for name, parts in (splits or {}).items():
         split = as_split(list(tiles), np.array(parts, object))
         content = ds.split_bytes(split)

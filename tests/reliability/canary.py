@@ -16,7 +16,12 @@ from raytrain.data.dataset import open_dataset
 from raytrain.report.conclude import conclude
 
 KEY, SECRET, OTHERS = "AKIACANARY", "c4n4ry-of-a-uri", "c4n4ry-of-the-environment"
-ENVIRONMENT = {"KAGGLE_USERNAME": OTHERS, "KAGGLE_KEY": OTHERS, "AWS_SECRET_ACCESS_KEY": OTHERS, "RAY_AUTH_TOKEN": OTHERS}
+ENVIRONMENT = {
+    "KAGGLE_USERNAME": OTHERS,
+    "KAGGLE_KEY": OTHERS,
+    "AWS_SECRET_ACCESS_KEY": OTHERS,
+    "RAY_AUTH_TOKEN": OTHERS,
+}
 STORE = f"s3://{KEY}:{SECRET}@bucket"
 
 
@@ -87,7 +92,15 @@ def scanned(folder: Path) -> Outcome:
     checks.add(any(SECRET in uri for uri in bucket.opened), "the keys never came to the store: nothing was tried")
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    for name in ("config.yaml", "env.json", "meta.json", "predictions.parquet", "report.html", "model_card.md", "failure.json"):
+    for name in (
+        "config.yaml",
+        "env.json",
+        "meta.json",
+        "predictions.parquet",
+        "report.html",
+        "model_card.md",
+        "failure.json",
+    ):
         checks.add(name in names, f"{name} was not written")
     for path in files:
         _search(checks, str(path.relative_to(folder)), path.read_bytes())

@@ -160,7 +160,9 @@ def changed(what: str, tiles: str, folder: Path) -> Outcome:
         cache.open_store(ds.open_dataset(place), 64)
     shard = Path(ds.open_dataset(place).shards[1])
     CHANGES[what](shard)
-    settings = recipe(place, (32, 64), epochs=1).model_copy(update={"tiles": "stream" if tiles == "streamed" else "cache"})
+    settings = recipe(place, (32, 64), epochs=1).model_copy(
+        update={"tiles": "stream" if tiles == "streamed" else "cache"}
+    )
     try:
         run_alone(settings, folder / "run")
         checks.add(False, f"{what} changed, tiles {tiles}: trained all the same")

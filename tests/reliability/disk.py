@@ -76,7 +76,7 @@ def too_large(folder: Path) -> Outcome:
 
         ended = syscalls.disturbed(limited, place, -1, KILLS[0])
         checks.add(
-            ended.code == 7 and "File too large" in ended.text or ended.code == 0, f"{limit} bytes: {ended.text}"
+            (ended.code == 7 and "File too large" in ended.text) or ended.code == 0, f"{limit} bytes: {ended.text}"
         )
         checks.add(writer.state(place) == ("new" if ended.code == 0 else "old"), f"{limit} bytes: another state")
     return checks.outcome()
@@ -109,7 +109,9 @@ def _points(outcomes: list[Outcome]) -> str:
 def _enough(outcomes: list[Outcome]) -> bool:
     """All are valid; and many enough, unless only the quick cases were run."""
     whole = len(outcomes) == 2 * len(writers.NAMES)
-    return all(o.passed == o.of > 0 for o in outcomes) and (not whole or sum(numbers(outcomes, "points")) >= LEAST_POINTS)
+    return all(o.passed == o.of > 0 for o in outcomes) and (
+        not whole or sum(numbers(outcomes, "points")) >= LEAST_POINTS
+    )
 
 
 FIGURES = [

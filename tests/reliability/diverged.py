@@ -15,7 +15,11 @@ from raytrain.training.step import Batch
 
 STEPS, BATCH = TRAIN // 8, 8
 # (stage, step of its epoch from 0): the first of all, one in the middle, the last of an epoch.
-PLACES = {"the first step": (1, 0), "a step in the middle": (2, STEPS // 2), "the last step of an epoch": (3, STEPS - 1)}
+PLACES = {
+    "the first step": (1, 0),
+    "a step in the middle": (2, STEPS // 2),
+    "the last step of an epoch": (3, STEPS - 1),
+}
 
 
 def poisoned(where: str, value: float, often: bool, folder: Path) -> Outcome:

@@ -43,7 +43,9 @@ class Payload:
 def rehashed(place: Path, **files: bytes) -> None:
     """Replaces files of a checkpoint (`meta_json=...`) and makes its manifest agree, as an attacker would."""
     for name, content in files.items():
-        (place / name.replace("_json", ".json").replace("_pt", ".pt").replace("_safetensors", ".safetensors")).write_bytes(content)
+        (
+            place / name.replace("_json", ".json").replace("_pt", ".pt").replace("_safetensors", ".safetensors")
+        ).write_bytes(content)
     names = [path.name for path in place.iterdir() if path.name != ckpt.MANIFEST]
     manifest = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in names}
     (place / ckpt.MANIFEST).write_text(json.dumps(manifest))
@@ -93,7 +95,9 @@ def _weights_in_checkpoint(folder: Path, canary: Path) -> str:
 
 def _outside(folder: Path, canary: Path) -> str:
     """A manifest that names a file elsewhere."""
-    ckpt.save(str(folder / "c"), torch.nn.Linear(2, 2), {"stage": 1, "epoch": 1, "classes": CLASSES, "arch": "resnet18"})
+    ckpt.save(
+        str(folder / "c"), torch.nn.Linear(2, 2), {"stage": 1, "epoch": 1, "classes": CLASSES, "arch": "resnet18"}
+    )
     manifest = json.loads((folder / "c" / ckpt.MANIFEST).read_text())
     (folder / "c" / ckpt.MANIFEST).write_text(json.dumps(manifest | {"../../../../etc/passwd": "0"}))
     return _command("predict", "--checkpoint", str(folder / "c"), "--images", str(folder), "--out", str(folder / "p"))
@@ -113,7 +117,11 @@ def _shard(column: str, folder: Path, canary: Path) -> str:
     table = pq.read_table(shard)
     objects = _pickled_column(canary, table.num_rows)
     known = column in table.column_names
-    table = table.set_column(table.column_names.index(column), column, objects) if known else table.append_column(column, objects)
+    table = (
+        table.set_column(table.column_names.index(column), column, objects)
+        if known
+        else table.append_column(column, objects)
+    )
     pq.write_table(table, shard)
     manifest = json.loads((place / "dataset.json").read_text())
     manifest["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
@@ -136,7 +144,15 @@ def _labels(folder: Path, canary: Path) -> str:
     pq.write_table(pa.table({"image_name": NAMES, "tags": _pickled_column(canary)}), folder / "labels.parquet")
     for name in NAMES:
         (folder / "tiles" / f"{name}.jpg").write_bytes(b"")
-    return _command("ingest", "--images", str(folder / "tiles"), "--labels", str(folder / "labels.parquet"), "--out", str(folder / "out"))
+    return _command(
+        "ingest",
+        "--images",
+        str(folder / "tiles"),
+        "--labels",
+        str(folder / "labels.parquet"),
+        "--out",
+        str(folder / "out"),
+    )
 
 
 def _foreign_label_column(folder: Path, canary: Path) -> str:
@@ -181,7 +197,11 @@ def _archived(name: str, folder: Path, canary: Path) -> str:
     path = HOSTILE[name][0](folder / "source")
     before = {p for p in folder.rglob("*") if p.is_file()}
     found = _raised(lambda: extract(path, folder / "deep" / "er" / "out", place_of, SMALL))
-    outside = [p for p in folder.rglob("*") if p.is_file() and p not in before and folder / "deep" / "er" / "out" not in p.parents]
+    outside = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p not in before and folder / "deep" / "er" / "out" not in p.parents
+    ]
     return f"Traceback: wrote {outside}" if outside else found
 
 

@@ -48,7 +48,16 @@ def _shared(folder: Path) -> Made:
 
 
 def _ingest(folder: Path, out: Path, labels: str, *more: str) -> list[str]:
-    return ["ingest", "--images", str(folder / "tiles"), "--labels", str(folder / labels), "--out", str(out / "out"), *more]
+    return [
+        "ingest",
+        "--images",
+        str(folder / "tiles"),
+        "--labels",
+        str(folder / labels),
+        "--out",
+        str(out / "out"),
+        *more,
+    ]
 
 
 def _with_manifest(data: Dataset, folder: Path, change: Callable[[str], str]) -> str:

@@ -11,6 +11,15 @@ import wrong
 from figures import Figure
 
 FIGURES: list[Figure] = sorted(
-    [*kills.FIGURES, *disk.FIGURES, *damage.FIGURES, *hostile.FIGURES, *diverged.FIGURES, *wrong.FIGURES, *canary.FIGURES, *messages.FIGURES],
+    [
+        *kills.FIGURES,
+        *disk.FIGURES,
+        *damage.FIGURES,
+        *hostile.FIGURES,
+        *diverged.FIGURES,
+        *wrong.FIGURES,
+        *canary.FIGURES,
+        *messages.FIGURES,
+    ],
     key=lambda figure: int(figure.id[1:]),
 )

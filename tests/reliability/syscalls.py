@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import signal
-import struct
 import sys
 import traceback
 from collections.abc import Callable

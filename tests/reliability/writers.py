@@ -15,7 +15,7 @@ import py7zr
 import torch
 from workshop import recipe
 
-from raytrain import runs, storage
+from raytrain import runs
 from raytrain.data import cache, synthetic
 from raytrain.data.dataset import Dataset, add_splits, damages, open_dataset
 from raytrain.data.download import download
@@ -96,7 +96,9 @@ def _latest(folder: Path) -> tuple[int, int]:
     found, _ = ckpt.find_latest(str(folder / "checkpoints"))
     _require(found is not None, "no checkpoint can be read")
     assert found is not None
-    _require(found.weights()["weight"][0, 0].item() == 10 * found.position.epochs + found.position.steps, "other weights")
+    _require(
+        found.weights()["weight"][0, 0].item() == 10 * found.position.epochs + found.position.steps, "other weights"
+    )
     return found.position[1:]
 
 
@@ -266,7 +268,9 @@ def _extraction_state(kind: str, folder: Path) -> str:
     _require(found == complete, f"{sorted(found)} under the final names")
     _unpack(kind, folder)
     record = json.loads((out / "download.json").read_text())["archives"][f"all.{kind}"]
-    _require(record["unpacked"] and {k: v for k, v in _tree(out).items() if k != "download.json"} == wanted, "another tree")
+    _require(
+        record["unpacked"] and {k: v for k, v in _tree(out).items() if k != "download.json"} == wanted, "another tree"
+    )
     return "new" if len(there) == 2 else "old"
 
 
