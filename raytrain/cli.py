@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from raytrain import cli_data, cli_look, runs, storage
 from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
-from raytrain.errors import ConfigError, RaytrainError, exit_code_of
+from raytrain.errors import ConfigError, RaytrainError, exit_code_of, masked
 
 # Set before ray is imported; whoever sets them differently keeps their value.
 RAY_ENVIRONMENT = {
@@ -73,8 +74,31 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def run_command(argv: list[str]) -> int:
-    """Runs a command line. Returns the exit code; prints sentences, not tracebacks, for what a person can mend."""
+    """Runs a command line. Returns the exit code; prints sentences, not tracebacks, for what a person can mend.
+
+    Nothing that is printed holds the keys of a URI.
+    """
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is read while it grows
+    with redirect_stdout(_Masked(sys.stdout)), redirect_stderr(_Masked(sys.stderr)):
+        return _run(argv)
+
+
+class _Masked:
+    """A stream that leaves out the keys of URIs."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As that of the stream."""
+        written: int = self._stream.write(masked(text))
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _run(argv: list[str]) -> int:
     try:
         result = app(argv, exit_on_error=False, print_error=False)
         return result if isinstance(result, int) else 0

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from raytrain.bench.figures import Figure
     from raytrain.data.dataset import Dataset
 
-PARTS = ("decode", "train", "workers", "stream", "peer", "variants", "profile", "growth", "ingest", "predict", "start")
-# Only where they are asked for: they compare with what we do not do.
-OPTIONAL = {"peer", "variants", "profile"}
+PARTS = (
+    "decode", "train", "workers", "stream", "peer", "variants", "profile", "checkpoints", "growth", "ingest", "predict", "start",
+)  # fmt: skip
+# Only where they are asked for: they compare with what we do not do, or take long.
+OPTIONAL = {"peer", "variants", "profile", "checkpoints"}
 DEFAULT_CONFIG = "planet-resnet18"
 TILES = 600
 # Of what takes whole runs, as many rounds at most.

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MASK = "***"
+
 
 class RaytrainError(Exception):
     """A failure that a person can act on.
@@ -93,7 +95,7 @@ def exit_code_of(error: BaseException) -> int:
 
 def masked(text: str) -> str:
     """The text without the keys that URIs such as s3://KEY:SECRET@bucket may hold."""
-    return re.sub(r"://[^/@\s]+:[^/@\s]+@", "://***@", text)
+    return re.sub(r"""://[^/@\s"']+:[^/@\s"']+@""", f"://{MASK}@", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -38,10 +38,10 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved configuration it was started with."""
+        """The resolved configuration it was started with, and the keys that its own place came with."""
         place = storage.join(self.place, "config.yaml")
         text = storage.read_bytes(place).decode()
-        return validate(parse_yaml(text, place), place, text)
+        return validate(parse_yaml(storage.with_keys_of(text, self.place), place), place, text)
 
     @property
     def checkpoints(self) -> list[str]:

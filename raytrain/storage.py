@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,7 +24,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raytrain.errors import StorageError
+from raytrain.errors import MASK, StorageError, masked
 
 
 def is_uri(place: str) -> bool:
@@ -71,6 +72,8 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
     """
     if not is_uri(place):
         return pafs.LocalFileSystem(), absolute(place)
+    # Read from a file, where keys are never written: the environment's.
+    place = place.replace(f"://{MASK}@", "://")
     try:
         if place.startswith(("s3://", "gs://")):
             base, mark, query = _without_query(place)
@@ -88,6 +91,12 @@ def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
         ) from None
 
 
+def with_keys_of(place: str, other: str) -> str:
+    """A place whose keys were left out when it was written, with those of another place, if that has any."""
+    keys = re.match(r"[^:/]+://([^/@\s]+:[^/@\s]+)@", other)
+    return place.replace(f"://{MASK}@", f"://{keys[1]}@") if keys else place
+
+
 @cache
 def _store(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a bucket and the bucket's name: one for all its objects, since each has connections of its own."""
@@ -101,8 +110,8 @@ def failures(doing: str, place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if doing == "read" and isinstance(error, FileNotFoundError):
-            raise
+        if doing == "read" and isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise FileNotFoundError(error.errno, error.strerror, place) from None
         raise StorageError(
             f"cannot {doing} {place}: {error.strerror or error}",
             "nothing that was there before has been changed",
@@ -224,8 +233,8 @@ def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True
 
 
 def write_text(place: str, content: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(place, content.encode())
+    """`write_bytes` of UTF-8 text, without the keys that URIs in it may hold."""
+    write_bytes(place, masked(content).encode())
 
 
 def write_json(place: str, content: Any) -> None:
@@ -268,11 +277,12 @@ def _lock(handle: int, path: str) -> bool:
 
 def sync_directory(directory: Path) -> None:
     """Makes renames inside a local directory survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with failures("write", str(directory)):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove(place: str) -> None:

@@ -1,6 +1,5 @@
 """A dataset written by hand, without Ray: for tests that need tiles with a certain flaw."""
 
-import hashlib
 import io
 import json
 from zlib import crc32
@@ -45,13 +44,16 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
         content = ds.shard_bytes([tuple(row.values()) for row in some])
         file = f"part-{number:05}.parquet"
         (place / "shards" / file).write_bytes(content)
-        shards.append({"file": file, "rows": len(some), "sha256": hashlib.sha256(content).hexdigest()})
+        shards.append(
+            ds.shard_entry(file, content, [row["image_name"] for row in some], [row["target"] for row in some])
+        )
     for name, parts in (splits or {}).items():
         split = as_split(list(tiles), np.array(parts, object))
         content = ds.split_bytes(split)
         (place / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
-    manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries}
+    manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries,
+                "source": {"images": "made by hand"}}  # fmt: skip
     (place / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(place))
 

@@ -14,6 +14,7 @@ from torch import nn
 from raytrain.bench.blocks import Side, children_stopped
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
+from raytrain.training.epoch import EpochRecord
 from raytrain.training.loop import Hooks, Trainer
 from raytrain.training.precision import autocast, dtype_of
 from raytrain.training.step import Worker
@@ -53,6 +54,8 @@ class Loop:
         began, done = time.perf_counter(), 0.0
         for _ in range(steps):
             done += next(self.tiles)
+        while self._busy():
+            done += next(self.tiles)
         wait_for(self.device)
         return done / (time.perf_counter() - began)
 
@@ -61,13 +64,59 @@ class Loop:
         self.tiles.close()
         self.trainer.placed.feed.close()
 
+    def _busy(self) -> bool:
+        """Whether something works in the background that would disturb the other side."""
+        return False
+
+    def _after(self, record: EpochRecord) -> None:
+        """What follows a step."""
+
     def _tiles(self) -> Generator[float]:
         """Trains a step each; gives this rank's tiles in it."""
         for n in count():
             before = 0
             for record in self.trainer.steps(self.step, self.number, n % self.stage.epochs + 1):
+                self._after(record)
                 yield (record.tiles - before) / self.trainer.worker.world
                 before = record.tiles
+
+
+class Saving(Loop):
+    """The loop with its checkpoints within epochs, as often as the run's saver wants them; its rests do not count.
+
+    A block goes on for the steps in which its last checkpoint is still being written.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str) -> None:
+        super().__init__(recipe, dataset, number, worker, run)
+        self.saver, self.saves, self.rested = self.trainer.saver, 0, time.monotonic()
+
+    def block(self, steps: int) -> float:
+        """See `Side`."""
+        self.saver.began += time.monotonic() - self.rested
+        try:
+            return super().block(steps)
+        finally:
+            self.rested = time.monotonic()
+
+    def block_with_save(self, steps: int) -> float:
+        """A block that begins with a checkpoint: what it costs is known afterwards, and so the interval."""
+        self.saver.began = float("-inf")
+        return self.block(steps)
+
+    def close(self) -> None:
+        """Ends the saver too."""
+        super().close()
+        self.saver.close()
+
+    def _busy(self) -> bool:
+        return self.saver.pending is not None and not self.saver.pending.done()
+
+    def _after(self, record: EpochRecord) -> None:
+        began = self.saver.began
+        if record.done < record.batches:
+            self.trainer._between_steps(self.step, record)
+        self.saves += self.saver.began != began
 
 
 class Ceiling:

@@ -25,10 +25,11 @@ from raytrain.bench.figures import Figure
 from raytrain.bench.files import write_jpegs
 from raytrain.bench.peer import PlainLoop
 from raytrain.bench.profiles import profiled
-from raytrain.bench.sides import Ceiling, Loop, Resting, alone, wait_for
+from raytrain.bench.sides import Ceiling, Loop, Resting, Saving, alone, wait_for
 from raytrain.bench.variants import variants
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.training.checkpoint import STEP
 from raytrain.training.models import TIMM
 from raytrain.training.precision import dtype_of
 from raytrain.training.step import Worker
@@ -37,7 +38,7 @@ TILES = "tiles/s"
 PEER_LOADERS = 2
 # Whole epochs: so many, or fewer once they have taken so many seconds.
 EPOCHS, EPOCHS_S = 3, 60.0
-PARTS = ("train", "workers", "stream", "peer", "variants", "profile")
+PARTS = ("train", "workers", "stream", "peer", "variants", "profile", "checkpoints")
 
 
 def measure(
@@ -241,7 +242,47 @@ def profile(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int,
         return profiled(loop, pairs, block)
 
 
-OTHERS = {"workers": scaling, "stream": streamed, "peer": against_plain, "variants": choices, "profile": profile}
+def checkpointed(
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+) -> list[Figure]:
+    """The loop with checkpoints within epochs at their default interval, and without; a block lasts for one interval."""
+    worker = alone(recipe)
+    with (
+        closing(Loop(recipe, dataset, number, worker, f"{run}/without")) as without,
+        closing(Saving(recipe, dataset, number, worker, f"{run}/with")) as saving,
+    ):
+        saving.block_with_save(block)
+        interval = saving.saver.interval_s
+        without.block(1)
+        began = time.perf_counter()
+        without.block(block)
+        steps = max(block, round(interval * block / (time.perf_counter() - began)))
+        say(f"{saving.about}: with a checkpoint every {interval:.0f} s and without, {steps} steps in turn")
+        saving.saves = 0
+        rates = alternate({"with": saving, "without": without}, pairs=pairs, steps=steps, say=say)
+        saving.saver.wait()
+        names = sorted(Path(run, "with", "checkpoints").glob(f"{STEP}*"))
+        size = sum(file.stat().st_size for file in names[-1].iterdir())
+    about = f"{saving.about}, every {interval:.0f} s"
+    return [
+        Figure("checkpoints.loop", "training with checkpoints", TILES, tuple(rates["with"]), about),
+        Figure("checkpoints.without", "training without", TILES, tuple(rates["without"]), about),
+        Figure("checkpoints.ratio", "with checkpoints / without", "", ratios(rates["with"], rates["without"]), about),
+        Figure("checkpoints.saves", "checkpoints in all rounds", "", (float(saving.saves),), about),
+        Figure(
+            "checkpoints.cost", "one checkpoint, beside training", "s", (saving.saver.cost_s,), f"{size / 1e6:.0f} MB"
+        ),
+    ]
+
+
+OTHERS = {
+    "workers": scaling,
+    "stream": streamed,
+    "peer": against_plain,
+    "variants": choices,
+    "profile": profile,
+    "checkpoints": checkpointed,
+}
 
 
 def memory(device: torch.device) -> list[Figure]:

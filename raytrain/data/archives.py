@@ -103,7 +103,8 @@ def extract(
     for name in sorted(name for name in wanted if name.startswith(f"{INNER}/")):
         rest = replace(limits, total=limits.total - done.bytes.total(), members=limits.members - done.files.total())
         done += extract(target / name, target, place, rest, tell, depth=depth + 1, taken=taken)
-        (target / name).unlink()
+        with storage.failures("remove", str(target / name)):
+            (target / name).unlink()
     if not depth:
         shutil.rmtree(target / INNER, ignore_errors=True)
     return done

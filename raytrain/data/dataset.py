@@ -40,6 +40,7 @@ SHARD_SCHEMA = pa.schema(
 )
 SPLIT_SCHEMA = pa.schema([("image_name", pa.string()), ("part", pa.string()), ("fold", pa.int32())])
 PARTS = ("train", "valid", "test")
+MANIFEST_KEYS = {"schema_version", "classes", "tile_size", "shards", "splits"}
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,12 @@ class Dataset:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """image_name and target (uint8 array of K) of every row, without the pictures."""
-        tables = [read_shard(place, ["image_name", "target"]) for place in self.shards]
+        """image_name and target (uint8 array of K) of every row, without the pictures.
+
+        Raises:
+            DataError: a shard is missing or damaged, or its labels are not those that were written.
+        """
+        tables = [_labels(place, entry) for place, entry in zip(self.shards, self.manifest["shards"], strict=True)]
         names = [name for t in tables for name in t.column("image_name").to_pylist()]
         return pd.DataFrame({"image_name": names, "target": list(_targets(tables, len(self.classes)))})
 
@@ -191,6 +196,43 @@ def split_entry(name: str, content: bytes, table: pd.DataFrame) -> dict[str, Any
     return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "parts": parts}
 
 
+def shard_entry(file: str, content: bytes | memoryview, names: Sequence[str], targets: Any) -> dict[str, Any]:
+    """What dataset.json says of a shard: file, rows, sha256 of the file, and `labels`, the hash of names and targets.
+
+    Labels are read at every start, the pictures once: so that the file need not be read whole for them.
+
+    Args:
+        file: name of the shard.
+        content: of it.
+        names: of its rows.
+        targets: uint8 (K,) of each row.
+    """
+    return {
+        "file": file,
+        "rows": len(names),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "labels": _labels_hash(names, np.asarray(targets, np.uint8)),
+    }
+
+
+def _labels(place: str, entry: dict[str, Any]) -> pa.Table:
+    table = read_shard(place, ["image_name", "target"])
+    flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    # Older datasets have no hash of their labels.
+    known = entry.get("labels")
+    if table.num_rows != entry["rows"] or known not in (None, _labels_hash(table.column(0).to_pylist(), flat)):
+        raise DataError(
+            f"the names or labels in shard {place} are not those that were written",
+            "the network would learn other labels than the dataset's",
+            "raytrain data check DATASET; then ingest again into a new directory",
+        )
+    return table
+
+
+def _labels_hash(names: Sequence[str], targets: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256("\n".join([*names, ""]).encode() + targets.tobytes()).hexdigest()
+
+
 def dataset_hash(shards: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
     """The hash of a dataset from its manifest's shard entries and classes."""
     content = json.dumps([[s["file"], s["rows"], s["sha256"]] for s in shards] + [list(classes)])
@@ -206,6 +248,10 @@ def open_dataset(place: str) -> Dataset:
     place = storage.absolute(place)
     try:
         manifest = storage.read_json(storage.join(place, "dataset.json"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no JSON object")
+        if manifest.get("schema_version") == SCHEMA_VERSION and (lacking := MANIFEST_KEYS - manifest.keys()):
+            raise ValueError(f"it has no {min(lacking)}")
     except FileNotFoundError:
         raise DataError(
             f"{place} is not a dataset: it has no dataset.json",
@@ -223,16 +269,28 @@ def open_dataset(place: str) -> Dataset:
     return Dataset(place, manifest)
 
 
-def read_shard(place: str, columns: list[str]) -> pa.Table:
+def read_shard(place: str, columns: list[str], sha256: str | None = None) -> pa.Table:
     """Reads columns of a shard with page checksums verified.
 
     Only the named columns are touched: a foreign column with a pickled extension type must never be converted.
+
+    Args:
+        place: of the shard.
+        columns: some of `SHARD_SCHEMA`.
+        sha256: of the whole file, to be compared; for those who read nearly all of it anyway. Page checksums do not cover
+            the footer.
 
     Raises:
         DataError: missing, damaged or of another schema.
     """
     try:
-        fs, path = storage.filesystem(place)
+        if sha256 is not None:
+            content = storage.read_bytes(place)
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise OSError("it is not the file that dataset.json names")
+            fs, path = None, pa.BufferReader(content)
+        else:
+            fs, path = storage.filesystem(place)
         with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as file:
             unexpected = [c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type]
             if unexpected:

@@ -131,7 +131,7 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
         bands: for TIFF files.
 
     Returns:
-        The record: shard, key, file, rows, bytes, sha256, counts, sizes, bad, names, pid.
+        The record: shard, key, file, rows, bytes, sha256, labels, counts, sizes, bad, names, pid.
     """
     rows, bad, counts, trouble = [], [], Counter[str](), None
     entries = block.to_dict("records")
@@ -159,10 +159,11 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     written = ds.shard_bytes(rows)
     if rows:
         storage.write_bytes(storage.join(place, "shards", file), written)
-    record = {"shard": shard, "key": block["key"].iloc[0], "file": file, "rows": len(rows), "bytes": len(written),
-              "sha256": hashlib.sha256(written).hexdigest(), "counts": counts,
-              "sizes": Counter(f"{row[2]}x{row[3]}" for row in rows), "bad": bad,
-              "names": [row[0] for row in rows], "pid": os.getpid()}  # fmt: skip
+    names = [row[0] for row in rows]
+    record = {"shard": shard, "key": block["key"].iloc[0], "bytes": len(written), "counts": counts,
+              **ds.shard_entry(file, written, names, [row[-1] for row in rows]),
+              "sizes": Counter(f"{row[2]}x{row[3]}" for row in rows), "bad": bad, "names": names,
+              "pid": os.getpid()}  # fmt: skip
     storage.write_bytes(storage.join(place, "progress", f"{shard:05}.json"), json.dumps(record).encode(), durable=False)
     return record
 
@@ -293,9 +294,11 @@ def _written_before(place: str, blocks: list[pd.DataFrame]) -> list[Record]:
             and keys.get(record["shard"]) == record["key"]
             and sizes.get(record["file"]) == record["bytes"]
             and not record["bad"]
+            and "labels" in record
         ):
             kept.append(record)
-    for name in ("splits", "quarantine.jsonl", "unlisted.txt"):
+    # All files at the top: the lists that are written last, and what a kill left in the middle of writing one.
+    for name in ("splits", *storage.names(place)):
         storage.remove(storage.join(place, name))
     for file in set(sizes) - {record["file"] for record in kept}:
         storage.remove(storage.join(place, "shards", file))
@@ -348,7 +351,7 @@ def _finish(
         "task": "multi-label",
         "classes": tiles.tiles.classes,
         "tile_size": max(map(int, sides)),
-        "shards": [{key: shard[key] for key in ("file", "rows", "sha256")} for shard in written if shard["rows"]],
+        "shards": [{key: shard[key] for key in ("file", "rows", "sha256", "labels")} for shard in written if shard["rows"]],
         "splits": [ds.split_entry(name, content, split)],
         "source": source,
         "gate": {"rows of the labels": len(tiles.table), "tiles": len(kept)}

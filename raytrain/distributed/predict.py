@@ -81,6 +81,7 @@ def predict(
         blocks = _folder_blocks(image_folders)
         meta |= {"images": json.dumps([storage.absolute(folder) for folder in image_folders])}
     _check_resize(checkpoint)
+    _network(checkpoint)
     table = _run(blocks, (checkpoint.place, tta, bands), say)
     bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
     good = table[table["kind"] == ""].sort_values("order")
@@ -104,6 +105,12 @@ def _check_resize(checkpoint: ckpt.Checkpoint) -> None:
         )
 
 
+def _network(checkpoint: ckpt.Checkpoint) -> torch.nn.Sequential:
+    model = models.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
+    models.load_weights(model, checkpoint.judged_weights(), checkpoint.place)
+    return model
+
+
 class Predictor:
     """One inference actor: holds the network of a checkpoint."""
 
@@ -112,8 +119,7 @@ class Predictor:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         checkpoint = ckpt.load(place)
         self.meta = checkpoint.meta
-        self.model = models.build(self.meta["arch"], len(self.meta["classes"]), 0.0)
-        self.model.load_state_dict(checkpoint.judged_weights())
+        self.model = _network(checkpoint)
         models.placed(self.model, self.device).eval()
         capable = default_precision(self.device) == "bf16"
         self.bf16 = self.meta["precision"] == "bf16" and capable

@@ -58,6 +58,7 @@ def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Datase
         source = initial(recipe.model_copy(update=places), dataset)
         assert source is not None
         checkpoint.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+        models.load_weights(model, source.weights(), source.place)
     elif starts:
         state = models.body_weights(recipe.model.arch, recipe.model.weights)
         if state is not None:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain import storage
-from raytrain.errors import DataError
+from raytrain.errors import DataError, masked
 from raytrain.evaluation.metrics import Array, sigmoid
 
 SCHEMA_VERSION = 1
@@ -60,7 +60,7 @@ def write(place: str, predictions: Predictions) -> None:
     if predictions.target is not None:
         columns["target"] = _lists(predictions.target, np.uint8)
     known = {"schema_version": SCHEMA_VERSION, "classes": predictions.classes, "meta": predictions.meta}
-    table = pa.table(columns).replace_schema_metadata({KEY: json.dumps(known, sort_keys=True).encode()})
+    table = pa.table(columns).replace_schema_metadata({KEY: masked(json.dumps(known, sort_keys=True)).encode()})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
     storage.write_bytes(place, sink.getvalue())

@@ -66,7 +66,8 @@ class Record:
         """Place of the dataset, if anything names it."""
         meta = self.predictions.meta if self.predictions else {}
         known = (self.recipe and self.recipe.dataset, self.env.get("dataset"), meta.get("dataset"))
-        return next((place for place in known if isinstance(place, str) and place), None)
+        found = next((place for place in known if isinstance(place, str) and place), None)
+        return found and storage.with_keys_of(found, self.place)
 
 
 def read_run(place: str) -> Record:

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from raytrain import storage
-from raytrain.errors import ConfigError, DivergedError
+from raytrain.errors import ConfigError, DivergedError, masked
 
 MANIFEST = "MANIFEST.json"
+FILES = {"model.safetensors", "ema.safetensors", "train_state.pt", "meta.json"}
 LAST, BEST, STEP = "last", "best", "step-"
 # Of those within an epoch: the newest, and one to fall back on.
 KEPT_STEPS = 2
@@ -64,12 +65,32 @@ class Checkpoint:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name, on the CPU."""
-        return self._ordered(_state(self.files["model.safetensors"]))
+        return self._ordered(self._state("model.safetensors"))
 
     def ema_weights(self) -> dict[str, torch.Tensor] | None:
         """Averaged parameters and buffers by name, or None where the recipe averages none."""
-        content = self.files.get("ema.safetensors")
-        return self._ordered(_state(content)) if content is not None else None
+        return self._ordered(self._state("ema.safetensors")) if "ema.safetensors" in self.files else None
+
+    def _state(self, name: str) -> dict[str, torch.Tensor]:
+        """Tensors of a file, all of them finite."""
+        # Imported where weights are written or read: the bench trains without either, on machines that lack the package.
+        import safetensors.torch
+
+        try:
+            state: dict[str, torch.Tensor] = safetensors.torch.load(self.files[name])
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise self._unusable(name, f"holds no plain tensors: {str(error).splitlines()[0]}") from None
+        for key, value in state.items():
+            if not bool(value.isfinite().all()):
+                raise self._unusable(name, f"holds values that are not finite in {key}")
+        return state
+
+    def _unusable(self, name: str, what: str) -> ConfigError:
+        return ConfigError(
+            f"{storage.join(self.place, name)} {what}",
+            "it has the hash in its manifest, so another program wrote it; only plain tensors are loaded, never code",
+            "give another checkpoint; raytrain runs show RUN lists those of a run",
+        )
 
     def _ordered(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same with the rows of the head's last layer in the order that is wanted."""
@@ -85,12 +106,19 @@ class Checkpoint:
         return self.ema_weights() or self.weights()
 
     def train_state(self) -> dict[str, Any] | None:
-        """What training goes on with beside the weights, or None at the end of a stage."""
-        if "train_state.pt" not in self.files:
+        """What training goes on with beside the weights, or None at the end of a stage.
+
+        Raises:
+            ConfigError: it holds more than plain values and tensors.
+        """
+        name = "train_state.pt"
+        if name not in self.files:
             return None
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(self.files["train_state.pt"]), map_location="cpu", weights_only=True
-        )
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(self.files[name]), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for files that are not its own, some without text
+            said = next(iter(str(error).splitlines()), "")
+            raise self._unusable(name, f"cannot be loaded: {type(error).__name__} {said[:80]}".rstrip()) from None
         return state
 
 
@@ -148,7 +176,7 @@ def write(place: str, state: Snapshot) -> None:
     """
     _check_finite(place, state)
     files: dict[str, bytes | memoryview] = {
-        "model.safetensors": _tensors(state.weights), "meta.json": json.dumps(state.meta, indent=1).encode(),
+        "model.safetensors": _tensors(state.weights), "meta.json": masked(json.dumps(state.meta, indent=1)).encode(),
     }  # fmt: skip
     if state.averaged is not None:
         files["ema.safetensors"] = _tensors(state.averaged)
@@ -192,17 +220,8 @@ def _check_finite(place: str, state: Snapshot) -> None:
                 )
 
 
-# Imported where weights are written or read: the bench trains without either, on machines that lack the package.
-
-
-def _state(content: bytes) -> dict[str, torch.Tensor]:
-    import safetensors.torch
-
-    state: dict[str, torch.Tensor] = safetensors.torch.load(content)
-    return state
-
-
 def _tensors(state: dict[str, torch.Tensor]) -> bytes:
+    # Imported here for the same reason as above.
     import safetensors.torch
 
     content: bytes = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
@@ -237,25 +256,38 @@ def read(place: str) -> Checkpoint:
     """
     try:
         manifest = storage.read_json(storage.join(place, MANIFEST))
+        if lacking := {"model.safetensors", "meta.json"} - set(manifest):
+            raise ValueError(f"its manifest does not name {min(lacking)}")
+        if unknown := set(manifest) - FILES:
+            raise ValueError(f"its manifest names {str(min(unknown))[:80]!r}")
         files = {name: storage.read_bytes(storage.join(place, name)) for name in manifest}
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, TypeError) as error:
         raise DamagedCheckpoint(f"{place} is incomplete: {error}") from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest[name]:
             raise DamagedCheckpoint(
                 f"{storage.join(place, name)} is not the file that was written ({len(content)} bytes)"
             )
-    return Checkpoint(place, json.loads(files["meta.json"]), files)
+    try:
+        meta = json.loads(files["meta.json"])
+        _position(meta)
+    except (ValueError, TypeError, KeyError):
+        raise DamagedCheckpoint(f"{storage.join(place, 'meta.json')} does not say what the checkpoint is") from None
+    return Checkpoint(place, meta, files)
 
 
 def load(place: str) -> Checkpoint:
-    """`read` for a checkpoint that a person named.
+    """`read` for a checkpoint that a person named; its weights are looked at too.
 
     Raises:
-        ConfigError: it is missing, incomplete or damaged.
+        ConfigError: it is missing, incomplete or damaged, or its weights are none.
     """
     try:
-        return read(place)
+        found = read(place)
+        if lacking := [key for key in ("classes", "arch") if key not in found.meta]:
+            raise DamagedCheckpoint(f"{storage.join(place, 'meta.json')} has no {lacking[0]}")
+        found.judged_weights()
+        return found
     except DamagedCheckpoint as error:
         raise ConfigError(
             f"the checkpoint cannot be used: {error}",

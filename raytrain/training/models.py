@@ -385,6 +385,23 @@ def _file(weights: str) -> dict[str, torch.Tensor]:
     return state
 
 
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], place: str) -> None:
+    """Gives a network the weights of a checkpoint at a place.
+
+    Raises:
+        ConfigError: they are those of another one, whatever its meta.json says.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        found = str(error).splitlines()
+        raise ConfigError(
+            f"the weights of the checkpoint {place} do not fit the network that its meta.json names: {found[1].strip()[:200]}",
+            "one of the two is of another checkpoint",
+            "give another checkpoint; raytrain runs show RUN lists those of a run",
+        ) from None
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())

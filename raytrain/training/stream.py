@@ -100,6 +100,7 @@ class ShardWindow:
 
     def __init__(self, dataset: Dataset, window: int) -> None:
         self.places, self.window = dataset.shards, window
+        self.hashes = [shard["sha256"] for shard in dataset.manifest["shards"]]
         self.first = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
         self.held: OrderedDict[int, pa.Table] = OrderedDict()
         self.readers = ThreadPoolExecutor(min(READERS, window))
@@ -127,7 +128,7 @@ class ShardWindow:
             self.held[shard] = table
 
     def _read(self, shard: int) -> pa.Table:
-        return read_shard(self.places[shard], COLUMNS).combine_chunks()
+        return read_shard(self.places[shard], COLUMNS, self.hashes[shard]).combine_chunks()
 
     def _tile(self, shard: int, row: int) -> tuple[bytes, int, str]:
         name, image, check = (self.held[shard].column(c)[row - self.first[shard]].as_py() for c in COLUMNS)

@@ -10,7 +10,7 @@ from raytrain.cli_bench import PARTS, chosen_parts
 
 
 def test_all_parts_are_measured_by_default_but_the_comparisons():
-    usual = tuple(part for part in PARTS if part not in ("peer", "variants", "profile"))
+    usual = tuple(part for part in PARTS if part not in ("peer", "variants", "profile", "checkpoints"))
     assert chosen_parts(None, peer=False) == usual
     assert set(chosen_parts(None, peer=True)) == {*usual, "peer"}
     assert chosen_parts("start, decode", peer=False) == ("decode", "start")

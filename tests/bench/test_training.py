@@ -5,6 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from group import save_at_once
 from handmade import encoded, scene, write_dataset
 
 from raytrain.bench import generate, gpu
@@ -12,11 +13,12 @@ from raytrain.bench.decode import decode_rate
 from raytrain.bench.files import write_jpegs, write_labelled
 from raytrain.bench.growth import memory_figures
 from raytrain.bench.peer import PlainLoop, augmentation
-from raytrain.bench.sides import Ceiling, Loop, alone
+from raytrain.bench.sides import Ceiling, Loop, Saving, alone
 from raytrain.bench.training import against_plain, measure
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data import images
 from raytrain.data.dataset import damages, read_images
+from raytrain.training import saver
 
 CLASSES = ["clear", "haze", "water"]
 ROWS = 20  # 14 of them train: a batch of 8 and one of 6
@@ -89,6 +91,41 @@ def test_measuring_a_stage_gives_its_figures(recipe, dataset):
     assert len(ratio) == 2 and ratio == tuple(a / b for a, b in zip(loop, ceiling, strict=True))
     assert found["train.stage-1-32.epoch"].about.endswith("14 + 6 tiles")
     assert any("round 2 of 2" in line for line in lines)
+
+
+def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_side_do_not_count(
+    recipe, dataset, tmp_path, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr("raytrain.training.saver.time.monotonic", lambda: now[0])
+    save_at_once(monkeypatch.setattr)
+    with closing(Saving(recipe, dataset, 1, alone(recipe), str(tmp_path))) as side:
+        side.trainer.decisions.after_step = side.trainer._decide  # at every step
+        side.block_with_save(2)
+        assert side.saves == 1 and not side._busy() and list((tmp_path / "checkpoints").glob("step-*"))
+        now[0] += 1000.0
+        side.block(2)
+        assert side.saves == 1
+        now[0] += 1000.0
+        tiles = side.tiles
+
+        def slow():
+            for count in tiles:
+                now[0] += saver.LEAST_INTERVAL_S / 4
+                yield count
+
+        side.tiles = slow()
+        side.block(10)  # a pair of steps is an epoch, whose end saves in another way
+        assert side.saves == 3
+
+
+def test_what_checkpoints_cost(recipe, dataset, monkeypatch):
+    monkeypatch.setattr(saver, "LEAST_INTERVAL_S", 0.1)
+    monkeypatch.setattr(saver, "TIMES_COST", 1)
+    found = {f.name: f for f in measure(recipe, dataset, pairs=2, block=2, parts=["checkpoints"], say=print)}
+    assert list(found) == [f"checkpoints.{name}" for name in ("loop", "without", "ratio", "saves", "cost")]
+    assert len(found["checkpoints.ratio"].values) == 2 and found["checkpoints.cost"].median > 0
+    assert found["checkpoints.cost"].about.endswith(" MB")
 
 
 def test_files_hold_the_bytes_of_the_dataset_under_the_suffix_of_their_format(dataset, tmp_path):

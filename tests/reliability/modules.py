@@ -1,5 +1,25 @@
 """All figures, in the order of the table."""
 
+import canary
+import damage
+import disk
+import diverged
+import hostile
+import kills
+import messages
+import wrong
 from figures import Figure
 
-FIGURES: list[Figure] = []
+FIGURES: list[Figure] = sorted(
+    [
+        *kills.FIGURES,
+        *disk.FIGURES,
+        *damage.FIGURES,
+        *hostile.FIGURES,
+        *diverged.FIGURES,
+        *wrong.FIGURES,
+        *canary.FIGURES,
+        *messages.FIGURES,
+    ],
+    key=lambda figure: int(figure.id[1:]),
+)

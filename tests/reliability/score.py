@@ -17,16 +17,18 @@ from pathlib import Path
 sys.path.extend(str(Path(__file__).parent / room) for room in (".", "..", "../data", "../training"))
 
 from figures import Figure, Ledger
-from modules import FIGURES
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures and prints the table. Returns the exit code."""
-    arguments = parsed(argv)
+    # Not above: processes that the cases start import this file, and shall not import all that the cases need.
+    from modules import FIGURES
+
+    arguments = parsed(argv, FIGURES)
     with tempfile.TemporaryDirectory(prefix="score-") as home:
         out = Path(arguments.out or home).resolve()
         surroundings(Path(home))
-        chosen = selected(arguments)
+        chosen = selected(arguments, FIGURES)
         ledger = Ledger(out)
         rows, began = [], time.monotonic()
         for number, (figure, cases) in enumerate(chosen, 1):
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(met for _, met in rows) else 1
 
 
-def parsed(argv: list[str] | None) -> argparse.Namespace:
+def parsed(argv: list[str] | None, all_figures: list[Figure]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     how = parser.add_mutually_exclusive_group(required=True)
@@ -56,17 +58,17 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.full and not arguments.out:
         parser.error("--full takes long: --out DIR keeps what is measured")
-    known = {figure.id for figure in FIGURES}
+    known = {figure.id for figure in all_figures}
     unknown = sorted(set((arguments.only or "").split(",")) - known - {""})
     if unknown:
         parser.error(f"{', '.join(unknown)} unknown; there are {', '.join(sorted(known, key=lambda id: int(id[1:])))}")
     return arguments
 
 
-def selected(arguments: argparse.Namespace) -> list[tuple[Figure, list]]:
+def selected(arguments: argparse.Namespace, all_figures: list[Figure]) -> list[tuple[Figure, list]]:
     """Figures with their cases."""
     wanted = (arguments.only or "").split(",")
-    figures = [figure for figure in FIGURES if not arguments.only or figure.id in wanted]
+    figures = [figure for figure in all_figures if not arguments.only or figure.id in wanted]
     some = [(figure, [case for case in figure.cases if case.quick or not arguments.quick]) for figure in figures]
     return [(figure, cases) for figure, cases in some if cases]
 

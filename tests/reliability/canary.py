@@ -1,0 +1,141 @@
+"""R24: keys in the environment and in URIs: none in any file of a run, of a dataset or a report, nor in what is printed."""
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow.fs as pafs
+import writers
+from figures import Case, Checks, Figure, Outcome
+from group import run_alone
+from sentences import captured
+from workshop import dataset, recipe
+
+from raytrain import runs, storage
+from raytrain.cli import _Masked, run_command
+from raytrain.data.dataset import open_dataset
+from raytrain.report.conclude import conclude
+
+KEY, SECRET, OTHERS = "AKIACANARY", "c4n4ry-of-a-uri", "c4n4ry-of-the-environment"
+ENVIRONMENT = {
+    "KAGGLE_USERNAME": OTHERS,
+    "KAGGLE_KEY": OTHERS,
+    "AWS_SECRET_ACCESS_KEY": OTHERS,
+    "RAY_AUTH_TOKEN": OTHERS,
+}
+STORE = f"s3://{KEY}:{SECRET}@bucket"
+
+
+class _Store(pafs.SubTreeFileSystem):
+    """An object store has no folders to make first."""
+
+    def open_output_stream(self, path: str, **options):
+        Path(self.base_path, path).parent.mkdir(parents=True, exist_ok=True)
+        return super().open_output_stream(path, **options)
+
+
+class _Bucket:
+    """A folder instead of a bucket: all of the program's paths to an object store but the network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.opened = folder, list[str]()
+
+    def __call__(self, uri: str) -> tuple[pafs.FileSystem, str]:
+        self.opened.append(uri)
+        return _Store(str(self.folder), pafs.LocalFileSystem()), "bucket"
+
+
+def _trained(bucket: Path) -> list[str]:
+    """A run, from its directory to its report. Returns the lines that it said."""
+    lines: list[str] = []
+    dataset(bucket / "bucket" / "data", 64)
+    settings = recipe(f"{STORE}/data", (32, 64), epochs=1)
+    settings = settings.model_copy(update={"storage": f"{STORE}/runs", "select": "1"})
+    data = open_dataset(f"{STORE}/data")
+    run = runs.create(settings, "a", data)
+    with captured() as streams, patch("sys.stdout", _Masked(streams[0])):
+        print(f"run {run.name} in {run.place}")
+        run_alone(settings, run.place, report=print)
+        conclude(run.place)
+    lines.append(streams[0].getvalue())
+    assert runs.find("a", f"{STORE}/runs").recipe == settings  # --resume finds its dataset with the keys
+    runs.write_failure(run, RuntimeError(f"{STORE}/data is gone"), 1)
+    return lines
+
+
+def _commands() -> list[str]:
+    """What commands print of such places, errors included."""
+    found = []
+    for arguments in (
+        ["runs", "list", "--storage", f"{STORE}/runs"], ["runs", "show", "a", "--storage", f"{STORE}/runs"],
+        ["runs", "report", "a", "--storage", f"{STORE}/runs"], ["runs", "show", "b", "--storage", f"{STORE}/runs"],
+        ["data", "check", f"{STORE}/data", "--fast"], ["data", "check", f"{STORE}/nothing"],
+        ["train", "--dataset", f"{STORE}/nothing"], ["train", "--dataset", f"{STORE}/data", "--storage", f"{STORE}/runs", "--name", "a"],
+        ["train", "--dataset", f"{STORE}/data", "--train.batch-size", "4000"],
+        ["predict", "--checkpoint", f"{STORE}/runs/b", "--images", "x", "--out", f"{STORE}/p"],
+        ["evaluate", f"{STORE}/runs/a/predictions.parquet", "--out", f"{STORE}/evaluation"],
+        ["evaluate", f"{STORE}/nothing.parquet", "--out", f"{STORE}/evaluation"],
+        ["train", "--config", f"{STORE}/nothing.yaml"], ["train", "--config", "smoke", "--dataset", f"{STORE}/data", "--print-config"],
+    ):  # fmt: skip
+        with captured() as streams:
+            run_command(arguments)
+        found.append(streams[0].getvalue() + streams[1].getvalue())
+    return found
+
+
+def scanned(folder: Path) -> Outcome:
+    """A run on a store whose URI holds keys, with other keys in the environment."""
+    checks, bucket = Checks(), _Bucket(folder / "store")
+    (folder / "store" / "bucket").mkdir(parents=True)
+    storage._store.cache_clear()
+    with patch.object(storage, "_store", bucket), patch.dict("os.environ", ENVIRONMENT):
+        lines = [*_trained(folder / "store"), *_commands()]
+    checks.add(any(SECRET in uri for uri in bucket.opened), "the keys never came to the store: nothing was tried")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    for name in (
+        "config.yaml",
+        "env.json",
+        "meta.json",
+        "predictions.parquet",
+        "report.html",
+        "model_card.md",
+        "failure.json",
+    ):
+        checks.add(name in names, f"{name} was not written")
+    for path in files:
+        _search(checks, str(path.relative_to(folder)), path.read_bytes())
+    for line in lines:
+        _search(checks, "printed", line.encode())
+    return checks.outcome(files=[float(len(files))])
+
+
+def ingested(folder: Path) -> Outcome:
+    """Ingest of pictures in such a store, a damaged one among them."""
+    checks, bucket = Checks(), _Bucket(folder / "store")
+    (folder / "store" / "bucket").mkdir(parents=True)
+    writers.painted(folder / "store" / "bucket")
+    (folder / "store" / "bucket" / "tiles" / "t_1.jpg").write_bytes(b"damaged")
+    with patch.object(storage, "_store", bucket), patch.dict("os.environ", ENVIRONMENT):
+        writers.ingest_from(f"{STORE}/tiles", f"{STORE}/labels.csv", f"{STORE}/out")
+    checks.add((folder / "store" / "bucket" / "out" / "quarantine.jsonl").exists(), "nothing was quarantined")
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        _search(checks, str(path.relative_to(folder)), path.read_bytes())
+    return checks.outcome()
+
+
+def _search(checks: Checks, where: str, content: bytes) -> None:
+    for canary in (SECRET, OTHERS):
+        at = content.find(canary.encode())
+        checks.add(at < 0, f"{where}: {content[max(0, at - 100) : at + 40]!r}")
+
+
+def _leaks(outcomes: list[Outcome]) -> str:
+    return f"{sum(o.of - o.passed for o in outcomes)} in {sum(o.of for o in outcomes)} searches"
+
+
+FIGURES = [
+    Figure(
+        "R24", "keys of environment and URIs in files and lines of a run ", "0",
+        [Case("keys in a run", scanned, True), Case("keys in an ingest", ingested, True)], _leaks,
+    ),
+]  # fmt: skip

@@ -1,0 +1,126 @@
+"""R5 and R6: whatever writes is killed, or its disk fails, at every single write to the file system."""
+
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import syscalls
+import torch
+import writers
+from figures import Case, Checks, Figure, Outcome, numbers
+from syscalls import ERRORS, KILLS, Ended, Fault
+from writers import Invalid, Writer
+
+from raytrain.errors import StorageError
+
+LEAST_POINTS = 300
+# --quick takes one point of so many.
+QUICK_EVERY = 10
+
+
+def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Outcome:
+    """A writer with each fault at each of its points: of every tenth point, or of all others."""
+    if not syscalls.possible():
+        return Outcome(0, 1, failures=["this figure traces system calls, which needs Linux on x86-64"])
+    torch.set_num_threads(1)  # a forked process has none of the threads that torch's pool believes in
+    writer = writers.writer(name, folder)
+    writer.begin(_emptied(folder / "before"))
+    checks, chosen = Checks(), (lambda n: n % QUICK_EVERY == 0) if quick else (lambda n: n % QUICK_EVERY != 0)
+    points = syscalls.points(partial(writer.work, _fresh(folder)), folder / "place")
+    for number, point in enumerate(points):
+        for fault in faults:
+            if chosen(number) and fault.fits(point):
+                what = f"{name}, {fault.name} call {number + 1}, {point}"
+                for wrong in _tried(writer, number, fault, folder):
+                    checks.add(not wrong, f"{what}: {wrong}")
+    return checks.outcome(points=[float(checks.of)])
+
+
+def _tried(writer: Writer, number: int, fault: Fault, folder: Path) -> Iterator[str]:
+    """What is wrong after a fault, nothing if all is well."""
+    place = _fresh(folder)
+    ended = syscalls.disturbed(partial(writer.work, place), place, number, fault)
+    try:
+        state = writer.state(place)
+        yield _ended_badly(ended, state) if fault.error else "" if ended.code in (None, 0) else ended.text
+    except Invalid as error:
+        yield f"{error} (the work ended with {ended.code} {ended.text})"
+    except Exception as error:
+        yield f"{type(error).__name__}: {error}"
+
+
+def _ended_badly(ended: Ended, state: str) -> str:
+    """An error of the disk is either borne, and then all is there, or told in a sentence with the exit code of storage."""
+    if ended.code == 0:
+        return "" if state == "new" else "it ended without an error, and not all is there"
+    if ended.code != StorageError.exit_code:
+        return f"exit code {ended.code}: {ended.text}"
+    lines = ended.text.splitlines()
+    return "" if 1 < len(lines) <= 3 and "  why:" in ended.text and "Traceback" not in ended.text else ended.text
+
+
+def too_large(folder: Path) -> Outcome:
+    """A limit on the size of files (EFBIG) in the middle of a checkpoint, by the kernel itself."""
+    checks, writer = Checks(), writers.writer("checkpoints", folder)
+    writer.begin(_emptied(folder / "before"))
+    for limit in range(0, 1500, 100):
+        place = _fresh(folder)
+
+        def limited(place: Path = place, limit: int = limit) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            writer.work(place)
+
+        ended = syscalls.disturbed(limited, place, -1, KILLS[0])
+        checks.add(
+            (ended.code == 7 and "File too large" in ended.text) or ended.code == 0, f"{limit} bytes: {ended.text}"
+        )
+        checks.add(writer.state(place) == ("new" if ended.code == 0 else "old"), f"{limit} bytes: another state")
+    return checks.outcome()
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder / "place", ignore_errors=True)
+    # With their times: what an ingest has done it knows again by the times of the pictures.
+    return Path(shutil.copytree(folder / "before", folder / "place"))
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _cases(word: str, faults: tuple[Fault, ...]) -> list[Case]:
+    return [
+        Case(f"{word} {name} {which}", partial(swept, name, faults, quick), quick)
+        for name in writers.NAMES
+        for which, quick in (("some points", True), ("other points", False))
+    ]
+
+
+def _points(outcomes: list[Outcome]) -> str:
+    return f"{sum(o.passed for o in outcomes)} of {sum(o.of for o in outcomes)} points valid"
+
+
+def _enough(outcomes: list[Outcome]) -> bool:
+    """All are valid; and many enough, unless only the quick cases were run."""
+    whole = len(outcomes) == 2 * len(writers.NAMES)
+    return all(o.passed == o.of > 0 for o in outcomes) and (
+        not whole or sum(numbers(outcomes, "points")) >= LEAST_POINTS
+    )
+
+
+FIGURES = [
+    Figure(
+        "R5", "killed at any write: checkpoints, record, dataset, cache, archives", f"100% of >= {LEAST_POINTS} points",
+        _cases("killed", KILLS), _points, _enough,
+    ),
+    Figure(
+        "R6", "disk full, read-only or failing at any write", "old state intact, exit code 7: 100%",
+        [*_cases("failing disk", ERRORS), Case("failing disk too large", too_large)],
+    ),
+]  # fmt: skip
