@@ -200,7 +200,7 @@ def python_blocks():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_five_lines_of_the_readme_run(number, tiles, tmp_path, monkeypatch, capsys):
+def test_the_five_lines_of_the_readme_run(number, own_network, tiles, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     if number == 0:
         shutil.copytree(tiles[0], "train-jpg")
