@@ -28,6 +28,8 @@ SERVERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "to
 FILES = ("ray", "pymp-*", "torchinductor_*")
 # Those of Ray Data: one of each, kept for all that follow.
 ACTORS = ("_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker", "AutoscalingRequester")
+# In a Ray of another process, which a fixture has started for several tests, they are seen by their titles alone.
+WORKERS = ("ray::IDLE", *(f"ray::{name}" for name in ACTORS))
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ def _processes(numbers: frozenset[int]) -> list[str]:
     for number in sorted(numbers):
         try:
             process = psutil.Process(number)
-            line = " ".join(process.cmdline())[:200]
-            if line and _is_ours(process) and not _is_shared(process):
-                lines.append(f"process {number} ({line})")
+            line = " ".join(process.cmdline()).strip()
+            if line and line not in WORKERS and _is_ours(process) and not _is_shared(process):
+                lines.append(f"process {number} ({line[:200]})")
         except psutil.Error:  # it has ended, or is another user's
             pass
     return lines
