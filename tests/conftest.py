@@ -33,6 +33,18 @@ def own_network(monkeypatch):
     monkeypatch.delenv(ARCH)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
+    from raytrain.training.loop import Hooks, fit
+    from raytrain.training.step import Worker
+
+    def group(function, place, recipe, say, on_batch):
+        return fit(recipe, open_dataset(recipe.dataset), place, Worker(), Hooks(say=say))
+
+    monkeypatch.setattr("raytrain.distributed.train._group", group)
+
+
 @pytest.fixture(scope="session")
 def tiles(tmp_path_factory):
     """(image folder, label file) of 160 synthetic tiles."""

@@ -18,7 +18,6 @@ from odd_images import four_bands
 from raytrain import runs
 from raytrain.cli import run_command
 from raytrain.config import load_recipe
-from raytrain.data.dataset import open_dataset
 from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
@@ -93,16 +92,6 @@ def test_runs_are_listed_shown_and_reported(trained, capsys):
     (run / "report.html").unlink()
     assert run_command(["runs", "report", "two", *where]) == 0
     assert (run / "report.html").exists()
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
-
-    def group(function, place, recipe, say, on_batch):
-        return fit(recipe, open_dataset(recipe.dataset), place, Worker(), Hooks(say=say))
-
-    monkeypatch.setattr("raytrain.distributed.train._group", group)
 
 
 @pytest.mark.usefixtures("in_this_process")
