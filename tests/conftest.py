@@ -6,21 +6,43 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from handmade import NETWORK
 
 from raytrain.cli import RAY_ENVIRONMENT, run_command
 from raytrain.data import synthetic
 from raytrain.data.dataset import open_dataset
 
+pytest_plugins = ["leaks"]
 TILES = 160
+ARCH = "RAYTRAIN_MODEL__ARCH"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def surroundings(tmp_path_factory):
-    """A temporary HOME and tile cache; Ray without tokens; workers that find the package of this checkout."""
+def surroundings(temporary_directory, tmp_path_factory):
+    """A temporary HOME and tile cache; Ray without tokens; recipes train the small network, unless `own_network`."""
     home = tmp_path_factory.mktemp("home")
     os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
+    os.environ[ARCH] = NETWORK
     for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def own_network(monkeypatch):
+    """Recipes keep the network that they name."""
+    monkeypatch.delenv(ARCH)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
+    from raytrain.training.loop import Hooks, fit
+    from raytrain.training.step import Worker
+
+    def group(function, place, recipe, say, on_batch):
+        return fit(recipe, open_dataset(recipe.dataset), place, Worker(), Hooks(say=say))
+
+    monkeypatch.setattr("raytrain.distributed.train._group", group)
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +53,13 @@ def tiles(tmp_path_factory):
 
 @pytest.fixture
 def cluster():
-    """A local Ray of four declared CPUs, started by the first test that needs one."""
+    """A local Ray of two declared CPUs, started by the first test that needs one: each process of a pool imports torch."""
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
-    # Left running for the next test; `no_cluster` and the end of the session stop it.
+    # Left running for the next test; `no_cluster` and the end of the session (in `leaks`) stop it.
 
 
 @pytest.fixture
@@ -54,14 +76,7 @@ def dataset(tiles, tmp_path_factory):
     import ray
 
     if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, log_to_driver=False)
     out = tmp_path_factory.mktemp("datasets") / "synthetic"
     assert run_command(["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]) == 0
     return open_dataset(str(out))
-
-
-def pytest_sessionfinish():
-    import sys
-
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from handmade import NETWORK
 
 from raytrain.cli import run_command
 from raytrain.config import load_recipe
@@ -41,8 +42,8 @@ def without_manifest(folder, dataset):
 
 
 def with_other_classes(folder, dataset):
-    meta = {"stage": 1, "epoch": 1, "classes": dataset.classes[::-1], "arch": "resnet18", "f2": 0.5, "task": "x"}
-    ckpt.save(str(folder / "other"), models.build("resnet18", len(dataset.classes), 0.5), meta)
+    meta = {"stage": 1, "epoch": 1, "classes": dataset.classes[::-1], "arch": NETWORK, "f2": 0.5, "task": "x"}
+    ckpt.save(str(folder / "other"), models.build(NETWORK, len(dataset.classes), 0.5), meta)
     return str(folder / "other")
 
 

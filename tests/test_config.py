@@ -17,6 +17,8 @@ from raytrain.config import (
 )
 from raytrain.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("own_network")
+
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_prints_a_recipe_that_loads(name, tmp_path):

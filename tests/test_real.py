@@ -23,7 +23,7 @@ from raytrain.data.cache import open_store
 from raytrain.data.dataset import open_dataset, read_images
 from raytrain.data.inspection import inspect
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("own_network")]
 REAL = Path(os.environ.get("RAYTRAIN_REAL_DATA") or "../shared/data")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handmade import NETWORK
 from odd_images import COUNTED, QUARANTINED, encoded, four_bands, noise
 from PIL import Image
 
@@ -20,6 +21,7 @@ from raytrain.data.sources import images_at, images_in
 from raytrain.distributed import ingest as module
 from raytrain.distributed.ingest import ingest, rows_per_shard
 from raytrain.errors import DataError, StorageError
+from raytrain.training import checkpoint as ckpt
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -200,8 +202,10 @@ def python_blocks():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_five_lines_of_the_readme_run(number, tiles, tmp_path, monkeypatch, capsys):
+def test_the_five_lines_of_the_readme_run(number, request, tiles, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # The first trains a ResNet-18 with a worker of Ray.
+    request.getfixturevalue("in_this_process" if number else "own_network")
     if number == 0:
         shutil.copytree(tiles[0], "train-jpg")
         shutil.copy(tiles[1], "train_v2.csv")
@@ -218,7 +222,8 @@ def test_the_five_lines_of_the_readme_run(number, tiles, tmp_path, monkeypatch, 
     printed = capsys.readouterr().out
     (dataset,) = [p.parent for p in Path().glob("*/dataset.json")]
     assert open_dataset(str(dataset)).rows == (160, 60)[number] and f"{(160, 60)[number]} pictures in" in printed
-    assert (Path("runs") / ("first", "second")[number] / "checkpoints" / "last" / "MANIFEST.json").exists()
+    last = ckpt.load(str(Path("runs", ("first", "second")[number], "checkpoints", "last")))
+    assert last.meta["arch"] == ("resnet18", NETWORK)[number]
 
 
 def test_check_names_every_damage(dataset, tmp_path, capsys):

@@ -94,6 +94,7 @@ def test_runs_are_listed_shown_and_reported(trained, capsys):
     assert (run / "report.html").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
     _, run = trained
     changes = {"init_from": "two:stage-2-32", "select": "3"}
@@ -102,6 +103,7 @@ def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
     assert meta["parent"].endswith("two/checkpoints/stage-2-32") and done.metrics["stage"] == 3
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_path):
     _, run = trained
     parent = str(tmp_path / "parent")
@@ -132,9 +134,9 @@ def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_pat
     assert "Traceback" not in message and "next: " in message and not (tmp_path / "p.parquet").exists()
     # The failed pool gives its CPUs back: the next command in this process could not start its workers.
     began = time.monotonic()
-    while ray.available_resources()["CPU"] < 4 and time.monotonic() - began < 30:
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() - began < 30:
         time.sleep(0.2)
-    assert ray.available_resources()["CPU"] == 4
+    assert ray.available_resources().get("CPU") == 2
 
 
 def bomb(rank: int, batch: Batch) -> None:

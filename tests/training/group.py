@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -36,7 +37,12 @@ def run_group(recipe: Recipe, run: Path, world: int, record: bool = True, kill: 
     else:
         # One server imports torch and forks the members: a spawned one would take 5 to 10 seconds of a core.
         multiprocessing.set_forkserver_preload(["raytrain.training.loop"])
-        mp.start_processes(_member, arguments, nprocs=world, start_method="forkserver")
+        try:
+            mp.start_processes(_member, arguments, nprocs=world, start_method="forkserver")
+        finally:
+            # torch never removes what a member said that failed.
+            for said in Path(tempfile.gettempdir()).glob("pytorch-errorfile-*"):
+                said.unlink()
 
 
 def run_alone(recipe: Recipe, run: Path, **hooks) -> dict:

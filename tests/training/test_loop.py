@@ -147,7 +147,7 @@ def test_all_parameters_of_all_ranks_agree_after_every_stage(groups, world):
         assert all(state == states[0] for state in states)
     first, second = (json.loads((groups / str(world) / f"parameters-{s}-0.json").read_text()) for s in (1, 2))
     changed = {key for key in first if first[key] != second[key]}
-    assert "body.layer1.0.conv1.weight" in changed and "body.layer4.1.conv2.weight" in changed
+    assert {f"body.network.layer{n}.0.conv1.weight" for n in (1, 4)} <= changed
 
 
 def test_any_number_of_workers_trains_on_the_same_global_batches(groups):
@@ -255,10 +255,11 @@ def exact(recipe, tmp_path_factory):
     return base
 
 
-# Two workers in fp32 leave one worker's losses at the fourth step, by up to 2.4e-4 (three and four workers do not, and in
-# fp64 nobody does): probably rounding that moves the maximum of a pooling window, which was not proved.
+# In fp32 they differ by 1.7e-7 at most (three seeds). Of a ResNet-18, two workers left one worker's losses at the fourth
+# step, by up to 2.4e-4 (three and four did not, and in fp64 nobody did): probably rounding that moves the maximum of a
+# pooling window, which was not proved.
 @pytest.mark.parametrize(("precision", "world", "tolerance"), [
-    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 2, 1e-3), ("options", 2, 1e-9),
+    ("fp64", 2, 1e-9), ("fp64", 3, 1e-9), ("fp64", 4, 1e-9), ("fp32", 2, 1e-6), ("options", 2, 1e-9),
 ])  # fmt: skip
 def test_any_number_of_workers_reaches_the_same_losses(exact, precision, world, tolerance):
     histories = [read_epochs(str(exact / precision / str(w))) for w in (1, world)]

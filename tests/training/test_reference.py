@@ -113,7 +113,7 @@ def reference_parameters(reference):
 
 
 @pytest.fixture
-def trainer(dataset, tmp_path, request):
+def trainer(own_network, dataset, tmp_path, request):
     """The lesson's recipe at 64 px with batches of 8."""
     recipe = load_recipe("planet-resnet50-2018", {"dataset": dataset.place, "model": {"weights": "none"}})
     stages = tuple(stage.model_copy(update={"size": SIZE}) for stage in recipe.stages)

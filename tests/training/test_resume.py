@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from group import run_alone, run_group, save_at_once, trace
+from handmade import NETWORK
 from torch.multiprocessing import ProcessExitedException
 
 from raytrain import storage
@@ -207,7 +208,7 @@ def test_a_start_from_classes_in_another_order_is_remapped_when_asked(recipe, da
     place = tmp_path / "first" / "checkpoints" / "stage-1-32"
     found = ckpt.load(str(place))
     theirs = found.meta["classes"][::-1]
-    net = loop.models.build("resnet18", len(theirs), 0.5)
+    net = loop.models.build(NETWORK, len(theirs), 0.5)
     net.load_state_dict(found.weights())
     ckpt.save(str(tmp_path / "other"), net, found.meta | {"classes": theirs})
     settings = recipe.model_copy(update={"select": "2", "init_from": str(tmp_path / "other")})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from handmade import NETWORK
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain.config import LAYER_GROUPS, load_recipe
@@ -21,12 +22,12 @@ STAGE = {"size": 32, "epochs": 3, "freeze": False, "lr": 0.01}
 
 
 def stepper(stage=STAGE, model=None, worker=None, ema=None, **train):
-    """A step of a ResNet-18 in fp64, without anything that depends on the tiles of a pass: no dropout, fixed statistics."""
+    """A step of a small network in fp64, without anything that depends on the tiles of a pass: no dropout, fixed statistics."""
     settings = {"precision": "fp64", "batch_size": 12, **train}
-    architecture = {"arch": "resnet18", "dropout": 0.0, "batch_norm": "fixed"}
+    architecture = {"arch": NETWORK, "dropout": 0.0, "batch_norm": "fixed"}
     recipe = load_recipe("smoke", {"model": architecture, "train": settings, "stages": [stage]})
     torch.manual_seed(0)
-    model = model or models.build("resnet18", 5, 0.0, "fixed").double()
+    model = model or models.build(NETWORK, 5, 0.0, "fixed").double()
     models.set_frozen(model, recipe.stages[0].frozen_groups)
     optimizer = optim.make_optimizer(model, [0.01] * LAYER_GROUPS, recipe.train.wd)
     return Stepper(recipe, 1, model.train(), optimizer, SOURCE, worker or Worker(), ema=ema)
@@ -68,9 +69,10 @@ def test_clipping_limits_the_norm_of_the_whole_gradient_and_keeps_its_direction(
     free, clipped = gradients(stepper()), gradients(stepper(clip_norm=0.01))
     norm = torch.stack([g.norm() for g in clipped]).norm()
     torch.testing.assert_close(norm, torch.tensor(0.01, dtype=torch.float64), rtol=1e-4, atol=0)
-    factor = 0.01 / torch.stack([g.norm() for g in free]).norm()
+    # torch divides by the norm and 1e-6.
+    factor = 0.01 / (torch.stack([g.norm() for g in free]).norm() + 1e-6)
     assert factor < 1
-    assert largest([a * factor - b for a, b in zip(free, clipped, strict=True)]) < 1e-6 * largest(clipped)
+    assert largest([a * factor - b for a, b in zip(free, clipped, strict=True)]) < 1e-12 * largest(clipped)
 
 
 def test_mixup_mixes_pixels_and_targets_of_two_tiles_by_the_same_share(monkeypatch):
@@ -114,7 +116,7 @@ def test_averaged_weights_follow_the_closed_form():
 
 
 def test_a_step_moves_the_averages_statistics_included():
-    model = models.build("resnet18", 5, 0.0).double()
+    model = models.build(NETWORK, 5, 0.0).double()
     ema = Ema(model, 0.9)
     before = {key: value.clone() for key, value in ema.module.state_dict().items()}
     stepper(model=model, ema=ema)(ROWS, 1, 0)
@@ -122,26 +124,31 @@ def test_a_step_moves_the_averages_statistics_included():
         if value.is_floating_point():
             # The first update weighs the new values by 1 - 1/10.
             torch.testing.assert_close(value, 0.1 * before[key] + 0.9 * model.state_dict()[key])
-    assert not torch.equal(ema.module.body.bn1.running_mean, before["body.bn1.running_mean"])
+    assert not torch.equal(ema.module.body.network.bn1.running_mean, before["body.network.bn1.running_mean"])
 
 
 def test_a_checkpoint_keeps_the_averages_beside_the_weights_and_inference_takes_them(tmp_path):
-    model = models.build("resnet18", 5, 0.0)
-    ema = Ema(models.build("resnet18", 5, 0.0), 0.9)
+    model = models.build(NETWORK, 5, 0.0)
+    ema = Ema(models.build(NETWORK, 5, 0.0), 0.9)
     place = str(tmp_path / "c")
     checkpoint.save(place, model, {"stage": 1, "epoch": 1}, averaged=ema.module)
     found = checkpoint.load(place)
-    assert torch.equal(found.weights()["body.conv1.weight"], model.body.conv1.weight)
-    assert torch.equal(found.judged_weights()["body.conv1.weight"], ema.module.body.conv1.weight)
+    assert torch.equal(found.weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight)
+    assert torch.equal(found.judged_weights()["body.network.conv1.0.weight"], ema.module.body.network.conv1[0].weight)
     checkpoint.save(place, model, {"stage": 1, "epoch": 1})
-    assert torch.equal(checkpoint.load(place).judged_weights()["body.conv1.weight"], model.body.conv1.weight)
+    assert torch.equal(
+        checkpoint.load(place).judged_weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight
+    )
 
 
 @pytest.mark.parametrize("freeze", [False, 1, 2, True])
 def test_a_depth_of_freezing_moves_the_later_groups_and_batch_norm_alone(freeze):
-    model = models.build("resnet18", 5, 0.0).double()
+    model = models.build(NETWORK, 5, 0.0).double()
     before = [[p.detach().clone() for p in group] for group in models.layer_groups(model)]
-    stepper(stage=STAGE | {"freeze": freeze}, model=model)(ROWS, 1, 0)
+    one = stepper(stage=STAGE | {"freeze": freeze}, model=model)
+    # timm begins the last scale of a block with 0: before it, a bias of 0 does not move in the first step.
+    for number in range(2):
+        one(ROWS, 1, number)
     norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
     for number, (old, new) in enumerate(zip(before, models.layer_groups(model), strict=True)):
         moved = {id(p) for o, p in zip(old, new, strict=True) if not torch.equal(o, p)}
