@@ -9,31 +9,52 @@ import ray
 import ray.train
 from ray.util.queue import Queue
 
+from raytrain import storage
 from raytrain.distributed.cluster import own_cause
 from raytrain.errors import RaytrainError, ResourceError
+from raytrain.training import checkpoint
 
 # What the others raise when a rank has died speaks of what connected them; torch gives it no type of its own.
 CONNECTIONS = ("gloo", "NCCL", "CUDA error")
-# Another process may have taken the memory once; twice, the run itself needs more than there is.
+# Starts of the group that may fail one after the other without a newer checkpoint: some fault that comes again.
+MOST_IN_VAIN = 5
+# Another process may have taken the memory once; twice at the same place, the run itself needs more than there is.
 MOST_OUT_OF_MEMORY = 2
 
 
-def restarts(lines: Queue) -> Any:
+class Judge:
+    """Decides after each failure of the group; counts those that came since the run got further."""
+
+    def __init__(self, directory: str) -> None:
+        """Takes the run's `checkpoints` folder."""
+        self.directory, self.reached = directory, checkpoint.BEGINNING
+        self.failures, self.out_of_memory = 0, 0
+
+    def verdict(self, failures: Mapping[int, BaseException]) -> BaseException | None:
+        """What the run ends with, or None where the workers shall start again."""
+        reached = checkpoint.furthest(self.directory)
+        if reached > self.reached:
+            self.reached, self.failures, self.out_of_memory = reached, 0, 0
+        killed = [rank for rank, failure in failures.items() if _is_out_of_memory(failure)]
+        self.failures += 1
+        self.out_of_memory += bool(killed)
+        if self.out_of_memory == MOST_OUT_OF_MEMORY:
+            return too_little_memory(killed[0])
+        in_vain = next(iter(failures.values())) if self.failures > MOST_IN_VAIN else None
+        return permanent_failure(failures) or in_vain
+
+
+def restarts(lines: Queue, run: str) -> Any:
     """A callback for Ray's controller: ends the run at a failure that another start would only repeat.
 
     Args:
         lines: hears why the workers start again.
+        run: its directory.
     """
-
-    out_of_memory = 0
+    judge = Judge(storage.join(run, "checkpoints"))
 
     def after_exception(self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        nonlocal out_of_memory
-        permanent = permanent_failure(worker_exceptions)
-        killed = [rank for rank, failure in worker_exceptions.items() if _is_out_of_memory(failure)]
-        out_of_memory += bool(killed)
-        if out_of_memory == MOST_OUT_OF_MEMORY:
-            permanent = too_little_memory(killed[0])
+        permanent = judge.verdict(worker_exceptions)
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback
         ranks = ", ".join(map(str, sorted(worker_exceptions)))

@@ -34,8 +34,6 @@ from raytrain.training.step import Batch, Worker
 STALLED = 70
 # A worker group that cannot be placed within this many starts of a minute each never will be.
 START_ATTEMPTS = 2
-# Worker deaths after which Ray starts the group again, within one command.
-GROUP_RESTARTS = 10
 # What a resumed run may change: where it runs, not what it computes.
 PLACEMENT = ("num_workers", "use_gpu", "tiles")
 
@@ -160,11 +158,10 @@ def _group(
             run_config=ray.train.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=storage.join(place, "ray"),
-                failure_config=ray.train.FailureConfig(
-                    max_failures=GROUP_RESTARTS, controller_failure_limit=START_ATTEMPTS
-                ),
+                # `restarts` decides: a number for the whole run would end one that gets further between its failures.
+                failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
                 logging_config=ray.train.LoggingConfig("ERROR"),
-                callbacks=[restarts(lines)],
+                callbacks=[restarts(lines, place)],
             ),
         )
 

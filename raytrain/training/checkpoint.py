@@ -304,6 +304,22 @@ def find_latest(directory: str) -> tuple[Checkpoint | None, list[str]]:
     Returns:
         The checkpoint (None if there is none), and one sentence for each that was skipped as damaged.
     """
+    found, skipped = _candidates(directory)
+    for _, _, place in sorted(found, reverse=True):
+        try:
+            return read(place), skipped
+        except DamagedCheckpoint as error:
+            skipped.append(str(error))
+    return None, skipped
+
+
+def furthest(directory: str) -> Position:
+    """How far the checkpoints of a run's `checkpoints` folder say that it is, without a look at their weights."""
+    return max((position for position, _, _ in _candidates(directory)[0]), default=BEGINNING)
+
+
+def _candidates(directory: str) -> tuple[list[tuple[Position, bool, str]], list[str]]:
+    """(position, whether training can go on from it within a stage, place) of each, and sentences for unreadable ones."""
     found, skipped = [], []
     for name in storage.names(directory, directories=True):
         place = storage.join(directory, name)
@@ -315,12 +331,7 @@ def find_latest(directory: str) -> tuple[Checkpoint | None, list[str]]:
             found.append((_position(meta), name.startswith((LAST, STEP)), place))
         except (ValueError, TypeError, KeyError, FileNotFoundError):
             skipped.append(f"{place} has no readable meta.json")
-    for _, _, place in sorted(found, reverse=True):
-        try:
-            return read(place), skipped
-        except DamagedCheckpoint as error:
-            skipped.append(str(error))
-    return None, skipped
+    return found, skipped
 
 
 def _position(meta: dict[str, Any]) -> Position:

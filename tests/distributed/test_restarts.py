@@ -1,9 +1,11 @@
 """Which failures of workers start the group again."""
 
+import json
+
 import pytest
 import ray
 
-from raytrain.distributed.restarts import permanent_failure, restarts
+from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
 from raytrain.errors import DivergedError, ResourceError
 
 DEAD = ray.exceptions.RayActorError()
@@ -35,11 +37,24 @@ class Lines:
         self.said.append(line)
 
 
-def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once():
+def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
     lines, memory = Lines(), ray.exceptions.OutOfMemoryError("node is running low on memory")
-    callback = restarts(lines)
+    callback = restarts(lines, str(tmp_path))
     callback.after_exception(None, {1: memory, 0: BROKEN})
     callback.after_exception(None, {0: DEAD})
     assert len(lines.said) == 2
     with pytest.raises(ResourceError, match=r"rank 1 .* for the 2nd time"):
         callback.after_exception(None, {1: memory, 0: BROKEN})
+
+
+def test_failures_count_from_the_last_place_that_the_run_reached(tmp_path):
+    judge = Judge(str(tmp_path))
+    memory = ray.exceptions.OutOfMemoryError("low")
+    for step in range(1, 20):
+        assert judge.verdict({0: memory}) is None
+        place = tmp_path / f"step-{step:08}"
+        place.mkdir()
+        (place / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))
+    for _ in range(MOST_IN_VAIN):
+        assert judge.verdict({1: DEAD, 0: BROKEN}) is None
+    assert judge.verdict({1: DEAD, 0: BROKEN}) is DEAD
