@@ -1,20 +1,31 @@
 """R5 and R6: whatever writes is killed, or its disk fails, at every single write to the file system."""
 
+import errno
+import os
 import resource
 import shutil
 import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import syscalls
 import torch
 import writers
 from figures import Case, Checks, Figure, Outcome, numbers
+from group import save_at_once
+from sentences import flaw, flaw_of
 from syscalls import ERRORS, KILLS, Ended, Fault
+from workshop import dataset, recipe
 from writers import Invalid, Writer
 
+from raytrain.data.dataset import open_dataset
 from raytrain.errors import StorageError
+from raytrain.training.checkpoint import STEP, find_latest
+from raytrain.training.loop import Hooks, fit
+from raytrain.training.saver import MOST_FAILURES, Saver
+from raytrain.training.step import Worker
 
 LEAST_POINTS = 300
 # --quick takes one point of so many.
@@ -58,8 +69,7 @@ def _ended_badly(ended: Ended, state: str) -> str:
         return "" if state == "new" else "it ended without an error, and not all is there"
     if ended.code != StorageError.exit_code:
         return f"exit code {ended.code}: {ended.text}"
-    lines = ended.text.splitlines()
-    return "" if 1 < len(lines) <= 3 and "  why:" in ended.text and "Traceback" not in ended.text else ended.text
+    return flaw(ended.text)
 
 
 def too_large(folder: Path) -> Outcome:
@@ -79,6 +89,34 @@ def too_large(folder: Path) -> Outcome:
             (ended.code == 7 and "File too large" in ended.text) or ended.code == 0, f"{limit} bytes: {ended.text}"
         )
         checks.add(writer.state(place) == ("new" if ended.code == 0 else "old"), f"{limit} bytes: another state")
+    return checks.outcome()
+
+
+def within_an_epoch(failing: int, folder: Path) -> Outcome:
+    """A run whose disk is full for so many checkpoints within an epoch, in a row: two are borne, the third ends it."""
+    checks, lines, met, replace = Checks(), [], [], os.replace
+    settings = recipe(dataset(folder / "data", 64), (32, 64), epochs=1, save_every_s=0.0).model_copy(
+        update={"select": "1"}
+    )
+
+    def full(source: str, target: str) -> None:
+        if f"/{STEP}" in str(target) and len(met) < failing:
+            met.append(target)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with patch.object(Saver, "save", Saver.save), patch("raytrain.storage.os.replace", full):
+        save_at_once()
+        try:
+            fit(settings, open_dataset(settings.dataset), str(folder / "run"), Worker(), Hooks(say=lines.append))
+            checks.add(failing < MOST_FAILURES, "it went on without a checkpoint")
+        except StorageError as error:
+            checks.add(failing == MOST_FAILURES and not flaw_of(error), f"{failing} failures: {error}")
+    said = sum("training goes on" in line for line in lines)
+    checks.add(said == min(failing, MOST_FAILURES - 1), f"said {said} times that training goes on")
+    found, skipped = find_latest(str(folder / "run" / "checkpoints"))
+    # The third failure in a row comes before anything was kept.
+    checks.add((found is None) == (failing == MOST_FAILURES) and not skipped, f"{found}, {skipped}")
     return checks.outcome()
 
 
@@ -121,6 +159,7 @@ FIGURES = [
     ),
     Figure(
         "R6", "disk full, read-only or failing at any write", "old state intact, exit code 7: 100%",
-        [*_cases("failing disk", ERRORS), Case("failing disk too large", too_large)],
+        [*_cases("failing disk", ERRORS), Case("failing disk too large", too_large),
+         *(Case(f"failing disk for {n} checkpoints in a row", partial(within_an_epoch, n), n == 3) for n in (1, 2, 3))],
     ),
 ]  # fmt: skip
