@@ -16,7 +16,7 @@ import writers
 from figures import Case, Checks, Figure, Outcome, numbers
 from group import save_at_once
 from sentences import flaw, flaw_of
-from syscalls import ERRORS, KILLS, Ended, Fault
+from syscalls import ERRORS, FLUSHES, KILLS, Ended, Fault
 from workshop import dataset, recipe
 from writers import Invalid, Writer
 
@@ -47,7 +47,7 @@ def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Ou
                 what = f"{name}, {fault.name} call {number + 1}, {point}"
                 for wrong in _tried(writer, number, fault, folder):
                     checks.add(not wrong, f"{what}: {wrong}")
-    return checks.outcome(points=[float(checks.of)])
+    return checks.outcome(points=[float(checks.of)], valid=[float(checks.passed)])
 
 
 def _tried(writer: Writer, number: int, fault: Fault, folder: Path) -> Iterator[str]:
@@ -70,6 +70,33 @@ def _ended_badly(ended: Ended, state: str) -> str:
     if ended.code != StorageError.exit_code:
         return f"exit code {ended.code}: {ended.text}"
     return flaw(ended.text)
+
+
+def flushed(folder: Path) -> Outcome:
+    """Nothing is renamed to its final name before its bytes are flushed: a kill does not show that, a power cut would.
+
+    But for the tile cache and the record of an ingest that is going on, which can be made again.
+    """
+    torch.set_num_threads(1)
+    checks = Checks()
+    for name in writers.NAMES:
+        (here := folder / name.replace(" ", "-")).mkdir()
+        writer = writers.writer(name, here)
+        writer.begin(_emptied(here / "before"))
+        dirty: set[str] = set()
+        for point in syscalls.points(partial(writer.work, _fresh(here)), here / "place"):
+            call, _, place = point.partition(" ")
+            if any(word in place for word in ("progress/", "cache/")):
+                continue
+            if call in ("write", "pwrite64", "writev"):
+                dirty.add(place)
+            elif call in FLUSHES:
+                dirty = dirty - {place} if place else set()
+            elif call.startswith("rename"):
+                lost = sorted(path for path in dirty if path == place or path.startswith(f"{place}/"))
+                checks.add(not lost, f"{name}: {place} is renamed, {', '.join(lost)} is not flushed")
+    checks.add(checks.of > 20, "next to nothing was renamed")
+    return checks.outcome()
 
 
 def too_large(folder: Path) -> Outcome:
@@ -141,12 +168,12 @@ def _cases(word: str, faults: tuple[Fault, ...]) -> list[Case]:
 
 
 def _points(outcomes: list[Outcome]) -> str:
-    return f"{sum(o.passed for o in outcomes)} of {sum(o.of for o in outcomes)} points valid"
+    return f"{sum(numbers(outcomes, 'valid')):.0f} of {sum(numbers(outcomes, 'points')):.0f} points valid"
 
 
 def _enough(outcomes: list[Outcome]) -> bool:
     """All are valid; and many enough, unless only the quick cases were run."""
-    whole = len(outcomes) == 2 * len(writers.NAMES)
+    whole = len(outcomes) > 2 * len(writers.NAMES)
     return all(o.passed == o.of > 0 for o in outcomes) and (
         not whole or sum(numbers(outcomes, "points")) >= LEAST_POINTS
     )
@@ -155,7 +182,7 @@ def _enough(outcomes: list[Outcome]) -> bool:
 FIGURES = [
     Figure(
         "R5", "killed at any write: checkpoints, record, dataset, cache, archives", f"100% of >= {LEAST_POINTS} points",
-        _cases("killed", KILLS), _points, _enough,
+        [*_cases("killed", KILLS), Case("flushed before renamed", flushed)], _points, _enough,
     ),
     Figure(
         "R6", "disk full, read-only or failing at any write", "old state intact, exit code 7: 100%",
