@@ -57,7 +57,7 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
         (place / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
     manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries,
-                "source": {"images": "made by hand"}}  # fmt: skip
+                "source": {"images": "by hand"}}  # fmt: skip
     (place / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(place))
 

@@ -159,6 +159,12 @@ def test_a_mistake_is_a_sentence_with_its_exit_code_and_leaves_nothing(
     assert new <= {"runs"} and not list((tmp_path / "runs").glob("*"))
 
 
+def test_nothing_that_is_printed_holds_the_keys_of_a_uri(capfd):
+    assert run_command(["train", "--dataset", "s3://KEY:SECRET@bucket/data", "--print-config"]) == 0
+    captured = capfd.readouterr()
+    assert "dataset: s3://***@bucket/data" in captured.out and "SECRET" not in captured.out + captured.err
+
+
 def raytrain(*arguments, **env):
     code = "from raytrain.cli import main; main()"
     return subprocess.run(

@@ -294,7 +294,11 @@ def read_shard(place: str, columns: list[str], sha256: str | None = None) -> pa.
         with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as file:
             unexpected = [c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type]
             if unexpected:
-                raise DataError(f"{place}: column {unexpected[0]} has another type than raytrain writes")
+                raise DataError(
+                    f"the column {unexpected[0]} of shard {place} has another type than raytrain writes",
+                    "columns of foreign types may hold code and are never read",
+                    "ingest again into a new directory",
+                )
             return file.read(columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(

@@ -57,6 +57,21 @@ def test_damaged_pixels_are_decoded_again(dataset, tmp_path):
     np.testing.assert_array_equal(again.pixels, wanted)
 
 
+def test_a_marker_that_is_damaged_is_no_marker(dataset, tmp_path):
+    store = cache.open_store(dataset, 32, directory=tmp_path)
+    (store.directory / "shard-00000.json").write_bytes(b"\xff{")
+    assert cache.open_store(dataset, 32, directory=tmp_path).decoded == dataset.shard_rows[0]
+
+
+def test_a_disk_that_fails_while_tiles_are_decoded_is_a_storage_error(dataset, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_decode_shard", full)
+    with pytest.raises(StorageError, match=r"cannot write the tile cache .*: No space left"):
+        cache.open_store(dataset, 32, directory=tmp_path)
+
+
 def test_a_shard_that_was_being_written_by_a_killed_process_is_decoded_again(dataset, tmp_path):
     store = cache.open_store(dataset, 32, directory=tmp_path)
     (store.directory / "shard-00001.json").unlink()

@@ -139,11 +139,15 @@ def _predictions(folder: Path, canary: Path) -> str:
     return _command("evaluate", str(folder / "p.parquet"), "--out", str(folder / "e"))
 
 
-def _labels(folder: Path, canary: Path) -> str:
+def _pictures(folder: Path) -> None:
     (folder / "tiles").mkdir()
-    pq.write_table(pa.table({"image_name": NAMES, "tags": _pickled_column(canary)}), folder / "labels.parquet")
     for name in NAMES:
-        (folder / "tiles" / f"{name}.jpg").write_bytes(b"")
+        (folder / "tiles" / f"{name}.jpg").write_bytes(b"not looked at")
+
+
+def _labels(folder: Path, canary: Path) -> str:
+    _pictures(folder)
+    pq.write_table(pa.table({"image_name": NAMES, "tags": _pickled_column(canary)}), folder / "labels.parquet")
     return _command(
         "ingest",
         "--images",
@@ -156,7 +160,7 @@ def _labels(folder: Path, canary: Path) -> str:
 
 
 def _foreign_label_column(folder: Path, canary: Path) -> str:
-    (folder / "tiles").mkdir()
+    _pictures(folder)
     table = pa.table({"image_name": NAMES, "tags": ["a", "b"], "more": _pickled_column(canary)})
     pq.write_table(table, folder / "labels.parquet")
     images_in(str(folder / "tiles")).label_from_file(str(folder / "labels.parquet"))

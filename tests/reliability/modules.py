@@ -5,14 +5,14 @@ import damage
 import disk
 import diverged
 import hostile
-import kills
 import messages
+import ranks
 import wrong
 from figures import Figure
 
 FIGURES: list[Figure] = sorted(
     [
-        *kills.FIGURES,
+        *ranks.FIGURES,
         *disk.FIGURES,
         *damage.FIGURES,
         *hostile.FIGURES,

@@ -15,7 +15,7 @@ WORLDS, KILLS = (1, 2, 3, 4), 10
 SIZES, BATCH = (32, 64), 8
 # Every rank sees more: validation has batches too.
 BATCHES = 4 * TRAIN // BATCH
-SAVE_EVERY_S = 0.2
+SAVE_EVERY_S = 0.0
 
 
 def _recipe(folder: Path, save_every_s: float | None = None):
