@@ -85,7 +85,10 @@ def _processes(numbers: frozenset[int]) -> list[str]:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    """By its parents; an orphan by the temporary directory that it inherited."""
+    """By its parents; an orphan by the temporary directory that it inherited.
+
+    Not seen are orphaned agents of Ray, whose title overwrites it: they watch a dead raylet for a minute longer.
+    """
     parents = {parent.pid for parent in process.parents()}
     return os.getpid() in parents or process.environ().get("TMPDIR") == tempfile.gettempdir()
 
