@@ -73,12 +73,19 @@ def train(
         return _attempt(run, recipe, say, on_batch)
 
 
-def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] = print) -> Trained:
+def resume(
+    run: runs.Run,
+    overrides: dict[str, Any],
+    say: Callable[[str], None] = print,
+    on_batch: Callable[[int, Batch], None] | None = None,
+) -> Trained:
     """Goes on with a run from its latest checkpoint.
 
     Args:
         run: an existing run.
         overrides: only the number of workers, the use of GPUs and the place of decoded tiles may change.
+        say: receives lines.
+        on_batch: as in `train`.
 
     Raises:
         ConfigError: another field would change.
@@ -99,7 +106,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], say: Callable[[str], None] 
         check_cluster(recipe)
         storage.remove(storage.join(run.place, "failure.json"))
         say(f"run {run.name} in {run.place}")
-        return _attempt(run, recipe, say, None)
+        return _attempt(run, recipe, say, on_batch)
 
 
 def _attempt(

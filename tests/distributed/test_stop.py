@@ -78,7 +78,7 @@ def test_a_signal_and_then_the_death_of_a_worker_cost_no_bit(recipe, whole, tmp_
     failure = json.loads((run / "failure.json").read_text())
     assert failure["exit_code"] == 75
     kept = failure["message"].split(" kept in ")[1].splitlines()[0]
-    assert os.stat(f"{kept}/MANIFEST.json").st_mtime > sent and "/step-" in kept
+    assert os.stat(f"{kept}/MANIFEST.json").st_mtime > sent
     command = Command("train", "--resume", "run", *where)
     command.wait_for("resuming in stage 1")
     command.wait_for("epoch 2/3")

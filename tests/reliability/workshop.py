@@ -1,7 +1,11 @@
 """What the cases work on: a small dataset written without Ray, and a recipe with a network of half a million weights."""
 
+import json
+import shutil
 from pathlib import Path
 
+from figures import code_hash
+from group import run_group, trace
 from handmade import encoded, scene, write_dataset
 
 from raytrain.config import Recipe, load_recipe
@@ -27,6 +31,35 @@ def recipe(place: str, sizes: tuple[int, int] = (128, 256), epochs: int = 2, **t
         stage.model_copy(update={"size": sizes[n // 2], "epochs": epochs}) for n, stage in enumerate(smoke.stages)
     ]
     return smoke.model_copy(update={"stages": tuple(stages)})
+
+
+def once(folder: Path, name: str, make) -> Path:
+    """What several cases need, kept beside their folders: `make` gets a place to fill by the first of them."""
+    place = folder.parent / f"shared-{code_hash()}" / name
+    if not place.exists():
+        partial = place.with_name(f"{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        make(partial)
+        partial.rename(place)
+    return place
+
+
+def undisturbed(folder: Path, settings: Recipe, name: str) -> tuple[list, list[dict]]:
+    """The trace of a recipe that nothing disturbs, trained without Ray, and what rank 0 met: a dict per batch, in order."""
+
+    def make(place: Path) -> None:
+        run_group(settings, place / "run", settings.num_workers)
+        (place / "trace.json").write_text(json.dumps(trace(place / "run")))
+
+    place = once(folder, name, make)
+    batches = [json.loads(line) for line in (place / "run" / "batches-0.jsonl").read_text().splitlines()]
+    return json.loads((place / "trace.json").read_text()), batches
+
+
+def same_trace(run: Path, whole: list) -> bool:
+    """Whether a run left the bits of another's trace."""
+    return json.loads(json.dumps(trace(run))) == whole
 
 
 def _labels(i: int) -> list[str]:

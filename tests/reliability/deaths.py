@@ -1,0 +1,151 @@
+"""SIGKILL under Ray: R1 (the same bits), R3 (work lost), R4 (time until it trains again), R13 (all that may die beside)."""
+
+import random
+import statistics
+import time
+
+import psutil
+from driver import PACE
+from figures import Case, Checks, Figure, counted, numbers, spread
+from recovery import PARTS, Recovery, batches, driver, place
+from session import Ended, Session, kill, titled
+from workshop import dataset, once, recipe, same_trace, undisturbed
+
+SAVE_EVERY_S, STEP_S = 2.0, "0.15"
+# Ray starts the workers again by itself; all others are for the supervisor.
+WORKER, DRIVER, CONTROLLER, RAYLET, GCS, CLUSTER = (
+    "worker",
+    "driver",
+    "controller",
+    "raylet",
+    "gcs_server",
+    "whole cluster",
+)
+TITLES = {CONTROLLER: "ray::TrainController", RAYLET: "raylet", GCS: "gcs_server", CLUSTER: ""}
+
+
+def settings(folder, **train):
+    """The four stages on two workers, each of one epoch of 16 steps: room for checkpoints within epochs."""
+    place = str(once(folder, "data", lambda place: dataset(place / "tiles")) / "tiles")
+    small = recipe(place, epochs=1, **{"batch_size": 4, "save_every_s": SAVE_EVERY_S, **train})
+    return small.model_copy(update={"num_workers": 2})
+
+
+def started(folder, recipe, *arguments):
+    """`raytrain train` of a new run named `run`, in steps of a fifth of a second."""
+    (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    command = ["train", "--config", folder / "recipe.yaml", "--name", "run", "--storage", folder, *arguments]
+    return Session(folder, *command, env={PACE: STEP_S})
+
+
+def killed(folder, victims, seed):
+    """A run whose processes are killed at random moments of it, and that nobody helps."""
+    chance, small = random.Random(seed), settings(folder)
+    whole, met = undisturbed(folder, small, "whole")
+    with started(folder, small, *restarts(victims)) as session:
+        kills = hurt(session, victims, met, chance)
+        code = session.end()
+        left, entries = session.left_behind(), session.entries()
+    same = code == 0 and same_trace(folder / "run", whole)
+    return judged(kills, entries, same, left, f"exit code {code}, {session.text()[-1500:]}")
+
+
+def restarts(victims):
+    """The flag for the deaths that Ray does not mend."""
+    many = len(victims) - victims.count(WORKER)
+    return ["--restarts", many] if many else []
+
+
+def hurt(session, victims, met, chance):
+    """Kills the victims at random moments, each after the run has come back. Returns (victim, time) of each.
+
+    A run goes on for a while without its raylet or GCS: it may have ended before the next one.
+    """
+    # A run with a process that is missed only after a while shall not end in that while.
+    room = len(met) if {*victims} <= {WORKER, DRIVER} else len(met) // 2
+    moments, kills = sorted(chance.sample(range(room), len(victims))), []
+    for victim, moment in zip(chance.sample(victims, len(victims)), moments, strict=True):
+        rank, after = chance.randrange(2), kills[-1][1] if kills else 0.0
+        try:
+            found = session.wait_for(lambda entries: reached(entries, rank, met[moment], after))  # noqa: B023
+        except Ended as end:
+            if end.code:
+                raise
+            break
+        time.sleep(chance.uniform(0, 0.3))
+        kills.append((victim, kill(*pids(session, victim, found["pid"]))))
+    return kills
+
+
+def pids(session, victim, worker):
+    """Processes of the run that are killed as the victim."""
+    pid = driver(session.entries())
+    if victim in (WORKER, DRIVER):
+        return [worker if victim == WORKER else pid]
+    return [process.pid for process in titled(psutil.Process(pid).children(recursive=True), TITLES[victim])]
+
+
+def reached(entries, rank, batch, after=0.0):
+    """The entry of a rank that has come as far as a batch, in a process that began after a time and has done a step."""
+    return next((e for e in batches(entries, rank, after)[1:] if place(e) >= place(batch)), None)
+
+
+def judged(kills, entries, same, left, end):
+    """The outcome of a run by its kills; each is survived where all of them are."""
+    checks, found = Checks(), [(victim, Recovery(entries, at)) for victim, at in kills]
+    checks.failures += [f"left behind: {thing}" for thing in left]
+    for victim, _ in kills:
+        checks.add(same, f"the run is not the undisturbed one after a {victim} was killed: {end}")
+    workers = [recovery for victim, recovery in found if victim == WORKER]
+    return checks.outcome(
+        left=[len(left)], lost=[recovery.lost_s / SAVE_EVERY_S for _, recovery in found if recovery.seconds],
+        **{victim: [r.seconds for v, r in found if v == victim and r.seconds] for victim, _ in kills},
+        **{part: [recovery.parts[part] for recovery in workers if recovery.parts] for part in PARTS},
+    )  # fmt: skip
+
+
+def within(found, limit, judge=max):
+    """Whether there are numbers, and their maximum is at most so much."""
+    return bool(found) and judge(found) <= limit
+
+
+def after_a_worker(outcomes):
+    """Seconds after a worker's death with their parts, and after a driver's."""
+    parts = [(part, numbers(outcomes, part)) for part in PARTS]
+    told = ", ".join(f"{part} {statistics.median(found):.1f}" for part, found in parts if found)
+    return f"worker {spread(numbers(outcomes, WORKER))} s: {told}; driver {spread(numbers(outcomes, DRIVER))} s"
+
+
+def by_victim(outcomes):
+    """Kills survived, and seconds to the next step by what was killed."""
+    found = [(victim, numbers(outcomes, victim)) for victim in (CONTROLLER, DRIVER, RAYLET, GCS, CLUSTER)]
+    return f"{counted(outcomes)}; " + ", ".join(f"{victim} {spread(some, 0)} s" for victim, some in found if some)
+
+
+def case(label, victims, seed, quick=False):
+    return Case(f"{label}, seed {seed}", lambda folder: killed(folder, victims, seed), quick)
+
+
+CASES = [
+    case("a worker killed", [WORKER], 0, quick=True),
+    *(case("five kills", [WORKER] * 3 + [DRIVER] * 2, seed) for seed in range(1, 5)),
+]
+OTHERS = [
+    *(case("controller, driver and cluster killed", [CONTROLLER, DRIVER, CLUSTER], seed) for seed in range(11, 14)),
+    *(case("raylet killed", [RAYLET], seed) for seed in range(14, 17)),
+    case("GCS killed", [GCS], 17),
+]
+
+FIGURES = [
+    Figure("R1", "kills of a worker or driver with the bits of an undisturbed run", "all of 20 or more", CASES),
+    Figure(
+        "R3", "work lost per kill, in checkpoint intervals", "at most 1, median 0.5", CASES,
+        lambda outcomes: spread(numbers(outcomes, "lost"), 2),
+        lambda outcomes: within(numbers(outcomes, "lost"), 1) and within(numbers(outcomes, "lost"), 0.5, statistics.median),
+    ),
+    Figure(
+        "R4", "from a kill to the end of the next step", "12 s after a worker's", CASES, after_a_worker,
+        lambda outcomes: within(numbers(outcomes, WORKER), 12, statistics.median),
+    ),
+    Figure("R13", "controller, driver, raylet, cluster killed thrice, GCS once: the supervisor finishes the run", "all", OTHERS, by_victim),
+]  # fmt: skip

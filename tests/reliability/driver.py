@@ -1,0 +1,83 @@
+"""Plays `raytrain` with the same arguments and leaves a record behind: RECORD names a file that gets a JSON line of each
+
+    batch    a worker begins one: pid, rank, part, stage, epoch, number
+    worker   the training function begins in a process: pid, and `born`, when the process was
+    line     the driver says something: pid, line
+
+with `t`, the time. PACE holds back every training step by so many seconds, which makes a run long without making the machine
+busy. Under `--restarts` the supervisor starts this program too.
+"""
+
+import json
+import os
+import sys
+import time
+
+RECORD, PACE = "RELIABILITY_RECORD", "RELIABILITY_PACE"
+
+
+class Recorder:
+    """The `on_batch` of all ranks. Being unpickled it notes that the process has come to the training function."""
+
+    def __init__(self, file, pace, in_worker=False):
+        self.file, self.pace = file, pace
+        if in_worker:
+            import psutil
+
+            note(file, what="worker", born=psutil.Process().create_time())
+
+    def __reduce__(self):
+        return Recorder, (self.file, self.pace, True)
+
+    def __call__(self, rank, batch):
+        note(
+            self.file,
+            what="batch",
+            rank=rank,
+            part=batch.part,
+            stage=batch.stage,
+            epoch=batch.epoch,
+            number=batch.number,
+        )
+        if batch.part == "train":
+            time.sleep(self.pace)
+
+
+def note(file, **entry):
+    """Appends a line in one write, so that processes do not mix theirs."""
+    line = json.dumps({"t": time.time(), "pid": os.getpid(), **entry}) + "\n"
+    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(handle, line.encode())
+    os.close(handle)
+
+
+def recording(file, pace):
+    """Makes `raytrain train` record."""
+    from functools import partial
+
+    from raytrain.distributed import train
+
+    def say(line):
+        note(file, what="line", line=line)
+        print(line)
+
+    train.train = partial(train.train, say=say, on_batch=Recorder(file, pace))
+    train.resume = partial(train.resume, say=say, on_batch=Recorder(file, pace))
+
+
+def main():
+    if "--restarts" in sys.argv:
+        from raytrain.distributed import supervisor
+
+        supervisor.PROGRAM = [sys.executable, __file__]
+        # The wait before a restart is a setting, and no part of how long a restart takes.
+        supervisor.LONGEST_PAUSE_S = 0.5
+    else:
+        recording(os.environ[RECORD], float(os.environ.get(PACE, "0")))
+    from raytrain.cli import main as program
+
+    program()
+
+
+if __name__ == "__main__":
+    main()
