@@ -25,6 +25,9 @@ from raytrain.training import checkpoint as ckpt
 from raytrain.training.loop import Hooks, fit
 from raytrain.training.step import Batch, Worker
 
+# Else every command would start a Ray of its own, where a module before this one has stopped the shared one.
+pytestmark = pytest.mark.usefixtures("cluster")
+
 
 def recipe(dataset, storage, **changes):
     base = {"dataset": dataset.place, "storage": str(storage), "train": {"batch_size": 32}}
@@ -119,7 +122,6 @@ def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_pat
     assert ends[0].files["model.safetensors"] == ends[1].files["model.safetensors"]
 
 
-@pytest.mark.usefixtures("cluster")
 def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_path, capsys):
     _, run = trained
     copy = tmp_path / "copy"
