@@ -273,9 +273,10 @@ def tune(
         return
     assert space is not None
     content = parse_yaml(_file_text(space), space)
-    from raytrain.distributed.preflight import check_recipe
+    from raytrain.distributed.preflight import check_recipe, check_workers
     from raytrain.distributed.tune import search
 
+    check_workers(recipe.num_workers)
     recipe, _ = check_recipe(recipe)
     table = search(recipe, content, name=name, num_samples=num_samples)
     out = storage.join(recipe.storage, name)

@@ -111,7 +111,9 @@ def check_workers(num_workers: int) -> None:
         raise ResourceError(
             f"{num_workers} workers are asked for, there are {cpus()} CPUs",
             "Ray would wait for them for ever",
-            f"--num-workers {cpus()}, or set RAY_ADDRESS to a larger cluster",
+            f"--num-workers {cpus()}, or set RAY_ADDRESS to a larger cluster"
+            if cpus()
+            else "add a machine to the cluster, or set RAY_ADDRESS to another",
         )
 
 

@@ -23,7 +23,7 @@ from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import Inbox, interruptible, mailbox
-from raytrain.errors import ConfigError, UnfinishedError, exit_code_of
+from raytrain.errors import ConfigError, ResourceError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
 from raytrain.training import loop
 from raytrain.training.loop import Hooks, Metrics
@@ -180,7 +180,18 @@ def _group(
             # A range test keeps nothing that a signal could wait for.
             return interruptible(trainer.fit, deliver if function is train_worker else None).return_value
         except ray.train.TrainingFailedError as error:
-            raise own_cause(error) from None
+            raise not_placed(error, recipe.num_workers) or own_cause(error) from None
+
+
+def not_placed(error: ray.train.TrainingFailedError, workers: int) -> ResourceError | None:
+    """The error of a group that found no room in the cluster; None where another failure ended it."""
+    if type(getattr(error, "controller_failure", None)).__name__ != "WorkerGroupStartupTimeoutError":
+        return None
+    return ResourceError(
+        f"{workers} workers found no room in the cluster, in {START_ATTEMPTS} waits for it",
+        "it declares enough CPUs or GPUs; others hold them, or a machine of it does not come",
+        "ray status shows who holds what; the same command, or --resume, once there is room",
+    )
 
 
 def train_worker(config: dict[str, Any]) -> Metrics:

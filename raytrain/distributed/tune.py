@@ -25,6 +25,7 @@ from raytrain import storage
 from raytrain.config import Recipe, validate
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed.cluster import cpus, session
+from raytrain.distributed.preflight import check_workers
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.loop import Hooks, fit
@@ -192,6 +193,7 @@ def _tune(
 ) -> dict[str, ray.tune.Result]:  # fmt: skip
     storage.probe(place)
     with session():
+        check_workers(1)  # Tune would wait for a CPU for ever
         gpus = int(ray.cluster_resources().get("GPU", 0))
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(function, {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}),
