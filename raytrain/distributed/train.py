@@ -32,8 +32,8 @@ from raytrain.training.step import Batch, Worker
 
 # The exit code of a worker that ends itself since it hangs; Ray starts the group again.
 STALLED = 70
-# A worker group that cannot be placed within this many starts of a minute each never will be.
-START_ATTEMPTS = 2
+# Starts of a minute each that a worker group is waited for: a machine that replaces a lost one needs some of them.
+START_ATTEMPTS = 5
 # What a resumed run may change: where it runs, not what it computes.
 PLACEMENT = ("num_workers", "use_gpu", "tiles")
 
