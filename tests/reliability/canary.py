@@ -135,7 +135,7 @@ def _leaks(outcomes: list[Outcome]) -> str:
 
 FIGURES = [
     Figure(
-        "R24", "keys of environment and URIs in files and lines of a run ", "0",
+        "R24", "keys of environment and URIs in files and lines of a run", "0",
         [Case("keys in a run", scanned, True), Case("keys in an ingest", ingested, True)], _leaks,
     ),
 ]  # fmt: skip
