@@ -8,7 +8,7 @@ import psutil
 from driver import PACE
 from figures import Case, Checks, Figure, counted, numbers, spread
 from recovery import PARTS, Recovery, batches, driver, place
-from session import Ended, Session, kill, titled
+from session import PATIENCE_S, Ended, Session, kill, titled
 from workshop import dataset, once, recipe, same_trace, undisturbed
 
 from raytrain.training.decision import EVERY_S
@@ -17,14 +17,8 @@ SAVE_EVERY_S, STEP_S = 2.0, "0.15"
 # From a checkpoint to the next: rank 0 asks twice a second whether one is due.
 INTERVAL_S = SAVE_EVERY_S + EVERY_S
 # Ray starts the workers again by itself; all others are for the supervisor.
-WORKER, DRIVER, CONTROLLER, RAYLET, GCS, CLUSTER = (
-    "worker",
-    "driver",
-    "controller",
-    "raylet",
-    "gcs_server",
-    "whole cluster",
-)
+WORKER, DRIVER, CONTROLLER = "worker", "driver", "controller"
+RAYLET, GCS, CLUSTER = "raylet", "gcs_server", "whole cluster"
 TITLES = {CONTROLLER: "ray::TrainController", RAYLET: "raylet", GCS: "gcs_server", CLUSTER: ""}
 
 
@@ -49,7 +43,7 @@ def killed(folder, victims, seed, step_s, share):
     met = met[: int(share * len(met))]
     with started(folder, small, *restarts(victims), step_s=step_s) as session:
         kills = hurt(session, victims, met, chance)
-        code = session.end()
+        code = session.end(2 * PATIENCE_S)
         left, entries = session.left_behind(), session.entries()
     same = code == 0 and same_trace(folder / "run", whole)
     return judged(kills, entries, same, left, f"exit code {code}, {session.text()[-1500:]}")
