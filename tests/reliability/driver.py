@@ -1,7 +1,7 @@
 """Plays `raytrain` with the same arguments and leaves a record behind: RECORD names a file that gets a JSON line of each
 
     batch    a worker begins one: pid, rank, part, stage, epoch, number
-    worker   the training function begins in a process: pid, and `born`, when the process was
+    worker   a process has unpickled this, as workers do before the training function begins: pid
     line     the driver says something: pid, line
 
 with `t`, the time. PACE holds back every training step by so many seconds, which makes a run long without making the machine
@@ -17,14 +17,12 @@ RECORD, PACE = "RELIABILITY_RECORD", "RELIABILITY_PACE"
 
 
 class Recorder:
-    """The `on_batch` of all ranks. Being unpickled it notes that the process has come to the training function."""
+    """The `on_batch` of all ranks. Being unpickled it notes that a worker has come to the training function."""
 
     def __init__(self, file, pace, in_worker=False):
         self.file, self.pace = file, pace
         if in_worker:
-            import psutil
-
-            note(file, what="worker", born=psutil.Process().create_time())
+            note(file, what="worker")
 
     def __reduce__(self):
         return Recorder, (self.file, self.pace, True)

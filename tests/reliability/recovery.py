@@ -2,9 +2,9 @@
 
 from itertools import pairwise
 
-# From a kill to the end of the first step after it. `network` is the first network that a process builds, with the imports
-# that takes, and the checkpoint.
-PARTS = ("noticed", "process", "imports", "network", "tiles", "step")
+# From a kill to the end of the first step after it: `process` until the training function begins in a new one, imports
+# included; `network` with what building the first one imports, and the checkpoint.
+PARTS = ("noticed", "process", "network", "tiles", "step")
 
 
 class Recovery:
@@ -28,8 +28,10 @@ class Recovery:
 
     def _parts(self, first, second):
         began = next(e for e in self.entries if e["what"] == "worker" and e["pid"] == first["pid"])
-        ends = [self.at, self._said("the workers start again"), began["born"], began["t"], self._said("resuming", "new run"),
-                first["t"], second["t"]]  # fmt: skip
+        ends = [
+            self.at, self._said("the workers start again"), began["t"], self._said("resuming", "new run"), first["t"],
+            second["t"],
+        ]  # fmt: skip
         return {name: b - a for name, (a, b) in zip(PARTS, pairwise(ends), strict=True)}
 
     def _said(self, *words):

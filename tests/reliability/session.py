@@ -116,9 +116,9 @@ class Session:
         except psutil.Error:
             return False
 
-    def left_behind(self):
+    def left_behind(self, patience=GONE_S):
         """What is still there some time after the end: processes by name, and temporary files that are not Ray's."""
-        end = time.monotonic() + GONE_S
+        end = time.monotonic() + patience
         while (alive := self.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         names = [" ".join(_words(process))[:60] for process in alive]

@@ -1,0 +1,83 @@
+"""What is read from a record, on records made by hand; and that a session leaves nothing behind."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import deaths  # noqa: E402
+from recovery import Recovery, batches, driver  # noqa: E402
+from session import Ended, Session  # noqa: E402
+
+DRIVER, OLD, NEW = 1, (10, 11), (20, 21)
+
+
+def batch(t, pid, rank, number):
+    return {
+        "t": t,
+        "pid": pid,
+        "what": "batch",
+        "rank": rank,
+        "part": "train",
+        "stage": 2,
+        "epoch": 1,
+        "number": number,
+    }
+
+
+def begun(t, pids):
+    return [{"t": t, "pid": pid, "what": "worker"} for pid in pids]
+
+
+def line(t, text):
+    return {"t": t, "pid": DRIVER, "what": "line", "line": text}
+
+
+@pytest.fixture
+def record():
+    """Two ranks take a step a second from 10 s on; rank 1 dies at 15.5 s; from 22 s on they go on after their step 3."""
+    before = [batch(10 + n, OLD[rank], rank, n) for n in range(6) for rank in (0, 1)]
+    after = [batch(22 + n, NEW[rank], rank, 3 + n) for n in range(3) for rank in (0, 1)]
+    lines = [line(16, "rank 1 failed (...); the workers start again"), line(20.5, "resuming in stage 2")]
+    return [line(0, "run x"), *begun(9, OLD), *before, lines[0], *begun(19, NEW), lines[1], *after]
+
+
+def test_a_recovery_is_what_was_done_again_and_how_long_it_took(record):
+    found = Recovery(record, 15.5)
+    assert found.lost_s == 15.5 - 13 and found.seconds == 23 - 15.5
+    assert list(found.parts.values()) == [0.5, 3, 1.5, 1.5, 1] and sum(found.parts.values()) == found.seconds
+
+
+def test_a_run_that_went_on_behind_its_last_step_lost_nothing(record):
+    assert Recovery([e for e in record if e["t"] > 13.5 or e["what"] != "batch"], 15.5).lost_s == 0
+
+
+def test_a_run_that_nothing_went_on_with_has_no_time(record):
+    found = Recovery(record[:-8], 15.5)
+    assert found.seconds is None and found.lost_s is None and found.parts == {}
+
+
+def test_batches_of_the_dead_do_not_count_as_those_of_the_run_that_goes_on(record):
+    # The other rank begins a batch before it hears of the death.
+    late = [*record, batch(15.6, OLD[0], 0, 6)]
+    assert {e["pid"] for e in batches(late, 0, 15.5)} == {NEW[0]}
+    assert deaths.reached(late, 0, batch(0, 0, 0, 4), 15.5)["t"] == 23
+    assert deaths.reached(late, 0, batch(0, 0, 0, 3), 15.5)["t"] == 23  # the first one has no step behind it
+    assert deaths.reached(late, 0, batch(0, 0, 0, 9), 15.5) is None and driver(late) == DRIVER
+
+
+def test_a_session_ends_all_that_its_command_has_started_and_names_what_was_left(tmp_path):
+    code = (
+        "import subprocess, sys, tempfile; tempfile.mkstemp(prefix='kept');"
+        "subprocess.Popen(['sleep', '60'], start_new_session=True); sys.exit(3)"
+    )
+    with Session(tmp_path, program=[sys.executable, "-c", code]) as session:
+        assert session.end() == 3
+        with pytest.raises(Ended, match="ended with 3"):
+            session.wait_for(lambda entries: None)
+        left = session.left_behind(patience=0.2)
+    assert left[0] == "sleep" and left[1].startswith("kept") and len(left) == 2
+    assert session.processes() == [] and not session.tmp.exists()
