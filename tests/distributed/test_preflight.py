@@ -1,15 +1,20 @@
 """What is refused before anything starts."""
 
+import pickle
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import ray
+import ray.train
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raytrain import storage
 from raytrain.config import load_recipe
+from raytrain.distributed import preflight
 from raytrain.distributed.preflight import check_disk, probe_from
-from raytrain.errors import StorageError
+from raytrain.distributed.train import not_placed
+from raytrain.errors import ResourceError, StorageError
 
 WEIGHTS = 1_000_000
 
@@ -45,3 +50,18 @@ def test_a_node_that_is_gone_is_named_and_not_waited_for(cluster, tmp_path):
     with pytest.raises(StorageError, match=r"the node gone .* no answer"):
         probe_from([gone], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_that_finds_no_room_is_a_want_of_resources():
+    # As it comes out of the controller's process.
+    error = pickle.loads(pickle.dumps(ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))))  # noqa: S301
+    found = not_placed(error, 2)
+    assert isinstance(found, ResourceError) and "2 workers found no room" in str(found)
+    assert not_placed(ray.train.ControllerError(ValueError("another")), 2) is None
+    assert not_placed(ray.train.WorkerGroupError("a worker died", {0: ValueError()}), 2) is None
+
+
+def test_a_cluster_without_a_cpu_is_no_reason_to_ask_for_no_workers(monkeypatch):
+    monkeypatch.setattr(preflight, "cpus", lambda: 0)
+    with pytest.raises(ResourceError, match="add a machine"):
+        preflight.check_workers(1)

@@ -124,7 +124,7 @@ def case(label, victims, seed, step_s=STEP_S, share=1.0, quick=False):
 
 
 CASES = [
-    case("a worker killed", [WORKER], 0, quick=True),
+    case("a worker killed", [WORKER], 0, "0.05", quick=True),
     *(case("five kills", [WORKER] * 3 + [DRIVER] * 2, seed) for seed in range(1, 5)),
 ]
 # A run goes on without its raylet for some ten seconds, without its GCS for a minute: it must last longer than that.
