@@ -1,5 +1,6 @@
 """What is read from a record, on records made by hand; and that a session leaves nothing behind."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import deaths  # noqa: E402
+import refusals  # noqa: E402
+import stops  # noqa: E402
+from figures import Outcome  # noqa: E402
 from recovery import Recovery, batches, driver  # noqa: E402
 from session import Ended, Session  # noqa: E402
 
@@ -81,3 +85,41 @@ def test_a_session_ends_all_that_its_command_has_started_and_names_what_was_left
         left = session.left_behind(patience=0.2)
     assert left[0] == "sleep" and left[1].startswith("kept") and len(left) == 2
     assert session.processes() == [] and not session.tmp.exists()
+
+
+GOOD = Outcome(
+    2, 2, {"lost": [0.1, 0.9, 0.2], "worker": [6.0, 13.0, 7.0], "driver": [21.0], "seconds": [4.0], "kept": [0.4]}
+)
+BAD = {
+    "R1": Outcome(1, 2),
+    "R3": Outcome(2, 2, {"lost": [0.1, 0.2, 1.1]}),
+    "R4": Outcome(2, 2, {"worker": [12.5] * 5}),
+    "R13": Outcome(1, 2),
+    "R15": Outcome(1, 2),
+    "R18": Outcome(1, 2),
+    "R19": Outcome(1, 2),
+}
+
+
+@pytest.mark.parametrize("figure", [*deaths.FIGURES, *stops.FIGURES, *refusals.FIGURES], ids=lambda figure: figure.id)
+def test_a_figure_tells_good_outcomes_from_bad_and_from_none(figure):
+    assert figure.met([GOOD]) and figure.value([GOOD])
+    assert not figure.met([GOOD, BAD[figure.id]])
+    broken = Outcome(0, 1, failures=["a case that raised has no numbers"])
+    assert not figure.met([broken]) and figure.value([broken])
+
+
+def test_the_kills_of_a_run_with_other_bits_are_not_survived(record):
+    kills = [("worker", 15.5)]
+    assert deaths.judged(kills, record, True, [], "").passed == 1
+    found = deaths.judged(kills, record, False, ["sleep"], "exit code 1")
+    assert (found.passed, found.of, found.numbers["left"]) == (0, 1, [1]) and "exit code 1" in found.failures[-1]
+
+
+def test_only_a_checkpoint_that_is_newer_than_the_signal_counts(tmp_path):
+    for name, t in (("last", 100), ("step-1", 103)):
+        (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / name / "MANIFEST.json").touch()
+        os.utime(tmp_path / "run" / "checkpoints" / name / "MANIFEST.json", (t, t))
+    assert stops.kept(tmp_path, 101) == 2 and stops.kept(tmp_path, 104) == float("inf")
+    assert stops.exit_code(tmp_path) == 0
