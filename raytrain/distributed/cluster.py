@@ -92,7 +92,7 @@ def blocks_of(data: ray.data.Dataset) -> Iterator[pd.DataFrame]:
 def cpus() -> int:
     """CPUs the cluster declares, or this machine has where no cluster is connected."""
     if ray.is_initialized():
-        return int(ray.cluster_resources().get("CPU", 1))
+        return int(ray.cluster_resources().get("CPU", 0))
     return len(os.sched_getaffinity(0))
 
 

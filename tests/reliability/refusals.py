@@ -8,11 +8,12 @@ from pathlib import Path
 import yaml
 from deaths import settings
 from figures import Case, Checks, Figure, counted, numbers, spread
+from hangs import wait
 from session import Session
 
 # Not the driver that records: nothing here comes to train.
 CLI = "from raytrain.cli import main; main()"
-CLUSTER = "import ray; ray.init(address='local', num_cpus={cpus}, log_to_driver=False); "
+CLUSTER = "import ray; ray.init(address='local', num_cpus={cpus}, log_to_driver=False); print('the cluster is up'); "
 TAKEN = "held = ray.remote(num_cpus={cpus})(type('Held', (), {{}})).remote(); ray.get(held.__ray_ready__.remote()); "
 LIMIT_S, HUNG_S = 10.0, 100.0
 FEW, TIMES = 4, 20
@@ -21,7 +22,10 @@ FEW, TIMES = 4, 20
 def refused(folder, *arguments, before="", limit_s=LIMIT_S, env=None):
     """A command that asks for more than there is: exit code 5 with a sentence, in time."""
     checks, began = Checks(), time.monotonic()
-    with Session(folder, *arguments, program=[sys.executable, "-c", before + CLI], env=env) as session:
+    with Session(folder, *arguments, program=[sys.executable, "-u", "-c", before + CLI], env=env) as session:
+        if before:
+            # The cluster's own start is no part of the refusal.
+            began = wait(lambda: "the cluster is up" in session.text() and time.monotonic(), HUNG_S) or began
         code = session.end(HUNG_S)
         seconds = time.monotonic() - began
         checks.add(code is not None, f"{' '.join(map(str, arguments))}: hangs for {HUNG_S:.0f} s")
