@@ -46,7 +46,7 @@ class Figure:
     target: str
     cases: Sequence[Case]
     value: Callable[[list[Outcome]], str] = lambda outcomes: counted(outcomes)
-    met: Callable[[list[Outcome]], bool] = lambda outcomes: all(o.passed == o.of for o in outcomes)
+    met: Callable[[list[Outcome]], bool] = lambda outcomes: passed(outcomes)
 
 
 class Checks:
@@ -111,6 +111,11 @@ def code_hash() -> str:
     for file in sorted([*(PROJECT / "raytrain").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def passed(outcomes: list[Outcome]) -> bool:
+    """Whether every check passed."""
+    return all(outcome.passed == outcome.of for outcome in outcomes)
 
 
 def counted(outcomes: list[Outcome]) -> str:

@@ -2,8 +2,8 @@
 
 --quick takes a minute and a half: of each figure the cases that are fast, one kill under Ray among them. --full is all of it,
 under an hour on two cores; interrupted, the same command with the same --out goes on after the last whole case. The table
-goes to standard output and to DIR/score.md. Exit code 1 where a target is not met. The figures are R1 to R26 of the project's
-scoreboard; times are this machine's and decide nothing, unless a target names them.
+goes to standard output and to DIR/score.md. Exit code 1 where a target is not met; with --quick where a check failed: times
+are this machine's. The figures are R1 to R26 of the project's scoreboard.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.extend(str(Path(__file__).parent / room) for room in (".", "..", "../data", "../training"))
 
-from figures import Figure, Ledger
+from figures import Figure, Ledger, passed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         surroundings(Path(home))
         chosen = selected(arguments, FIGURES)
         ledger = Ledger(out)
-        rows, began = [], time.monotonic()
+        rows, good, began = [], True, time.monotonic()
         for number, (figure, cases) in enumerate(chosen, 1):
             outcomes = []
             for i, case in enumerate(cases, 1):
@@ -41,10 +41,12 @@ def main(argv: list[str] | None = None) -> int:
                 for failure in outcomes[-1].failures:
                     said(f"    failed: {failure}")
             rows.append(row(figure, outcomes, len(cases) < len(figure.cases)))
+            # The quick cases, which every change runs, do not fail by a time.
+            good &= passed(outcomes) and (arguments.quick or rows[-1][1])
         text = table(rows, time.monotonic() - began)
         print(text)
         (out / "score.md").write_text(text)
-    return 0 if all(met for _, met in rows) else 1
+    return 0 if good else 1
 
 
 def parsed(argv: list[str] | None, all_figures: list[Figure]) -> argparse.Namespace:
