@@ -50,7 +50,7 @@ class Pace:
 
     def _mark(self) -> Any:
         if not self.gpu:
-            return time.perf_counter()
+            return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
