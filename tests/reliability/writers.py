@@ -25,7 +25,7 @@ from raytrain.distributed import ingest as ingesting
 from raytrain.errors import DataError
 from raytrain.runlock import held
 from raytrain.training import checkpoint as ckpt
-from raytrain.training.history import EpochRow, History, StepRow, read_epochs, read_steps
+from raytrain.training.history import EpochRow, History, RankRow, StepRow, read_epochs, read_ranks, read_steps
 from raytrain.training.saver import Saver
 
 TILES, SIDE, ROWS = 12, 32, 4
@@ -86,7 +86,7 @@ def _checkpoints(folder: Path) -> None:
 
 def _save(folder: Path) -> None:
     with contextlib.closing(Saver(str(folder / "checkpoints"), 0.0)) as saver:
-        saver.clear()
+        saver.claim()
         for entries in AFTER:
             saver.save([(name, snapshot(*position)) for name, position in entries.items()], 0.0)
             saver.wait()
@@ -123,9 +123,10 @@ def _readable(place: Path) -> bool:
 # The record of a run, and its directory with the lock.
 
 
-def _row(epoch: int) -> tuple[EpochRow, list[StepRow]]:
+def _row(epoch: int) -> tuple[EpochRow, list[StepRow], list[RankRow]]:
     row = EpochRow(1, 64, epoch, 0.1, 0.5, 0.5, 0.9, 0.8, 0.8, 100.0, 1.0)
-    return row, [StepRow(1, epoch, 2 * (epoch - 1) + i, [0.1], 0.9, 0.5) for i in range(2)]
+    steps = [StepRow(1, epoch, 2 * (epoch - 1) + i, [0.1], 0.9, 0.5) for i in range(2)]
+    return row, steps, [RankRow(1, epoch, rank, "host", 2, 0.1) for rank in range(2)]
 
 
 def _record(folder: Path) -> None:
@@ -137,8 +138,9 @@ def _next_row(folder: Path) -> None:
 
 
 def _record_state(folder: Path) -> str:
-    epochs, steps = read_epochs(str(folder)), read_steps(str(folder))
+    epochs, steps, ranks = (read(str(folder)) for read in (read_epochs, read_steps, read_ranks))
     _require(len(epochs) in (1, 2) and len(steps) in (2, 4), f"{len(epochs)} epochs and {len(steps)} steps")
+    _require(len(ranks) in (2, 4), f"{len(ranks)} rows of ranks")
     _next_row(folder)
     _require(len(read_epochs(str(folder))) == 2 and len(read_steps(str(folder))) == 4, "the next epoch is not recorded")
     return "new" if len(epochs) == 2 and len(steps) == 4 else "old"

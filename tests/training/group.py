@@ -29,6 +29,16 @@ def run_group(recipe: Recipe, run: Path, world: int, record: bool = True, kill: 
     With kill = (rank, n) that rank gets SIGKILL as its n-th batch of this attempt begins (from 0, validation included);
     torch ends the others and raises ProcessExitedException.
     """
+    try:
+        _start_group(recipe, run, world, record, kill)
+    except mp.ProcessRaisedException as error:
+        # The others may be heard first: their connection to the killed one is gone.
+        if kill is None or "gloo" not in str(error):
+            raise
+        raise mp.ProcessExitedException(str(error), kill[0], 0, -signal.SIGKILL) from None
+
+
+def _start_group(recipe: Recipe, run: Path, world: int, record: bool, kill: tuple[int, int] | None) -> None:
     run.mkdir(parents=True, exist_ok=True)
     group = f"file://{run}/group-{uuid.uuid4().hex}"
     arguments = (recipe.model_dump_json(), str(run), world, record, group, kill)
