@@ -16,7 +16,7 @@ CLI = "from raytrain.cli import main; main()"
 CLUSTER = "import ray; ray.init(address='local', num_cpus={cpus}, log_to_driver=False); print('the cluster is up'); "
 TAKEN = "held = ray.remote(num_cpus={cpus})(type('Held', (), {{}})).remote(); ray.get(held.__ray_ready__.remote()); "
 LIMIT_S, HUNG_S = 10.0, 100.0
-FEW, TIMES = 4, 20
+TIMES = 20
 
 
 def refused(folder, *arguments, before="", timed=True, env=None):
@@ -82,10 +82,7 @@ R18 = [
     Case("tune without a CPU", lambda folder: tune(folder, before=CLUSTER.format(cpus=0))),
     Case("train with all CPUs taken", taken),
 ]
-R19 = [
-    Case(f"two of one name, {rounds} times", lambda folder, rounds=rounds: rivals(folder, rounds), quick=rounds == FEW)
-    for rounds in (FEW, TIMES - FEW)
-]
+R19 = [Case(f"two of one name, {TIMES} times", lambda folder: rivals(folder, TIMES))]
 
 FIGURES = [
     Figure(

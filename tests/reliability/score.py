@@ -79,9 +79,9 @@ def surroundings(home: Path) -> None:
     """A home and a cache of its own for all that is started from here, and Ray without tokens."""
     from raytrain.cli import RAY_ENVIRONMENT
 
+    for name in [name for name in os.environ if name.startswith("RAYTRAIN_") or name == "RAY_ADDRESS"]:
+        del os.environ[name]
     os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
-    for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
-        os.environ.pop(name, None)
 
 
 def row(figure: Figure, outcomes: list, partly: bool) -> tuple[str, bool]:

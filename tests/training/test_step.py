@@ -130,12 +130,12 @@ def test_a_step_moves_the_averages_statistics_included():
 def test_a_checkpoint_keeps_the_averages_beside_the_weights_and_inference_takes_them(tmp_path):
     model = models.build(NETWORK, 5, 0.0)
     ema = Ema(models.build(NETWORK, 5, 0.0), 0.9)
-    place = str(tmp_path / "c")
-    checkpoint.save(place, model, {"stage": 1, "epoch": 1}, averaged=ema.module)
+    place, meta = str(tmp_path / "c"), {"stage": 1, "epoch": 1, "classes": list("abcde"), "arch": NETWORK}
+    checkpoint.save(place, model, meta, averaged=ema.module)
     found = checkpoint.load(place)
     assert torch.equal(found.weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight)
     assert torch.equal(found.judged_weights()["body.network.conv1.0.weight"], ema.module.body.network.conv1[0].weight)
-    checkpoint.save(place, model, {"stage": 1, "epoch": 1})
+    checkpoint.save(place, model, meta)
     assert torch.equal(
         checkpoint.load(place).judged_weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight
     )
