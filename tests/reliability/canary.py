@@ -62,13 +62,13 @@ def _trained(bucket: Path) -> list[str]:
     return lines
 
 
-def _commands() -> list[str]:
+def _commands(folder: Path) -> list[str]:
     """What commands print of such places, errors included."""
     found = []
     for arguments in (
         ["runs", "list", "--storage", f"{STORE}/runs"], ["runs", "show", "a", "--storage", f"{STORE}/runs"],
         ["runs", "report", "a", "--storage", f"{STORE}/runs"], ["runs", "show", "b", "--storage", f"{STORE}/runs"],
-        ["data", "check", f"{STORE}/data", "--fast"], ["data", "check", f"{STORE}/nothing"],
+        ["data", "check", f"{STORE}/data", "--fast", "--out", str(folder)], ["data", "check", f"{STORE}/nothing"],
         ["train", "--dataset", f"{STORE}/nothing"], ["train", "--dataset", f"{STORE}/data", "--storage", f"{STORE}/runs", "--name", "a"],
         ["train", "--dataset", f"{STORE}/data", "--train.batch-size", "4000"],
         ["predict", "--checkpoint", f"{STORE}/runs/b", "--images", "x", "--out", f"{STORE}/p"],
@@ -88,7 +88,7 @@ def scanned(folder: Path) -> Outcome:
     (folder / "store" / "bucket").mkdir(parents=True)
     storage._store.cache_clear()
     with patch.object(storage, "_store", bucket), patch.dict("os.environ", ENVIRONMENT):
-        lines = [*_trained(folder / "store"), *_commands()]
+        lines = [*_trained(folder / "store"), *_commands(folder)]
     checks.add(any(SECRET in uri for uri in bucket.opened), "the keys never came to the store: nothing was tried")
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = {path.name for path in files}

