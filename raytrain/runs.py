@@ -132,7 +132,7 @@ def every(place: str) -> list[Run]:
 
 
 def find_checkpoint(text: str, place: str) -> str:
-    """The place of a checkpoint given as a path, as RUN (its last) or as RUN:stage-2-128.
+    """The place of a checkpoint given as a path, as RUN (its last) or as RUN:best, RUN:stage-2-128.
 
     Raises:
         ConfigError: there is none.
@@ -140,20 +140,21 @@ def find_checkpoint(text: str, place: str) -> str:
     path = storage.absolute(text)
     if storage.exists(storage.join(path, "MANIFEST.json")):
         return path
-    name, _, stage = text.partition(":") if not storage.is_uri(text) else (text, "", "")
+    name, _, which = text.partition(":") if not storage.is_uri(text) else (text, "", "")
     if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
         raise ConfigError(
             f"there is no checkpoint at {text}", "a checkpoint is a directory with a MANIFEST.json, written last",
             f"raytrain runs list --storage {place}",
         )  # fmt: skip
     run = find(name, place)
-    # A crash in the middle of a save leaves the previous checkpoint as last.old.
-    for candidate in [stage] if stage else ["last", "last.old"]:
+    which = which or "last"
+    # A crash in the middle of a save leaves the previous checkpoint of that name as NAME.old.
+    for candidate in (which, f"{which}.old"):
         found = storage.join(run.place, "checkpoints", candidate)
         if storage.exists(storage.join(found, "MANIFEST.json")):
             return found
     raise ConfigError(
-        f'the run {run.name} has no checkpoint "{stage or "last"}".{did_you_mean(stage, run.checkpoints)}',
+        f'the run {run.name} has no checkpoint "{which}".{did_you_mean(which, run.checkpoints)}',
         f"it has: {', '.join(run.checkpoints) or 'none yet'}",
         f"raytrain runs show {run.name} --storage {place}",
     )

@@ -252,7 +252,7 @@ def checkpointed(
         closing(Saving(recipe, dataset, number, worker, f"{run}/with")) as saving,
     ):
         saving.block_with_save(block)
-        interval = saving.saver.interval_s
+        interval, first = saving.saver.interval_s, saving.saver.cost_s
         without.block(1)
         began = time.perf_counter()
         without.block(block)
@@ -270,7 +270,11 @@ def checkpointed(
         Figure("checkpoints.ratio", "with checkpoints / without", "", ratios(rates["with"], rates["without"]), about),
         Figure("checkpoints.saves", "checkpoints in all rounds", "", (float(saving.saves),), about),
         Figure(
-            "checkpoints.cost", "one checkpoint, beside training", "s", (saving.saver.cost_s,), f"{size / 1e6:.0f} MB"
+            "checkpoints.cost",
+            "one checkpoint, beside training",
+            "s",
+            (saving.saver.cost_s,),
+            f"{size / 1e6:.0f} MB; {first:.1f} s for the first, which sets the interval",
         ),
     ]
 

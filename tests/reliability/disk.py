@@ -56,7 +56,7 @@ def _tried(writer: Writer, number: int, fault: Fault, folder: Path) -> Iterator[
     ended = syscalls.disturbed(partial(writer.work, place), place, number, fault)
     try:
         state = writer.state(place)
-        yield _ended_badly(ended, state) if fault.error else "" if ended.code in (None, 0) else ended.text
+        yield _ended_badly(ended, state) if fault.error else "" if ended.code is None else f"not killed: {ended}"
     except Invalid as error:
         yield f"{error} (the work ended with {ended.code} {ended.text})"
     except Exception as error:

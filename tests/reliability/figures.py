@@ -114,8 +114,8 @@ def code_hash() -> str:
 
 
 def passed(outcomes: list[Outcome]) -> bool:
-    """Whether every check passed."""
-    return all(outcome.passed == outcome.of for outcome in outcomes)
+    """Whether every check passed, and nothing else is said to have failed."""
+    return all(outcome.passed == outcome.of and not outcome.failures for outcome in outcomes)
 
 
 def counted(outcomes: list[Outcome]) -> str:

@@ -1,4 +1,4 @@
-"""A rank that stands still (R16): found by the others, told where all of them stand, and trained again."""
+"""A rank that stands still (R16): found by the others, whose stacks are written, and trained again."""
 
 import os
 import random

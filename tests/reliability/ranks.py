@@ -1,6 +1,7 @@
-"""R2: a rank is killed at a random batch and the same command goes on: the bits of a run that nothing disturbed."""
+"""R2: a rank is killed at a random batch and the same command goes on there: the bits of a run that nothing disturbed."""
 
 import contextlib
+import json
 import random
 import tempfile
 from functools import cache, partial
@@ -16,6 +17,8 @@ SIZES, BATCH = (32, 64), 8
 # Every rank sees more: validation has batches too.
 BATCHES = 4 * TRAIN // BATCH
 SAVE_EVERY_S = 0.0
+# Steps done again: rank 0 may not yet have kept the last one, nor have heard of the end of that before.
+AGAIN = 2
 
 
 def _recipe(folder: Path, save_every_s: float | None = None):
@@ -24,10 +27,20 @@ def _recipe(folder: Path, save_every_s: float | None = None):
 
 @cache
 def undisturbed(world: int):
-    """The trace of a run that nothing disturbs."""
+    """The trace of a run that nothing disturbs, and the batches of its rank 0."""
     with tempfile.TemporaryDirectory(prefix="undisturbed-") as folder:
-        run_group(_recipe(Path(folder) / "data"), Path(folder) / "run", world, record=False)
-        return trace(Path(folder) / "run")
+        run_group(_recipe(Path(folder) / "data"), Path(folder) / "run", world)
+        return trace(Path(folder) / "run"), _batches(Path(folder) / "run")
+
+
+def _batches(run: Path) -> list[tuple]:
+    """The batches that rank 0 met."""
+    lines = [json.loads(line) for line in (run / "batches-0.jsonl").read_text().splitlines()]
+    return [(line["part"], line["stage"], line["epoch"], line["number"]) for line in lines]
+
+
+def _steps(batches: list[tuple]) -> int:
+    return sum(part == "train" for part, *_ in batches)
 
 
 def killed(world: int, number: int, folder: Path) -> Outcome:
@@ -40,8 +53,10 @@ def killed(world: int, number: int, folder: Path) -> Outcome:
         ended = True
     what = f"world {world}, rank {rank} killed at its batch {batch}"
     if checks.add(not ended, f"{what}: nothing was killed"):
-        run_group(_recipe(folder / "data"), folder / "run", world, record=False)
-        wanted, found = undisturbed(world), trace(folder / "run")
+        run_group(_recipe(folder / "data"), folder / "run", world)
+        (wanted, batches), found = undisturbed(world), trace(folder / "run")
+        again = _steps(batches[:batch]) + _steps(_batches(folder / "run")) - _steps(batches)
+        checks.add(0 <= again <= AGAIN, f"{what}: {again} steps done again")
         for n, part in enumerate(("weights and averages", "metrics", "losses of the steps")):
             checks.add(found[n] == wanted[n], f"{what}: other {part}")
     return checks.outcome(identical=[float(checks.passed == checks.of)])

@@ -9,7 +9,8 @@ import yaml
 from deaths import settings, within
 from figures import Case, Checks, Figure, counted, numbers, passed, spread
 from hangs import wait
-from session import Session
+from sentences import Said, flaw
+from session import GONE_S, Session
 
 # Not the driver that records: nothing here comes to train.
 CLI = "from raytrain.cli import main; main()"
@@ -30,8 +31,10 @@ def refused(folder, *arguments, before="", timed=True, env=None):
         seconds = time.monotonic() - began
         checks.add(code is not None, f"{' '.join(map(str, arguments))}: hangs for {HUNG_S:.0f} s")
         checks.add(code == 5, f"exit code {code} instead of 5: {session.text()[-1500:]}")
-        checks.add("Traceback" not in session.text(), "a traceback")
-        left = session.left_behind() if code is not None else []
+        wrong = flaw(Said(code, session.text()).error)
+        checks.add(not wrong, wrong)
+        left = session.left_behind(GONE_S if code is not None else 0)
+        checks.failures += [f"left behind: {thing}" for thing in left]
     return checks.outcome(left=[len(left)], seconds=[seconds] if timed else [])
 
 
@@ -69,10 +72,12 @@ def rivals(folder, rounds):
         session.end()
         ends = [line.split() for line in session.text().splitlines() if line.startswith("round ")]
         for words in ends:
-            checks.add(words[2:] == ["0", "2"], f"{' '.join(words)}: not one that trains and one that is refused")
+            checks.add(words[2:] == ["0", "2"], f"{' '.join(words)}: not one that goes on and one that is refused")
         if len(ends) < rounds:
             checks.add(False, f"{len(ends)} of {rounds} rounds: {session.text()[-1500:]}")
-    return checks.outcome()
+        left = session.left_behind()
+        checks.failures += [f"left behind: {thing}" for thing in left]
+    return checks.outcome(left=[len(left)])
 
 
 R18 = [
@@ -90,5 +95,5 @@ FIGURES = [
         lambda outcomes: f"{counted(outcomes)}; {spread(numbers(outcomes, 'seconds'))} s",
         lambda outcomes: passed(outcomes) and within(numbers(outcomes, "seconds"), LIMIT_S),
     ),
-    Figure("R19", "two of one name started together", "one of them trains, 20 times", R19),
+    Figure("R19", "two of one name started together", "one goes on, one is refused, 20 times", R19),
 ]  # fmt: skip

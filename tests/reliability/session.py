@@ -1,4 +1,4 @@
-"""A command under observation: started with a mark, followed by its record, hurt by pid, and gone without a trace."""
+"""A command under observation: started with a mark, followed by its record, hurt by pid, and ended with all it started."""
 
 import json
 import os
@@ -107,14 +107,20 @@ class Session:
         return sent
 
     def processes(self):
-        """All living processes with the mark, the command's own among them until its end is known."""
+        """All living processes of this session, the command's own among them until its end is known."""
         return [process for process in psutil.process_iter() if self._is_mine(process)]
 
     def _is_mine(self, process):
         try:
-            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            # The titles that Ray gives its processes overwrite the mark; each of them has a log open below TMPDIR.
+            return process.environ().get(MARK) == self.mark or self._writes_here(process)
         except psutil.Error:
             return False
+
+    def _writes_here(self, process):
+        return any(file.path.startswith(f"{self.tmp}/") for file in process.open_files())
 
     def left_behind(self, patience=GONE_S):
         """What is still there some time after the end: processes by name, and temporary files that are not Ray's."""

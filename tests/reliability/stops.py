@@ -14,6 +14,7 @@ from pathlib import Path
 from deaths import STEP_S, reached, settings, started
 from driver import PACE
 from figures import PROJECT, Case, Checks, Figure, counted, numbers, spread
+from recovery import is_batch, place
 from session import PROGRAM, Session
 from workshop import same_trace, undisturbed
 
@@ -25,8 +26,8 @@ BIN = Path(sys.executable).parent
 
 def signalled(folder, number):
     """A run that is stopped by a signal at random points, each time gone on with by hand."""
-    checks, whole, small, points = plan(folder, number, ROOM)
-    found, left = [], []
+    checks, found, left = Checks(), [], []
+    small, points = plan(folder, number, ROOM)
     for i, point in enumerate(points):
         with attempt(folder, small, i) as session:
             session.wait_for(lambda entries, point=point: reached(entries, 0, point))
@@ -38,16 +39,24 @@ def signalled(folder, number):
         found += [kept(folder, sent)]
         checks.add(code == 75 and found[-1] <= LIMIT_S, f"point {i}: exit code {code}, kept after {found[-1]:.1f} s")
     with attempt(folder, small, POINTS) as session:
-        checks.add(session.end() == 0 and same_trace(folder / "run", whole), f"other bits: {session.text()[-1500:]}")
+        ended_well(checks, folder, session.end(), session.text())
     return checks.outcome(left=[len(left)], kept=found)
 
 
 def plan(folder, seed, room):
-    """(checks, trace to come to, recipe, batches after which to stop). Only the signal makes it save within epochs."""
-    small = settings(folder, save_every_s=None)
-    whole, met = undisturbed(folder, settings(folder), "whole")
+    """(recipe, batches after which to stop). Only the signal makes it save within epochs."""
+    met = undisturbed(folder, settings(folder), "whole")[1]
     places = sorted(random.Random(seed).sample(range(len(met) - room), POINTS))
-    return Checks(), whole, small, [met[i] for i in places]
+    return settings(folder, save_every_s=None), [met[i] for i in places]
+
+
+def ended_well(checks, folder, code, text):
+    """The bits of a run that was never stopped; and no step was done twice."""
+    whole, met = undisturbed(folder, settings(folder), "whole")
+    checks.add(code == 0 and same_trace(folder / "run", whole), f"other bits: exit code {code}, {text[-1500:]}")
+    entries = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    steps = [place(e) for e in entries if is_batch(e, 0) and e["part"] == "train"]
+    checks.add(steps == [place(b) for b in met if b["part"] == "train"], f"not each step once: {steps}")
 
 
 def attempt(folder, small, i):
@@ -62,17 +71,18 @@ def going_on(folder):
 
 
 def kept(folder, sent):
-    """Seconds from a time to the first checkpoint after it; infinite where there is none."""
-    times = [file.stat().st_mtime for file in (folder / "run" / "checkpoints").glob("*/MANIFEST.json")]
-    return min((t - sent for t in times if t > sent), default=float("inf"))
+    """Seconds from a time to the checkpoint that the run says it kept; infinite where that is older, or none."""
+    checkpoint = failure(folder).get("message", "").partition(" kept in ")[2].partition("\n")[0]
+    seconds = Path(checkpoint, "MANIFEST.json").stat().st_mtime - sent if checkpoint else -1.0
+    return seconds if seconds > 0 else float("inf")
 
 
 def job_stopped(folder):
     """The same with `ray job submit` and `ray job stop` on a head of its own."""
-    checks, whole, small, points = plan(folder, 0, ROOM_OF_JOB)
+    checks, found = Checks(), []
+    small, points = plan(folder, 0, ROOM_OF_JOB)
     (folder / "recipe.yaml").write_text(small.to_yaml())
     first = ["train", "--config", folder / "recipe.yaml", "--name", "run", "--storage", folder]
-    found = []
     with head(folder) as (session, ray_job):
         for i, point in enumerate(points):
             began = time.time()
@@ -81,18 +91,22 @@ def job_stopped(folder):
             asked = time.time()
             ray_job("stop", f"job-{i}")
             found += [kept(folder, asked)]
-            code = exit_code(folder)
+            # A job itself says only whether it failed.
+            code = failure(folder).get("exit_code")
             good = code == 75 and found[-1] <= LIMIT_S
             checks.add(good, f"point {i}: exit code {code}, kept {found[-1]:.1f} s after the command began")
         done = submitted(ray_job, going_on(folder))
-        checks.add(done.returncode == 0 and same_trace(folder / "run", whole), f"other bits: {done.stdout[-1500:]}")
-    return checks.outcome(kept_job=found)
+        ended_well(checks, folder, done.returncode, done.stdout)
+        session.send(signal.SIGTERM)
+        left = session.left_behind()
+        checks.failures += [f"left behind: {thing}" for thing in left]
+    return checks.outcome(left=[len(left)], kept_job=found)
 
 
-def exit_code(folder):
-    """What the run says that its last command ended with, since a job says only whether it failed."""
-    failure = folder / "run" / "failure.json"
-    return json.loads(failure.read_text())["exit_code"] if failure.exists() else 0
+def failure(folder):
+    """What the run says about the end of its last command; empty where that went well."""
+    file = folder / "run" / "failure.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 @contextmanager

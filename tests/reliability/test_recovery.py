@@ -1,5 +1,6 @@
 """What is read from a record, on records made by hand; and that a session leaves nothing behind."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import deaths  # noqa: E402
+import modules  # noqa: E402
 import refusals  # noqa: E402
 import stops  # noqa: E402
+from canary import Search  # noqa: E402
 from figures import Outcome  # noqa: E402
 from recovery import Recovery, batches, driver  # noqa: E402
-from session import Ended, Session  # noqa: E402
+from session import MARK, Ended, Session  # noqa: E402
 
 DRIVER, OLD, NEW = 1, (10, 11), (20, 21)
 
@@ -87,8 +90,22 @@ def test_a_session_ends_all_that_its_command_has_started_and_names_what_was_left
     assert session.processes() == [] and not session.tmp.exists()
 
 
+def test_a_process_whose_title_has_overwritten_its_environment_is_seen_by_its_log(tmp_path):
+    code = (
+        "import os, tempfile, time; log = tempfile.NamedTemporaryFile(prefix='ray');"
+        "from ray._raylet import setproctitle; setproctitle('ray::Worker' + 'x' * 5000);"
+        "os.fork() and os._exit(0); time.sleep(60)"
+    )
+    with Session(tmp_path, program=[sys.executable, "-c", code]) as session:
+        assert session.end() == 0, session.text()
+        (one,) = session.processes()
+        assert one.cmdline()[0].startswith("ray::Worker") and not one.environ().get(MARK)
+        assert session.left_behind(patience=0.2)[0].startswith("ray::Worker")
+    assert session.processes() == []
+
+
 GOOD = Outcome(
-    2, 2, {"lost": [0.1, 0.9, 0.2], "worker": [6.0, 13.0, 7.0], "driver": [21.0], "seconds": [4.0], "kept": [0.4]}
+    20, 20, {"lost": [0.1, 0.9, 0.2], "worker": [6.0, 13.0, 7.0], "driver": [21.0], "seconds": [4.0], "kept": [0.4]}
 )
 BAD = {
     "R1": Outcome(1, 2),
@@ -111,15 +128,32 @@ def test_a_figure_tells_good_outcomes_from_bad_and_from_none(figure):
 
 def test_the_kills_of_a_run_with_other_bits_are_not_survived(record):
     kills = [("worker", 15.5)]
-    assert deaths.judged(kills, record, True, [], "").passed == 1
-    found = deaths.judged(kills, record, False, ["sleep"], "exit code 1")
-    assert (found.passed, found.of, found.numbers["left"]) == (0, 1, [1]) and "exit code 1" in found.failures[-1]
+    assert deaths.judged(kills, record, True, [], Search(9, []), "").passed == 1
+    assert deaths.judged(kills, record[:-8], True, [], Search(9, []), "").passed == 0  # nobody trained after it
+    found = deaths.judged(kills, record, False, ["sleep"], Search(9, ["log"]), "exit code 1")
+    assert (found.passed, found.of, found.numbers["left"], found.numbers["keys"]) == (0, 1, [1], [1])
+    assert "exit code 1" in found.failures[-1]
 
 
-def test_only_a_checkpoint_that_is_newer_than_the_signal_counts(tmp_path):
-    for name, t in (("last", 100), ("step-1", 103)):
+def test_fewer_kills_than_the_figure_promises_are_not_enough():
+    few = [Outcome(2, 2)] * len(deaths.CASES)
+    assert not deaths.all_of(deaths.CASES, 20)(few) and deaths.all_of(deaths.CASES, 20)(few[:1])
+
+
+def test_what_a_case_left_or_did_not_look_for_fails_r26():
+    met = next(figure.met for figure in modules.FIGURES if figure.id == "R26")
+    clean = Outcome(1, 1, {"left": [0.0]})
+    assert met([clean, clean]) and not met([clean, Outcome(1, 1)]) and not met([])
+    assert not met([clean, Outcome(1, 1, {"left": [1.0]})])
+
+
+def test_only_the_checkpoint_that_was_told_and_is_newer_than_the_signal_counts(tmp_path):
+    assert stops.failure(tmp_path) == {} and stops.kept(tmp_path, 101) == float("inf")
+    for name, t in (("last", 102), ("step-1", 103)):
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / name / "MANIFEST.json").touch()
         os.utime(tmp_path / "run" / "checkpoints" / name / "MANIFEST.json", (t, t))
+    message = f"stopped by SIGTERM, with everything kept in {tmp_path}/run/checkpoints/step-1\n  why: ..."
+    (tmp_path / "run" / "failure.json").write_text(json.dumps({"exit_code": 75, "message": message}))
     assert stops.kept(tmp_path, 101) == 2 and stops.kept(tmp_path, 104) == float("inf")
-    assert stops.exit_code(tmp_path) == 0
+    assert stops.failure(tmp_path)["exit_code"] == 75
