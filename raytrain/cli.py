@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
+from cyclopts.types import NonNegativeInt
 from pydantic import ValidationError
 
 from raytrain import cli_data, cli_look, runs, storage
@@ -153,7 +154,7 @@ def train(
         str | None, Parameter(help="go on with this run from its last checkpoint, also within an epoch")
     ] = None,
     restarts: Annotated[
-        int, Parameter(help="start the run's process again, at most so often, when it or its Ray dies")
+        NonNegativeInt, Parameter(help="start the run's process again, at most so often, when it or its Ray dies")
     ] = 0,
     dry_run: Annotated[
         bool, Parameter(negative="", help="check everything, take one step per stage, print the plan")

@@ -60,6 +60,10 @@ class ResourceError(RaytrainError):
     exit_code = 5
 
 
+class NoRoomError(ResourceError):
+    """The cluster declares enough, and others hold it, or a machine of it does not come."""
+
+
 class DivergedError(RaytrainError):
     """The loss is no longer finite."""
 

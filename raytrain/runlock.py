@@ -108,9 +108,10 @@ def _beat(place: str, mine: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _release(place: str, mine: dict[str, Any]) -> None:
-    owner = _owner(place)
-    if owner is not None and owner["token"] == mine["token"]:
-        storage.remove(storage.join(place, FILE))
+    with suppress(StorageError):  # the lock of a process that has ended is none, and how it ended must be heard
+        owner = _owner(place)
+        if owner is not None and owner["token"] == mine["token"]:
+            storage.remove(storage.join(place, FILE))
     if not storage.is_uri(place):
         with suppress(OSError):  # not empty: a run was begun
             os.rmdir(storage.absolute(place))
@@ -134,9 +135,11 @@ def _alone(place: str) -> Iterator[None]:
     if storage.is_uri(place):
         yield
         return
-    handle = os.open(storage.absolute(place), os.O_RDONLY)
+    with storage.failures("lock", place):
+        handle = os.open(storage.absolute(place), os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with storage.failures("lock", place):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

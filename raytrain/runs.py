@@ -22,6 +22,8 @@ from raytrain.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from raytrain.data.dataset import Dataset
 
+# What a resumed run may change: where it runs, not what it computes.
+PLACEMENT = ("num_workers", "use_gpu", "tiles")
 PACKAGES = ("raytrain", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "pydantic")
 
 
@@ -129,6 +131,22 @@ def every(place: str) -> list[Run]:
     base = storage.absolute(place)
     places = [storage.join(base, name) for name in storage.names(base, directories=True)]
     return [Run(p) for p in places if storage.exists(storage.join(p, "config.yaml"))]
+
+
+def placement(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Those of some settings that a run may go on with.
+
+    Raises:
+        ConfigError: another field would change; the storage is only where the run is looked for.
+    """
+    changed = sorted(overrides.keys() - {*PLACEMENT, "storage"})
+    if changed:
+        raise ConfigError(
+            f"--resume goes on with the settings of {run.name}; {', '.join(changed)} cannot change now",
+            "half of the run would have been trained in another way",
+            f"leave it out, or start a new run with --init-from {run.name}",
+        )
+    return {key: overrides[key] for key in PLACEMENT if key in overrides}
 
 
 def find_checkpoint(text: str, place: str) -> str:

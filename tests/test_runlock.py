@@ -1,5 +1,6 @@
 """The lock of a run: one owner, taken over from the dead, never from the living."""
 
+import errno
 import json
 import os
 import platform
@@ -14,11 +15,11 @@ import pytest
 from raytrain import runlock
 from raytrain.cli import run_command
 from raytrain.config import load_recipe
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, StorageError
 
 HOLDER = """
 import sys, time
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, StorageError
 from raytrain.runlock import held
 while time.time() < float(sys.argv[2]):
     pass
@@ -125,3 +126,21 @@ def test_what_is_no_lock_does_not_lock(tmp_path):
         (tmp_path / "lock.json").write_text(text)
         with runlock.held(str(tmp_path)):
             pass
+
+
+def test_a_place_without_locks_is_a_fault_of_the_storage(tmp_path, monkeypatch):
+    def nothing(handle, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(runlock.fcntl, "flock", nothing)
+    with pytest.raises(StorageError, match="No locks available"), runlock.held(str(tmp_path / "run")):
+        pass
+
+
+def test_storage_that_fails_at_the_end_does_not_hide_how_it_ended(tmp_path, monkeypatch):
+    def full(place):
+        raise StorageError(f"cannot remove {place}: Read-only file system")
+
+    monkeypatch.setattr(runlock.storage, "remove", full)
+    with pytest.raises(ZeroDivisionError), runlock.held(str(tmp_path / "run")):
+        1 / 0  # noqa: B018

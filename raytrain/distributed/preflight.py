@@ -28,12 +28,12 @@ FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
 NODE_ANSWERS_S = 60.0
 
 
-def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Dataset]:
+def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, Dataset]:
     """Resolves the places of a recipe and checks all that needs no cluster.
 
     Args:
         recipe: as the user gave it.
-        starts: False for a run with checkpoints of its own, which needs neither its old starting point nor weights.
+        run: that goes on; with checkpoints of its own it needs neither its old starting point nor weights.
 
     Returns:
         The recipe with absolute places, and its dataset.
@@ -47,6 +47,7 @@ def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Datase
             "there is nothing to train on",
             "--dataset DIR, as written by raytrain ingest --out DIR",
         )
+    starts = run is None or not run.checkpoints
     dataset = open_dataset(recipe.dataset)
     check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
     places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
@@ -67,12 +68,12 @@ def check_recipe(recipe: Recipe, *, starts: bool = True) -> tuple[Recipe, Datase
         weights = storage.absolute(recipe.model.weights)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
     storage.probe(places["storage"])
-    check_disk(recipe, places["storage"], models.parameter_count(model))
+    check_disk(recipe, places["storage"], models.parameter_count(model), run)
     return recipe.model_copy(update=places), dataset
 
 
-def check_disk(recipe: Recipe, place: str, weights: int) -> None:
-    """Compares the free disk under a storage path with the checkpoints of a run.
+def check_disk(recipe: Recipe, place: str, weights: int, run: runs.Run | None = None) -> None:
+    """Compares the free disk under a storage path with the checkpoints of a run, of which one that goes on has some.
 
     Raises:
         StorageError: they will not fit.
@@ -80,7 +81,7 @@ def check_disk(recipe: Recipe, place: str, weights: int) -> None:
     named, full = checkpoint_bytes(recipe, weights)
     first, last = recipe.selected
     needed, free = named * (last - first + 2) + full * FULL_CHECKPOINTS, free_bytes(place)
-    if free is not None and free < needed:
+    if free is not None and free < needed - (held_bytes(run.place) if run else 0):
         raise StorageError(
             f"the checkpoints of this run need {needed / 1e6:,.0f} MB, {place} has {free / 1e6:,.0f} MB free",
             "the disk would be full in the middle of training",
@@ -97,6 +98,11 @@ def checkpoint_bytes(recipe: Recipe, weights: int) -> tuple[int, int]:
 def free_bytes(place: str) -> int | None:
     """Free bytes of the disk that a directory is on; None for an object store."""
     return None if storage.is_uri(place) else shutil.disk_usage(Path(storage.absolute(place))).free
+
+
+def held_bytes(run: str) -> int:
+    """Bytes of the checkpoints in a local run directory."""
+    return sum(path.stat().st_size for path in Path(run, "checkpoints").rglob("*") if path.is_file())
 
 
 def check_workers(num_workers: int) -> None:
@@ -127,7 +133,8 @@ def check_cluster(recipe: Recipe) -> None:
     check_workers(recipe.num_workers)
     use_gpu(recipe)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if len(nodes) > 1:
+    here = ray.get_runtime_context().get_node_id()
+    if any(node["NodeID"] != here for node in nodes):
         probe_from(nodes, storage.absolute(recipe.storage))
 
 

@@ -8,13 +8,14 @@ from typing import Any
 import ray
 import ray.train
 from ray.util.queue import Queue
+from torch.distributed import DistError
 
 from raytrain import storage
 from raytrain.distributed.cluster import own_cause
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.training import checkpoint
 
-# What the others raise when a rank has died speaks of what connected them; torch gives it no type of its own.
+# What the others raise when a rank has died speaks of what connected them; torch has a type of its own only for some of it.
 CONNECTIONS = ("gloo", "NCCL", "CUDA error")
 # Starts of the group that may fail one after the other without a newer checkpoint: some fault that comes again.
 MOST_IN_VAIN = 5
@@ -65,11 +66,16 @@ def restarts(lines: Queue, run: str) -> Any:
 
 
 def permanent_failure(failures: Mapping[int, BaseException]) -> BaseException | None:
-    """The failure that would come again: our own errors, a missing module, a fault in the code; None if none would."""
+    """The failure that would come again: our own errors, a missing module, a fault in the code; None if none would.
+
+    Where a rank has died, whatever the others raise may come of that.
+    """
     for failure in failures.values():
         own = own_cause(failure)
         if isinstance(own, RaytrainError):
             return own
+    if any(isinstance(failure, ray.exceptions.RayActorError) for failure in failures.values()):
+        return None
     return next((failure for failure in failures.values() if not _passes(failure)), None)
 
 
@@ -87,9 +93,9 @@ def _is_out_of_memory(failure: BaseException) -> bool:
 
 
 def _passes(failure: BaseException) -> bool:
-    if isinstance(failure, RuntimeError):
+    if isinstance(failure, RuntimeError) and not isinstance(failure, DistError):
         return any(word in str(failure) for word in CONNECTIONS) or isinstance(failure, ray.exceptions.RayError)
-    return isinstance(failure, ray.exceptions.RayError | OSError) or "HealthCheck" in type(failure).__name__
+    return isinstance(failure, ray.exceptions.RayError | OSError | DistError) or "HealthCheck" in type(failure).__name__
 
 
 def _first_line(failures: Mapping[int, BaseException]) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain.errors import Interrupted
 
@@ -40,10 +41,16 @@ class Mailbox:
         return self.reason
 
 
+def beside_driver() -> dict[str, Any]:
+    """Options of an actor on the driver's machine: on another one it would die with a worker's, and the run with it."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
 @contextmanager
 def mailbox() -> Iterator[Any]:
     """A handle of a new mailbox, which is gone at the end."""
-    handle = ray.remote(num_cpus=0)(Mailbox).remote()
+    handle = ray.remote(Mailbox).options(**beside_driver()).remote()
     try:
         yield handle
     finally:

@@ -6,6 +6,7 @@ For what Ray does not survive: the death of its controller, of the driver, of th
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from raytrain import runs, storage
-from raytrain.config import Recipe
+from raytrain.config import ENV_OTHER, ENV_PREFIX, Recipe
+from raytrain.errors import NoRoomError, ResourceError
 
 PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
-# Ends that the same command would only repeat, or that somebody wanted.
-FINAL_CODES = {0, 2, 3, 4, 5, 6, 7, 75, 130, 143}
+# Ends that the same command would only repeat, or that somebody wanted; exit code 5 depends.
+FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 130, 143}
 # Behind exit code 1 stands any exception; of these it is known that they come again.
 FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
 LONGEST_PAUSE_S = 60.0
@@ -31,17 +33,25 @@ class Child:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.signalled = False
+        self.signal: int | None = None
 
     def run(self, arguments: list[str]) -> int:
         """Runs a command of raytrain. Returns its exit code, negative where a signal ended it."""
         # A session of its own: Ctrl-C reaches every process of a terminal's group, and the child would hear it twice.
-        self.process = subprocess.Popen([*PROGRAM, *arguments], start_new_session=True)
+        self.process = subprocess.Popen([*PROGRAM, *arguments], start_new_session=True, env=_without_settings())
+        if self.signal is not None:  # it came while the process was started
+            self.process.send_signal(self.signal)
         return self.process.wait()
+
+    def pause(self, seconds: float) -> None:
+        """Waits, for a signal at the longest."""
+        end = time.monotonic() + seconds
+        while self.signal is None and time.monotonic() < end:
+            time.sleep(0.1)
 
     def forward(self, number: int, frame: Any) -> None:
         """A handler of signals."""
-        self.signalled = True
+        self.signal = number
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
 
@@ -57,7 +67,7 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
         say: receives lines.
 
     Returns:
-        The exit code of the last attempt, as a shell counts it.
+        The exit code of the last attempt, as a shell counts it; of the signal that came between two of them.
     """
     child = Child()
     before = {number: signal.signal(number, child.forward) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -65,12 +75,14 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
         for attempt in range(restarts + 1):
             begun = storage.exists(storage.join(place, "config.yaml"))
             code = child.run(again if begun else first)
-            if code in FINAL_CODES or child.signalled or _comes_again(place, code):
+            if child.signal is not None or _comes_again(place, code, attempt == 0):
                 break
             if attempt < restarts:
                 pause = min(LONGEST_PAUSE_S, 2.0**attempt)
                 say(f"the run's process ended with {code}; restart {attempt + 1} of {restarts} in {pause:.0f} s")
-                time.sleep(pause)
+                child.pause(pause)
+                if child.signal is not None:
+                    return 128 + child.signal
         return code if code >= 0 else 128 - code
     finally:
         for number, handling in before.items():
@@ -89,7 +101,12 @@ def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
 
 
 def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) -> int:
-    """`supervise` for a run that is there, with the fields that may change. Returns the exit code."""
+    """`supervise` for a run that is there, with the fields that may change. Returns the exit code.
+
+    Raises:
+        ConfigError: another field would change.
+    """
+    runs.placement(run, overrides)
     flags = {"num_workers": "--num-workers", "tiles": "--tiles"}
     given = [word for key, flag in flags.items() if key in overrides for word in (flag, str(overrides[key]))]
     if overrides.get("use_gpu") is not None:
@@ -102,10 +119,24 @@ def _resume(place: str, flags: list[str]) -> list[str]:
     return ["train", "--resume", storage.name_of(place), "--storage", storage.parent(place), *flags]
 
 
-def _comes_again(place: str, code: int) -> bool:
-    if code != 1:
-        return False
+def _without_settings() -> dict[str, str]:
+    """The environment without what sets fields of a recipe: the command names the recipe as this process has resolved it."""
+    return {name: value for name, value in os.environ.items() if name in ENV_OTHER or not name.startswith(ENV_PREFIX)}
+
+
+def _comes_again(place: str, code: int, first: bool) -> bool:
+    """Whether another attempt would end as this one did; `first` if none has trained before."""
+    said = _said(place, code)
+    if code == ResourceError.exit_code:
+        # A cluster whose head or machine is being replaced has too little only for a while. Memory stays too small.
+        return said == ResourceError.__name__ or (first and said != NoRoomError.__name__)
+    return code in FINAL_CODES or (code == 1 and said in FINAL_ERRORS)
+
+
+def _said(place: str, code: int) -> str | None:
+    """The kind of error that the run says it ended with; None where it speaks of another end, or of none."""
     try:
-        return storage.read_json(storage.join(place, "failure.json"))["error"] in FINAL_ERRORS
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
+        failure = storage.read_json(storage.join(place, "failure.json"))
+        return failure["error"] if failure["exit_code"] == code else None
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        return None

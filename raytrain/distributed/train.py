@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +22,10 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
 from raytrain.distributed.restarts import restarts
-from raytrain.distributed.signals import Inbox, interruptible, mailbox
-from raytrain.errors import ConfigError, ResourceError, UnfinishedError, exit_code_of
+from raytrain.distributed.signals import Inbox, beside_driver, interruptible, mailbox
+from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
-from raytrain.training import loop
+from raytrain.training import checkpoint, loop
 from raytrain.training.loop import Hooks, Metrics
 from raytrain.training.lr_find import Curve
 from raytrain.training.step import Batch, Worker
@@ -34,8 +34,6 @@ from raytrain.training.step import Batch, Worker
 STALLED = 70
 # Starts of a minute each that a worker group is waited for: a machine that replaces a lost one needs some of them.
 START_ATTEMPTS = 5
-# What a resumed run may change: where it runs, not what it computes.
-PLACEMENT = ("num_workers", "use_gpu", "tiles")
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,10 @@ def resume(
     Raises:
         ConfigError: another field would change.
     """
-    changed = sorted(overrides.keys() - {*PLACEMENT, "storage"})
-    if changed:
-        raise ConfigError(
-            f"--resume goes on with the settings of {run.name}; {', '.join(changed)} cannot change now",
-            "half of the run would have been trained in another way",
-            f"leave it out, or start a new run with --init-from {run.name}",
-        )
-    allowed: dict[str, Any] = {key: overrides[key] for key in PLACEMENT if key in overrides}
-    recipe = run.recipe.model_copy(update=allowed)
+    recipe = run.recipe.model_copy(update=runs.placement(run, overrides))
     check_workers(recipe.num_workers)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
-    recipe, _ = check_recipe(recipe, starts=not run.checkpoints)
+    recipe, _ = check_recipe(recipe, run)
     with held(run.place), session():
         check_cluster(recipe)
         storage.remove(storage.join(run.place, "failure.json"))
@@ -113,13 +103,30 @@ def _attempt(
     run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
 ) -> Trained:
     try:
-        metrics = _group(train_worker, run.place, recipe, say, on_batch)
+        metrics = _while_it_gets_on(run, recipe, say, on_batch)
         if metrics.get("stopped"):
             raise _stopped(run, metrics)
         return Trained(run, metrics)
     except BaseException as error:
-        runs.write_failure(run, error, exit_code_of(error))
+        with suppress(StorageError):  # which may be what ails; the error itself is the one to tell
+            runs.write_failure(run, error, exit_code_of(error))
         raise
+
+
+def _while_it_gets_on(
+    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
+) -> Metrics:
+    """Trains. Ray counts waits for room over its whole run: they end one only where it got no further since its start."""
+    checkpoints = storage.join(run.place, "checkpoints")
+    while True:
+        reached = checkpoint.furthest(checkpoints)
+        try:
+            metrics: Metrics = _group(train_worker, run.place, recipe, say, on_batch)
+            return metrics
+        except NoRoomError as error:
+            if checkpoint.furthest(checkpoints) == reached:
+                raise
+            say(f"{error.what}; they are waited for again, since the run got further")
 
 
 def _stopped(run: runs.Run, metrics: Metrics) -> UnfinishedError:
@@ -183,11 +190,11 @@ def _group(
             raise not_placed(error, recipe.num_workers) or own_cause(error) from None
 
 
-def not_placed(error: ray.train.TrainingFailedError, workers: int) -> ResourceError | None:
+def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomError | None:
     """The error of a group that found no room in the cluster; None where another failure ended it."""
     if type(getattr(error, "controller_failure", None)).__name__ != "WorkerGroupStartupTimeoutError":
         return None
-    return ResourceError(
+    return NoRoomError(
         f"{workers} workers found no room in the cluster, in {START_ATTEMPTS} waits for it",
         "it declares enough CPUs or GPUs; others hold them, or a machine of it does not come",
         "ray status shows who holds what; the same command, or --resume, once there is room",
@@ -235,7 +242,7 @@ def _resources(workers: int, gpu: bool) -> dict[str, float]:
 @contextmanager
 def _lines(say: Callable[[str], None]) -> Iterator[Queue]:
     """A queue whose lines are said in this process: worker output through Ray's log would be prefixed and doubled."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options=beside_driver())
     done = threading.Event()
     thread = threading.Thread(target=_drain, args=(queue, done, say), daemon=True)
     thread.start()

@@ -316,6 +316,7 @@ class Trainer:
                 f"lower the peak lr of stage {number}, then start a new run with --init-from the last checkpoint",
             )
         if self.leads:
+            self.saver.check_claim()
             self._write_predictions(names, logits, target)
         return self.task.metrics(logits, target)
 

@@ -113,7 +113,12 @@ class Saver:
     def _writer(self) -> str:
         return storage.join(storage.parent(self.directory), WRITER)
 
-    def _check_claim(self) -> None:
+    def check_claim(self) -> None:
+        """Refuses to write for workers that others have taken over from.
+
+        Raises:
+            ConfigError: they have.
+        """
         try:
             writer = storage.read_json(self._writer)["token"] if self.token is not None else None
         except FileNotFoundError:  # somebody removed the run's directory; the next save makes it anew
@@ -126,7 +131,7 @@ class Saver:
             )
 
     def _write(self, entries: Sequence[tuple[str, ckpt.Snapshot]]) -> None:
-        self._check_claim()
+        self.check_claim()
         step = int(entries[0][1].meta["step"])
         for name, state in entries:
             if name == ckpt.LAST and storage.is_uri(self.directory):

@@ -13,7 +13,7 @@ from torch import nn
 from raytrain import storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
-from raytrain.errors import DataError
+from raytrain.errors import DataError, StorageError
 from raytrain.training import checkpoint as ckpt
 from raytrain.training import models
 from raytrain.training.ema import Ema
@@ -62,7 +62,7 @@ def begin(
 ) -> tuple[Start, ckpt.Checkpoint | None]:
     """Loads the weights that a run begins with into the model.
 
-    Every rank reads the same files, so that all agree on the position without talking.
+    Rank 0 chooses the checkpoint and every rank reads it: one that does not see the latest files begins nowhere else.
 
     Args:
         recipe: of the run.
@@ -75,8 +75,9 @@ def begin(
     Raises:
         ConfigError: the checkpoint is for other classes, another network or other pixels.
         DataError: the run's own checkpoint was trained on other tiles.
+        StorageError: this rank cannot read what rank 0 can.
     """
-    own, skipped = ckpt.find_latest(storage.join(run, "checkpoints"))
+    own, skipped = _latest(run, worker)
     for sentence in skipped:
         say(f"skipped a checkpoint: {sentence}")
     source = own or initial(recipe, dataset)
@@ -97,6 +98,24 @@ def begin(
     say(f"resuming {_readable(own.position)}, from {origin}")
     _say_changes(own, worker, say)
     return _resumed(own, recipe, run), own
+
+
+def _latest(run: str, worker: Worker) -> tuple[ckpt.Checkpoint | None, list[str]]:
+    own, skipped = ckpt.find_latest(storage.join(run, "checkpoints")) if worker.rank == 0 else (None, [])
+    if worker.world == 1:
+        return own, skipped
+    chosen = [own.place if own else None]
+    dist.broadcast_object_list(chosen, src=0)
+    if worker.rank == 0 or chosen[0] is None:
+        return own, skipped
+    try:
+        return ckpt.read(chosen[0]), []
+    except ckpt.DamagedCheckpoint as error:
+        raise StorageError(
+            f"rank {worker.rank} cannot read the checkpoint that rank 0 goes on from: {error}",
+            "the ranks would train from different weights",
+            "the same command again when all machines see the same files under --storage",
+        ) from None
 
 
 def initial(recipe: Recipe, dataset: Dataset) -> ckpt.Checkpoint | None:

@@ -15,6 +15,7 @@ from raytrain.distributed import preflight
 from raytrain.distributed.preflight import check_disk, probe_from
 from raytrain.distributed.train import not_placed
 from raytrain.errors import ResourceError, StorageError
+from raytrain.runs import Run
 
 WEIGHTS = 1_000_000
 
@@ -32,6 +33,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(tmp_path, monkeypatch, 
     with pytest.raises(StorageError, match=f"need {needed} MB"):
         check_disk(recipe, str(tmp_path), WEIGHTS)
     check_disk(recipe, "s3://bucket/runs", WEIGHTS)
+    # A run that goes on needs no second place for what it has.
+    (tmp_path / "run" / "checkpoints" / "last").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last" / "weights").write_bytes(b"1")
+    check_disk(recipe, str(tmp_path), WEIGHTS, Run(f"{tmp_path}/run"))
 
 
 def test_a_node_with_a_disk_of_its_own_is_named(cluster, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import ray
+import torch
 
 from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
 from raytrain.errors import DivergedError, ResourceError
@@ -11,8 +12,12 @@ from raytrain.errors import DivergedError, ResourceError
 DEAD = ray.exceptions.RayActorError()
 BROKEN = RuntimeError("[pair.cc:553] gloo: Connection closed by peer [127.0.0.1]:1")
 
+LOST = torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed.")
 
-@pytest.mark.parametrize("failures", [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}])
+
+@pytest.mark.parametrize(
+    "failures", [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}, {1: LOST}]
+)
 def test_a_death_and_what_it_does_to_the_others_pass(failures):
     assert permanent_failure(failures) is None
 
@@ -22,6 +27,8 @@ def test_a_death_and_what_it_does_to_the_others_pass(failures):
 )
 def test_an_error_of_the_program_would_come_again(error):
     assert permanent_failure({0: BROKEN, 1: error}) is error
+    # Where a rank has died, only our own errors are believed.
+    assert permanent_failure({0: DEAD, 1: error}) is (error if isinstance(error, DivergedError) else None)
     wrapped = ray.exceptions.RayTaskError("f", "", error)
     if isinstance(error, DivergedError):
         assert permanent_failure({0: wrapped}) is error

@@ -30,8 +30,9 @@ if word == "wait":
     open(folder + "/ready", "w")
     time.sleep(60)
 elif word.startswith("error:"):
-    json.dump({"error": word.removeprefix("error:")}, open(folder + "/run/failure.json", "w"))
-    sys.exit(1)
+    name, _, code = word.removeprefix("error:").partition("=")
+    json.dump({"error": name, "exit_code": int(code or 1)}, open(folder + "/run/failure.json", "w"))
+    sys.exit(int(code or 1))
 elif word.startswith("-"):
     os.kill(os.getpid(), -int(word))
 sys.exit(int(word))
@@ -77,6 +78,66 @@ def test_what_would_come_again_is_not_started_again(supervise, word):
 
 def test_another_error_is_started_again(supervise):
     assert supervise("error:RuntimeError 0", 5)[:2] == (0, ["first", "first"])
+
+
+def test_too_little_room_is_waited_for_once_something_has_trained_but_never_memory(supervise):
+    assert supervise("begin:-9 5 error:NoRoomError=5 5 0", 5)[0] == 0
+    assert supervise("0 0 0 0 0 error:NoRoomError=5 0", 5)[0] == 0
+
+
+def test_memory_that_is_too_small_ends_the_supervision(supervise):
+    assert supervise("begin:-9 error:ResourceError=5 0", 5)[:2] == (5, ["first", "again"])
+
+
+def test_a_signal_in_the_pause_between_two_attempts_ends_the_supervision(supervise, monkeypatch):
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 60.0)
+    monkeypatch.setattr(supervisor.Child, "pause", told_while(supervisor.Child.pause))
+    code, commands, said = supervise("-9 0", 5)
+    assert (code, commands, len(said)) == (143, ["first"], 1)
+
+
+def test_a_signal_that_comes_while_the_process_is_started_reaches_it(supervise, monkeypatch):
+    popen = supervisor.subprocess.Popen
+
+    def slow(*arguments, **options):
+        process = popen(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        return process
+
+    monkeypatch.setattr(supervisor.subprocess, "Popen", slow)
+    assert supervise("wait 0", 5)[0] in (75, 143)
+
+
+def told_while(pause):
+    """A pause in which SIGTERM comes."""
+
+    def paused(child, seconds):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        pause(child, seconds)
+
+    return paused
+
+
+def test_the_environment_of_the_process_sets_no_field_again(supervise, monkeypatch, tmp_path):
+    code = f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'env')!r}, 'w'))"
+    monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", code])
+    monkeypatch.setenv("RAYTRAIN_TRAIN__BATCH_SIZE", "32")
+    monkeypatch.setenv("RAYTRAIN_CACHE", "/cache")
+    (tmp_path / "log").touch()
+    assert supervise("", 0)[0] == 0
+    there = json.loads((tmp_path / "env").read_text())
+    assert there["RAYTRAIN_CACHE"] == "/cache" and "RAYTRAIN_TRAIN__BATCH_SIZE" not in there and "PATH" in there
+
+
+def test_a_setting_that_cannot_change_is_refused_before_anything_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(supervisor, "supervise", lambda *arguments: pytest.fail("it ran"))
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "config.yaml").write_text("{}")
+    where = ["--storage", str(tmp_path), "--restarts", "2"]
+    assert run_command(["train", "--resume", "n", "--train.batch-size", "8", *where]) == 2
+    assert "train cannot change now" in capsys.readouterr().err
+    assert run_command(["train", "--restarts", "-1"]) == 2
 
 
 def test_a_signal_reaches_the_process_and_ends_the_supervision(supervise, tmp_path):

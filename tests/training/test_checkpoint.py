@@ -11,6 +11,7 @@ import torch
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DivergedError
+from raytrain.runs import find_checkpoint
 from raytrain.training import checkpoint as ckpt
 
 META = {"stage": 1, "epoch": 2, "classes": ["a", "b"], "arch": "resnet18", "normalize": "imagenet", "f2": 0.5}
@@ -232,3 +233,13 @@ def test_a_manifest_that_names_no_weights_makes_no_checkpoint(tmp_path):
 def test_the_keys_of_uris_are_left_out_of_what_is_written(tmp_path):
     ckpt.save(str(tmp_path / "c"), model(), META | {"dataset": "s3://KEY:SECRET@bucket/data"})
     assert ckpt.load(str(tmp_path / "c")).meta["dataset"] == "s3://***@bucket/data"
+
+
+@pytest.mark.parametrize(("text", "name"), [("run", "last"), ("run:best", "best"), ("run:stage-2-32", "stage-2-32")])
+def test_a_name_whose_save_was_killed_half_way_is_that_of_the_checkpoint_before(tmp_path, text, name):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    for there in (f"{name}.old", name):
+        (tmp_path / "run" / "checkpoints" / there).mkdir()
+        (tmp_path / "run" / "checkpoints" / there / "MANIFEST.json").write_text("{}")
+        assert find_checkpoint(text, str(tmp_path)) == str(tmp_path / "run" / "checkpoints" / there)

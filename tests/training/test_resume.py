@@ -15,9 +15,9 @@ from torch.multiprocessing import ProcessExitedException
 from raytrain import storage
 from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.errors import ConfigError, DivergedError
+from raytrain.errors import ConfigError, DivergedError, StorageError
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import loop, lr_find
+from raytrain.training import loop, lr_find, start
 from raytrain.training.loop import Hooks
 from raytrain.training.step import Worker
 
@@ -238,3 +238,29 @@ def test_the_optimiser_of_a_checkpoint_from_before_steps_were_kept_goes_on(recip
     for run in (older, newer):
         run_alone(recipe, run)
     assert trace(older) == trace(newer) == whole
+
+
+def test_workers_that_others_have_taken_over_from_write_no_record(recipe, tmp_path):
+    def taken_over(batch):
+        if batch.part == "valid":
+            (tmp_path / "run" / "writer.json").write_text('{"token": "of the others"}')
+
+    with pytest.raises(ConfigError, match="other workers train run by now"):
+        run_alone(recipe, tmp_path / "run", on_batch=taken_over)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "writer.json" in left and not left & {"predictions.parquet", "history.csv", "metrics.jsonl", "ranks.csv"}
+
+
+def test_rank_0_chooses_the_checkpoint_and_one_that_cannot_read_it_trains_from_nothing_else(
+    recipe, tmp_path, monkeypatch
+):
+    with pytest.raises(Stopped):
+        run_alone(often(recipe), tmp_path / "run", on_batch=stop_at(3))
+    steps = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    chosen = [str(steps[0])]  # an older one than this rank would have found
+    monkeypatch.setattr(start.dist, "broadcast_object_list", lambda box, src: box.__setitem__(slice(None), chosen))
+    found, _ = start._latest(str(tmp_path / "run"), Worker(1, 2, 1, 2))
+    assert len(steps) > 1 and found.place == chosen[0]
+    chosen[0] = str(tmp_path / "run" / "checkpoints" / "step-99999999")
+    with pytest.raises(StorageError, match="rank 1 cannot read the checkpoint that rank 0 goes on from"):
+        start._latest(str(tmp_path / "run"), Worker(1, 2, 1, 2))
