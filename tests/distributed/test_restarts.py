@@ -6,8 +6,10 @@ import pytest
 import ray
 import torch
 
+from raytrain.distributed import train
 from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
-from raytrain.errors import DivergedError, ResourceError
+from raytrain.errors import DivergedError, NoRoomError, ResourceError
+from raytrain.runs import Run
 
 DEAD = ray.exceptions.RayActorError()
 BROKEN = RuntimeError("[pair.cc:553] gloo: Connection closed by peer [127.0.0.1]:1")
@@ -59,9 +61,29 @@ def test_failures_count_from_the_last_place_that_the_run_reached(tmp_path):
     memory = ray.exceptions.OutOfMemoryError("low")
     for step in range(1, 20):
         assert judge.verdict({0: memory}) is None
-        place = tmp_path / f"step-{step:08}"
-        place.mkdir()
-        (place / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))
+        saved(tmp_path, step)
     for _ in range(MOST_IN_VAIN):
         assert judge.verdict({1: DEAD, 0: BROKEN}) is None
     assert judge.verdict({1: DEAD, 0: BROKEN}) is DEAD
+
+
+def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch):
+    run, lines, groups = Run(str(tmp_path)), [], []
+
+    def group(function, place, recipe, say, on_batch):
+        groups.append(place)
+        if len(groups) <= 2:
+            saved(tmp_path / "checkpoints", len(groups))
+        raise NoRoomError("2 workers found no room")
+
+    monkeypatch.setattr(train, "_group", group)
+    with pytest.raises(NoRoomError):
+        train._while_it_gets_on(run, None, lines.append, None)
+    assert len(groups) == 3 and len(lines) == 2 and "the run got further" in lines[0]
+
+
+def saved(checkpoints, step):
+    """What tells how far a run is."""
+    place = checkpoints / f"step-{step:08}"
+    place.mkdir(parents=True)
+    (place / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))
