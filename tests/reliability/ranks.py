@@ -27,15 +27,15 @@ def _recipe(folder: Path, save_every_s: float | None = None):
 
 @cache
 def undisturbed(world: int):
-    """The trace of a run that nothing disturbs, and the batches of its rank 0."""
+    """The trace of a run that nothing disturbs, and the batches of each of its ranks."""
     with tempfile.TemporaryDirectory(prefix="undisturbed-") as folder:
         run_group(_recipe(Path(folder) / "data"), Path(folder) / "run", world)
-        return trace(Path(folder) / "run"), _batches(Path(folder) / "run")
+        return trace(Path(folder) / "run"), [_batches(Path(folder) / "run", rank) for rank in range(world)]
 
 
-def _batches(run: Path) -> list[tuple]:
-    """The batches that rank 0 met."""
-    lines = [json.loads(line) for line in (run / "batches-0.jsonl").read_text().splitlines()]
+def _batches(run: Path, rank: int) -> list[tuple]:
+    """The batches that a rank met; in validation some have fewer than others."""
+    lines = [json.loads(line) for line in (run / f"batches-{rank}.jsonl").read_text().splitlines()]
     return [(line["part"], line["stage"], line["epoch"], line["number"]) for line in lines]
 
 
@@ -55,7 +55,8 @@ def killed(world: int, number: int, folder: Path) -> Outcome:
     if checks.add(not ended, f"{what}: nothing was killed"):
         run_group(_recipe(folder / "data"), folder / "run", world)
         (wanted, batches), found = undisturbed(world), trace(folder / "run")
-        again = _steps(batches[:batch]) + _steps(_batches(folder / "run")) - _steps(batches)
+        mine = batches[rank]
+        again = _steps(mine[:batch]) + _steps(_batches(folder / "run", rank)) - _steps(mine)
         checks.add(0 <= again <= AGAIN, f"{what}: {again} steps done again")
         for n, part in enumerate(("weights and averages", "metrics", "losses of the steps")):
             checks.add(found[n] == wanted[n], f"{what}: other {part}")
