@@ -18,8 +18,10 @@ from cyclopts.types import NonNegativeInt
 from pydantic import ValidationError
 
 from raytrain import cli_data, cli_look, runs, storage
+from raytrain.cli_data import SourceFlags
 from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
+from raytrain.data.names import is_utf8, visible
 from raytrain.errors import ConfigError, RaytrainError, exit_code_of, masked
 
 # Set before ray is imported; whoever sets them differently keeps their value.
@@ -92,7 +94,9 @@ class _Masked:
 
     def write(self, text: str) -> int:
         """As that of the stream."""
-        written: int = self._stream.write(masked(text))
+        # A name that is not UTF-8 is a surrogate here, which no stream takes.
+        printable = masked(text).encode("utf-8", "backslashreplace").decode()
+        written: int = self._stream.write(printable)
         return written
 
     def __getattr__(self, name: str) -> Any:
@@ -101,6 +105,7 @@ class _Masked:
 
 def _run(argv: list[str]) -> int:
     try:
+        _check_utf8(argv)
         result = app(argv, exit_on_error=False, print_error=False)
         return result if isinstance(result, int) else 0
     except cyclopts.CycloptsError as error:
@@ -125,6 +130,16 @@ def _run(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _check_utf8(argv: list[str]) -> None:
+    for word in argv:
+        if not is_utf8(word):
+            raise ConfigError(
+                f"the argument {visible(word)} is not UTF-8",
+                "results could not name such a file",
+                "rename the file or folder, and give the new name",
+            )
 
 
 def _fail(error: RaytrainError) -> int:
@@ -299,8 +314,10 @@ def predict(
     dataset: Annotated[str | None, Parameter(help="dataset directory or URI")] = None,
     part: Annotated[Literal["train", "valid", "test", "all"], Parameter(help="part of the dataset's split")] = "valid",
     images: Annotated[
-        list[str] | None, Parameter(help="folder with tiles; may be given several times", negative="")
+        list[str] | None,
+        Parameter(help="folder with tiles, or a list of them (.txt); may be given several times", negative=""),
     ] = None,
+    source: Annotated[SourceFlags | None, Parameter(name="*")] = None,
     tta: Annotated[bool, Parameter(negative="", help="mean over the 8 symmetries of each tile")] = False,
     bands: cli_data.Bands = None,
     scale: cli_data.Scale = "0,255",
@@ -313,11 +330,14 @@ def predict(
         )
     rule = parse_bands(bands, scale)
     place = runs.find_checkpoint(checkpoint, where)
+    pictures = source or SourceFlags()
+    sources = [pictures.find(folder) for folder in images or []]
+    from raytrain.data.listing import said_of_left_out
     from raytrain.distributed.predict import predict as run_predict
 
-    done = run_predict(place, out, dataset_place=dataset, part=part, image_folders=images or [], tta=tta, bands=rule)
-    for record in done.bad:
-        print(f"left out: {record['image_name']} ({record['kind']})")
+    done = run_predict(place, out, dataset_place=dataset, part=part, sources=sources, tta=tta, bands=rule)
+    for line in said_of_left_out(done.left_out):
+        print(line)
     print(f"{done.tiles} predictions in {done.place}")
     known = f"raytrain evaluate {out} --out evaluation"
     print(f"next: {known if dataset else f'raytrain submission {out} --out submission.csv'}")
@@ -350,17 +370,28 @@ def submission(
     out: Annotated[str, Parameter(help="CSV to write: image_name,tags")],
     thresholds: Annotated[str | None, Parameter(help="thresholds.json of a run or an evaluation; 0.2 without")] = None,
     sample: Annotated[str | None, Parameter(help="the competition's sample file: names and order")] = None,
+    missing: Annotated[
+        str | None, Parameter(help="labels of the sample's tiles that were not predicted, such as 'clear primary'")
+    ] = None,
 ) -> None:
     """Write the competition's CSV from one or several predictions files."""
     from raytrain.evaluation.predictions import read
     from raytrain.evaluation.submission import build, write
     from raytrain.evaluation.thresholds import read_thresholds
 
+    if missing is not None and (sample is None or not missing.split()):
+        raise ConfigError(
+            f"--missing {missing!r}{'' if missing.split() else ' names no label'}",
+            "the sample file says which tiles are missing, and each gets these labels",
+            "--sample sample_submission_v2.csv --missing 'clear primary'",
+        )
     found = [read(storage.absolute(place)) for place in predictions]
     cut = read_thresholds(storage.absolute(thresholds), found[0].classes) if thresholds else None
-    table = build(found, cut, storage.absolute(sample) if sample else None)
-    write(storage.absolute(out), table)
-    print(f"{len(table)} rows in {out}")
+    done = build(found, cut, storage.absolute(sample) if sample else None, missing.split() if missing else ())
+    write(storage.absolute(out), done.table)
+    for line in done.said():
+        print(line)
+    print(f"{len(done.table)} rows in {out}")
 
 
 @runs_app.command(name="list")

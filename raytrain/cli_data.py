@@ -16,11 +16,13 @@ from cyclopts import App, Parameter
 from raytrain import storage
 from raytrain.config import SPLIT_NAME
 from raytrain.data.bands import parse as parse_bands
-from raytrain.data.images import SUFFIXES
-from raytrain.data.labels import LabelFormat, column_of
+from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, column_of
+from raytrain.data.listing import is_list, listed_pictures
+from raytrain.data.names import SUFFIXES, visible
 from raytrain.data.sources import Images, Tiles, images_at, images_in
 from raytrain.data.splits import Rule
-from raytrain.errors import ConfigError, DataError, masked
+from raytrain.data.text import NAMES, listed, read_lines
+from raytrain.errors import ConfigError, masked
 
 data_app = App(name="data", help="Look at a dataset, check it, divide it.")
 Bands = Annotated[
@@ -40,7 +42,9 @@ class Division:
 
     valid: Annotated[float, Parameter(help="share of tiles that validate, 0 to 1")] = 0.2
     seed: Annotated[int, Parameter(help="seed of the division, and at ingest of the order of rows")] = 42
-    table: Annotated[str | None, Parameter(help="CSV with image_name and --column, for group and column")] = None
+    table: Annotated[
+        str | None, Parameter(help="CSV or Parquet file with names and --column, for group and column")
+    ] = None
     column: Annotated[str | None, Parameter(help="column of --table")] = None
     valid_values: Annotated[list[str] | None, Parameter(help="folders or column values that validate", negative="")] = (
         None
@@ -57,17 +61,24 @@ class Division:
         """
         self._check(by, folds)
         if by == "list":
-            valid, test = ([] if file is None else _lines(file) for file in (self.valid_list, self.test_list))
+            valid, test = _names_in(self.valid_list), _names_in(self.test_list)
         else:
             default = ["valid"] if by == "folder" else []
             valid, test = self.valid_values or default, self.test_values or []
         return Rule(by, self.valid, folds, tuple(valid), tuple(test), self.seed)
 
-    def groups(self, names: Sequence[str]) -> list[str] | None:
-        """The value of --column of each tile, or None where no table is given."""
+    def groups(self, names: Sequence[str], name_column: str, separator: str) -> list[str] | None:
+        """The value of --column of each tile, or None where no table is given.
+
+        Args:
+            names: of the tiles.
+            name_column: of the table; where it has none of that name, image_name.
+            separator: between the columns of a CSV.
+        """
         if self.table is None or self.column is None:
             return None
-        return column_of(names, storage.absolute(self.table), self.column)
+        name_columns = (name_column, KAGGLE_FORMAT.name_column)
+        return column_of(names, storage.absolute(self.table), self.column, name_columns, separator)
 
     def _check(self, by: str, folds: int | None) -> None:
         check_seed(self.seed)
@@ -101,16 +112,35 @@ _NEEDED = {
 }
 
 
-def _lines(file: str) -> list[str]:
-    try:
-        text = storage.read_bytes(storage.absolute(file)).decode()
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file} cannot be read as a list of names: {error}",
-            "it says which tiles belong to a part",
-            "a UTF-8 text file with a name on each line",
-        ) from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _names_in(file: str | None) -> list[str]:
+    return read_lines(storage.absolute(file), NAMES) if file is not None else []
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """Which pictures of a folder count: flags that `ingest` and `predict` share."""
+
+    subfolders: Annotated[bool, Parameter(negative="", help="also tiles in folders below --images")] = False
+    suffix: Annotated[list[str] | None, Parameter(help="endings of the tiles, such as .jpg", negative="")] = None
+    folders: Annotated[list[str] | None, Parameter(help="only these folders below --images", negative="")] = None
+
+    def find(self, source: str, *, below: bool = False) -> Images:
+        """The pictures in a folder or a list; `below`: also in sub-folders, whatever the flag says.
+
+        Raises:
+            ConfigError: it is neither, or flags that do not go with a list.
+            DataError: no pictures, or the list cannot be read.
+        """
+        if not is_list(source):
+            subfolders = self.subfolders or below
+            return images_in(
+                source, subfolders=subfolders, suffixes=self.suffix or SUFFIXES, folders=self.folders or ()
+            )
+        if self.suffix or self.folders:
+            raise ConfigError(
+                f"--suffix and --folders do not go with the list {source}", "it names each tile", "leave them out"
+            )
+        return images_at(listed_pictures(source))
 
 
 @dataclass(frozen=True)
@@ -121,17 +151,26 @@ class LabelFlags:
     tags_column: Annotated[str, Parameter(help="column with the labels")] = "tags"
     separator: Annotated[str, Parameter(help="one character between the columns of a CSV, or `tab`")] = ","
     tags_separator: Annotated[str | None, Parameter(help="between the labels of a tile; white space by default")] = None
-    classes: Annotated[str | None, Parameter(help="labels in target order, comma-separated; default: all, sorted")] = (
-        None
+    label_columns: Annotated[
+        str | None,
+        Parameter(help="columns of 0 and 1, one for each label, instead of --tags-column; comma-separated or FILE.txt"),
+    ] = None
+    join_rows: Annotated[bool, Parameter(negative="", help="a tile has one row for each of its labels: join them")] = (
+        False
     )
+    classes: Annotated[
+        str | None,
+        Parameter(help="labels in target order, comma-separated or FILE.txt with one a line; default: all, sorted"),
+    ] = None
     allow_empty: Annotated[bool, Parameter(negative="", help="keep tiles without any label")] = False
     force: Annotated[bool, Parameter(negative="", help="also read a label file of more than 200 MB")] = False
 
-    def label(self, found: Images, labels: str) -> Tiles:
-        """The pictures with their labels: from a file, or for the word `folders` from the names of their folders."""
-        classes = [name.strip() for name in self.classes.split(",")] if self.classes else None
-        if labels == "folders":
-            return found.label_from_folders(classes)
+    def mark(self) -> str:
+        """The character between columns.
+
+        Raises:
+            ConfigError: it is not one character.
+        """
         separator = "\t" if self.separator == "tab" else self.separator
         if len(separator) != 1 or separator in '"\r\n' or self.tags_separator == "":
             raise ConfigError(
@@ -139,7 +178,23 @@ class LabelFlags:
                 "columns are separated by one character, labels by one or more",
                 "--separator ';', or --separator tab",
             )
-        form = LabelFormat(self.name_column, self.tags_column, separator, self.tags_separator)
+        return separator
+
+    def label(self, found: Images, labels: str) -> Tiles:
+        """The pictures with their labels: from a file, or for the word `folders` from the names of their folders."""
+        classes = listed(self.classes, "--classes") if self.classes else None
+        if labels == "folders":
+            return found.label_from_folders(classes)
+        columns = tuple(listed(self.label_columns, "--label-columns")) if self.label_columns else ()
+        if columns and self.tags_column != KAGGLE_FORMAT.tags_column:
+            raise ConfigError(
+                f"--tags-column {self.tags_column} with --label-columns",
+                "labels stand in one column, or each in a column of its own",
+                "leave one of them out",
+            )
+        form = LabelFormat(
+            self.name_column, self.tags_column, self.mark(), self.tags_separator, columns, self.join_rows
+        )
         return found.label_from_file(labels, form, classes, allow_empty=self.allow_empty, force=self.force)
 
 
@@ -165,9 +220,7 @@ def ingest(
     ],
     labels: Annotated[str, Parameter(help="CSV or Parquet file with one row a tile, or `folders`: their names")],
     out: Annotated[str, Parameter(help="dataset directory or URI to make")],
-    subfolders: Annotated[bool, Parameter(negative="", help="also tiles in folders below --images")] = False,
-    suffix: Annotated[list[str] | None, Parameter(help="endings of the tiles, such as .jpg", negative="")] = None,
-    folders: Annotated[list[str] | None, Parameter(help="only these folders below --images", negative="")] = None,
+    source: Annotated[SourceFlags, Parameter(name="*")] = SourceFlags(),
     form: Annotated[LabelFlags, Parameter(name="*")] = LabelFlags(),
     split: Annotated[SplitBy, Parameter(help=SPLIT_HELP)] = "random",
     division: Annotated[Division, Parameter(name="*")] = Division(),
@@ -179,8 +232,9 @@ def ingest(
 ) -> None:
     """Make a dataset of Parquet shards from tiles and their labels; goes on with one that was interrupted."""
     rule, band_rule = division.rule(split), parse_bands(bands, scale)
-    tiles = form.label(_found(images, subfolders or labels == "folders", suffix, folders), labels)
-    divided = tiles.divide(rule, division.groups(tiles.table["image_name"].to_list()))
+    tiles = form.label(source.find(images, below=labels == "folders"), labels)
+    names = tiles.table["image_name"].to_list()
+    divided = tiles.divide(rule, division.groups(names, form.name_column, form.mark()))
     from raytrain.distributed.ingest import ingest as run_ingest
 
     done = run_ingest(divided, out, max_bad=max_bad, bands=band_rule)
@@ -194,16 +248,6 @@ def ingest(
     print(f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(out))}{chosen}")
 
 
-def _found(images: str, subfolders: bool, suffix: list[str] | None, folders: list[str] | None) -> Images:
-    if not images.endswith(".txt"):
-        return images_in(images, subfolders=subfolders, suffixes=suffix or SUFFIXES, folders=folders or ())
-    if suffix or folders:
-        raise ConfigError(
-            f"--suffix and --folders do not go with the list {images}", "it names each tile", "leave them out"
-        )
-    return images_at(_lines(images))
-
-
 @data_app.command
 def split(
     dataset: str,
@@ -213,6 +257,8 @@ def split(
     by: Annotated[SplitBy, Parameter(help=SPLIT_HELP)] = "random",
     folds: Annotated[int | None, Parameter(help="so many splits; every tile validates in one of them")] = None,
     division: Annotated[Division, Parameter(name="*")] = Division(),
+    name_column: Annotated[str, Parameter(help="column of --table with the tile's name")] = KAGGLE_FORMAT.name_column,
+    separator: Annotated[str, Parameter(help="one character between the columns of --table, or `tab`")] = ",",
 ) -> None:
     """Add a named split, or one for each of several folds, to a dataset; no shard is touched."""
     if not re.fullmatch(SPLIT_NAME, name):
@@ -227,10 +273,11 @@ def split(
     # Not as rows lie in shards: the division depends on the tiles alone, and a random one is the lesson's.
     order = natural_order(found.table["image_name"].to_list())
     names, targets = found.table["image_name"].iloc[order].to_list(), found.targets[order]
-    tables = rule.tables(name, names, targets, division.groups(names) or [])
+    mark = LabelFlags(separator=separator).mark()
+    tables = rule.tables(name, names, targets, division.groups(names, name_column, mark) or [])
     new = add_splits(found, tables)
     if lost := rule.unmatched(names):
-        print(f"{len(lost)} listed names are no tiles: {', '.join(lost[:3])}")
+        print(f"{len(lost)} listed names are no tiles: {visible(', '.join(lost[:3]))}")
     for made, rows in tables.items():
         counts = ", ".join(f"{part} {count}" for part, count in sorted(rows["part"].value_counts().items()))
         print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from raytrain import storage
 from raytrain.cli_data import check_seed
 from raytrain.config import Augment, load_recipe
+from raytrain.data.text import listed
 from raytrain.errors import ConfigError, DataError, masked
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def check(
 def _rule(kind: str, text: str) -> LabelRule:
     from raytrain.data.inspection import LabelRule
 
-    labels = tuple(dict.fromkeys(filter(None, (word.strip() for word in text.split(",")))))
+    labels = tuple(dict.fromkeys(filter(None, listed(text, f"--{kind}"))))
     least = 1 if kind == "alone" else 2
     if len(labels) < least:
         raise ConfigError(

@@ -23,10 +23,13 @@ from typing import Any, Literal, Protocol, cast
 import py7zr
 from py7zr.io import Py7zIO, WriterFactory
 
-from raytrain.data.labels import looks_like_html
+from raytrain.data.text import looks_like_html
 from raytrain.errors import DataError, RaytrainError, StorageError
 
 _ZIP_ENCRYPTED = 1
+# Numbers of APPNOTE 4.4.5. zipfile knows the first four; others are told apart so that a user knows what to unpack with.
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_ZIP_NAMES = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 96: "JPEG", 98: "PPMd", 99: "AES"}
 _CHUNK = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 # tarfile reads the long names of a header in one piece, however long the header says they are.
@@ -194,14 +197,18 @@ class _Zip:
         with zipfile.ZipFile(self.path) as archive:
             for info in archive.infolist():
                 if info.flag_bits & _ZIP_ENCRYPTED:
-                    raise ValueError("it asks for a password")
+                    raise with_password(self.path)
+                if info.compress_type not in _ZIP_METHODS:
+                    name = _ZIP_NAMES.get(info.compress_type, "unknown")
+                    raise unknown_method(self.path, f"method {info.compress_type} ({name})")
                 # `orig_filename`: zipfile cuts a name at its first NUL.
                 yield Member(info.orig_filename, info.file_size, self._kind(info))
 
     def _kind(self, info: zipfile.ZipInfo) -> Literal["file", "folder", "special"]:
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             return "special"
-        return "folder" if info.is_dir() else "file"
+        # Older Windows tools write `\\` for `/`, also at the end of a folder's name.
+        return "folder" if info.orig_filename.endswith(("/", "\\")) else "file"
 
     def pour(self, sinks: Mapping[str, Sink]) -> None:
         with zipfile.ZipFile(self.path) as archive:
@@ -227,6 +234,8 @@ class _SevenZip:
             self.path.open("rb") as file,
             py7zr.SevenZipFile(file, max_extract_size=self._limit) as archive,
         ):
+            if archive.needs_password():
+                raise with_password(self.path)
             yield archive
 
     def members(self) -> Iterator[Member]:
@@ -339,6 +348,10 @@ def damage(archive: Archive) -> Iterator[None]:
         yield
     except RaytrainError:
         raise
+    except py7zr.exceptions.PasswordRequired:  # where even the names are encrypted
+        raise with_password(archive.path) from None
+    except py7zr.exceptions.UnsupportedCompressionMethodError:
+        raise unknown_method(archive.path, "an unusual method") from None
     except Exception as error:  # lzma, zlib, struct, tarfile, zipfile and py7zr raise what the damage leads them to
         missing, path = archive.missing(), archive.path
         size = f"it has {path.stat().st_size} bytes"
@@ -350,3 +363,21 @@ def damage(archive: Archive) -> Iterator[None]:
             "some of its files would be missing or wrong; the archive is kept, what was unpacked of it is removed",
             f"finish its download, or remove it (rm {path}) and download it again",
         ) from None
+
+
+def with_password(path: Path) -> DataError:
+    """What is said of an archive that is encrypted."""
+    return DataError(
+        f"{path} is protected by a password",
+        "its files cannot be read without it",
+        "unpack it with the password (7z x FILE), then give the folder with --from",
+    )
+
+
+def unknown_method(path: Path, method: str) -> DataError:
+    """What is said of an archive that is packed in a way that is not known here."""
+    return DataError(
+        f"{path} is packed by {method}, which cannot be unpacked here",
+        "the archive may be whole; another program wrote it",
+        "unpack it with the program that made it (7z x FILE), then give the folder with --from",
+    )

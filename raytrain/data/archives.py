@@ -16,9 +16,10 @@ from pathlib import Path, PurePosixPath
 
 from raytrain import storage
 from raytrain.data.archive_formats import Archive, Member, Sink, damage, open_archive
-from raytrain.data.labels import SAFE_NAME
 from raytrain.errors import DataError, StorageError
 
+# File names as the competition's archives have them; none starts with a dot, so no name leads out of the folder.
+SAFE_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 SUFFIXES = (".tar.7z", ".tar.gz", ".tgz", ".tar", ".7z", ".zip")
 # Archives inside an archive go here while they wait for their turn; no member can be named so (SAFE_NAME).
 INNER = ".inner"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from raytrain.data.headers import is_tiff
 from raytrain.data.images import MAX_BYTES, MAX_PIXELS, BadImage
 from raytrain.errors import ConfigError
 
@@ -56,8 +57,13 @@ def parse(bands: str | None, scale: str) -> BandRule | None:
 
 
 def as_picture(content: bytes, path: str, rule: BandRule | None) -> bytes:
-    """The file as it is, or a PNG of the chosen bands where there is a rule and the name ends as a TIFF's; see `to_png`."""
-    return to_png(content, rule) if rule and path.lower().endswith((".tif", ".tiff")) else content
+    """The file as it is, or a PNG of the chosen bands where there is a rule and it is a TIFF; see `to_png`.
+
+    A TIFF is one by its first bytes or by its name: a damaged one is to be named as such.
+    """
+    if rule is None or not (is_tiff(content) or path.lower().endswith((".tif", ".tiff"))):
+        return content
+    return to_png(content, rule)
 
 
 def to_png(content: bytes, rule: BandRule) -> bytes:

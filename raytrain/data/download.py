@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -25,6 +26,8 @@ from raytrain import storage
 from raytrain.data import archives, remote
 from raytrain.data.archives import check_space, size_text
 from raytrain.data.labels import read_labels
+from raytrain.data.listing import is_junk
+from raytrain.data.names import KnownNames
 from raytrain.data.remote import Kaggle, RemoteFile
 from raytrain.errors import ConfigError, DataError
 
@@ -33,7 +36,10 @@ EXPECTED = {"train-jpg": 40_479, "test-jpg": 40_669, "test-jpg-additional": 20_5
 PREFIXES = {"train_": "train-jpg", "test_": "test-jpg", "file_": "test-jpg-additional"}
 # Our name of a table, and its names at the sources.
 LABELS, SAMPLE = "train_v2.csv", "sample_submission_v2.csv"
-TABLES = {LABELS: (LABELS, "train_classes.csv"), SAMPLE: (SAMPLE, "sample_submission.csv")}
+OTHER_LABELS = "labels.csv"  # in fastai's samples, planet_sample.tgz and planet_tiny.tgz
+TABLES = {LABELS: (LABELS, "train_classes.csv", OTHER_LABELS), SAMPLE: (SAMPLE, "sample_submission.csv")}
+# What these samples call the folder of the training tiles.
+OTHER_FOLDERS = {"train": "train-jpg"}
 # What a browser calls the competition or the dataset when it is downloaded as one file.
 WHOLE = (remote.COMPETITION, remote.DATASET.split("/")[1], "archive", "planet")
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -44,11 +50,14 @@ Say = Callable[[str], None]
 
 def place_of(name: str) -> str | None:
     """Where a member of an archive belongs: `train-jpg/train_0.jpg`, `train_v2.csv`, or None (see `archives.Place`)."""
-    *folders, base = name.split("/")
-    if base.startswith(".") or "__MACOSX" in folders:
+    # Older Windows tools write `\\` between folders.
+    *folders, base = re.split(r"[/\\]", name)
+    if is_junk("/".join([*folders, base]).removeprefix("./")):
         return None
     if table := next((ours for ours, names in TABLES.items() if base in names), None):
-        return table
+        # `labels.csv` may be anybody's; fastai's lies in planet_sample/ or planet_tiny/.
+        of_planet = base != OTHER_LABELS or not folders or folders[-1].startswith("planet")
+        return table if of_planet else None
     if base.lower().endswith(PICTURES):
         by_prefix = next((folder for prefix, folder in PREFIXES.items() if base.startswith(prefix)), None)
         folder = next((folder for folder in reversed(folders) if folder in EXPECTED), by_prefix)
@@ -223,9 +232,9 @@ class _Planet:
             )
         return found
 
-    def link(self, folder: Path) -> None:
-        """Uses a folder of tiles where it lies, by a symbolic link of its name."""
-        place = self.base / folder.name
+    def link(self, name: str, folder: Path) -> None:
+        """Uses a folder of tiles where it lies, by a symbolic link of the name that it has here."""
+        place = self.base / name
         if place.exists() and place.samefile(folder):
             return
         if os.path.lexists(place):
@@ -255,8 +264,8 @@ class _Planet:
             )
         images, labels = self.base / "train-jpg", self.base / LABELS
         found = read_labels(str(labels))
-        stems = {name.rsplit(".", 1)[0] for name in os.listdir(images)}
-        missing = [name for name in found.table["image_name"] if name not in stems]
+        pictures = KnownNames(os.listdir(images))
+        missing = [name for name in found.table["image_name"] if not pictures.whole(name)]
         each = f"{len(missing):,} without a picture, such as {missing[0]}" if missing else "each has its picture"
         self.say(f"{LABELS}: {len(found.table):,} tiles with {len(found.classes)} labels; {each}")
         paths = (shlex.quote(str(path)) for path in (images, labels))
@@ -347,16 +356,19 @@ def _from_path(planet: _Planet, path: Path) -> None:
         return
     files, folders = _found_in(path)
     parts = {name: found for name in (*EXPECTED, *TABLES) if name not in folders and (found := choose(files, name))}
+    if "train-jpg" not in folders and parts.get(LABELS, "").rsplit("/", 1)[-1] == OTHER_LABELS:
+        del parts[LABELS]  # of other tiles
     if not folders and "train-jpg" not in parts:
         parts |= {stem: found for stem in WHOLE if (found := choose(files, stem))}
     if not parts and not folders:
         raise DataError(
             f"{path} holds nothing of Planet; files there: {', '.join(files[:12]) or 'none'}",
             f"folders or archives named {', '.join(EXPECTED)}, {LABELS} or train_classes.csv are looked for",
-            "give the archive itself with --from FILE, or the folder that holds train-jpg",
+            "give the archive itself with --from FILE, or the folder that holds train-jpg; "
+            "tiles of your own: raytrain ingest --images DIR --labels CSV",
         )
-    for folder in folders.values():
-        planet.link(folder)
+    for name, folder in folders.items():
+        planet.link(name, folder)
     for name, found in parts.items():
         if (path / found).resolve() != (planet.base / name).resolve():
             planet.unpack(path / found)
@@ -368,14 +380,26 @@ def _found_in(path: Path) -> tuple[list[str], dict[str, Path]]:
     folders: dict[str, Path] = {}
     for place, inside, names in os.walk(path, followlinks=True):
         here = Path(place)
-        if here.name in EXPECTED and any(name.lower().endswith(PICTURES) for name in names):
-            folders.setdefault(here.name, here)
+        if ours := _folder_of_tiles(here.name, names):
+            folders.setdefault(ours, here)
             inside.clear()
             continue
         deep = len(here.relative_to(path).parts) >= _DEPTH
         inside[:] = [] if deep else sorted(name for name in inside if name != STAGING)
         files += [str((here / name).relative_to(path)) for name in sorted(names) if not name.lower().endswith(PICTURES)]
     return files, folders
+
+
+def _folder_of_tiles(folder: str, files: list[str]) -> str | None:
+    """The competition's name of a folder with tiles, or None of another folder."""
+    pictures = [name for name in files if name.lower().endswith(PICTURES)]
+    if not pictures:
+        return None
+    if folder in EXPECTED:
+        return folder
+    ours = OTHER_FOLDERS.get(folder)
+    of_planet = ours and all(PREFIXES.get(name.split("_")[0] + "_") == ours for name in pictures)
+    return ours if of_planet else None
 
 
 class Progress:

@@ -16,8 +16,10 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from raytrain.data.headers import is_tiff, png_bits, tiff_header
+from raytrain.data.names import SUFFIXES
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _FORMAT_OF = dict(zip(SUFFIXES, ("JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "TIFF"), strict=True))
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096
@@ -25,8 +27,9 @@ MIN_SIDE = 16
 # Part of the key of the tile cache: raise it whenever `decode` may give other pixels.
 DECODER_VERSION = 2
 _EXIF_ORIENTATION = 0x0112
-_TIFF_SAMPLES = 277
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# A JPEG with further pictures behind the first, such as the preview that drones and phones add; Pillow's word for it.
+_JPEG_WITH_MORE = "MPO"
+_BANDS_FLAGS = "give --bands and --scale, which say how bands become red, green and blue of 8 bits"
 
 
 class BadImage(Exception):
@@ -72,9 +75,11 @@ def inspect(content: bytes, name: str = "") -> Picture:
 
 def _odd(image: Image.Image, name: str) -> tuple[str, ...]:
     suffix = "." + name.lower().rpartition(".")[2]
+    form = "JPEG" if image.format == _JPEG_WITH_MORE else image.format
     found = {
-        "mislabelled": suffix in SUFFIXES and _FORMAT_OF[suffix] != image.format,
+        "mislabelled": suffix in SUFFIXES and _FORMAT_OF[suffix] != form,
         "orientation applied": image.getexif().get(_EXIF_ORIENTATION, 1) != 1,
+        "further pictures in the file left out": image.format == _JPEG_WITH_MORE,
     }
     return tuple(word for word, is_so in found.items() if is_so)
 
@@ -101,45 +106,68 @@ def _open(content: bytes) -> Image.Image:
     if not content:
         raise BadImage("empty", "the file has no bytes")
     if len(content) > MAX_BYTES:
-        raise BadImage("too-large", f"{len(content)} bytes, at most {MAX_BYTES}")
+        raise BadImage("too-large", f"over {MAX_BYTES} bytes")
+    image = _opened(content)
+    if image is not None:
+        _check_size(image)
+    if is_tiff(content):
+        _check_tiff(content)
+    if image is None:
+        raise BadImage("bands", f"a TIFF that is not 8-bit grey or RGB: {_BANDS_FLAGS}")
+    if png_bits(content) == 16 or image.mode.startswith(("I", "F")):
+        # convert("RGB") would clip every value above 255 to white, or keep the upper 8 bits alone.
+        raise BadImage(
+            "16-bit", f"{'16 bits a sample' if image.format == 'PNG' else image.mode}: rescale it to 8 bits first"
+        )
+    frames = 1 if image.format in (_JPEG_WITH_MORE, "TIFF") else _frames(image)
+    if frames > 1:
+        raise BadImage("animated", f"{frames} frames")
+    return image
+
+
+def _opened(content: bytes) -> Image.Image | None:
+    """The picture with its header read, or None where it is a TIFF of pixels that Pillow does not know."""
     try:
         with warnings.catch_warnings():
             # Our own limit on pixels is lower than the one Pillow warns about.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
-        if content[:4] in _TIFF_STARTS:
-            raise BadImage("bands", "a TIFF that is not 8-bit grey or RGB: give --bands and --scale") from None
+        if is_tiff(content):
+            return None
         raise BadImage("not-an-image", f"starts with {content[:12]!r}") from None
     except Image.DecompressionBombError as error:
         raise BadImage("too-many-pixels", str(error)) from None
     except Exception as error:  # Pillow's parsers raise many types for damaged headers
         raise BadImage("not-an-image", str(error)) from None
-    _check_header(image)
-    return image
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise BadImage("too-many-pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels")
-    if image.format == "TIFF" and _samples(image) > 3 and image.mode != "CMYK":
-        # Pillow would take the fourth band, such as near infrared, for transparency.
-        raise BadImage("bands", f"a TIFF of {_samples(image)} bands: give --bands and --scale")
     if min(image.size) < MIN_SIDE:
         raise BadImage("too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side")
-    frames = _frames(image)
-    if frames > 1:
-        raise BadImage("animated", f"{frames} frames")
-    if image.mode.startswith(("I", "F")):
-        # convert("RGB") would clip every value above 255 to white.
-        raise BadImage("16-bit", f"mode {image.mode}: rescale it to 8 bits first")
 
 
-def _samples(image: Image.Image) -> int:
+def _check_tiff(content: bytes) -> None:
+    """Refuses samples that would be read as others, by what the file itself says."""
     try:
-        return int(getattr(image, "tag_v2", {}).get(_TIFF_SAMPLES, 1))
+        header = tiff_header(content)
     except Exception as error:  # a damaged directory
         raise BadImage("truncated", str(error)) from None
+    if header.bands not in (1, 3) and not (header.cmyk and header.bands == 4):
+        # Pillow would take a fourth band, such as near infrared, for transparency, and drop a second one.
+        raise BadImage("bands", f"a TIFF of {header.bands} bands: {_BANDS_FLAGS}")
+    if header.bits > 8:
+        raise BadImage("16-bit", f"a TIFF of {header.bits} bits a sample: {_BANDS_FLAGS}")
+    if not header.unsigned:
+        raise BadImage("16-bit", f"a TIFF of signed or real samples: {_BANDS_FLAGS}")
+    if header.separate_lab:
+        raise BadImage("bands", f"a TIFF of L*a*b* colours in separate planes: {_BANDS_FLAGS}")
+    if header.pages > 1:
+        raise BadImage("animated", f"{header.pages} pages")
+    if header.starts_reduced:
+        raise BadImage("animated", "the first page is an overview or a mask, and the picture comes behind it")
 
 
 def _frames(image: Image.Image) -> int:

@@ -1,35 +1,36 @@
 """Which tile has which labels, from a CSV or Parquet file or from rows in memory.
 
-Reading is strict: pandas would silently shift columns on an extra comma and turn a tag `NA` into nothing. White space
-and case of labels are tidied and counted; everything else that could be misread is an error with its line. No torch, no ray.
+White space, case, Unicode form and repeats of labels are tidied and counted; everything else that could be misread is an
+error with its line. `tables` reads the rows, `cells` the labels of a cell. No torch, no ray.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raytrain import storage
-from raytrain.data.images import SUFFIXES
+from raytrain.data.cells import Source, Tags, tags_of
+from raytrain.data.names import KnownNames, stem, visible, why_unsafe, without_invisible
+from raytrain.data.tables import Cell, Column, Row, Rows, Table, open_table, read_rows, without_headers
+from raytrain.data.text import FileKind
 from raytrain.errors import DataError, did_you_mean
 
-MAX_LABEL_BYTES = 200 * 2**20
-# Components between slashes; none starts with a dot, so no name leads out of the folder.
-SAFE_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
-
-SAFE_LISTED = re.compile(r"(?!/)(?!(?:.*/)?\.\.?(?:/|\Z))[^\0-\x1f]{1,255}")
+LABELS = FileKind(
+    "label file",
+    "labels are needed to train",
+    "raytrain ingest --labels CSV with the file that has the columns image_name,tags",
+)
+TABLE = FileKind("table", "it says where each tile belongs", "--table FILE, a CSV or Parquet file with a row a tile")
+OTHER_COLUMNS = "rename the columns, or give --name-column and --tags-column (or --label-columns)"
+_TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+CLASSES_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,22 @@ class LabelFormat:
         name_column: column with the tile's name; tags_column: with its labels.
         separator: one character between the columns of a CSV; a Parquet file needs none.
         tags_separator: between the labels of a tile; None for white space.
+        label_columns: instead of a tags column, the columns of 0 and 1, one for each label; their names are the labels.
+        join_rows: a tile has one row for each of its labels.
     """
 
     name_column: str = "image_name"
     tags_column: str = "tags"
     separator: str = ","
     tags_separator: str | None = None
+    label_columns: tuple[str, ...] = ()
+    join_rows: bool = False
 
-    def tags(self, value: str | list[str]) -> tuple[str, ...]:
-        """The labels of one tile, from a cell of the tags column: text, or in Parquet a list."""
-        parts = value.split(self.tags_separator) if isinstance(value, str) else value
-        return tuple(" ".join(part.split()) for part in parts if part.strip())
+    def content(self) -> dict[str, Any]:
+        """As JSON gives it back; what is newer than the first datasets only where it is used, so they stay the same."""
+        newer = {"label_columns": list(self.label_columns), "join_rows": self.join_rows}
+        older = {key: value for key, value in asdict(self).items() if key not in newer}
+        return older | {key: value for key, value in newer.items() if value}
 
 
 KAGGLE_FORMAT = LabelFormat()
@@ -62,16 +68,18 @@ class Labels:
 
     Attributes:
         table: one row a tile, in the order of the source: image_name, tags (tuple of unique labels), line (its line in
-            the label file, or its number from 1), and problem (the quarantine kind, or empty).
+            the label file, or its number from 1), problem (the quarantine kind, or empty) and detail (why).
         classes: all labels, sorted, or the ones the user listed.
         sha256: hash of the file's bytes, or of the rows.
         notes: counts of what was tidied, by a short description.
+        remarks: what a user should know of how the source was read, a sentence each.
     """
 
     table: pd.DataFrame
     classes: list[str]
     sha256: str
     notes: dict[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def targets(self) -> np.ndarray[Any, Any]:
@@ -83,18 +91,44 @@ class Labels:
         return targets
 
 
+@dataclass(frozen=True)
+class Tagged:
+    """Rows as they were written, before they are tidied.
+
+    Attributes:
+        names: of the tiles.
+        tags: labels of each.
+        lines: of the rows.
+        source: a path, or words for messages.
+        sha256: of the file or of the rows.
+        headers: rows left out since they repeat the header.
+        remarks: see `Labels`.
+    """
+
+    names: list[str]
+    tags: list[Tags]
+    lines: list[int]
+    source: str
+    sha256: str
+    headers: int = 0
+    remarks: tuple[str, ...] = ()
+
+
 def read_labels(
-    place: str,
+    path: str,
     form: LabelFormat = KAGGLE_FORMAT,
     classes: Sequence[str] | None = None,
     *,
     allow_empty: bool = False,
     force: bool = False,
 ) -> Labels:
-    """Reads a label file: Parquet where its name ends so, else CSV.
+    """Reads a label file: Parquet where its name or its first bytes say so, else CSV; .gz and .zip are unpacked.
+
+    A file without the tags column, in which at least two columns beside the name hold 0 and 1 and all others too, has one
+    column for each label.
 
     Args:
-        place: path or URI.
+        path: path or URI.
         form: how it is to be read.
         classes: the labels in target order; by default all labels of the file, sorted.
         allow_empty: a tile without labels is a tile; otherwise it is left out as `no-labels`.
@@ -102,299 +136,344 @@ def read_labels(
 
     Raises:
         DataError: missing, too large, not UTF-8, HTML, another separator, wrong header, a row with another number of
-            fields, an open quote, no rows, or a label that is not in `classes`; with the line.
+            fields, an open quote, no rows, lists that cannot be read, or a label that is not in `classes`; with the line.
     """
-    content = _label_bytes(place, force)
-    table = _table(content, place, form)
-    if classes is None and form.tags_separator is None:
-        _check_separated(table, place)
-    table["tags"] = [form.tags(tags) for tags in table["tags"]]
-    return tidied(table, hashlib.sha256(content).hexdigest(), place, classes, allow_empty=allow_empty)
+    table = open_table(path, LABELS, form.separator, force=force)
+    layout = _layout(table, form)
+    if layout.label_columns:
+        tagged = _from_flags(table, layout.name_column, layout.label_columns)
+        classes = classes or sorted(" ".join(label.split()) for label in layout.label_columns)
+    else:
+        tagged = _from_tags(table, form, classes)
+    return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
 
 
 def labels_of(
     names: Iterable[str],
-    tags: Iterable[Iterable[str]],
+    cells: Iterable[Cell],
     source: str,
     classes: Sequence[str] | None = None,
+    form: LabelFormat | None = None,
     *,
     allow_empty: bool = False,
-    listed: bool = False,
 ) -> Labels:
     """Labels that are in memory, treated as those of a file.
 
     Args:
         names: of the tiles.
-        tags: labels of each tile.
+        cells: labels of each tile: text as in a file, or a list.
         source: words for messages, such as "the folder names".
         classes: the labels in target order; by default all of them, sorted.
+        form: of a table: how text is cut into labels, and the columns' names, which a row may repeat.
         allow_empty: a tile without labels is a tile.
-        listed: the names were listed in a folder: they cannot lead out of it, so spaces and accents are fine.
 
     Raises:
-        DataError: no rows, or a label that is not in `classes`.
+        DataError: no rows, lists that cannot be read, or a label that is not in `classes`.
     """
-    cells = [
-        (name, KAGGLE_FORMAT.tags(list(words)), line)
-        for line, (name, words) in enumerate(zip(names, tags, strict=True), 1)
-    ]
-    table = pd.DataFrame(cells, columns=["image_name", "tags", "line"])
-    if table.empty:
+    every = [Row(line, row) for line, row in enumerate(zip(names, cells, strict=True), 1)]
+    header = [form.name_column, form.tags_column] if form else []
+    form = form or KAGGLE_FORMAT
+    rows = without_headers(every, header, source) if header else Rows(every)
+    if not rows.rows:
         raise DataError(f"{source} have no rows", "there is nothing to learn from", "check where they come from")
-    sha256 = hashlib.sha256(repr(cells).encode()).hexdigest()
-    return tidied(table, sha256, source, classes, allow_empty=allow_empty, listed=listed)
+    lines = [row.line for row in rows.rows]
+    tags = tags_of([row.cells[1] for row in rows.rows], Source(source, lines), form.tags_separator, classes)
+    found = [str(row.cells[0]) for row in rows.rows]
+    sha256 = hashlib.sha256(repr(list(zip(found, tags, lines, strict=True))).encode()).hexdigest()
+    tagged = Tagged(found, tags, lines, source, sha256, rows.headers)
+    return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
+
+
+def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None) -> Labels:
+    """Labels of tiles from the folder each lies in: its whole name is one label, whatever characters it has.
+
+    Raises:
+        DataError: a label is not in `classes`.
+    """
+    source, lines = "the folder names", list(range(1, len(names) + 1))
+    tags: list[Tags] = [(" ".join(folder.split()),) for folder in folders]
+    sha256 = hashlib.sha256(repr(list(zip(names, tags, lines, strict=True))).encode()).hexdigest()
+    return tidied(Tagged(list(names), tags, lines, source, sha256), classes)
+
+
+def _from_tags(table: Table, form: LabelFormat, classes: Sequence[str] | None) -> Tagged:
+    columns = [Column(form.name_column, "name"), Column(form.tags_column, "labels")]
+    rows = read_rows(table, columns, OTHER_COLUMNS)
+    lines = [row.line for row in rows.rows]
+    cells = [row.cells[1] for row in rows.rows]
+    tags = tags_of(cells, Source(table.path, lines), form.tags_separator, classes)
+    names = [str(row.cells[0]) for row in rows.rows]
+    remarks = tuple(_only_flags(tags, form.tags_column))
+    return Tagged(names, tags, lines, table.path, table.sha256, rows.headers, remarks)
+
+
+def _only_flags(tags: Sequence[Tags], column: str) -> Iterator[str]:
+    found = {tag for words in tags for tag in words}
+    if found and (found <= {"0", "1"} or {tag.casefold() for tag in found} <= {"true", "false"}):
+        yield (
+            f'the column "{column}" holds only {" and ".join(sorted(found))}: they are the classes. '
+            "If each label has a column of its own, give --label-columns."
+        )
+
+
+def _from_flags(table: Table, name_column: str, label_columns: Sequence[str]) -> Tagged:
+    """Rows of a table with one column of 0 and 1 for each label."""
+    columns = [Column(name_column, "name"), *(Column(column, "flag") for column in label_columns)]
+    rows = read_rows(table, columns, "--name-column NAME --label-columns A,B,C with columns of the file")
+    tags: list[Tags] = []
+    for row in rows.rows:
+        words = []
+        for label, cell in zip(label_columns, row.cells[1:], strict=True):
+            flag = str(cell).casefold()
+            if flag not in _TRUE and flag not in _FALSE:
+                raise DataError(
+                    f'line {row.line} of {table.path} has {visible(str(cell))!r} in the column "{label}"',
+                    "a column for one label holds 0 and 1, or true and false",
+                    "correct that cell, or name the right columns with --label-columns",
+                )
+            if flag in _TRUE:
+                words.append(" ".join(label.split()))
+        tags.append(tuple(words))
+    shown = ", ".join(label_columns[:CLASSES_SHOWN]) + (", ..." if len(label_columns) > CLASSES_SHOWN else "")
+    remark = f'{len(label_columns)} columns of 0 and 1, one for each label: {shown}; tiles are named by "{name_column}"'
+    names = [str(row.cells[0]) for row in rows.rows]
+    lines = [row.line for row in rows.rows]
+    return Tagged(names, tags, lines, table.path, table.sha256, rows.headers, (remark,))
+
+
+def _layout(table: Table, form: LabelFormat) -> LabelFormat:
+    """The format that a table has: as the user says, or one column of 0 and 1 for each label where that is clear.
+
+    It is where no column has the name of the tags column, and all columns but one hold 0 and 1 alone. That one holds the
+    names, whatever it is called, unless the user named another.
+    """
+    asked = form.label_columns or form.tags_column != KAGGLE_FORMAT.tags_column
+    if asked or form.tags_column in table.header:
+        return form
+    columns = [name for name in table.header if name]
+    if len(columns) < 3:
+        return form
+    other = _not_flags(table, columns)
+    flags = [column for column in columns if column not in other]
+    if form.name_column in columns:
+        other.pop(form.name_column, None)
+        flags = [column for column in flags if column != form.name_column]
+        name_column = form.name_column
+    elif form.name_column == KAGGLE_FORMAT.name_column and other:
+        name_column = next(iter(other))
+        other.pop(name_column)
+    else:
+        return form
+    if len(flags) < 2:
+        return form
+    if other:
+        column, (line, cell) = next(iter(other.items()))
+        raise DataError(
+            f'{table.path} has {len(flags)} columns of 0 and 1, and "{column}" with "{visible(cell)[:40]}" in line {line}',
+            "it is not clear which columns are labels",
+            f"--tags-column {column}, or --label-columns {','.join(flags[:CLASSES_SHOWN])} with the columns that are labels",
+        )
+    return replace(form, name_column=name_column, label_columns=tuple(flags))
+
+
+def _not_flags(table: Table, columns: list[str]) -> dict[str, tuple[int, str]]:
+    """The columns that do not hold 0 and 1 (true and false) alone, with line and content of their first other cell."""
+    found: dict[str, tuple[int, str]] = {}
+    if len(set(columns)) != len(columns):
+        return found
+    for row in without_headers(table.cells([Column(column, "any") for column in columns]), columns, table.path).rows:
+        for column, cell in zip(columns, row.cells, strict=True):
+            if column not in found and str(cell).casefold() not in (*_TRUE, *_FALSE):
+                found[column] = (row.line, str(cell))
+    return found
 
 
 def tidied(
-    table: pd.DataFrame,
-    sha256: str,
-    place: str,
-    classes: Sequence[str] | None,
-    *,
-    allow_empty: bool,
-    listed: bool = False,
+    tagged: Tagged, classes: Sequence[str] | None, *, allow_empty: bool = False, join_rows: bool = False
 ) -> Labels:
-    """Labels with one spelling for each class, no repeats, and the problem of every row that cannot be used."""
-    _check_classes(classes or ())
-    counts = Counter(tag for tags in table["tags"] for tag in tags)
-    spelling = _spellings(counts, classes)
-    one_case = [tuple(spelling[tag] for tag in tags) for tags in table["tags"]]
-    unique = [tuple(dict.fromkeys(tags)) for tags in one_case]
-    table = table.assign(tags=unique)
-    table["problem"] = _problems(table, allow_empty, SAFE_LISTED if listed else SAFE_NAME)
-    found = sorted(set(spelling.values()))
-    if classes is not None:
-        _check_known(found, list(classes), table, place)
-    notes = {
-        "rows that repeat a label": sum(len(a) != len(b) for a, b in zip(one_case, unique, strict=True)),
-        "labels written in another case": sum(n for tag, n in counts.items() if spelling[tag] != tag),
-        "rows repeated word for word": int((table["problem"] == "repeated").sum()),
-    }
-    return Labels(table, list(classes or found), sha256, notes)
+    """Labels with one spelling for each class, no repeats, and the problem of every row that cannot be used.
 
-
-def column_of(names: Sequence[str], place: str, column: str, name_column: str = "image_name") -> list[str]:
-    """One column of a CSV for the named tiles, such as the scene or region they belong to; suffixes may be left out.
+    Args:
+        tagged: the rows as they were written.
+        classes: the labels in target order, or None for all, sorted.
+        allow_empty: a tile without labels is a tile.
+        join_rows: rows of one tile are joined.
 
     Raises:
-        DataError: as `read_labels`, a tile stands there twice with different values, or not at all.
+        DataError: a label that is not in `classes`, or two of `classes` that are one.
     """
+    _check_classes(classes or ())
+    clean = [tuple(" ".join(without_invisible(tag).split()) for tag in tags) for tags in tagged.tags]
+    counts = Counter(tag for tags in clean for tag in tags)
+    spelled = _spellings(counts, classes)
+    one_spelling = [tuple(spelled[tag] for tag in tags) for tags in clean]
+    unique = [tuple(dict.fromkeys(tags)) for tags in one_spelling]
+    table = pd.DataFrame({"image_name": tagged.names, "tags": unique, "line": tagged.lines})
+    rows = len(table)
+    if join_rows:
+        table = _joined(table)
+    table["problem"], table["detail"] = _problems(table, allow_empty)
+    found = sorted(set(spelled.values()))
+    if classes is not None:
+        _check_known(found, list(classes), tagged)
+    notes = {
+        "rows that repeat a label": sum(len(a) != len(b) for a, b in zip(one_spelling, unique, strict=True)),
+        "labels written in another case": sum(
+            n for tag, n in counts.items() if _same_form(tag) != _same_form(spelled[tag])
+        ),
+        "labels written in another Unicode form": sum(
+            n for tag, n in counts.items() if tag != spelled[tag] and _same_form(tag) == _same_form(spelled[tag])
+        ),
+        "labels with invisible characters, now without": sum(a != b for a, b in zip(tagged.tags, clean, strict=True)),
+        "rows that repeat the header, left out": tagged.headers,
+        "rows joined to another row of their tile": rows - len(table),
+        "rows repeated word for word": int((table["problem"] == "repeated").sum()),
+    }
+    remarks = (*tagged.remarks, *_one_label_a_row(table))
+    return Labels(table, list(classes or found), tagged.sha256, notes, remarks)
+
+
+def _same_form(tag: str) -> str:
+    return unicodedata.normalize("NFC", tag)
+
+
+def _joined(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a tile, where its first row stands, with the labels of all its rows."""
+    tags_of_tile: dict[str, dict[str, None]] = {}
+    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+        tags_of_tile.setdefault(stem(name), {}).update(dict.fromkeys(tags))
+    stems = pd.Series([stem(name) for name in table["image_name"]], index=table.index)
+    first = table[~stems.duplicated()].copy()
+    first["tags"] = [tuple(tags) for tags in tags_of_tile.values()]
+    return first.reset_index(drop=True)
+
+
+def _one_label_a_row(table: pd.DataFrame) -> Iterator[str]:
+    """What is said where tiles have several rows with one label each."""
+    differ = table[table["problem"] == "contradicting-labels"]
+    if len(differ) and all(len(tags) <= 1 for tags in differ["tags"]):
+        tiles = differ["image_name"].nunique()
+        yield (
+            f"{tiles} tiles have several rows with one label each, {len(differ)} rows: they are left out. "
+            "Labels of a tile stand in one cell; --join-rows joins its rows."
+        )
+
+
+def column_of(
+    names: Sequence[str], path: str, column: str, name_columns: Sequence[str] = ("image_name",), separator: str = ","
+) -> list[str]:
+    """One column of a table for the named tiles, such as the scene or region they belong to; suffixes may be left out.
+
+    Args:
+        names: of the tiles.
+        path: of a CSV or Parquet file.
+        column: its name.
+        name_columns: what the column with the names of tiles may be called; the first that the table has is taken.
+        separator: between the columns of a CSV; where that leaves one column, a comma.
+
+    Raises:
+        DataError: as `tables.open_table`, a tile stands there twice with different values, or not at all.
+    """
+    table = _table_of_values(path, separator)
+    name_column = next((name for name in name_columns if name in table.header), name_columns[0])
+    fix = "give --name-column and --column with columns of the table"
+    rows = read_rows(table, [Column(name_column, "name"), Column(column, "value")], fix)
+    known = KnownNames(names)
     values: dict[str, str] = {}
-    form = LabelFormat(name_column, column)
-    for name, cell, line in _table(_label_bytes(place, force=False), place, form).itertuples(index=False):
-        value = " ".join(form.tags(cell))
-        known = values.setdefault(stem(name), value)
-        if known != value:
-            raise DataError(
-                f'line {line} of {place} says {column} "{value}" of {name}, an earlier line "{known}"',
-                "a tile belongs to one side of a split",
-                "correct that line",
-            )
-    missing = [name for name in names if stem(name) not in values]
+    for row in rows.rows:
+        name, value = str(row.cells[0]), " ".join(str(row.cells[1]).split())
+        for tile in known.find(name):
+            earlier = values.setdefault(tile, value)
+            if earlier != value:
+                raise DataError(
+                    f'line {row.line} of {path} says {column} "{value}" of {visible(name)}, an earlier line "{earlier}"',
+                    "a tile belongs to one side of a split",
+                    "correct that line",
+                )
+    missing = [name for name in names if name not in values]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} tiles have no row in {place}, such as {missing[0]}",
+            f"{len(missing)} of {len(names)} tiles have no row in {path}, such as {visible(missing[0])}",
             "it would be unknown which side of the split they belong to",
             "add them to the table",
         )
-    return [values[stem(name)] for name in names]
+    return [values[name] for name in names]
 
 
-def stem(name: str) -> str:
-    """A tile's name without the suffix of a picture."""
-    return name.removesuffix(next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), ""))
-
-
-def _label_bytes(place: str, force: bool) -> bytes:
+def _table_of_values(path: str, separator: str) -> Table:
     try:
-        if storage.size(place) > MAX_LABEL_BYTES and not force:
-            raise DataError(
-                f"{place} has {storage.size(place):,} bytes, at most {MAX_LABEL_BYTES:,} are read",
-                "the labels of a million tiles take some 40 MB: it is probably another file",
-                "check the path; if it is the label file, give --force",
-            )
-        return storage.read_bytes(place)
-    except FileNotFoundError:
-        raise DataError(
-            f"the label file {place} does not exist",
-            "labels are needed to train",
-            "raytrain ingest --labels CSV with the file that has the columns image_name,tags",
-        ) from None
-
-
-def looks_like_html(head: bytes) -> bool:
-    """Whether a file or an answer begins as an HTML page does."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower().startswith((b"<!doctype", b"<html", b"<head"))
-
-
-def _text(content: bytes, place: str) -> str:
-    if looks_like_html(content[:64]):
-        raise DataError(
-            f"{place} is an HTML page, not a table, from line 1 on",
-            "a sign-in or error page was probably saved in its place",
-            "download the label file again",
-        )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{place} is not UTF-8 (byte 0x{content[error.start]:02x} at line {line})",
-            "names and labels could be misread",
-            "save it again as UTF-8",
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{place} has a NUL character at line {line}", "it is damaged or not text", "get it again")
-    return text
-
-
-def _table(content: bytes, place: str, form: LabelFormat) -> pd.DataFrame:
-    """Columns image_name, tags (the cell as it stands) and line (of a CSV; of Parquet the row, from 1)."""
-    parquet = place.lower().endswith(".parquet")
-    rows = list(_parquet_rows(content, place, form) if parquet else _rows(_text(content, place), place, form))
-    if not rows:
-        raise DataError(
-            f"{place} has a header in line 1 but no rows", "there is nothing to read from it", "check the file"
-        )
-    return pd.DataFrame(rows, columns=["image_name", "tags", "line"])
-
-
-def _parquet_rows(content: bytes, place: str, form: LabelFormat) -> Iterator[tuple[str, str | list[str], int]]:
-    try:
-        file = pq.ParquetFile(io.BytesIO(content))
-        columns = [file.schema_arrow.names[i] for i in _columns(file.schema_arrow.names, place, form)]
-        table = file.read(columns=columns)
-        table.validate(full=True)
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{place} is not a Parquet file: {error}", "its labels cannot be read", "get it again"
-        ) from None
-    for column in columns:
-        kind = table.schema.field(column).type
-        cell = kind.value_type if pa.types.is_list(kind) and column == form.tags_column else kind
-        empty = table.column(column).null_count + (
-            pc.list_flatten(table.column(column)).null_count if cell is not kind else 0
-        )
-        if not (pa.types.is_string(cell) or pa.types.is_large_string(cell)) or empty:
-            raise DataError(
-                f'column "{column}" of {place} is of type {kind} with {empty} empty cells',
-                "names and labels are text, and every tile has both",
-                "write it as text (labels: text, or a list of texts)",
-            )
-    cells = zip(*(table.column(column).to_pylist() for column in columns), strict=True)
-    yield from ((name.strip(), tags, row) for row, (name, tags) in enumerate(cells, 1))
-
-
-def _rows(text: str, place: str, form: LabelFormat) -> Iterator[tuple[str, str, int]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=form.separator)
-    line = 0
-    try:
-        header = next(reader, [])
-        line = max(1, reader.line_num)
-        name, tags = _columns(header, place, form)
-        for row in reader:
-            line, start = reader.line_num + 1, line + 1
-            if row and len(row) != len(header):
-                raise DataError(
-                    f"line {start} of {place} has {len(row)} fields, the header has {len(header)}: {','.join(row)[:80]}",
-                    "a field too many or too few would shift labels to another tile",
-                    "correct that line (several labels are separated by spaces, not commas)",
-                )
-            if row:
-                yield row[name].strip(), row[tags], start
-            line = reader.line_num
-    except csv.Error as error:
-        raise DataError(
-            f"{place} cannot be read from line {line + 1} on: {error}",
-            "a quote that is opened there is never closed, or stands inside a field",
-            "correct that line",
-        ) from None
-
-
-def _columns(header: list[str], place: str, form: LabelFormat) -> tuple[int, int]:
-    expected = (form.name_column, form.tags_column)
-    fix = "rename the columns, or give --name-column and --tags-column"
-    why = f"the columns {form.name_column} and {form.tags_column} say which tile has which labels"
-    if len(header) <= 1:
-        other = next((s for s in ",;\t|" if header and s in header[0]), None)
-        if other:
-            flag = {"\t": "tab"}.get(other, f"'{other}'")
-            raise DataError(
-                f"line 1 of {place} is separated by {other!r}, expected {form.separator!r}",
-                why,
-                f"raytrain ingest --separator {flag}",
-            )
-        if not header:
-            raise DataError(f"{place} is empty, it has no line 1", why, "check the file")
-    missing = [column for column in expected if header.count(column) != 1]
-    if missing:
-        raise DataError(
-            f'{place} must have one column "{missing[0]}"; its header in line 1 is {",".join(header)[:120]}.'
-            f"{did_you_mean(missing[0], header)}",
-            why,
-            fix,
-        )
-    return header.index(form.name_column), header.index(form.tags_column)
+        table = open_table(path, TABLE, separator)
+    except DataError:
+        if separator == ",":
+            raise
+        return open_table(path, TABLE)
+    # The label file's separator need not be that of the table.
+    return table if len(table.header) > 1 or separator == "," else open_table(path, TABLE)
 
 
 def _spellings(counts: Counter[str], classes: Sequence[str] | None) -> dict[str, str]:
-    """The class that each written label means: `Primary` is `primary` where that is listed, or written more often."""
+    """The class that each written label means: `Primary` is `primary` where that is listed, or written more often.
+
+    So with accents: one that is written as a letter and a mark (NFD) is the same as one in one character (NFC).
+    """
     listed = Counter(dict.fromkeys(classes or (), 1))
     by_fold: dict[str, list[str]] = {}
     for word in sorted(listed or counts, key=lambda word: (-counts[word], word)):
-        by_fold.setdefault(word.casefold(), []).append(word)
-    return {word: word if word in listed else by_fold.get(word.casefold(), [word])[0] for word in counts}
+        by_fold.setdefault(_same_form(word).casefold(), []).append(word)
+    found = {}
+    for word in counts:
+        alike = by_fold.get(_same_form(word).casefold(), [word])
+        found[word] = word if word in listed else alike[0]
+    return found
 
 
 def _check_classes(classes: Sequence[str]) -> None:
-    wrong = [
-        name for name, count in Counter(classes).items() if count > 1 or not name or name != " ".join(name.split())
-    ]
-    if wrong:
-        raise DataError(
-            f"the list of classes has {wrong[0]!r} {classes.count(wrong[0])} times",
-            "each class is one column of the targets, and its name stands in every result",
-            "--classes with different names, without spaces around them",
-        )
-
-
-def _problems(table: pd.DataFrame, allow_empty: bool, safe: re.Pattern[str]) -> list[str]:
-    tags_of: dict[str, set[frozenset[str]]] = {}
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        tags_of.setdefault(name, set()).add(frozenset(tags))
-    seen: Counter[str] = Counter()
-    problems = []
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        seen[name] += 1
-        if not safe.fullmatch(name):
-            problems.append("unsafe-name")
-        elif len(tags_of[name]) > 1:
-            problems.append("contradicting-labels")
-        elif seen[name] > 1:
-            problems.append("repeated")
-        else:
-            problems.append("" if tags or allow_empty else "no-labels")
-    return problems
-
-
-def _check_separated(table: pd.DataFrame, place: str) -> None:
-    for cell, line in zip(table["tags"], table["line"], strict=True):
-        mark = next((mark for mark in ",;|" if isinstance(cell, str) and mark in cell), None)
-        if mark:
+    forms = Counter(_same_form(name) for name in classes)
+    for name in classes:
+        count = forms[_same_form(name)]
+        clean = without_invisible(name) == " ".join(name.split()) == name
+        if count > 1 or not name or not clean:
             raise DataError(
-                f'line {line} of {place} has the labels "{cell[:80]}", with {mark!r} inside',
-                "labels are separated by white space; this would be learned as one label",
-                f"raytrain ingest --tags-separator '{mark}'; or list the labels with --classes",
+                f"the list of classes has '{visible(name)}' {count} times",
+                "each class is one column of the targets, and its name stands in every result",
+                "--classes with different names, without spaces around them; a name with a comma stands in double quotes",
             )
 
 
-def _check_known(found: list[str], classes: list[str], table: pd.DataFrame, place: str) -> None:
+def _problems(table: pd.DataFrame, allow_empty: bool) -> tuple[list[str], list[str]]:
+    """The problem of each row, and its detail where the kind does not say enough."""
+    tags_of_name: dict[str, set[frozenset[str]]] = {}
+    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+        tags_of_name.setdefault(name, set()).add(frozenset(tags))
+    seen: Counter[str] = Counter()
+    problems, details = [], []
+    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+        seen[name] += 1
+        unsafe = why_unsafe(name)
+        if unsafe:
+            problem = "unsafe-name"
+        elif len(tags_of_name[name]) > 1:
+            problem = "contradicting-labels"
+        elif seen[name] > 1:
+            problem = "repeated"
+        else:
+            problem = "" if tags or allow_empty else "no-labels"
+        problems.append(problem)
+        details.append(unsafe)
+    return problems, details
+
+
+def _check_known(found: list[str], classes: list[str], tagged: Tagged) -> None:
     unknown = [tag for tag in found if tag not in classes]
     if unknown:
-        lines = [line for tags, line in zip(table["tags"], table["line"], strict=True) if unknown[0] in tags]
+        key = _same_form(unknown[0]).casefold()
+        lines = [
+            line
+            for tags, line in zip(tagged.tags, tagged.lines, strict=True)
+            if any(_same_form(without_invisible(tag)).casefold() == key for tag in tags)
+        ]
         raise DataError(
-            f'{place} has the label "{unknown[0]}" on {len(lines)} tiles (first in line {lines[0]}), '
+            f'{tagged.source} has the label "{visible(unknown[0])}" on {len(lines)} tiles (first in line {lines[0]}), '
             f"which is not in the list of classes.{did_you_mean(unknown[0], classes)}",
             "a label that is not a class cannot be learned",
             "correct the label file, or add the label to --classes",

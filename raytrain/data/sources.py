@@ -13,16 +13,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from raytrain import storage
-from raytrain.data.images import SUFFIXES
-from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, Labels, labels_of, read_labels
+from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, Labels, labels_of, labels_of_folders, read_labels
+from raytrain.data.listing import LeftOut, lies_in_junk, pictures_in
+from raytrain.data.names import SUFFIXES, KnownNames, spelling, visible
 from raytrain.data.splits import Rule, only_in_valid
+from raytrain.data.tables import Cell
 from raytrain.errors import DataError, masked
 
 
@@ -34,13 +36,18 @@ class Images:
         table: image_name (path below the folder, without suffix where that is unique), file (the same with suffix), path
             (place of the file) and stamp (size and time of change, empty where unknown), sorted by path.
         source: what the dataset's manifest says about where they came from.
+        origin: the folder, path or URI; empty of a list of places.
+        left_out: files and folders that were found and cannot be tiles.
     """
 
     table: pd.DataFrame
     source: dict[str, Any]
+    origin: str = ""
+    left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
-        return f"{len(self.table)} pictures in {self.source['images']}: {_few(self.table['image_name'])}"
+        left = f"; {len(self.left_out)} left out" if self.left_out else ""
+        return f"{len(self.table)} pictures in {self.source['images']}: {_few(self.table['image_name'])}{left}"
 
     def label_from_file(
         self,
@@ -54,7 +61,7 @@ class Images:
         """Takes the labels from a CSV or Parquet file; arguments and errors as `labels.read_labels`."""
         place = storage.absolute(place)
         labels = read_labels(place, form, classes, allow_empty=allow_empty, force=force)
-        return self._label(labels, {"file": storage.name_of(place), "form": asdict(form)})
+        return self._label(labels, {"file": storage.name_of(place), "form": form.content()})
 
     def label_from_table(
         self, table: pd.DataFrame, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None
@@ -71,9 +78,9 @@ class Images:
                 "it says which tile has which labels",
                 "LabelFormat(name_column, tags_column) names the columns",
             )
-        tags = [() if _is_blank(cell) else form.tags(cell) for cell in table[form.tags_column]]
-        labels = labels_of(map(str, table[form.name_column]), tags, "the rows of the table", classes)
-        return self._label(labels, {"table": asdict(form)})
+        cells = [_cell(value) for value in table[form.tags_column]]
+        labels = labels_of(map(str, table[form.name_column]), cells, "the rows of the table", classes, form)
+        return self._label(labels, {"table": form.content()})
 
     def label_from_folders(self, classes: Sequence[str] | None = None) -> Tiles:
         """Takes the name of the folder that a picture lies in as its label.
@@ -88,7 +95,9 @@ class Images:
                 "the folder's name is the label",
                 "images_in(DIR, subfolders=True), or on the command line --subfolders",
             )
-        return self._label_each(lambda name: [name.split("/")[-2]], "the folder names", classes)
+        names = self.table["image_name"].to_list()
+        labels = labels_of_folders(names, [name.split("/")[-2] for name in names], classes)
+        return self._label(labels, {"made from": "the folder names"})
 
     def label_with(self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None) -> Tiles:
         """Takes as labels what a function makes of each image_name: one text (white space separates) or several.
@@ -96,29 +105,24 @@ class Images:
         Raises:
             DataError: a label is not in `classes`.
         """
-        return self._label_each(function, "the labels of the function", classes)
-
-    def _label_each(
-        self, function: Callable[[str], str | Iterable[str]], source: str, classes: Sequence[str] | None
-    ) -> Tiles:
+        source = "the labels of the function"
         names = self.table["image_name"].to_list()
-        tags = (function(name) for name in names)
-        cells = [words.split() if isinstance(words, str) else words for words in tags]
-        return self._label(labels_of(names, cells, source, classes, listed=True), {"made from": source})
+        cells = [_cell(function(name)) for name in names]
+        return self._label(labels_of(names, cells, source, classes), {"made from": source})
 
     def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
-        table, unlisted = _joined(labels, self.table)
+        table, unlisted = _with_pictures(labels, self.table)
         if (table["path"] == "").all():
             raise DataError(
                 f"none of the {len(table)} tiles of the label source is among the {self}",
                 f"the labels name {_few(table['image_name'])}",
-                "check the folder; --subfolders also looks into the folders below it",
+                _where_to_look(table, self.table),
             )
         # Sizes, not times: a copy of the pictures makes the same dataset.
         pictures = [f"{row.image_name} {row.stamp.split()[0] if row.stamp else row.path}" for row in table.itertuples()]
         known = {"pictures_sha256": hashlib.sha256("\n".join(pictures).encode()).hexdigest()}
         source = self.source | known | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
-        return Tiles(table, labels.classes, source, labels.notes, unlisted)
+        return Tiles(table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out)
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,14 @@ class Tiles:
 
     Attributes:
         table: one row per line of the labels, in their order: image_name, path (empty if there is no picture), stamp,
-            line, target (uint8 array of K), problem (the quarantine kind, or empty).
+            line, target (uint8 array of K), problem (the quarantine kind, or empty) and detail (why, where there is more to
+            say). A name that has no folder in the labels and lies in one gets it.
         classes: label names in target order.
         source: what the manifest says about images and labels.
         notes: counts of what was tidied.
         unlisted: places of pictures without labels.
+        remarks: what a user should know of how the labels were read.
+        left_out: files and folders that were found and cannot be tiles.
     """
 
     table: pd.DataFrame
@@ -139,6 +146,8 @@ class Tiles:
     source: dict[str, Any]
     notes: dict[str, int]
     unlisted: list[str]
+    remarks: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
         usable = self.table["problem"] == ""
@@ -208,11 +217,34 @@ class DividedTiles:
     def unusable(self) -> list[dict[str, Any]]:
         """A quarantine record for each row with a problem; word-for-word repeats are only counted."""
         bad = self.table[~self.table["problem"].isin(["", "repeated"])]
+        records = []
+        for row in bad.itertuples():
+            why = f": {row.detail}" if row.detail else ""
+            records.append(
+                {
+                    "image_name": row.image_name,
+                    "path": masked(row.path),
+                    "row": row.line,
+                    "kind": row.problem,
+                    "detail": f"line {row.line} of the labels{why}",
+                    "sha256": "",
+                }
+            )
+        return records
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """A quarantine record for each file or folder that was found and cannot be a tile; `row` is 0, no row names it."""
         return [
-            {"image_name": row.image_name, "path": masked(row.path), "row": row.line, "kind": row.problem,
-             "detail": f"line {row.line} of the labels", "sha256": ""}
-            for row in bad.itertuples()
-        ]  # fmt: skip
+            {
+                "image_name": "",
+                "path": masked(entry.path),
+                "row": 0,
+                "kind": entry.kind,
+                "detail": entry.detail,
+                "sha256": "",
+            }
+            for entry in self.tiles.left_out
+        ]
 
     def __str__(self) -> str:
         index = self.usable()
@@ -222,7 +254,7 @@ class DividedTiles:
         counts = ", ".join(f"{part} {count}" for part, count in sorted(index["part"].value_counts().items()))
         alone = only_in_valid(index["part"], np.stack(list(index["target"])), self.tiles.classes)
         said = [f"only in validation, so never learned: {', '.join(alone)}"] if alone else []
-        said += [f"{len(lost)} listed names are no tiles: {', '.join(lost[:3])}"] if lost else []
+        said += [f"{len(lost)} listed names are no tiles: {visible(', '.join(lost[:3]))}"] if lost else []
         return "; ".join([counts, *said])
 
 
@@ -240,31 +272,25 @@ def images_in(
     Raises:
         DataError: no such folder, or no picture in it.
     """
-    place, endings, only = storage.absolute(place), tuple(s.lower() for s in suffixes), set(folders)
-    files = [
-        file
-        for file in storage.files(place, recursive=subfolders or bool(only))
-        if file.path.lower().endswith(endings)
-        # macOS leaves ._x.jpg and __MACOSX beside the pictures it packs.
-        and not any(part.startswith((".", "__MACOSX")) for part in file.path.split("/"))
-        and (not only or file.path.split("/")[0] in only)
-    ]
-    if not files:
+    place, endings = storage.absolute(place), tuple(suffix.lower() for suffix in suffixes)
+    found = pictures_in(place, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
+    if not found.files:
         missing = not storage.exists(place)
+        left = f"; {len(found.left_out)} were left out, such as {found.left_out[0]}" if found.left_out else ""
         raise DataError(
-            f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}",
+            f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}{left}",
             f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
             "raytrain ingest --images DIR with the folder that holds the tiles",
         )
     table = pd.DataFrame(
         {
-            "image_name": _names([file.path for file in files]),
-            "file": [file.path for file in files],
-            "path": [storage.join(place, file.path) for file in files],
-            "stamp": [f"{file.size} {file.mtime_ns}" for file in files],
+            "image_name": _names([file.path for file in found.files]),
+            "file": [file.path for file in found.files],
+            "path": [storage.join(place, file.path) for file in found.files],
+            "stamp": [f"{file.size} {file.mtime_ns}" for file in found.files],
         }
     )
-    return Images(table, {"images": storage.name_of(place)})
+    return Images(table, {"images": storage.name_of(place)}, place, tuple(found.left_out))
 
 
 def images_at(places: Iterable[str]) -> Images:
@@ -273,7 +299,9 @@ def images_at(places: Iterable[str]) -> Images:
     Raises:
         DataError: none, or two with one name.
     """
-    paths = [storage.absolute(place) for place in places]
+    listed = [storage.absolute(place) for place in places]
+    junk = [path for path in listed if lies_in_junk(path)]
+    paths = [path for path in listed if not lies_in_junk(path)]
     files = [storage.name_of(path) for path in paths]
     names = _names(files)
     twice = pd.Series(names, dtype=str).duplicated()
@@ -284,7 +312,8 @@ def images_at(places: Iterable[str]) -> Images:
             "give each picture a file name of its own",
         )
     table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))})
-    return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"})
+    left = tuple(LeftOut(visible(path), "unsafe-name", "a thumbnail or a file of the system") for path in junk)
+    return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"}, "", left)
 
 
 def _stamp(path: str) -> str:
@@ -302,22 +331,63 @@ def _names(paths: list[str]) -> list[str]:
     return list(stems.where(~stems.duplicated(keep=False), pd.Series(paths, dtype=str)))
 
 
-def _joined(labels: Labels, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of the labels with the path of their picture, which they may name with or without suffix."""
+def _with_pictures(labels: Labels, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of the labels with the path of their picture, and the paths of pictures that no row names.
+
+    A row may name its picture with or without suffix, in another Unicode form or case of the suffix, and without its folder.
+    """
     paths = dict(zip(images["file"], images["path"], strict=True))
     paths |= dict(zip(images["image_name"], images["path"], strict=True))
     stamps = dict(zip(images["path"], images["stamp"], strict=True))
+    pictures = KnownNames(paths, spelling)
+    rows = [_picture_of(name, paths, pictures) for name in labels.table["image_name"]]
     table = labels.table.drop(columns="tags").assign(target=list(labels.targets))
-    table["path"] = [paths.get(name, "") for name in table["image_name"]]
+    table["image_name"] = [row.name for row in rows]
+    table["path"] = [row.path for row in rows]
     table["stamp"] = [stamps.get(path, "") for path in table["path"]]
-    table.loc[(table["problem"] == "") & (table["path"] == ""), "problem"] = "missing"
+    lost = (table["problem"] == "") & (table["path"] == "")
+    table["problem"] = table["problem"].where(~lost, [row.problem for row in rows])
+    table["detail"] = table["detail"].where(~lost, [row.detail for row in rows])
     # `x` and `x.jpg` may name one picture: in both parts it would leak.
     usable = table[table["problem"] == ""]
     for _, same in usable[usable["path"].duplicated(keep=False)].groupby("path"):
         differ = len({target.tobytes() for target in same["target"]}) > 1
-        rows = same.index if differ else same.index[1:]
-        table.loc[rows, "problem"] = "contradicting-labels" if differ else "same-picture"
+        left = same.index if differ else same.index[1:]
+        table.loc[left, "problem"] = "contradicting-labels" if differ else "same-picture"
     return table, sorted(set(images["path"]) - set(table["path"]))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """The picture that a row of the labels names, or why there is none: name, path, problem and detail."""
+
+    name: str
+    path: str = ""
+    problem: str = ""
+    detail: str = ""
+
+
+def _picture_of(name: str, paths: Mapping[str, str], pictures: KnownNames) -> _Picture:
+    if name in paths:
+        return _Picture(name, paths[name])
+    alike = {paths[known] for known in pictures.whole(name)}
+    if len(alike) == 1:
+        return _Picture(name, alike.pop())
+    inside = pictures.in_folders(name)
+    if inside and not alike:
+        if len({paths[known] for known in inside}) == 1:
+            return _Picture(inside[0], paths[inside[0]])
+        return _Picture(name, "", "ambiguous-name", f"it may be {visible(' or '.join(inside[:3]))}; write folder/name")
+    return _Picture(name, "", "missing")
+
+
+def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame) -> str:
+    """What to do where the labels name no picture at all."""
+    if (labels["problem"] == "ambiguous-name").any():
+        return "write names as folder/name: several folders hold a picture of the same name"
+    if images["image_name"].str.contains("/").any():
+        return "check the folder, and whether the labels name the tiles as the files are named"
+    return "check the folder; --subfolders also looks into the folders below it"
 
 
 def _of_each(
@@ -335,10 +405,14 @@ def _of_each(
     return [groups[name] for name in names]
 
 
-def _is_blank(cell: object) -> bool:
-    """None, and NaN, which pandas makes of an empty cell."""
-    return cell is None or cell != cell
+def _cell(value: Any) -> Cell:
+    """Labels in memory as text or a list; None and NaN, which pandas makes of an empty cell, as no labels."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Iterable):
+        return [str(label) for label in value]
+    return "" if pd.isna(value) else str(value)
 
 
 def _few(names: pd.Series) -> str:
-    return ", ".join(names.iloc[:3]) + (", ..." if len(names) > 3 else "")
+    return visible(", ".join(names.iloc[:3])) + (", ..." if len(names) > 3 else "")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raytrain.data.labels import stem
+from raytrain.data.names import KnownNames, spelling_of_stem, visible
 from raytrain.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
@@ -202,10 +202,12 @@ class Rule:
     def parts(self, names: Sequence[str], targets: Array, groups: Sequence[str]) -> Array:
         """The part of each tile, str array (rows,); arguments and errors as `tables`."""
         self._check_groups(names, groups)
-        if self.by in ("column", "folder", "list"):
+        if self.by == "list":
+            return self._parts_of_list(names)
+        if self.by in ("column", "folder"):
             values = self._values(names, groups)
             self._check_values(values)
-            return parts_by_value(values, map(self._key, self.valid_values), map(self._key, self.test_values))
+            return parts_by_value(values, self.valid_values, self.test_values)
         if self.by == "group":
             return group_parts(groups, self.valid, self.seed)
         if self.by == "stratified":
@@ -214,14 +216,30 @@ class Rule:
 
     def unmatched(self, names: Sequence[str]) -> list[str]:
         """Names of a list that are no tiles, sorted."""
-        known = {self._key(name) for name in names}
-        wanted = {*self.valid_values, *self.test_values} if self.by == "list" else set()
-        return sorted(name for name in wanted if self._key(name) not in known)
+        if self.by != "list":
+            return []
+        known = KnownNames(names)
+        return sorted(name for name in {*self.valid_values, *self.test_values} if not known.find(name))
+
+    def _parts_of_list(self, names: Sequence[str]) -> Array:
+        known = KnownNames(names)
+        valid = {tile for name in self.valid_values for tile in known.find(name)}
+        test = {tile for name in self.test_values for tile in known.find(name)}
+        if both := sorted(valid & test):
+            raise DataError(
+                f"{both[0]} is to validate and to test",
+                "tiles would get a wrong part",
+                "take it out of one of the lists",
+            )
+        # A list may name tiles that were left out for their pictures; one that names no tile at all is a slip.
+        if not valid and not test:
+            self._raise_unknown((*self.valid_values, *self.test_values)[0], set(names))
+        return parts_by_value(names, valid, test)
 
     def _values(self, names: Sequence[str], groups: Sequence[str]) -> Sequence[str]:
         if self.by == "folder":
             return [name.split("/")[0] if "/" in name else "" for name in names]
-        return [self._key(name) for name in names] if self.by == "list" else groups
+        return groups
 
     def _check_groups(self, names: Sequence[str], groups: Sequence[str]) -> None:
         if self.by in ("group", "column") and len(groups) != len(names):
@@ -232,20 +250,22 @@ class Rule:
             )
 
     def _key(self, value: str) -> str:
-        return stem(value) if self.by == "list" else value
+        return spelling_of_stem(value) if self.by == "list" else value
 
     def _check_values(self, values: Sequence[str]) -> None:
-        known, wanted = set(values), [*self.valid_values, *self.test_values]
-        unknown = [value for value in wanted if self._key(value) not in known]
-        # A list may name tiles that were left out for their pictures; a folder or value that is not there is a slip.
-        if unknown and (self.by != "list" or len(unknown) == len(wanted)):
-            raise DataError(
-                f'no tile has the {self.by} "{unknown[0]}" ({len(known)} others, such as {sorted(known)[0]!r}).'
-                f"{did_you_mean(unknown[0], known)}",
-                "its part would be empty",
-                "correct the value"
-                + ("; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""),
-            )
+        known = set(values)
+        for value in (*self.valid_values, *self.test_values):
+            if value not in known:
+                self._raise_unknown(value, known)
+
+    def _raise_unknown(self, value: str, known: set[str]) -> None:
+        example = f", such as {visible(sorted(known)[0])!r}" if known else ""
+        folders = "; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""
+        raise DataError(
+            f'no tile has the {self.by} "{visible(value)}" ({len(known)} others{example}).{did_you_mean(value, known)}',
+            "its part would be empty",
+            f"correct the value{folders}",
+        )
 
     def _folds(self, targets: Array, groups: Sequence[str], folds: int) -> Array:
         if self.by == "group":

@@ -14,7 +14,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,15 +24,38 @@ from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, splits
 from raytrain.data.bands import BandRule, as_picture
+from raytrain.data.contents import contents, trouble
+from raytrain.data.images import BadImage
 from raytrain.data.inspection import weather_rules
+from raytrain.data.listing import said_of_left_out
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError, StorageError, masked
 
 Record = dict[str, Any]
 PROGRESS_SECONDS = 1.0
+# What many bad files of one kind mean, and what to do about them.
+WRONG_FOLDER = ("so many bad files usually mean a wrong folder or a broken download", "correct the files")
+_TIFF_FLAGS = "give --bands 3,2,1 --scale 0,10000 for TIFF files, or store the tiles with 8 bits"
+ADVICE = {
+    "contradicting-labels": (
+        "rows of one tile have different labels, as in a table with one row for each label",
+        "write all labels of a tile in one cell, or give --join-rows",
+    ),
+    "ambiguous-name": (
+        "several folders hold a picture of that name, so the label could go to the wrong one",
+        "write the names as folder/name",
+    ),
+    "missing": ("the labels or the list name pictures that are not there", "check --images, and how tiles are named"),
+    "unsafe-name": ("such names may lead out of the folder, or cannot be printed", "correct the names"),
+    "16-bit": ("values above 255 would become white, or lose their lower bits", _TIFF_FLAGS),
+    "bands": ("it is not clear which bands are red, green and blue", _TIFF_FLAGS),
+    "no-labels": (
+        "a tile without labels teaches nothing, unless it is meant so",
+        "label the tiles, or give --allow-empty",
+    ),
+}
 SHARD_BYTES = 2**26  # of files; a process holds some four times as much
-REQUESTS = 32  # to an object store at a time, for each process
 
 
 @dataclass(frozen=True)
@@ -77,8 +99,10 @@ def ingest(
     ds.check_parts(tiles.rule.by, tiles.usable()["part"].value_counts().to_dict())
     say(f"labels: {tiles.tiles}")
     say(f"split {tiles.rule.by}: {tiles}")
-    for line in _broken_rules(tiles):
+    for line in (*tiles.tiles.remarks, *_broken_rules(tiles)):
         say(f"labels: {line}")
+    for line in said_of_left_out(tiles.tiles.left_out):
+        say(line)
     written = _build(out, tiles, source, budget, bands, say)
     storage.remove(quarantine_beside(out))
     dataset = ds.open_dataset(out)
@@ -108,7 +132,7 @@ def _build(
             written = _write_shards(blocks, partial, bands, say)
             bad = tiles.unusable() + [record for shard in written for record in shard["bad"]]
             _check_budget(bad, budget, out, len(tiles.table))
-            _finish(partial, index, bad, written, tiles, source)
+            _finish(partial, index, bad + tiles.left_out(), written, tiles, source)
         except DataError:
             storage.remove(partial)
             raise
@@ -133,27 +157,23 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     Returns:
         The record: shard, key, file, rows, bytes, sha256, labels, counts, sizes, bad, names, pid.
     """
-    rows, bad, counts, trouble = [], [], Counter[str](), None
+    rows, bad, counts = [], [], Counter[str]()
     entries = block.to_dict("records")
-    for entry, content in zip(entries, _contents([entry["path"] for entry in entries]), strict=True):
-        if not isinstance(content, bytes):
-            gone = isinstance(content, FileNotFoundError)
-            kind, detail = (
-                ("missing", "it was there when listed") if gone else ("unreadable", str(content).split("\n")[0])
-            )
-            bad.append(_bad(entry, kind, detail, b""))
-            trouble = trouble or (None if gone else content)
-            continue
+    refused = []
+    for entry, content in zip(entries, contents([entry["path"] for entry in entries]), strict=True):
         try:
+            if isinstance(content, BadImage):
+                raise content
             image = as_picture(content, entry["path"], bands)
             picture = images.inspect(image, storage.name_of(entry["path"]) if image is content else "")
-        except images.BadImage as error:
-            bad.append(_bad(entry, error.kind, error.detail, content))
+        except BadImage as error:
+            refused.append(error)
+            bad.append(_bad(entry, error, content))
         else:
             counts.update([f"mode {picture.mode}", *picture.odd])
             rows.append((entry["image_name"], image, picture.width, picture.height, picture.crc32, entry["target"]))
-    if trouble and len(bad) == len(block) > 1:
-        raise trouble  # not one file: the disk or the store
+    if cause := trouble(refused, len(block)):
+        raise cause
     shard = int(block["shard"].iloc[0])
     file = f"part-{shard:05}.parquet"
     written = ds.shard_bytes(rows)
@@ -168,31 +188,19 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     return record
 
 
-def _contents(paths: list[str]) -> Iterator[bytes | OSError | StorageError]:
-    """The files one after the other, or why one cannot be read; from an object store several at once.
-
-    Of a file that is too large as much is read as shows it.
-    """
-    if not storage.is_uri(paths[0]):
-        yield from map(_content, paths)
-        return
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        for start in range(0, len(paths), REQUESTS):  # a window bounds the memory
-            yield from pool.map(_content, paths[start : start + REQUESTS])
-
-
-def _content(path: str) -> bytes | OSError | StorageError:
-    try:
-        return storage.read_bytes(path, images.MAX_BYTES + 1)
-    except (OSError, StorageError) as error:
-        return error
-
-
-def _bad(entry: Record, kind: str, detail: str, content: bytes) -> Record:
-    whole = 0 < len(content) <= images.MAX_BYTES
-    sha256 = hashlib.sha256(content).hexdigest() if whole else ""
-    return {"image_name": entry["image_name"], "path": masked(entry["path"]), "row": int(entry["row"]), "kind": kind,
-            "detail": detail, "sha256": sha256}  # fmt: skip
+def _bad(entry: Record, error: BadImage, content: bytes | BadImage) -> Record:
+    """The quarantine record of a file; the hash of one that was read whole."""
+    sha256 = ""
+    if isinstance(content, bytes) and 0 < len(content) <= images.MAX_BYTES:
+        sha256 = hashlib.sha256(content).hexdigest()
+    return {
+        "image_name": entry["image_name"],
+        "path": masked(entry["path"]),
+        "row": int(entry["row"]),
+        "kind": error.kind,
+        "detail": error.detail,
+        "sha256": sha256,
+    }
 
 
 class Gate:
@@ -405,9 +413,11 @@ def _check_budget(bad: list[Record], budget: int, out: str, rows: int) -> None:
         return
     place = quarantine_beside(out)
     storage.write_text(place, _jsonl(bad))
-    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(record["kind"] for record in bad).most_common())
+    counts = Counter(record["kind"] for record in bad).most_common()
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counts)
+    why, fix = ADVICE.get(counts[0][0], WRONG_FOLDER)
     raise DataError(
         f"{len(bad)} of {rows} tiles cannot be used ({kinds}), more than --max-bad {budget}; no dataset was written",
-        "so many bad files usually mean a wrong folder or a broken download",
-        f"look at {place}; then correct the files, or raise --max-bad",
+        why,
+        f"look at {place}; then {fix}, or raise --max-bad",
     )

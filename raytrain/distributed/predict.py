@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 from raytrain import storage
 from raytrain.data import images
 from raytrain.data.bands import BandRule, as_picture
+from raytrain.data.contents import contents, trouble
 from raytrain.data.dataset import open_dataset, read_shard
-from raytrain.data.sources import images_in
+from raytrain.data.listing import LeftOut
+from raytrain.data.sources import Images
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
@@ -36,11 +38,11 @@ SYMMETRIES = 8
 
 @dataclass(frozen=True)
 class Predicted:
-    """Where the predictions are, how many, and the files that could not be read."""
+    """Where the predictions are, how many, and the files that were left out."""
 
     place: str
     tiles: int
-    bad: list[dict[str, str]]
+    left_out: list[LeftOut]
 
 
 def predict(
@@ -49,7 +51,7 @@ def predict(
     *,
     dataset_place: str | None = None,
     part: str = "valid",
-    image_folders: Sequence[str] = (),
+    sources: Sequence[Images] = (),
     tta: bool = False,
     bands: BandRule | None = None,
     say: Callable[[str], None] = print,
@@ -61,7 +63,7 @@ def predict(
         out: file to write.
         dataset_place: dataset whose split (the one trained on) has `part`.
         part: train, valid, test or all.
-        image_folders: folders with pictures, instead of a dataset; their labels are unknown.
+        sources: pictures in folders or lists, instead of a dataset; their labels are unknown.
         tta: mean logits over the 8 symmetries of the square.
         bands: how TIFF files in the folders become pictures, as at the ingest of the training tiles.
         say: receives progress lines.
@@ -78,22 +80,28 @@ def predict(
         blocks = _dataset_blocks(dataset_place, checkpoint.meta["split"], part)
         meta |= {"dataset": dataset.place, "split": checkpoint.meta["split"], "part": part}
     else:
-        blocks = _folder_blocks(image_folders)
-        meta |= {"images": json.dumps([storage.absolute(folder) for folder in image_folders])}
+        blocks = _picture_blocks(sources)
+        meta |= {"images": json.dumps([source.origin for source in sources])}
     _check_resize(checkpoint)
     _network(checkpoint)
     table = _run(blocks, (checkpoint.place, tta, bands), say)
-    bad = [{"image_name": row.image_name, "kind": row.kind} for row in table[table["kind"] != ""].itertuples()]
+    left_out = [entry for source in sources for entry in source.left_out]
+    bad = table[table["kind"] != ""].sort_values("order")
+    left_out += [LeftOut(row.image_name, row.kind, row.detail) for row in bad.itertuples()]
     good = table[table["kind"] == ""].sort_values("order")
     if good.empty:
-        raise DataError("not one picture could be read", "there is nothing to predict", "check --images")
+        raise DataError(
+            f"none of the {len(table)} pictures can be used; the first, {left_out[-len(bad)]}",
+            "there is nothing to predict",
+            "check --images, or give the flags that ingest was given",
+        )
     target = np.stack(list(good["target"])) if dataset_place is not None else None
     outcome = predictions.Predictions(
         tuple(good["image_name"]), np.stack(list(good["logits"])).astype(np.float32), target,
         tuple(checkpoint.meta["classes"]), meta,
     )  # fmt: skip
     predictions.write(storage.absolute(out), outcome)
-    return Predicted(storage.absolute(out), len(good), bad)
+    return Predicted(storage.absolute(out), len(good), left_out)
 
 
 def _check_resize(checkpoint: ckpt.Checkpoint) -> None:
@@ -125,18 +133,27 @@ class Predictor:
         self.bf16 = self.meta["precision"] == "bf16" and capable
 
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
-        """Adds `logits` (float32 (K,)) and `kind` (empty, or why the picture cannot be read) to the rows."""
-        pixels, kinds = [], []
+        """Replaces the pictures by `logits` (float32 (K,)), or by `kind` and `detail` of why one cannot be used."""
+        pixels, kinds, details = [], [], []
+        errors = []
         for path, content in zip(block["path"], _contents(block), strict=True):
             try:
+                if isinstance(content, images.BadImage):
+                    raise content
                 pixels.append(images.decode(as_picture(content, path, self.bands), self.meta["resize"]["stored_size"]))
                 kinds.append("")
+                details.append("")
             except images.BadImage as error:
+                errors.append(error)
                 kinds.append(error.kind)
+                details.append(error.detail)
+        if cause := trouble(errors, len(block)):
+            raise cause
         logits = iter([row for i in range(0, len(pixels), BATCH) for row in self._logits(pixels[i : i + BATCH])])
         width = len(self.meta["classes"])
         values = [next(logits) if not kind else np.zeros(width, np.float32) for kind in kinds]
-        return block[["order", "image_name", "target"]].assign(logits=values, kind=kinds, pid=os.getpid())
+        found = block[["order", "image_name", "target"]]
+        return found.assign(logits=values, kind=kinds, detail=details, pid=os.getpid())
 
     def _logits(self, pixels: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
@@ -148,10 +165,10 @@ class Predictor:
         return values
 
 
-def _contents(block: pd.DataFrame) -> list[bytes]:
+def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
     """Encoded bytes of a block: rows of one shard, or files of their own."""
     if block["row"].iloc[0] < 0:
-        return [storage.read_bytes(path) for path in block["path"]]
+        return contents(block["path"].to_list())
     column = read_shard(block["path"].iloc[0], ["image"]).column("image")
     return [column[int(row)].as_py() for row in block["row"]]
 
@@ -193,11 +210,10 @@ def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
     return [block for block in blocks if len(block)]
 
 
-def _folder_blocks(folders: Sequence[str]) -> list[pd.DataFrame]:
+def _picture_blocks(sources: Sequence[Images]) -> list[pd.DataFrame]:
     paths: dict[str, str] = {}
-    for folder in folders:
-        table = images_in(folder).table
-        for name, path in zip(table["image_name"], table["path"], strict=True):
+    for source in sources:
+        for name, path in zip(source.table["image_name"], source.table["path"], strict=True):
             if name in paths:
                 raise DataError(
                     f"{paths[name]} and {path} have the same name",

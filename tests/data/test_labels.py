@@ -174,8 +174,8 @@ def test_a_hand_made_label_file_gives_rows_or_a_sentence_with_a_line(tmp_path, c
     ("name", "kind"),
     [
         ("../../x", "unsafe-name"), ("/etc/x", "unsafe-name"), ("C:\\x", "unsafe-name"), ("a/../x", "unsafe-name"),
-        (".hidden", "unsafe-name"), ("a" * 256, "unsafe-name"), ("caf\u00e9", "unsafe-name"), ("", "unsafe-name"),
-        ("train/3/7463.png", ""), ("a" * 255, ""),
+        (".hidden", "unsafe-name"), ("a" * 256, "unsafe-name"), ("", "unsafe-name"), ("a\\..\\x", "unsafe-name"), ("bell\x07", "unsafe-name"),
+        ("train/3/7463.png", ""), ("a" * 255, ""), ("caf\u00e9", ""), ("tile (0)", ""), ("a [1]/b + c", ""),
     ],
 )  # fmt: skip
 def test_names_stay_inside_the_folder(tmp_path, name, kind):

@@ -16,7 +16,8 @@ def of(tiles, classes=CLASSES):
     return Predictions(tuple(tiles), np.log(p / (1 - p)).astype(np.float32), None, classes, {})
 
 
-def rows(table):
+def rows(submission):
+    table = submission.table
     return dict(zip(table["image_name"], table["tags"], strict=True))
 
 
@@ -36,20 +37,21 @@ def test_every_tile_has_at_least_its_top_label():
 
 
 def test_several_folders_are_one_table_in_natural_order():
-    table = build([of({f"test_{i}": [0.9, 0.1, 0.1] for i in (10, 2, 1)}), of({"file_3": [0.1, 0.9, 0.1]})], None, None)
+    tiles = [of({f"test_{i}": [0.9, 0.1, 0.1] for i in (10, 2, 1)}), of({"file_3": [0.1, 0.9, 0.1]})]
+    table = build(tiles).table
     assert list(table) == ["image_name", "tags"]
     assert list(table["image_name"]) == ["file_3", "test_1", "test_2", "test_10"]
 
 
 def test_names_that_differ_only_in_leading_zeros_have_one_order():
     tiles = {name: [0.9, 0.1, 0.1] for name in ("a1", "a01", "a1b2", "7", "b", "a")}
-    forward, backward = (build([of(dict(pairs))]) for pairs in (tiles.items(), reversed(tiles.items())))
+    forward, backward = (build([of(dict(pairs))]).table for pairs in (tiles.items(), reversed(tiles.items())))
     assert list(forward["image_name"]) == list(backward["image_name"]) == ["7", "a", "a01", "a1", "a1b2", "b"]
 
 
 def test_names_lose_the_extension_of_a_picture_and_nothing_else():
     names = ("a.jpg", "b.TIF", "c.v2", "d.e.png", ".hidden")
-    table = build([of({name: [0.9, 0.1, 0.1] for name in names})], None, None)
+    table = build([of({name: [0.9, 0.1, 0.1] for name in names})], None, None).table
     assert set(table["image_name"]) == {"a", "b", "c.v2", "d.e", ".hidden"}
 
 
@@ -81,7 +83,7 @@ def sample_file(tmp_path, names, header="image_name,tags"):
 
 def test_the_sample_gives_the_order(tmp_path):
     sample = sample_file(tmp_path, ["b", "NA", "a", "007"])
-    table = build([of({name: [0.9, 0.1, 0.1] for name in ("007", "a", "b", "NA")})], None, sample)
+    table = build([of({name: [0.9, 0.1, 0.1] for name in ("007", "a", "b", "NA")})], None, sample).table
     assert list(table["image_name"]) == ["b", "NA", "a", "007"]
 
 
@@ -101,10 +103,11 @@ def test_a_sample_that_repeats_a_name_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "no sample file"),
-        (b"", "not a sample file"),
-        (b"name;tags\n", "no column image_name"),
-        (b"\xff\xfe", "not a sample"),
+        (None, r"the sample file .* does not exist"),
+        (b"", "is empty"),
+        (b"name,tags\na,b\n", 'must have one column "image_name"'),
+        (b"name;tags\n", "separated by ';'"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
 )
 def test_a_sample_that_is_none_is_a_data_error(tmp_path, content, sentence):
@@ -117,7 +120,7 @@ def test_a_sample_that_is_none_is_a_data_error(tmp_path, content, sentence):
 
 def test_the_file_is_csv_with_line_feeds(tmp_path):
     place = tmp_path / "out" / "submission.csv"
-    write(str(place), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})], None, None))
+    write(str(place), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})]).table)
     assert place.read_bytes() == b"image_name,tags\na,clear water\nb,haze\n"
 
 
@@ -127,7 +130,7 @@ def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
     classes = tuple(f"label{k}" for k in range(17))
     sample = sample_file(tmp_path, names[::-1])
     start = time.process_time()
-    table = build([Predictions(tuple(names), logits, None, classes, {})], None, sample)
+    table = build([Predictions(tuple(names), logits, None, classes, {})], None, sample).table
     write(str(tmp_path / "s.csv"), table)
     assert time.process_time() - start < 3
     assert list(table["image_name"]) == names[::-1]

@@ -1,0 +1,179 @@
+"""Cells of a tags column: labels separated by a mark, or lists as programs write them (`['haze', 'primary']`).
+
+`DataFrame.to_csv` writes lists as Python prints them, other programs as JSON, numpy without commas. A column is read as
+lists where every cell that is not blank is one; a mixture is refused. No torch, no ray.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raytrain.data.names import visible, without_invisible
+from raytrain.data.tables import Cell
+from raytrain.errors import DataError
+
+Tags = tuple[str, ...]
+_QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
+# An item in quotes, then a comma, or white space as numpy writes it, or the end.
+_ITEM = re.compile(rf"\s*({_QUOTED})(?:\s*,|\s+|\s*$)")
+_CLOSES = {"[": "]", "(": ")", "{": "}"}
+_NO_LABEL = {"none", "nan", "null", "<na>"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where cells come from, for messages.
+
+    Attributes:
+        name: a path, or words such as `the rows of the table`.
+        lines: of the cells.
+    """
+
+    name: str
+    lines: Sequence[int]
+
+
+def tags_of(
+    cells: Sequence[Cell], source: Source, separator: str | None = None, classes: Sequence[str] | None = None
+) -> list[Tags]:
+    """The labels of every cell, as they are written.
+
+    Args:
+        cells: text, or a list of labels.
+        source: of the cells.
+        separator: between the labels in a text; None for white space.
+        classes: that the user listed; a label among them may have brackets, quotes and commas.
+
+    Raises:
+        DataError: some cells are lists and others are not, a list that cannot be read, a label with stray brackets or
+            quotes, or with a comma that probably separates labels; with the line.
+    """
+    written = [isinstance(cell, str) and cell not in (classes or ()) and _is_written_list(cell) for cell in cells]
+    if any(written):
+        _check_all_written(cells, written, source)
+        return _from_written(cells, source, separator)
+    found = [_tidy(cell.split(separator) if isinstance(cell, str) else cell) for cell in cells]
+    _check_stray(cells, found, source, classes or ())
+    if separator is None and classes is None:
+        _check_separated(cells, source)
+    return found
+
+
+def _is_written_list(cell: str) -> bool:
+    text = cell.strip()
+    if len(text) < 2 or _CLOSES.get(text[0]) != text[-1]:
+        return False
+    inner = text[1:-1].strip()
+    # `(unknown)` may be a label. Tuples and sets hold items in quotes.
+    return text[0] == "[" or inner.startswith(("'", '"'))
+
+
+def _check_all_written(cells: Sequence[Cell], written: Sequence[bool], source: Source) -> None:
+    for cell, is_list, line in zip(cells, written, source.lines, strict=True):
+        if not is_list and cell:
+            first = cells[written.index(True)]
+            raise DataError(
+                f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}, "
+                f"line {source.lines[written.index(True)]} the list {visible(str(first))[:80]}",
+                "it is not clear whether brackets belong to the labels",
+                "write the labels in one way in all rows, or list all labels with --classes",
+            )
+
+
+def _from_written(cells: Sequence[Cell], source: Source, separator: str | None) -> list[Tags]:
+    inner = [str(cell).strip()[1:-1].strip() if cell else "" for cell in cells]
+    # Without quotes and commas, `[haze primary]` is cut as the text `haze primary` is.
+    if any("," in text and not _has_quotes(text) for text in inner):
+        separator = ","
+    found = []
+    for text, line in zip(inner, source.lines, strict=True):
+        items = _quoted_items(text) if _has_quotes(text) else _bare_items(text, separator)
+        if items is None:
+            raise DataError(
+                f"line {line} of {source.name} has the list [{visible(text)[:80]}], which cannot be read",
+                "it would be learned as labels with brackets, or as the label None",
+                "write it as ['haze', 'primary'], or as haze primary",
+            )
+        found.append(_tidy(items))
+    return found
+
+
+def _bare_items(text: str, separator: str | None) -> list[str] | None:
+    """The items of a list without quotes, or None where it holds other lists or the word for no value."""
+    items = text.split(separator)
+    if any(mark in text for mark in "[]{}'\"") or any(item.strip().casefold() in _NO_LABEL for item in items):
+        return None
+    return items
+
+
+def _has_quotes(text: str) -> bool:
+    return text.startswith(("'", '"')) or text.endswith(("'", '"'))
+
+
+def _quoted_items(text: str) -> list[str] | None:
+    """The items of a list in which each is in quotes, or None where it is written in another way."""
+    items, at = [], 0
+    while at < len(text):
+        match = _ITEM.match(text, at)
+        item = _unquoted(match[1]) if match else None
+        if match is None or item is None:
+            return None
+        items.append(item)
+        at = match.end()
+    return items
+
+
+def _unquoted(text: str) -> str | None:
+    """What a string of JSON or Python means, or None where its escapes are those of neither."""
+    readers: list[Callable[[str], object]] = [json.loads, ast.literal_eval]
+    for read in readers:
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _tidy(words: Sequence[str]) -> Tags:
+    """Labels with single spaces, without empty ones."""
+    tidy = [" ".join(word.split()) for word in words]
+    return tuple(word for word in tidy if without_invisible(word).strip())
+
+
+def _check_stray(cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: Sequence[str]) -> None:
+    suspects = {tag for tags in found for tag in tags if _is_stray(tag)} - set(known)
+    if not suspects:
+        return
+    for cell, tags, line in zip(cells, found, source.lines, strict=True):
+        wrong = next((tag for tag in tags if tag in suspects), None)
+        if wrong is not None:
+            raise DataError(
+                f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}: "
+                f"one of them would be {visible(wrong)}",
+                "its brackets or quotes were probably written by a program, around a list",
+                "write labels as haze primary, or list all labels with --classes",
+            )
+
+
+def _check_separated(cells: Sequence[Cell], source: Source) -> None:
+    for cell, line in zip(cells, source.lines, strict=True):
+        mark = next((mark for mark in ",;|" if isinstance(cell, str) and mark in cell), None)
+        if mark:
+            raise DataError(
+                f'line {line} of {source.name} has the labels "{visible(str(cell))[:80]}", with {mark!r} inside',
+                "labels are separated by white space; this would be learned as one label",
+                f"raytrain ingest --tags-separator '{mark}'; or list the labels with --classes",
+            )
+
+
+def _is_stray(tag: str) -> bool:
+    """Whether a label has a quote in front, or brackets that do not belong together."""
+    if tag[0] in "\"'[{" or tag[-1] == '"':
+        return True
+    return any(tag.count(opening) != tag.count(closing) for opening, closing in _CLOSES.items())
