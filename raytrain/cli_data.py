@@ -184,6 +184,12 @@ class LabelFlags:
         """The pictures with their labels: from a file, or for the word `folders` from the names of their folders."""
         classes = listed(self.classes, "--classes") if self.classes else None
         if labels == "folders":
+            if self.label_columns or self.join_rows:
+                raise ConfigError(
+                    f"--{'label-columns' if self.label_columns else 'join-rows'} with --labels folders",
+                    "the folders' names are the labels, and have no columns and no rows",
+                    "leave it out",
+                )
             return found.label_from_folders(classes)
         columns = tuple(listed(self.label_columns, "--label-columns")) if self.label_columns else ()
         if columns and self.tags_column != KAGGLE_FORMAT.tags_column:
@@ -235,6 +241,7 @@ def ingest(
     tiles = form.label(source.find(images, below=labels == "folders"), labels)
     names = tiles.table["image_name"].to_list()
     divided = tiles.divide(rule, division.groups(names, form.name_column, form.mark()))
+    from raytrain.data.dataset import examples
     from raytrain.distributed.ingest import ingest as run_ingest
 
     done = run_ingest(divided, out, max_bad=max_bad, bands=band_rule)
@@ -244,6 +251,8 @@ def ingest(
     )
     for key, count in done.counts.items():
         print(f"  {key}: {count}")
+    for example in examples(done.dataset):
+        print(f"  {example}")
     chosen = "" if split == "random" else f" --data.split {split}"
     print(f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(out))}{chosen}")
 

@@ -181,8 +181,8 @@ def read_bytes(place: str, most: int = -1) -> bytes:
     with failures("read", place):
         if not is_uri(place):
             with open(absolute(place), "rb") as file:
-                # read(n) would set n bytes aside, however small the file is.
-                return file.read(min(most, os.fstat(file.fileno()).st_size) if most >= 0 else -1)
+                # read(n) would set n bytes aside, however small the file is. A file of /proc says that it has none.
+                return file.read(min(most, os.fstat(file.fileno()).st_size + 1) if most >= 0 else -1)
         fs, path = filesystem(place)
         with fs.open_input_file(path) as stream:
             content: bytes = stream.read(None if most < 0 else most)

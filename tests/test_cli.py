@@ -123,6 +123,25 @@ MISTAKES = {
     "a search without a space": (lambda t, s, d: ["tune", "--config", "smoke"], 2, "--space SPACE.yaml"),
     "a space that is not there": (
         lambda t, s, d: ["tune", "--config", "smoke", "--space", str(t / "no.yaml")], 2, "does not exist"),
+    "a picture for --images": (lambda t, s, d: ingest(next(s[0].iterdir()), s[1], t / "out"), 2, "is a picture"),
+    "a table for --images": (lambda t, s, d: ingest(s[1], s[1], t / "out"), 2, "is a file"),
+    "a picture to predict": (
+        lambda t, s, d: ["predict", "--checkpoint", with_other_classes(t, d), "--images", str(next(s[0].iterdir())), "--out",
+                         str(t / "p")],
+        2, "is a picture"),
+    "a list of pictures that is not there": (
+        lambda t, s, d: ingest(t / "no.txt", s[1], t / "out"), 3, "no.txt does not exist"),
+    "a folder as label file": (lambda t, s, d: ingest(s[0], s[0], t / "out"), 3, "is a folder, not a label file"),
+    "an argument that is not UTF-8": (lambda t, s, d: ingest(f"{s[0]}/f\udcf4ret", s[1], t / "out"), 2, "<0xF4>"),
+    "two ways of labels": (
+        lambda t, s, d: ingest(s[0], s[1], t / "out", "--tags-column", "x", "--label-columns", "a,b"), 2, "--label-columns"),
+    "columns of folders": (lambda t, s, d: ingest(s[0], "folders", t / "out", "--label-columns", "a,b"), 2, "no columns"),
+    "rows of folders": (lambda t, s, d: ingest(s[0], "folders", t / "out", "--join-rows"), 2, "no columns"),
+    "labels for missing tiles without a sample": (
+        lambda t, s, d: ["submission", good_predictions(t), "--out", str(t / "s.csv"), "--missing", "x"], 2, "--sample"),
+    "no labels for missing tiles": (
+        lambda t, s, d: ["submission", good_predictions(t), "--out", str(t / "s.csv"), "--sample", "x", "--missing", " "],
+        2, "names no label"),
     "a sample that is not there": (
         lambda t, s, d: ["submission", good_predictions(t), "--out", str(t / "s.csv"), "--sample", str(t / "no.csv")],
         3, "no.csv"),

@@ -366,6 +366,19 @@ def damages(dataset: Dataset) -> list[str]:
     return found
 
 
+def examples(dataset: Dataset) -> list[str]:
+    """The first quarantined file of each kind with the reason, a sentence each; none where nothing was left out."""
+    try:
+        lines = storage.read_bytes(storage.join(dataset.place, "quarantine.jsonl")).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    found: dict[str, str] = {}
+    for record in map(json.loads, lines):
+        name = record["image_name"] or record["path"]
+        found.setdefault(record["kind"], f"{record['kind']}, such as {name}: {record['detail']}")
+    return [found[kind] for kind in sorted(found)]
+
+
 def _damages_of(dataset: Dataset, folder: str, file: str, entry: dict[str, Any]) -> list[str]:
     try:
         content = dataset._verified(folder, file, entry["sha256"])

@@ -20,7 +20,9 @@ _SUBFILE, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT = 254, 258, 262, 277, 
 _TAGS = (_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT)
 _REDUCED, _MASK = 1, 4  # bits of the tag 254: an overview; a mask of another page
 _UNSIGNED, _UNDEFINED = 1, 4  # values of the tag 339
-_CMYK, _LAB, _SEPARATE = 5, 8, 2
+_LAB, _SEPARATE = 8, 2
+# Values of the tag 262 and their bands: white is zero, black is zero, RGB, palette, CMYK, YCbCr, CIE L*a*b*.
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, _LAB: 3}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TiffHeader:
         bands: samples of a pixel.
         bits: of the widest sample.
         unsigned: whether samples are unsigned whole numbers.
-        cmyk: the four bands are cyan, magenta, yellow and black.
+        colours: bands that its colours need: 1 of grey or a palette, 3, or 4 of CMYK; 0 of others.
         separate_lab: colours of CIE L*a*b*, one plane each, which Pillow mixes up.
         pages: of full resolution; overviews and masks do not count.
         starts_reduced: the first page is an overview or a mask.
@@ -40,7 +42,7 @@ class TiffHeader:
     bands: int
     bits: int
     unsigned: bool
-    cmyk: bool
+    colours: int
     separate_lab: bool
     pages: int
     starts_reduced: bool
@@ -74,12 +76,12 @@ def tiff_header(content: bytes) -> TiffHeader:
             kinds.append(int(directory.get(_SUBFILE, 0)))
     reduced = [bool(kind & (_REDUCED | _MASK)) for kind in kinds]
     formats = set(_numbers(first.get(_FORMAT, _UNSIGNED)))
-    photometric = first.get(_PHOTOMETRIC)
+    photometric = _numbers(first.get(_PHOTOMETRIC, 0))[0]
     return TiffHeader(
         bands=_numbers(first.get(_SAMPLES, 1))[0],
         bits=max(_numbers(first.get(_BITS, 1))),
         unsigned=formats <= {_UNSIGNED, _UNDEFINED},
-        cmyk=photometric == _CMYK,
+        colours=_COLOURS.get(photometric, 0),
         separate_lab=photometric == _LAB and first.get(_PLANAR) == _SEPARATE,
         pages=len(reduced) - sum(reduced),
         starts_reduced=bool(reduced) and reduced[0],

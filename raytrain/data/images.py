@@ -155,7 +155,7 @@ def _check_tiff(content: bytes) -> None:
         header = tiff_header(content)
     except Exception as error:  # a damaged directory
         raise BadImage("truncated", str(error)) from None
-    if header.bands not in (1, 3) and not (header.cmyk and header.bands == 4):
+    if header.bands != header.colours:
         # Pillow would take a fourth band, such as near infrared, for transparency, and drop a second one.
         raise BadImage("bands", f"a TIFF of {header.bands} bands: {_BANDS_FLAGS}")
     if header.bits > 8:

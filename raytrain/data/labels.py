@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import pandas as pd
 
 from raytrain.data.cells import Source, Tags, tags_of
 from raytrain.data.names import KnownNames, stem, visible, why_unsafe, without_invisible
-from raytrain.data.tables import Cell, Column, Row, Rows, Table, open_table, read_rows, without_headers
+from raytrain.data.tables import Cell, Column, Table, open_table, read_rows, without_headers
 from raytrain.data.text import FileKind
 from raytrain.errors import DataError, did_you_mean
 
@@ -139,6 +139,13 @@ def read_labels(
             fields, an open quote, no rows, lists that cannot be read, or a label that is not in `classes`; with the line.
     """
     table = open_table(path, LABELS, form.separator, force=force)
+    return labels_in(table, form, classes, allow_empty=allow_empty)
+
+
+def labels_in(
+    table: Table, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None, *, allow_empty: bool = False
+) -> Labels:
+    """The labels in a table whose header was read; arguments and errors as `read_labels`."""
     layout = _layout(table, form)
     if layout.label_columns:
         tagged = _from_flags(table, layout.name_column, layout.label_columns)
@@ -148,40 +155,27 @@ def read_labels(
     return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
 
 
-def labels_of(
-    names: Iterable[str],
-    cells: Iterable[Cell],
-    source: str,
-    classes: Sequence[str] | None = None,
-    form: LabelFormat | None = None,
-    *,
-    allow_empty: bool = False,
-) -> Labels:
+def labels_of(names: Sequence[str], cells: Sequence[Cell], source: str, classes: Sequence[str] | None = None) -> Labels:
     """Labels that are in memory, treated as those of a file.
 
     Args:
         names: of the tiles.
-        cells: labels of each tile: text as in a file, or a list.
-        source: words for messages, such as "the folder names".
+        cells: labels of each tile: text, in which white space separates them, or a list.
+        source: words for messages, such as "the labels of the function".
         classes: the labels in target order; by default all of them, sorted.
-        form: of a table: how text is cut into labels, and the columns' names, which a row may repeat.
-        allow_empty: a tile without labels is a tile.
 
     Raises:
         DataError: no rows, lists that cannot be read, or a label that is not in `classes`.
     """
-    every = [Row(line, row) for line, row in enumerate(zip(names, cells, strict=True), 1)]
-    header = [form.name_column, form.tags_column] if form else []
-    form = form or KAGGLE_FORMAT
-    rows = without_headers(every, header, source) if header else Rows(every)
-    if not rows.rows:
+    if not names:
         raise DataError(f"{source} have no rows", "there is nothing to learn from", "check where they come from")
-    lines = [row.line for row in rows.rows]
-    tags = tags_of([row.cells[1] for row in rows.rows], Source(source, lines), form.tags_separator, classes)
-    found = [str(row.cells[0]) for row in rows.rows]
-    sha256 = hashlib.sha256(repr(list(zip(found, tags, lines, strict=True))).encode()).hexdigest()
-    tagged = Tagged(found, tags, lines, source, sha256, rows.headers)
-    return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
+    lines = list(range(1, len(names) + 1))
+    tags = tags_of(cells, Source(source, lines), None, classes)
+    return tidied(Tagged(list(names), tags, lines, source, _hash(names, tags, lines)), classes)
+
+
+def _hash(names: Sequence[str], tags: Sequence[Tags], lines: Sequence[int]) -> str:
+    return hashlib.sha256(repr(list(zip(names, tags, lines, strict=True))).encode()).hexdigest()
 
 
 def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None) -> Labels:
@@ -192,8 +186,7 @@ def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Seq
     """
     source, lines = "the folder names", list(range(1, len(names) + 1))
     tags: list[Tags] = [(" ".join(folder.split()),) for folder in folders]
-    sha256 = hashlib.sha256(repr(list(zip(names, tags, lines, strict=True))).encode()).hexdigest()
-    return tidied(Tagged(list(names), tags, lines, source, sha256), classes)
+    return tidied(Tagged(list(names), tags, lines, source, _hash(names, tags, lines)), classes)
 
 
 def _from_tags(table: Table, form: LabelFormat, classes: Sequence[str] | None) -> Tagged:
@@ -204,7 +197,8 @@ def _from_tags(table: Table, form: LabelFormat, classes: Sequence[str] | None) -
     tags = tags_of(cells, Source(table.path, lines), form.tags_separator, classes)
     names = [str(row.cells[0]) for row in rows.rows]
     remarks = tuple(_only_flags(tags, form.tags_column))
-    return Tagged(names, tags, lines, table.path, table.sha256, rows.headers, remarks)
+    sha256 = table.sha256 or _hash(names, tags, lines)
+    return Tagged(names, tags, lines, table.path, sha256, rows.headers, remarks)
 
 
 def _only_flags(tags: Sequence[Tags], column: str) -> Iterator[str]:
@@ -238,7 +232,8 @@ def _from_flags(table: Table, name_column: str, label_columns: Sequence[str]) ->
     remark = f'{len(label_columns)} columns of 0 and 1, one for each label: {shown}; tiles are named by "{name_column}"'
     names = [str(row.cells[0]) for row in rows.rows]
     lines = [row.line for row in rows.rows]
-    return Tagged(names, tags, lines, table.path, table.sha256, rows.headers, (remark,))
+    sha256 = table.sha256 or _hash(names, tags, lines)
+    return Tagged(names, tags, lines, table.path, sha256, rows.headers, (remark,))
 
 
 def _layout(table: Table, form: LabelFormat) -> LabelFormat:
@@ -308,7 +303,8 @@ def tidied(
     spelled = _spellings(counts, classes)
     one_spelling = [tuple(spelled[tag] for tag in tags) for tags in clean]
     unique = [tuple(dict.fromkeys(tags)) for tags in one_spelling]
-    table = pd.DataFrame({"image_name": tagged.names, "tags": unique, "line": tagged.lines})
+    names = [name.removeprefix("./") for name in tagged.names]  # as `find .` writes them
+    table = pd.DataFrame({"image_name": names, "tags": unique, "line": tagged.lines})
     rows = len(table)
     if join_rows:
         table = _joined(table)

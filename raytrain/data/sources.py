@@ -20,11 +20,19 @@ import numpy as np
 import pandas as pd
 
 from raytrain import storage
-from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, Labels, labels_of, labels_of_folders, read_labels
+from raytrain.data.labels import (
+    KAGGLE_FORMAT,
+    LabelFormat,
+    Labels,
+    labels_in,
+    labels_of,
+    labels_of_folders,
+    read_labels,
+)
 from raytrain.data.listing import LeftOut, lies_in_junk, pictures_in
 from raytrain.data.names import SUFFIXES, KnownNames, spelling, visible
 from raytrain.data.splits import Rule, only_in_valid
-from raytrain.data.tables import Cell
+from raytrain.data.tables import FrameTable, cell_of
 from raytrain.errors import DataError, masked
 
 
@@ -69,17 +77,9 @@ class Images:
         """Takes the labels from a table in memory; cells of the tags column are text or lists of text.
 
         Raises:
-            DataError: a column is missing, no rows, or a label is not in `classes`.
+            DataError: as `labels.read_labels`.
         """
-        missing = [column for column in (form.name_column, form.tags_column) if column not in table]
-        if missing:
-            raise DataError(
-                f'the table has no column "{missing[0]}", only {", ".join(map(str, table.columns))}',
-                "it says which tile has which labels",
-                "LabelFormat(name_column, tags_column) names the columns",
-            )
-        cells = [_cell(value) for value in table[form.tags_column]]
-        labels = labels_of(map(str, table[form.name_column]), cells, "the rows of the table", classes, form)
+        labels = labels_in(FrameTable(table), form, classes)
         return self._label(labels, {"table": form.content()})
 
     def label_from_folders(self, classes: Sequence[str] | None = None) -> Tiles:
@@ -107,7 +107,7 @@ class Images:
         """
         source = "the labels of the function"
         names = self.table["image_name"].to_list()
-        cells = [_cell(function(name)) for name in names]
+        cells = [cell_of(function(name)) for name in names]
         return self._label(labels_of(names, cells, source, classes), {"made from": source})
 
     def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
@@ -280,7 +280,7 @@ def images_in(
         raise DataError(
             f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}{left}",
             f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
-            "raytrain ingest --images DIR with the folder that holds the tiles",
+            "--images DIR with the folder that holds the tiles",
         )
     table = pd.DataFrame(
         {
@@ -403,15 +403,6 @@ def _of_each(
     if missing:
         raise DataError(f"the mapping has no group for {len(missing)} tiles, such as {missing[0]}", "", "add them")
     return [groups[name] for name in names]
-
-
-def _cell(value: Any) -> Cell:
-    """Labels in memory as text or a list; None and NaN, which pandas makes of an empty cell, as no labels."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Iterable):
-        return [str(label) for label in value]
-    return "" if pd.isna(value) else str(value)
 
 
 def _few(names: pd.Series) -> str:

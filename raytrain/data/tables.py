@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -62,8 +63,7 @@ class Table(Protocol):
     Attributes:
         path: of its file, for messages.
         header: names of the columns.
-        sha256: of its file.
-        fix: what to type where a column is missing.
+        sha256: of its file; empty of a table in memory.
     """
 
     path: str
@@ -208,6 +208,33 @@ class _CsvTable:
                 "a quote that is opened there is never closed, or stands inside a field",
                 "correct that line",
             ) from None
+
+
+class FrameTable:
+    """A table in memory; rows count from 1, and it has no hash of its own."""
+
+    path, sha256 = "the table in memory", ""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self._frame = frame
+        self.header = [str(name) for name in frame.columns]
+
+    def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
+        places = [self.header.index(column.name) for column in columns]
+        values = [self._frame.iloc[:, place].to_list() for place in places]
+        for line, row in enumerate(zip(*values, strict=True), 1):
+            cells = tuple(cell_of(value) for value in row)
+            if any(cells):
+                yield Row(line, cells)
+
+
+def cell_of(value: Any) -> Cell:
+    """A value in memory as text or a list of text; None and NaN, which pandas makes of an empty cell, as empty text."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, Iterable):
+        return [str(label) for label in value]
+    return "" if pd.isna(value) else str(value)
 
 
 class _ParquetTable:

@@ -366,3 +366,55 @@ def test_two_archives_in_an_archive_do_not_hold_one_file(tmp_path):
     whole = zipped(tmp_path / "whole.zip", {path.name: path.read_bytes() for path in same})
     with pytest.raises(DataError, match="two files that would both become"):
         extract(whole, tmp_path / "out", place_of)
+
+
+# Archives of older and other programs
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "7z"])
+def test_names_with_backslashes_are_folders(tmp_path, tiles, kind):
+    content = {f"planet\\{name}".replace("/", "\\"): data for name, data in tiles.items()}
+    path = KINDS[kind](tmp_path, content)
+    if kind == "zip":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("planet\\train-jpg\\", b"")
+    extract(path, tmp_path / "out", place_of)
+    assert written(tmp_path / "out") == tiles
+
+
+@pytest.mark.parametrize("name", ["..\\x.jpg", "train-jpg\\..\\..\\train_0.jpg", "\\train_0.jpg", "C:\\train_0.jpg"])
+def test_backslashes_lead_nowhere(tmp_path, name):
+    path = zipped(tmp_path / "a.zip", {name: b"x"})
+    with pytest.raises(DataError, match="leads out of the target folder"):
+        extract(path, tmp_path / "out", place_of)
+
+
+def changed(path, at, value, size):
+    """A zip whose headers hold another value at an offset (local header, central directory)."""
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", at), (b"PK\1\2", at + 2)):
+        place = content.index(signature) + offset
+        content[place : place + size] = value.to_bytes(size, "little")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (93, "Zstandard"), (98, "PPMd"), (77, "unknown")])
+def test_a_method_that_is_not_known_here_is_named(tmp_path, tiles, capsys, method, name):
+    path = changed(KINDS["zip"](tmp_path, tiles), 8, method, 2)
+    assert run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "out")]) == 3
+    message = capsys.readouterr().err
+    assert f"is packed by method {method} ({name})" in message and "damaged" not in message and "--from" in message
+
+
+@pytest.mark.parametrize("kind", ["zip", "7z", "7z with its names"])
+def test_a_password_is_named(tmp_path, tiles, capsys, kind):
+    if kind == "zip":
+        path = changed(KINDS["zip"](tmp_path, tiles), 6, 1, 2)
+    else:
+        path = tmp_path / "a.7z"
+        with py7zr.SevenZipFile(path, "w", password="x", header_encryption="names" in kind) as archive:
+            archive.writestr(b"x", "train-jpg/train_0.jpg")
+    assert run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "out")]) == 3
+    message = capsys.readouterr().err
+    assert "is protected by a password" in message and "py7zr" not in message and "damaged" not in message

@@ -1,5 +1,6 @@
 """`raytrain download planet`: a small Kaggle on this machine, the ways it fails, kills at any point, files at hand."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -527,3 +528,70 @@ def test_killed_while_it_unpacks_a_removed_folder_again_it_goes_on(driver, kaggl
     assert driver(**task, kill_at=at).result()["code"] == -signal.SIGKILL
     assert driver(**task).result()["code"] == 0
     assert tree(tmp_path / "planet") == whole_of_few[0] and kaggle.sent == sent
+
+
+# fastai's samples, and folders that are not Planet's
+
+
+def sample_of_fastai(planet, folder):
+    """planet_sample/labels.csv and planet_sample/train/train_*.jpg."""
+    tiles = {name.replace("train-jpg", "train"): data for name, data in planet.items() if name.startswith("train-jpg/")}
+    few = dict(list(tiles.items())[:12])
+    rows = "".join(f"{Path(name).stem},clear primary\n" for name in few)
+    return {
+        f"{folder}/{name}": data for name, data in {**few, "labels.csv": f"image_name,tags\n{rows}".encode()}.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip", "folder", "folder above"])
+def test_the_samples_of_fastai_are_planets_tiles(tmp_path, planet, capsys, kind):
+    content = sample_of_fastai(planet, "planet_sample")
+    source = tmp_path / ("planet_sample.tgz" if kind == "tgz" else "planet_sample.zip")
+    if kind == "tgz":
+        source.write_bytes(gzip.compress(tar(content)))
+    elif kind == "zip":
+        source.write_bytes(zipped(content))
+    else:
+        for name, data in content.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(data)
+        source = tmp_path / "planet_sample" if kind == "folder" else tmp_path
+    out = tmp_path / "here" / "out"
+    assert run_command(command(out, "--from", str(source))) == 0
+    assert "train_v2.csv: 12 tiles with 2 labels; each has its picture" in capsys.readouterr().out
+    assert len(list((out / "train-jpg").iterdir())) == 12
+
+
+def test_the_train_folder_and_labels_of_other_tiles_are_left_alone(tmp_path, capsys):
+    for name in ("mine/train/cat_0.jpg", "mine/labels.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert run_command(command(tmp_path / "out", "--from", str(tmp_path / "mine"))) == 3
+    message = capsys.readouterr().err
+    assert "holds nothing of Planet" in message and "raytrain ingest --images DIR --labels CSV" in message
+    assert place_of("mine/labels.csv") is None and place_of("planet_tiny/labels.csv") == "train_v2.csv"
+
+
+def test_labels_with_suffixes_have_their_pictures(tmp_path, planet, capsys):
+    rows = ["image_name,tags"]
+    for name, data in list(planet.items())[:12]:
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        rows.append(f"{path.name},clear")
+    (tmp_path / "mine" / "train_v2.csv").write_text("\n".join(rows))
+    assert run_command(command(tmp_path / "out", "--from", str(tmp_path / "mine"))) == 0
+    assert "12 tiles with 1 labels; each has its picture" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@eaDir/train_0.jpg",
+        "train-jpg/.ipynb_checkpoints/train_0.jpg",
+        "__MACOSX/train-jpg/._train_0.jpg",
+        "._train_v2.csv",
+    ],
+)
+def test_what_a_system_adds_to_an_archive_is_left_out(name):
+    assert place_of(name) is None

@@ -66,7 +66,7 @@ def test_labels_from_a_table_in_memory(tmp_path):
     assert tiles.classes == ["x", "y"] and np.stack(tiles.table["target"]).tolist() == [[1, 1], [1, 0], [0, 1]]
     assert tiles.table["problem"].tolist() == ["", "", "missing"] and tiles.unlisted == [str(tmp_path / "c.jpg")]
     assert str(tiles) == "2 tiles, 2 classes, 3 labels; 1 missing; 1 pictures without labels left out"
-    with pytest.raises(DataError, match='no column "image_name", only id, words'):
+    with pytest.raises(DataError, match=r'must have one column "image_name".*id,words'):
         found.label_from_table(table)
 
 
@@ -166,3 +166,85 @@ def test_the_source_tells_two_divisions_apart(digits):
     tiles = images_in(digits, subfolders=True).label_from_folders()
     assert tiles.split(seed=1).source != tiles.split(seed=2).source
     assert tiles.split().source == images_in(digits, subfolders=True).label_from_folders().split().source
+
+
+# How labels find their pictures
+
+
+def named(folder, images, names):
+    """The tiles of label rows with these names, each with another label."""
+    found = images_in(make(folder, *images), subfolders=True)
+    return found.label_from_table(pd.DataFrame({"image_name": names, "tags": [f"label{i}" for i in range(len(names))]}))
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("DSC_0.JPG", "DSC_0.jpg"),
+        ("DSC_0.jpg", "DSC_0.JPG"),
+        ("a.TIF", "a.tif"),
+        ("fore\u0302t.jpg", "for\u00eat"),
+        ("for\u00eat.jpg", "fore\u0302t.JPG"),
+        ("x/a.jpg", "x\\a.jpg"),
+        ("x/a.jpg", "./x/a"),
+        ("tile (1) [b].jpg", "tile (1) [b]"),
+    ],
+)
+def test_a_name_in_another_spelling_finds_its_picture(tmp_path, image, name):
+    tiles = named(tmp_path, [image, "other.jpg"], [name])
+    assert tiles.table["problem"].tolist() == [""] and tiles.table["path"].tolist() == [str(tmp_path / image)]
+
+
+def test_a_bare_name_finds_its_only_picture_and_gets_its_folder(tmp_path):
+    images = [
+        "airplane/airplane01.jpg",
+        "beach/beach00.jpg",
+        "beach/both.jpg",
+        "airplane/both.jpg",
+        "top.jpg",
+        "beach/top.jpg",
+    ]
+    tiles = named(tmp_path, images, ["airplane01", "beach00.JPG", "both", "top", "nowhere"])
+    assert tiles.table["image_name"].tolist() == ["airplane/airplane01", "beach/beach00.jpg", "both", "top", "nowhere"]
+    assert tiles.table["problem"].tolist() == ["", "", "ambiguous-name", "", "missing"]
+    details = [record["detail"] for record in tiles.split(valid=0.5).unusable()]
+    assert "airplane/both or beach/both; write folder/name" in details[0]
+
+
+def test_bare_names_go_with_folders_lists_and_tables(tmp_path):
+    images = [f"{part}/t_{part}{i}.jpg" for part in ("train", "valid") for i in range(3)]
+    tiles = named(tmp_path, images, [f"t_{part}{i}" for part in ("train", "valid") for i in range(3)])
+    assert str(tiles.split(by="folder", valid_values=["valid"])).startswith("train 3, valid 3")
+    by_list = tiles.split(by="list", valid_values=["t_valid0", "valid/t_valid1.JPG", "nowhere"])
+    assert str(by_list).startswith("train 4, valid 2") and "1 listed names are no tiles: nowhere" in str(by_list)
+
+
+def test_names_that_several_folders_hold_are_the_reason_where_none_is_found(tmp_path):
+    with pytest.raises(DataError, match="none of the 1 tiles") as error:
+        named(tmp_path, ["a/t.jpg", "b/t.jpg"], ["t"])
+    assert "folder/name" in error.value.fix
+    with pytest.raises(DataError) as error:
+        named(tmp_path, ["a/t.jpg", "b/t.jpg"], ["u"])
+    assert "--subfolders" not in error.value.fix
+
+
+def test_a_listed_name_in_both_lists_is_refused_in_any_spelling(tmp_path):
+    tiles = named(tmp_path, ["x/a.jpg", "x/b.jpg"], ["a", "b"])
+    with pytest.raises(DataError, match="x/a is to validate and to test"):
+        tiles.split(by="list", valid_values=["a"], test_values=["x/a.jpg"])
+
+
+def test_unseen_characters_of_a_listed_name_are_shown(tmp_path):
+    tiles = named(tmp_path, ["a.jpg", "b.jpg"], ["a", "b"])
+    assert "1 listed names are no tiles: c<U+200D>d" in str(tiles.split(by="list", valid_values=["a", "c\u200dd"]))
+
+
+def test_written_lists_in_memory_are_read_as_in_a_file(tmp_path):
+    found = images_in(make(tmp_path, "a.jpg", "b.jpg"))
+    table = pd.DataFrame({"image_name": ["a", "b"], "tags": ["['x', 'y']", "['y']"]})
+    assert found.label_from_table(table).classes == ["x", "y"]
+    assert found.label_with(lambda name: "['x']").classes == ["x"]
+    arrays = pd.DataFrame({"image_name": ["a", "b"], "tags": [np.array(["x", "y"]), np.array(["y"])]})
+    assert np.stack(found.label_from_table(arrays).table["target"]).tolist() == [[1, 1], [0, 1]]
+    with pytest.raises(DataError, match="with ',' inside"):
+        found.label_from_table(pd.DataFrame({"image_name": ["a", "b"], "tags": ["x,y", "y"]}))

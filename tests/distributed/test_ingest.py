@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from handmade import NETWORK
 from odd_images import COUNTED, QUARANTINED, encoded, four_bands, noise
@@ -292,3 +295,105 @@ def test_a_tile_of_another_size_and_a_png_pass_and_are_counted(tiles, tmp_path):
     done = ingest(divided(folder, tiles[1]), str(tmp_path / "out"))
     assert done.counts["size 200x100"] == 1 and done.dataset.tile_size == 256
     assert open_dataset(done.dataset.place).rows == 160
+
+
+def test_what_lies_among_the_tiles_is_named_and_does_not_end_the_command(tiles, dataset, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(tiles[0], folder)
+    for i in range(15):  # more than --max-bad allows
+        shutil.copy(os.fsencode(next(tiles[0].iterdir())), os.fsencode(folder) + b"/f\xf4ret%d.jpg" % i)
+    (folder / "up").symlink_to(".")
+    out = tmp_path / "out"
+    assert (
+        run_command(["ingest", "--images", str(folder), "--labels", str(tiles[1]), "--out", str(out), "--subfolders"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "left out: f<0xF4>ret0.jpg (unsafe-name: the name has bytes that are not UTF-8)" in printed
+    assert "left out: up/ (same-folder: " in printed
+    assert "unsafe-name, such as f<0xF4>ret0.jpg: the name has bytes that are not UTF-8" in printed
+    records = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(record["kind"] for record in records) == ["same-folder", *["unsafe-name"] * 15]
+    assert {record["row"] for record in records} == {0}
+    assert tree(out / "shards") == tree(dataset_folder(dataset) / "shards")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([f"{name},{label}" for name in "abcdefgh" for label in "xy"], ("16 contradicting-labels", "--join-rows")),
+        ([f"gone_{i},x" for i in range(12)], ("12 missing", "how tiles are named")),
+        ([f"../{i},x" for i in range(12)], ("12 unsafe-name", "correct the names")),
+        ([f"{i}," for i in range(12)], ("12 no-labels", "--allow-empty")),
+    ],
+)
+def test_many_bad_rows_of_one_kind_are_told_what_they_mean(tiles, tmp_path, capsys, rows, words):
+    name = sorted(tiles[0].iterdir())[0].stem
+    (tmp_path / "labels.csv").write_text("\n".join(["image_name,tags", f"{name},x", *rows]))
+    command = [
+        "ingest",
+        "--images",
+        str(tiles[0]),
+        "--labels",
+        str(tmp_path / "labels.csv"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run_command(command) == 3
+    message = capsys.readouterr().err
+    assert all(word in message for word in words) and "no dataset was written" in message
+
+
+def test_many_pictures_of_16_bits_are_told_which_flags_help(tmp_path, capsys):
+    for i in range(12):
+        (tmp_path / f"t_{i}.tif").write_bytes(four_bands())
+    (tmp_path / "labels.csv").write_text("image_name,tags\n" + "".join(f"t_{i},x\n" for i in range(12)))
+    command = [
+        "ingest",
+        "--images",
+        str(tmp_path),
+        "--labels",
+        str(tmp_path / "labels.csv"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run_command(command) == 3
+    assert "12 bands" in (message := capsys.readouterr().err) and "--bands 3,2,1 --scale" in message
+    assert run_command([*command, "--bands", "3,2,1", "--scale", "0,500"]) == 0
+
+
+def test_joined_rows_and_classes_from_a_file_give_the_dataset_of_one_row_a_tile(tiles, dataset, tmp_path):
+    lines = Path(tiles[1]).read_text().splitlines()
+    long = [f"{name},{tag}" for name, tags in (line.split(",") for line in lines[1:]) for tag in tags.split()]
+    (tmp_path / "long.csv").write_text("\n".join([lines[0], *long]))
+    (tmp_path / "classes.txt").write_text("\ufeff" + "\r\n".join(dataset.classes), newline="")
+    command = [
+        "ingest",
+        "--images",
+        str(tiles[0]),
+        "--labels",
+        str(tmp_path / "long.csv"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run_command([*command, "--join-rows", "--classes", str(tmp_path / "classes.txt")]) == 0
+    assert open_dataset(str(tmp_path / "out")).hash == dataset.hash
+
+
+def test_a_split_takes_tables_and_lists_as_ingest_does(tiles, dataset, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset.place, copy)
+    names = dataset.table["image_name"].to_list()
+    frame = {"tile": [f"{name}.JPG" for name in names], "fold": [i % 2 for i in range(len(names))]}
+    pq.write_table(pa.table(frame), tmp_path / "folds.parquet")
+    by_table = ["--by", "column", "--table", str(tmp_path / "folds.parquet"), "--column", "fold", "--valid-values", "1"]
+    assert run_command(["data", "split", str(copy), "--name", "one", *by_table, "--name-column", "tile"]) == 0
+    (tmp_path / "valid.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(f"{name}.JPG" for name in names[1::2]).encode())
+    assert (
+        run_command(
+            ["data", "split", str(copy), "--name", "two", "--by", "list", "--valid-list", str(tmp_path / "valid.txt")]
+        )
+        == 0
+    )
+    one, two = (open_dataset(str(copy)).split(name) for name in ("one", "two"))
+    assert one.equals(two) and (one["part"] == "valid").sum() == len(names) // 2

@@ -1,9 +1,11 @@
+import gzip
 import time
+import zipfile
 
 import numpy as np
 import pytest
 
-from raytrain.errors import DataError
+from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.submission import build, write
 
@@ -134,3 +136,54 @@ def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
     write(str(tmp_path / "s.csv"), table)
     assert time.process_time() - start < 3
     assert list(table["image_name"]) == names[::-1]
+
+
+# Sample files as people and programs write them
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("image_name,tags\nt_1,clear,\nt_0,clear,\n", ["t_1", "t_0"]),
+        ("image_name,tags\n t_1 ,clear\n t_0\t,clear\n", ["t_1", "t_0"]),
+        ("\ufeffimage_name , tags\r\nt_1,clear\r\nt_0,clear\r\n,\r\n", ["t_1", "t_0"]),
+        ("image_name,tags\nt_1.jpg,clear\nt_0.JPG,clear\n", ["t_1.jpg", "t_0.JPG"]),
+        ("image_name,tags\nt_1,clear\nimage_name,tags\nt_0,clear\n", ["t_1", "t_0"]),
+    ],
+)
+@pytest.mark.parametrize("pack", [None, "gz", "zip"])
+def test_a_sample_is_read_as_every_table_and_gives_its_own_names(tmp_path, content, names, pack):
+    place = tmp_path / ("sample.csv" if pack is None else f"sample.csv.{pack}")
+    if pack == "zip":
+        with zipfile.ZipFile(place, "w") as archive:
+            archive.writestr("sample_submission_v2.csv", content)
+    else:
+        place.write_bytes(gzip.compress(content.encode()) if pack else content.encode())
+    tiles = {name: [0.9, 0.1, 0.1] if name == "t_0" else [0.1, 0.9, 0.1] for name in ("t_0", "t_1")}
+    assert rows(build([of(tiles)], None, str(place))) == dict(zip(names, ["haze", "clear"], strict=True))
+
+
+def test_tiles_in_folders_are_found_by_the_samples_bare_names(tmp_path):
+    sample = sample_file(tmp_path, ["test_0", "file_1"])
+    tiles = of({"test-jpg/test_0": [0.9, 0.1, 0.1], "more/file_1.jpg": [0.1, 0.9, 0.1]})
+    assert rows(build([tiles], None, sample)) == {"test_0": "clear", "file_1": "haze"}
+
+
+def test_tiles_that_were_not_predicted_get_the_labels_for_missing_ones(tmp_path):
+    sample = sample_file(tmp_path, ["a", "broken_2", "b", "broken_10"])
+    tiles = of({name: [0.1, 0.9, 0.1] for name in ("a", "b")})
+    done = build([tiles], None, sample, ["water", "clear"])
+    assert rows(done) == {"a": "haze", "broken_2": "clear water", "b": "haze", "broken_10": "clear water"}
+    assert list(done.said()) == ['2 tiles were not predicted and get "clear water": broken_2, broken_10']
+    assert list(build([tiles], None, sample_file(tmp_path, ["b", "a"]), ["clear"]).said()) == []
+
+
+def test_labels_for_missing_tiles_are_classes_and_do_not_hide_other_differences(tmp_path):
+    sample = sample_file(tmp_path, ["a", "broken"])
+    with pytest.raises(ConfigError, match='"primry", which is no class'):
+        build([of({"a": [0.5] * 3})], None, sample, ["primry"])
+    with pytest.raises(DataError, match=r"1 not in the sample \(z\)"):
+        build([of({"a": [0.5] * 3, "z": [0.5] * 3})], None, sample, ["clear"])
+    with pytest.raises(DataError) as error:
+        build([of({"a": [0.5] * 3})], None, sample)
+    assert "--missing" in error.value.fix
