@@ -138,14 +138,13 @@ def _some(rows: np.ndarray[Any, Any], count: int, seed: int) -> list[int]:
 
 
 def _cells(dataset: Dataset, rows: list[int], size: int) -> dict[int, Cell]:
-    from raytrain.data import images
-    from raytrain.data.dataset import labels_of, read_images
+    from raytrain.data.dataset import decoded_images, labels_of
     from raytrain.report.sheet import Cell
 
     names = dataset.table["image_name"]
     return {
-        row: Cell(images.decode(content, size), names[row], labels_of(dataset, row))
-        for row, content in zip(rows, read_images(dataset, rows), strict=True)
+        row: Cell(pixels, names[row], labels_of(dataset, row))
+        for row, pixels in zip(rows, decoded_images(dataset, rows, size), strict=True)
     }
 
 

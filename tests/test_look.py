@@ -245,3 +245,14 @@ def test_a_dataset_without_flaws_and_without_splits_is_said_to_be_so(tmp_path, m
     assert {path.name for path in tmp_path.iterdir()} == {"calm", "calm-check.html"}
     assert run_command(["data", "show", "calm", "--part", "valid"]) == 3
     assert "no split" in capsys.readouterr().err
+
+
+def test_a_picture_that_an_older_version_let_in_is_named_and_no_traceback(tmp_path, capsys):
+    deep = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 300, np.uint16)).save(deep, "PNG")
+    tiles = {"good": (encoded(scene(1)), "a"), "deep": (deep.getvalue(), "a")}
+    found = write_dataset(tmp_path / "old", tiles, ["a"], {"random": ["train", "valid"]})
+    for command in (["data", "show", found.place, "--out", str(tmp_path / "x.png")], ["data", "check", found.place]):
+        assert run_command(command) == 3
+        message = capsys.readouterr().err
+        assert "deep" in message and "16-bit" in message and "Traceback" not in message

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
-from raytrain.data import cache, images
-from raytrain.data.dataset import Dataset, read_images
+from raytrain.data import cache
+from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.preflight import (
     FULL_CHECKPOINTS,
@@ -90,7 +90,7 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
 
 
 def _decoded(dataset: Dataset, rows: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    return np.stack([images.decode(content, size) for content in read_images(dataset, rows.tolist())])
+    return np.stack(list(decoded_images(dataset, rows.tolist(), size)))
 
 
 def _step_seconds(

@@ -1,18 +1,24 @@
 """Rate and memory of ingest on as many tiles as the competition has, against a plain pool running the same gate:
 
     RAYTRAIN_REAL_DATA=DIR python tests/ingest/score.py --out DIR [--tiles 40479] [--pairs 3]
+    RAYTRAIN_REAL_DATA=DIR python tests/ingest/score.py --out DIR --against OTHER [--pairs 3]
 
 Real tiles are repeated under new names (hard links). Pool and ingest alternate; of both the start is left out: of the pool by
 a first round of work, of ingest by subtracting the time of an ingest of 128 tiles, two shards, in the same run. Then once four times as many tiles.
 Memory is PSS of this process and all of Ray's, sampled twice a second, above that of the idle cluster. Five minutes on two
 cores and 4 GB of disk; nothing else may run beside it.
+
+`--against OTHER` compares with another checkout of raytrain instead: both ingest the same files in turn, each time in a process
+and a Ray of its own.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +28,7 @@ import pandas as pd
 import psutil
 import ray
 
+import raytrain
 from raytrain import storage
 from raytrain.cli import RAY_ENVIRONMENT
 from raytrain.data import images
@@ -51,9 +58,13 @@ def linked(out: Path, tiles: int) -> tuple[DividedTiles, list[str]]:
         labels[name] = tags[files[number % len(files)].stem]
     for original in originals:
         original.unlink()
-    table = pd.DataFrame({"image_name": labels.keys(), "tags": labels.values()})
-    found = images_in(str(out)).label_from_table(table)
-    return found.split(), found.table["path"].to_list()
+    pd.DataFrame({"image_name": labels.keys(), "tags": labels.values()}).to_csv(f"{out}.csv", index=False)
+    return divided(out), [str(out / f"{name}.jpg") for name in labels]
+
+
+def divided(folder: Path) -> DividedTiles:
+    """The tiles of a folder that `linked` made."""
+    return images_in(str(folder)).label_from_file(f"{folder}.csv").split()
 
 
 class Memory(threading.Thread):
@@ -108,12 +119,56 @@ def timed_pool(paths: list[str]) -> float:
         return time.monotonic() - began
 
 
+def seconds_of_checkout(checkout: Path, out: Path) -> float:
+    """Seconds of an ingest by the raytrain in a folder, in a process of its own; its start is left out."""
+    command = [sys.executable, __file__, "--out", str(out), "--once"]
+    env = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert Path(found["raytrain"]).is_relative_to(checkout.resolve()), f"it was {found['raytrain']} that ran"
+    return float(found["seconds"])
+
+
+def ingest_once(out: Path) -> None:
+    """Prints the seconds of an ingest of the tiles that are there, without its start, and which raytrain it was."""
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    start = statistics.median(timed_ingest(divided(out / "few"), out / "dataset") for _ in range(3))
+    seconds = timed_ingest(divided(out / "once"), out / "dataset") - start
+    ray.shutdown()
+    print(json.dumps({"seconds": seconds, "raytrain": str(Path(raytrain.__file__).resolve())}))
+
+
+def compare(out: Path, other: Path, tiles: int, pairs: int) -> None:
+    """Prints the rate of this checkout and of another one, in turn, and their ratio."""
+    here = Path(__file__).resolve().parents[2]
+    linked(out / "few", 128)
+    linked(out / "once", tiles)
+    ratios = []
+    for pair in range(pairs):
+        sides = (other, here) if pair % 2 == 0 else (here, other)
+        seconds = {side: seconds_of_checkout(side, out) for side in sides}
+        ratios.append(seconds[other] / seconds[here])
+        print(
+            f"other {tiles / seconds[other]:.0f} tiles/s, here {tiles / seconds[here]:.0f} tiles/s, ratio {ratios[-1]:.3f}"
+        )
+    print(
+        f"here / other, median: {statistics.median(ratios):.3f} (lowest {min(ratios):.3f}, highest {max(ratios):.3f})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder that is made and removed")
     parser.add_argument("--tiles", type=int, default=40479)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--against", type=Path, help="another checkout of raytrain to compare with")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # what --against starts
     args = parser.parse_args()
+    if args.once:
+        return ingest_once(args.out)
+    if args.against:
+        compare(args.out, args.against.resolve(), args.tiles, args.pairs)
+        return shutil.rmtree(args.out)
     few, _ = linked(args.out / "few", 128)
     once, paths = linked(args.out / "once", args.tiles)
     ray.init(address="local", num_cpus=2, log_to_driver=False)
