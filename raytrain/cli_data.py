@@ -16,12 +16,13 @@ from cyclopts import App, Parameter
 from raytrain import storage
 from raytrain.config import SPLIT_NAME
 from raytrain.data.bands import parse as parse_bands
-from raytrain.data.labels import KAGGLE_FORMAT, LabelFormat, column_of
+from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
 from raytrain.data.listing import is_list, listed_pictures
 from raytrain.data.names import SUFFIXES, visible
 from raytrain.data.sources import Images, Tiles, images_at, images_in
 from raytrain.data.splits import Rule
 from raytrain.data.text import NAMES, listed, read_lines
+from raytrain.data.tile_values import column_of
 from raytrain.errors import ConfigError, masked
 
 data_app = App(name="data", help="Look at a dataset, check it, divide it.")

@@ -1,24 +1,25 @@
 """Which tile has which labels, from a CSV or Parquet file or from rows in memory.
 
 White space, case, Unicode form and repeats of labels are tidied and counted; everything else that could be misread is an
-error with its line. `tables` reads the rows, `cells` the labels of a cell. No torch, no ray.
+error with its line. `tables` reads the rows, `tagged` the labels in them. No torch, no ray.
 """
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from raytrain.data.cells import Source, Tags, tags_of
-from raytrain.data.names import KnownNames, stem, visible, why_unsafe, without_invisible
-from raytrain.data.tables import Cell, Column, Table, open_table, read_rows, without_headers
+from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
+from raytrain.data.names import stem, visible, why_unsafe, without_invisible
+from raytrain.data.tables import Cell, Table, open_table
+from raytrain.data.tagged import Tagged, hash_of, tagged_in
 from raytrain.data.text import FileKind
 from raytrain.errors import DataError, did_you_mean
 
@@ -27,39 +28,6 @@ LABELS = FileKind(
     "labels are needed to train",
     "raytrain ingest --labels CSV with the file that has the columns image_name,tags",
 )
-TABLE = FileKind("table", "it says where each tile belongs", "--table FILE, a CSV or Parquet file with a row a tile")
-OTHER_COLUMNS = "rename the columns, or give --name-column and --tags-column (or --label-columns)"
-_TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
-CLASSES_SHOWN = 6
-
-
-@dataclass(frozen=True)
-class LabelFormat:
-    """How a label file is to be read.
-
-    Attributes:
-        name_column: column with the tile's name; tags_column: with its labels.
-        separator: one character between the columns of a CSV; a Parquet file needs none.
-        tags_separator: between the labels of a tile; None for white space.
-        label_columns: instead of a tags column, the columns of 0 and 1, one for each label; their names are the labels.
-        join_rows: a tile has one row for each of its labels.
-    """
-
-    name_column: str = "image_name"
-    tags_column: str = "tags"
-    separator: str = ","
-    tags_separator: str | None = None
-    label_columns: tuple[str, ...] = ()
-    join_rows: bool = False
-
-    def content(self) -> dict[str, Any]:
-        """As JSON gives it back; what is newer than the first datasets only where it is used, so they stay the same."""
-        newer = {"label_columns": list(self.label_columns), "join_rows": self.join_rows}
-        older = {key: value for key, value in asdict(self).items() if key not in newer}
-        return older | {key: value for key, value in newer.items() if value}
-
-
-KAGGLE_FORMAT = LabelFormat()
 
 
 @dataclass(frozen=True)
@@ -89,29 +57,6 @@ class Labels:
         for row, tags in enumerate(self.table["tags"]):
             targets[row, [column[tag] for tag in tags]] = 1
         return targets
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """Rows as they were written, before they are tidied.
-
-    Attributes:
-        names: of the tiles.
-        tags: labels of each.
-        lines: of the rows.
-        source: a path, or words for messages.
-        sha256: of the file or of the rows.
-        headers: rows left out since they repeat the header.
-        remarks: see `Labels`.
-    """
-
-    names: list[str]
-    tags: list[Tags]
-    lines: list[int]
-    source: str
-    sha256: str
-    headers: int = 0
-    remarks: tuple[str, ...] = ()
 
 
 def read_labels(
@@ -146,12 +91,9 @@ def labels_in(
     table: Table, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None, *, allow_empty: bool = False
 ) -> Labels:
     """The labels in a table whose header was read; arguments and errors as `read_labels`."""
-    layout = _layout(table, form)
-    if layout.label_columns:
-        tagged = _from_flags(table, layout.name_column, layout.label_columns)
-        classes = classes or sorted(" ".join(label.split()) for label in layout.label_columns)
-    else:
-        tagged = _from_tags(table, form, classes)
+    tagged = tagged_in(table, form, classes)
+    if classes is None and tagged.columns:
+        classes = sorted(tagged.columns)
     return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
 
 
@@ -171,11 +113,7 @@ def labels_of(names: Sequence[str], cells: Sequence[Cell], source: str, classes:
         raise DataError(f"{source} have no rows", "there is nothing to learn from", "check where they come from")
     lines = list(range(1, len(names) + 1))
     tags = tags_of(cells, Source(source, lines), None, classes)
-    return tidied(Tagged(list(names), tags, lines, source, _hash(names, tags, lines)), classes)
-
-
-def _hash(names: Sequence[str], tags: Sequence[Tags], lines: Sequence[int]) -> str:
-    return hashlib.sha256(repr(list(zip(names, tags, lines, strict=True))).encode()).hexdigest()
+    return tidied(Tagged(list(names), tags, lines, source, hash_of(names, tags, lines)), classes)
 
 
 def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None) -> Labels:
@@ -186,101 +124,7 @@ def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Seq
     """
     source, lines = "the folder names", list(range(1, len(names) + 1))
     tags: list[Tags] = [(" ".join(folder.split()),) for folder in folders]
-    return tidied(Tagged(list(names), tags, lines, source, _hash(names, tags, lines)), classes)
-
-
-def _from_tags(table: Table, form: LabelFormat, classes: Sequence[str] | None) -> Tagged:
-    columns = [Column(form.name_column, "name"), Column(form.tags_column, "labels")]
-    rows = read_rows(table, columns, OTHER_COLUMNS)
-    lines = [row.line for row in rows.rows]
-    cells = [row.cells[1] for row in rows.rows]
-    tags = tags_of(cells, Source(table.path, lines), form.tags_separator, classes)
-    names = [str(row.cells[0]) for row in rows.rows]
-    remarks = tuple(_only_flags(tags, form.tags_column))
-    sha256 = table.sha256 or _hash(names, tags, lines)
-    return Tagged(names, tags, lines, table.path, sha256, rows.headers, remarks)
-
-
-def _only_flags(tags: Sequence[Tags], column: str) -> Iterator[str]:
-    found = {tag for words in tags for tag in words}
-    if found and (found <= {"0", "1"} or {tag.casefold() for tag in found} <= {"true", "false"}):
-        yield (
-            f'the column "{column}" holds only {" and ".join(sorted(found))}: they are the classes. '
-            "If each label has a column of its own, give --label-columns."
-        )
-
-
-def _from_flags(table: Table, name_column: str, label_columns: Sequence[str]) -> Tagged:
-    """Rows of a table with one column of 0 and 1 for each label."""
-    columns = [Column(name_column, "name"), *(Column(column, "flag") for column in label_columns)]
-    rows = read_rows(table, columns, "--name-column NAME --label-columns A,B,C with columns of the file")
-    tags: list[Tags] = []
-    for row in rows.rows:
-        words = []
-        for label, cell in zip(label_columns, row.cells[1:], strict=True):
-            flag = str(cell).casefold()
-            if flag not in _TRUE and flag not in _FALSE:
-                raise DataError(
-                    f'line {row.line} of {table.path} has {visible(str(cell))!r} in the column "{label}"',
-                    "a column for one label holds 0 and 1, or true and false",
-                    "correct that cell, or name the right columns with --label-columns",
-                )
-            if flag in _TRUE:
-                words.append(" ".join(label.split()))
-        tags.append(tuple(words))
-    shown = ", ".join(label_columns[:CLASSES_SHOWN]) + (", ..." if len(label_columns) > CLASSES_SHOWN else "")
-    remark = f'{len(label_columns)} columns of 0 and 1, one for each label: {shown}; tiles are named by "{name_column}"'
-    names = [str(row.cells[0]) for row in rows.rows]
-    lines = [row.line for row in rows.rows]
-    sha256 = table.sha256 or _hash(names, tags, lines)
-    return Tagged(names, tags, lines, table.path, sha256, rows.headers, (remark,))
-
-
-def _layout(table: Table, form: LabelFormat) -> LabelFormat:
-    """The format that a table has: as the user says, or one column of 0 and 1 for each label where that is clear.
-
-    It is where no column has the name of the tags column, and all columns but one hold 0 and 1 alone. That one holds the
-    names, whatever it is called, unless the user named another.
-    """
-    asked = form.label_columns or form.tags_column != KAGGLE_FORMAT.tags_column
-    if asked or form.tags_column in table.header:
-        return form
-    columns = [name for name in table.header if name]
-    if len(columns) < 3:
-        return form
-    other = _not_flags(table, columns)
-    flags = [column for column in columns if column not in other]
-    if form.name_column in columns:
-        other.pop(form.name_column, None)
-        flags = [column for column in flags if column != form.name_column]
-        name_column = form.name_column
-    elif form.name_column == KAGGLE_FORMAT.name_column and other:
-        name_column = next(iter(other))
-        other.pop(name_column)
-    else:
-        return form
-    if len(flags) < 2:
-        return form
-    if other:
-        column, (line, cell) = next(iter(other.items()))
-        raise DataError(
-            f'{table.path} has {len(flags)} columns of 0 and 1, and "{column}" with "{visible(cell)[:40]}" in line {line}',
-            "it is not clear which columns are labels",
-            f"--tags-column {column}, or --label-columns {','.join(flags[:CLASSES_SHOWN])} with the columns that are labels",
-        )
-    return replace(form, name_column=name_column, label_columns=tuple(flags))
-
-
-def _not_flags(table: Table, columns: list[str]) -> dict[str, tuple[int, str]]:
-    """The columns that do not hold 0 and 1 (true and false) alone, with line and content of their first other cell."""
-    found: dict[str, tuple[int, str]] = {}
-    if len(set(columns)) != len(columns):
-        return found
-    for row in without_headers(table.cells([Column(column, "any") for column in columns]), columns, table.path).rows:
-        for column, cell in zip(columns, row.cells, strict=True):
-            if column not in found and str(cell).casefold() not in (*_TRUE, *_FALSE):
-                found[column] = (row.line, str(cell))
-    return found
+    return tidied(Tagged(list(names), tags, lines, source, hash_of(names, tags, lines)), classes)
 
 
 def tidied(
@@ -353,58 +197,6 @@ def _one_label_a_row(table: pd.DataFrame) -> Iterator[str]:
             f"{tiles} tiles have several rows with one label each, {len(differ)} rows: they are left out. "
             "Labels of a tile stand in one cell; --join-rows joins its rows."
         )
-
-
-def column_of(
-    names: Sequence[str], path: str, column: str, name_columns: Sequence[str] = ("image_name",), separator: str = ","
-) -> list[str]:
-    """One column of a table for the named tiles, such as the scene or region they belong to; suffixes may be left out.
-
-    Args:
-        names: of the tiles.
-        path: of a CSV or Parquet file.
-        column: its name.
-        name_columns: what the column with the names of tiles may be called; the first that the table has is taken.
-        separator: between the columns of a CSV; where that leaves one column, a comma.
-
-    Raises:
-        DataError: as `tables.open_table`, a tile stands there twice with different values, or not at all.
-    """
-    table = _table_of_values(path, separator)
-    name_column = next((name for name in name_columns if name in table.header), name_columns[0])
-    fix = "give --name-column and --column with columns of the table"
-    rows = read_rows(table, [Column(name_column, "name"), Column(column, "value")], fix)
-    known = KnownNames(names)
-    values: dict[str, str] = {}
-    for row in rows.rows:
-        name, value = str(row.cells[0]), " ".join(str(row.cells[1]).split())
-        for tile in known.find(name):
-            earlier = values.setdefault(tile, value)
-            if earlier != value:
-                raise DataError(
-                    f'line {row.line} of {path} says {column} "{value}" of {visible(name)}, an earlier line "{earlier}"',
-                    "a tile belongs to one side of a split",
-                    "correct that line",
-                )
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(names)} tiles have no row in {path}, such as {visible(missing[0])}",
-            "it would be unknown which side of the split they belong to",
-            "add them to the table",
-        )
-    return [values[name] for name in names]
-
-
-def _table_of_values(path: str, separator: str) -> Table:
-    try:
-        table = open_table(path, TABLE, separator)
-    except DataError:
-        if separator == ",":
-            raise
-        return open_table(path, TABLE)
-    # The label file's separator need not be that of the table.
-    return table if len(table.header) > 1 or separator == "," else open_table(path, TABLE)
 
 
 def _spellings(counts: Counter[str], classes: Sequence[str] | None) -> dict[str, str]:

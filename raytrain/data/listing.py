@@ -72,7 +72,7 @@ def pictures_in(
     Raises:
         StorageError: the folder itself cannot be listed.
     """
-    found = _files_in(folder, subfolders or bool(folders))
+    found = _files_in(folder, subfolders, folders)
     endings = tuple(suffix.lower() for suffix in suffixes)
     wanted = set(folders)
 
@@ -85,10 +85,10 @@ def pictures_in(
     return Listing(sorted(files, key=lambda file: file.path), sorted(left, key=lambda entry: entry.path))
 
 
-def _files_in(folder: str, deep: bool) -> Listing:
+def _files_in(folder: str, subfolders: bool, folders: Sequence[str]) -> Listing:
     if storage.is_uri(folder):
-        return Listing(storage.files(folder, recursive=deep))
-    return _Walk(Path(folder), deep).listing()
+        return Listing(storage.files(folder, recursive=subfolders or bool(folders)))
+    return _Walk(Path(folder), subfolders, folders).listing()
 
 
 def _may_be_picture(entry: LeftOut, endings: tuple[str, ...]) -> bool:
@@ -98,10 +98,10 @@ def _may_be_picture(entry: LeftOut, endings: tuple[str, ...]) -> bool:
 class _Walk:
     """A walk through a local folder. Links to folders are followed last, so that a folder has its own name and not a link's."""
 
-    def __init__(self, root: Path, deep: bool) -> None:
-        self._root, self._deep = root, deep
+    def __init__(self, root: Path, subfolders: bool, only: Sequence[str]) -> None:
+        self._root, self._subfolders, self._only = root, subfolders, only
         self._found = Listing()
-        self._seen: set[tuple[int, int]] = set()
+        self._taken: set[str] = set()  # real paths of folders
         self._links: list[str] = []
 
     def listing(self) -> Listing:
@@ -114,7 +114,7 @@ class _Walk:
         return self._found
 
     def _visit(self, below: str, entries: Iterator[os.DirEntry[str]]) -> None:
-        self._seen.add(_identity(self._root / below))
+        self._taken.add(os.path.realpath(self._root / below))
         for entry in sorted(entries, key=lambda entry: entry.name):
             path = f"{below}{entry.name}"
             try:
@@ -124,7 +124,7 @@ class _Walk:
 
     def _take(self, path: str, entry: os.DirEntry[str]) -> None:
         if entry.is_dir():
-            if not self._deep or is_junk(path):
+            if not self._wants(path):
                 return
             if entry.is_symlink():
                 self._links.append(path)
@@ -140,16 +140,19 @@ class _Walk:
         elif not stat.S_ISDIR(found.st_mode):
             self._leave_out(path, "unreadable", "it is a pipe, a socket or a device")
 
+    def _wants(self, folder: str) -> bool:
+        if is_junk(folder):
+            return False
+        return folder.split("/")[0] in self._only if self._only else self._subfolders
+
     def _enter(self, path: str) -> None:
         if not is_utf8(path):
             self._leave_out(f"{path}/", "unsafe-name", "the folder's name has bytes that are not UTF-8")
             return
         try:
-            if _identity(self._root / path) in self._seen:
-                target = os.readlink(self._root / path) if os.path.islink(self._root / path) else path
-                self._leave_out(
-                    f"{path}/", "same-folder", f"it leads to {visible(target)}, a folder that is taken already"
-                )
+            real = os.path.realpath(self._root / path)
+            if real in self._taken:
+                self._leave_out(f"{path}/", "same-folder", f"it is {visible(real)}, which is taken already")
                 return
             self._visit(f"{path}/", os.scandir(self._root / path))
         except OSError as error:
@@ -157,11 +160,6 @@ class _Walk:
 
     def _leave_out(self, path: str, kind: str, detail: str) -> None:
         self._found.left_out.append(LeftOut(visible(path), kind, detail))
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
 
 
 def is_list(source: str) -> bool:

@@ -20,15 +20,8 @@ import numpy as np
 import pandas as pd
 
 from raytrain import storage
-from raytrain.data.labels import (
-    KAGGLE_FORMAT,
-    LabelFormat,
-    Labels,
-    labels_in,
-    labels_of,
-    labels_of_folders,
-    read_labels,
-)
+from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
+from raytrain.data.labels import Labels, labels_in, labels_of, labels_of_folders, read_labels
 from raytrain.data.listing import LeftOut, lies_in_junk, pictures_in
 from raytrain.data.names import SUFFIXES, KnownNames, spelling, visible
 from raytrain.data.splits import Rule, only_in_valid

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from raytrain.data import labels as module
 from raytrain.data import splits
+from raytrain.data.label_format import LabelFormat
 from raytrain.errors import DataError
 
 # reference: sha256 of the sorted validation rows of the lesson as little-endian int64.
@@ -50,10 +51,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_other_separators_are_named_by_the_user(tmp_path):
-    form = module.LabelFormat("id", "labels", separator=";", tags_separator=",")
+    form = LabelFormat("id", "labels", separator=";", tags_separator=",")
     labels = read(tmp_path, "id;labels\nt_0;bare ground, water\nt_1;water,\n", form=form)
     assert labels.classes == ["bare ground", "water"] and labels.targets.tolist() == [[1, 1], [0, 1]]
-    tabs = read(tmp_path, "image_name\ttags\nt_0\tclear primary\n", form=module.LabelFormat(separator="\t"))
+    tabs = read(tmp_path, "image_name\ttags\nt_0\tclear primary\n", form=LabelFormat(separator="\t"))
     assert tabs.classes == ["clear", "primary"]
     with pytest.raises(DataError, match="separated by ',', expected ';'"):
         read(tmp_path, "id,labels\nt_0,water\n", form=form)

@@ -63,6 +63,20 @@ def test_a_link_to_nothing_or_to_itself_is_left_out(tmp_path):
     assert found(tmp_path) == (["a.jpg"], [("gone.jpg", "unreadable"), ("self.jpg", "unreadable")])
 
 
+def test_a_chosen_folder_may_be_a_link_to_one_that_is_not(tmp_path):
+    make(tmp_path, "all/train/a.jpg", "all/rest/b.jpg")
+    (tmp_path / "train").symlink_to("all/train")
+    assert found(tmp_path, folders=["train"]) == (["train/a.jpg"], [])
+
+
+def test_of_links_into_each_other_no_folder_is_taken_twice(tmp_path):
+    make(tmp_path / "far", "a.jpg", "sub/b.jpg")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "1").symlink_to(tmp_path / "far" / "sub")
+    (tmp_path / "here" / "2").symlink_to(tmp_path / "far")
+    assert found(tmp_path / "here") == (["1/b.jpg", "2/a.jpg"], [("2/sub/", "same-folder")])
+
+
 # Names and files that cannot be used
 
 

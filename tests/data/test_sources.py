@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raytrain.data.labels import LabelFormat
+from raytrain.data.label_format import LabelFormat
 from raytrain.data.sources import images_at, images_in
 from raytrain.errors import DataError
 

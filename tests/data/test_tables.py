@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raytrain.data import labels as module
-from raytrain.data.labels import LabelFormat, column_of, read_labels
+from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
+from raytrain.data.labels import read_labels
 from raytrain.data.sources import images_in
+from raytrain.data.tile_values import column_of
 from raytrain.errors import DataError
 
 GOOD = "image_name,tags\nt_0,clear primary\nt_1,haze\nt_2,clear\n"
@@ -22,7 +23,7 @@ GOOD = "image_name,tags\nt_0,clear primary\nt_1,haze\nt_2,clear\n"
 def read(tmp_path):
     """Reads the labels in a file of some content."""
 
-    def of(content, name="labels.csv", form=module.KAGGLE_FORMAT, **options):
+    def of(content, name="labels.csv", form=KAGGLE_FORMAT, **options):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return read_labels(str(path), form, **options)
@@ -194,11 +195,11 @@ ONE_HOT = "IMAGE\\LABEL,water,bare-soil,airplane\nt_0,0,1,1\nt_1,1,0,0\n"
 @pytest.mark.parametrize(
     ("text", "form"),
     [
-        (ONE_HOT, module.KAGGLE_FORMAT),
-        (ONE_HOT.replace("IMAGE\\LABEL", "image_name"), module.KAGGLE_FORMAT),
-        (ONE_HOT.replace(",0", ",False").replace(",1", ",TRUE"), module.KAGGLE_FORMAT),
-        (ONE_HOT.replace(",0", ", 0.0").replace(",1", ", 1.0 "), module.KAGGLE_FORMAT),
-        (ONE_HOT.replace("\n", ",\n"), module.KAGGLE_FORMAT),
+        (ONE_HOT, KAGGLE_FORMAT),
+        (ONE_HOT.replace("IMAGE\\LABEL", "image_name"), KAGGLE_FORMAT),
+        (ONE_HOT.replace(",0", ",False").replace(",1", ",TRUE"), KAGGLE_FORMAT),
+        (ONE_HOT.replace(",0", ", 0.0").replace(",1", ", 1.0 "), KAGGLE_FORMAT),
+        (ONE_HOT.replace("\n", ",\n"), KAGGLE_FORMAT),
         (ONE_HOT.replace(",", ";"), LabelFormat(separator=";")),
         ("id,split,water,bare-soil,airplane\nt_0,a,0,1,1\nt_1,b,1,0,0\n", "columns"),
         ("id,weight,water,bare-soil,airplane\nt_0,0,0,1,1\nt_1,1,1,0,0\n", "columns"),
@@ -256,7 +257,7 @@ def test_a_tags_column_of_0_and_1_has_these_classes_and_says_so(read, cells):
 
 
 def test_the_form_of_a_plain_table_stands_in_the_manifest_as_it_did():
-    assert module.KAGGLE_FORMAT.content() == {
+    assert KAGGLE_FORMAT.content() == {
         "name_column": "image_name", "tags_column": "tags", "separator": ",", "tags_separator": None,
     }  # fmt: skip
     assert LabelFormat(label_columns=("a", "b"), join_rows=True).content().keys() >= {"label_columns", "join_rows"}
