@@ -328,6 +328,12 @@ def predict(
         raise ConfigError(
             "give one of --dataset and --images", "", "raytrain predict --checkpoint RUN --images DIR --out P.parquet"
         )
+    if dataset is not None and (source is not None or bands is not None):
+        raise ConfigError(
+            "--subfolders, --suffix, --folders and --bands do not go with --dataset",
+            "they say how the pictures in folders are found and read; a dataset holds its own",
+            "leave them out, or give --images",
+        )
     rule = parse_bands(bands, scale)
     place = runs.find_checkpoint(checkpoint, where)
     pictures = source or SourceFlags()

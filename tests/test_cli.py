@@ -129,6 +129,9 @@ MISTAKES = {
         lambda t, s, d: ["predict", "--checkpoint", with_other_classes(t, d), "--images", str(next(s[0].iterdir())), "--out",
                          str(t / "p")],
         2, "is a picture"),
+    "flags of folders for a dataset": (
+        lambda t, s, d: ["predict", "--checkpoint", "x", "--dataset", d.place, "--out", str(t / "p"), "--subfolders"],
+        2, "do not go with --dataset"),
     "a list of pictures that is not there": (
         lambda t, s, d: ingest(t / "no.txt", s[1], t / "out"), 3, "no.txt does not exist"),
     "a folder as label file": (lambda t, s, d: ingest(s[0], s[0], t / "out"), 3, "is a folder, not a label file"),

@@ -21,7 +21,9 @@ _QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 # An item in quotes, then a comma, or white space as numpy writes it, or the end.
 _ITEM = re.compile(rf"\s*({_QUOTED})(?:\s*,|\s+|\s*$)")
 _CLOSES = {"[": "]", "(": ")", "{": "}"}
-_NO_LABEL = {"none", "nan", "null", "<na>"}
+_QUOTES = "\"'‘’“”„«»"
+# What programs write for no value, and for the items that they leave out of a long list.
+_NO_LABEL = {"none", "nan", "null", "<na>", "...", "…"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Source:
     """Where cells come from, for messages.
 
     Attributes:
-        name: a path, or words such as `the rows of the table`.
+        name: a path, or words such as `the table in memory`.
         lines: of the cells.
     """
 
@@ -52,54 +54,66 @@ def tags_of(
         DataError: some cells are lists and others are not, a list that cannot be read, a label with stray brackets or
             quotes, or with a comma that probably separates labels; with the line.
     """
-    written = [isinstance(cell, str) and cell not in (classes or ()) and _is_written_list(cell) for cell in cells]
+    known = set(classes or ())
+    written = [isinstance(cell, str) and _is_written_list(cell, separator, known) for cell in cells]
     if any(written):
         _check_all_written(cells, written, source)
-        return _from_written(cells, source, separator)
-    found = [_tidy(cell.split(separator) if isinstance(cell, str) else cell) for cell in cells]
-    _check_stray(cells, found, source, classes or ())
-    if separator is None and classes is None:
-        _check_separated(cells, source)
+        found = _from_written(cells, source, separator, classes is None)
+    else:
+        found = [_tidy(cell.split(separator) if isinstance(cell, str) else cell) for cell in cells]
+        if separator is None and classes is None:
+            _check_separated(cells, source)
+    _check_stray(cells, found, source, known)
     return found
 
 
-def _is_written_list(cell: str) -> bool:
+def _is_written_list(cell: str, separator: str | None, known: set[str]) -> bool:
     text = cell.strip()
     if len(text) < 2 or _CLOSES.get(text[0]) != text[-1]:
         return False
-    inner = text[1:-1].strip()
+    if known and (text in known or all(word.strip() in known for word in text.split(separator))):
+        return False
     # `(unknown)` may be a label. Tuples and sets hold items in quotes.
-    return text[0] == "[" or inner.startswith(("'", '"'))
+    return text[0] == "[" or text[1:-1].strip().startswith(("'", '"'))
 
 
 def _check_all_written(cells: Sequence[Cell], written: Sequence[bool], source: Source) -> None:
+    first = written.index(True)
     for cell, is_list, line in zip(cells, written, source.lines, strict=True):
         if not is_list and cell:
-            first = cells[written.index(True)]
             raise DataError(
                 f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}, "
-                f"line {source.lines[written.index(True)]} the list {visible(str(first))[:80]}",
+                f"line {source.lines[first]} the list {visible(str(cells[first]))[:80]}",
                 "it is not clear whether brackets belong to the labels",
                 "write the labels in one way in all rows, or list all labels with --classes",
             )
 
 
-def _from_written(cells: Sequence[Cell], source: Source, separator: str | None) -> list[Tags]:
+def _from_written(cells: Sequence[Cell], source: Source, separator: str | None, check: bool) -> list[Tags]:
     inner = [str(cell).strip()[1:-1].strip() if cell else "" for cell in cells]
+    bare = [text for text in inner if not _has_quotes(text)]
     # Without quotes and commas, `[haze primary]` is cut as the text `haze primary` is.
-    if any("," in text and not _has_quotes(text) for text in inner):
-        separator = ","
+    mark = separator
+    if separator is None and any("," in text for text in bare):
+        mark = ","
     found = []
-    for text, line in zip(inner, source.lines, strict=True):
-        items = _quoted_items(text) if _has_quotes(text) else _bare_items(text, separator)
+    for cell, text, line in zip(cells, inner, source.lines, strict=True):
+        items = _quoted_items(text) if _has_quotes(text) else _bare_items(text, mark)
         if items is None:
             raise DataError(
-                f"line {line} of {source.name} has the list [{visible(text)[:80]}], which cannot be read",
-                "it would be learned as labels with brackets, or as the label None",
+                f"line {line} of {source.name} has {visible(str(cell).strip())[:80]}, which is no list of labels",
+                "it is not clear which labels are meant",
                 "write it as ['haze', 'primary'], or as haze primary",
             )
         found.append(_tidy(items))
+    if separator is None and check:
+        plain = ["" if _has_quotes(text) else text.replace(",", " ") for text in inner]
+        _check_separated(plain, source)
     return found
+
+
+def _has_quotes(text: str) -> bool:
+    return text.startswith(("'", '"')) or text.endswith(("'", '"'))
 
 
 def _bare_items(text: str, separator: str | None) -> list[str] | None:
@@ -108,10 +122,6 @@ def _bare_items(text: str, separator: str | None) -> list[str] | None:
     if any(mark in text for mark in "[]{}'\"") or any(item.strip().casefold() in _NO_LABEL for item in items):
         return None
     return items
-
-
-def _has_quotes(text: str) -> bool:
-    return text.startswith(("'", '"')) or text.endswith(("'", '"'))
 
 
 def _quoted_items(text: str) -> list[str] | None:
@@ -146,21 +156,6 @@ def _tidy(words: Sequence[str]) -> Tags:
     return tuple(word for word in tidy if without_invisible(word).strip())
 
 
-def _check_stray(cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: Sequence[str]) -> None:
-    suspects = {tag for tags in found for tag in tags if _is_stray(tag)} - set(known)
-    if not suspects:
-        return
-    for cell, tags, line in zip(cells, found, source.lines, strict=True):
-        wrong = next((tag for tag in tags if tag in suspects), None)
-        if wrong is not None:
-            raise DataError(
-                f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}: "
-                f"one of them would be {visible(wrong)}",
-                "its brackets or quotes were probably written by a program, around a list",
-                "write labels as haze primary, or list all labels with --classes",
-            )
-
-
 def _check_separated(cells: Sequence[Cell], source: Source) -> None:
     for cell, line in zip(cells, source.lines, strict=True):
         mark = next((mark for mark in ",;|" if isinstance(cell, str) and mark in cell), None)
@@ -172,8 +167,30 @@ def _check_separated(cells: Sequence[Cell], source: Source) -> None:
             )
 
 
+def _check_stray(cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: set[str]) -> None:
+    suspects = {tag for tags in found for tag in tags if _is_stray(tag)} - known
+    for cell, tags, line in zip(cells, found, source.lines, strict=True):
+        wrong = next((tag for tag in tags if tag in suspects), None)
+        if wrong is None and isinstance(cell, str) and tags and not known.issuperset(tags) and _is_quoted(cell.strip()):
+            wrong = tags[0]
+        if wrong is not None:
+            raise DataError(
+                f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}: "
+                f"one of them would be {visible(wrong)}",
+                "its brackets or quotes were probably written by a program, around a list",
+                "write labels as haze primary, or list all labels with --classes",
+            )
+
+
 def _is_stray(tag: str) -> bool:
-    """Whether a label has a quote in front, or brackets that do not belong together."""
-    if tag[0] in "\"'[{" or tag[-1] == '"':
+    """Whether a label is in quotes, begins as a list does, or has brackets that do not belong together.
+
+    Parentheses, apostrophes and inches may belong to a label: `forest (mixed)`, `'70s`, `5"`.
+    """
+    if tag[0] in "[{" or tag.startswith(("('", '("')) or tag.endswith(("')", '")')):
         return True
-    return any(tag.count(opening) != tag.count(closing) for opening, closing in _CLOSES.items())
+    return _is_quoted(tag) or tag.count("[") != tag.count("]") or tag.count("{") != tag.count("}")
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES

@@ -40,18 +40,20 @@ def _content(path: str) -> bytes | BadImage:
         return storage.read_bytes(path, MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return BadImage("missing", "no such file")
-    except (OSError, StorageError) as error:
+    except OSError as error:  # of this path alone: a link to itself, a name that is too long, a folder that is closed
+        return BadImage("unreadable", error.strerror or str(error))
+    except StorageError as error:
         bad = BadImage("unreadable", str(error).split("\n")[0])
         bad.__cause__ = error
         return bad
 
 
 def trouble(bad: Sequence[BadImage], files: int) -> BaseException | None:
-    """What made every one of several files unreadable: then it is the disk or the store, and not the files.
+    """The error that made every one of several files unreadable: then it is the disk or the store, and not the files.
 
     Args:
         bad: of the files that cannot be used.
         files: that were tried.
     """
     causes = [error.__cause__ for error in bad if error.__cause__ is not None]
-    return causes[0] if causes and len(bad) == files > 1 else None
+    return causes[0] if len(causes) == files > 1 else None

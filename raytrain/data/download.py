@@ -26,8 +26,7 @@ from raytrain import storage
 from raytrain.data import archives, remote
 from raytrain.data.archives import check_space, size_text
 from raytrain.data.labels import read_labels
-from raytrain.data.listing import is_junk
-from raytrain.data.names import KnownNames
+from raytrain.data.names import KnownNames, is_junk
 from raytrain.data.remote import Kaggle, RemoteFile
 from raytrain.errors import ConfigError, DataError
 
@@ -51,8 +50,8 @@ Say = Callable[[str], None]
 def place_of(name: str) -> str | None:
     """Where a member of an archive belongs: `train-jpg/train_0.jpg`, `train_v2.csv`, or None (see `archives.Place`)."""
     # Older Windows tools write `\\` between folders.
-    *folders, base = re.split(r"[/\\]", name)
-    if is_junk("/".join([*folders, base]).removeprefix("./")):
+    *folders, base = [part for part in re.split(r"[/\\]", name) if part != "."] or [""]
+    if not base or is_junk("/".join([*folders, base])):
         return None
     if table := next((ours for ours, names in TABLES.items() if base in names), None):
         # `labels.csv` may be anybody's; fastai's lies in planet_sample/ or planet_tiny/.

@@ -36,7 +36,7 @@ class TiffHeader:
         colours: bands that its colours need: 1 of grey or a palette, 3, or 4 of CMYK; 0 of others.
         separate_lab: colours of CIE L*a*b*, one plane each, which Pillow mixes up.
         pages: of full resolution; overviews and masks do not count.
-        starts_reduced: the first page is an overview or a mask.
+        starts_reduced: the first page is an overview or a mask, and others follow.
     """
 
     bands: int
@@ -84,7 +84,7 @@ def tiff_header(content: bytes) -> TiffHeader:
         colours=_COLOURS.get(photometric, 0),
         separate_lab=photometric == _LAB and first.get(_PLANAR) == _SEPARATE,
         pages=len(reduced) - sum(reduced),
-        starts_reduced=bool(reduced) and reduced[0],
+        starts_reduced=len(reduced) > 1 and reduced[0],
     )
 
 

@@ -111,7 +111,7 @@ def _open(content: bytes) -> Image.Image:
     if image is not None:
         _check_size(image)
     if is_tiff(content):
-        _check_tiff(content)
+        _check_tiff(content, known=image is not None)
     if image is None:
         raise BadImage("bands", f"a TIFF that is not 8-bit grey or RGB: {_BANDS_FLAGS}")
     if png_bits(content) == 16 or image.mode.startswith(("I", "F")):
@@ -149,11 +149,13 @@ def _check_size(image: Image.Image) -> None:
         raise BadImage("too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side")
 
 
-def _check_tiff(content: bytes) -> None:
-    """Refuses samples that would be read as others, by what the file itself says."""
+def _check_tiff(content: bytes, *, known: bool) -> None:
+    """Refuses samples that would be read as others, by what the file itself says; `known`: Pillow can read the file."""
     try:
         header = tiff_header(content)
-    except Exception as error:  # a damaged directory
+    except Exception as error:  # a damaged directory, or one that Pillow cannot read
+        if not known:
+            return
         raise BadImage("truncated", str(error)) from None
     if header.bands != header.colours:
         # Pillow would take a fourth band, such as near infrared, for transparency, and drop a second one.
@@ -167,7 +169,7 @@ def _check_tiff(content: bytes) -> None:
     if header.pages > 1:
         raise BadImage("animated", f"{header.pages} pages")
     if header.starts_reduced:
-        raise BadImage("animated", "the first page is an overview or a mask, and the picture comes behind it")
+        raise BadImage("animated", "the first page is an overview or a mask, not the picture")
 
 
 def _frames(image: Image.Image) -> int:

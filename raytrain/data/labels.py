@@ -6,7 +6,6 @@ error with its line. `tables` reads the rows, `tagged` the labels in them. No to
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ import pandas as pd
 
 from raytrain.data.cells import Source, Tags, tags_of
 from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
-from raytrain.data.names import stem, visible, why_unsafe, without_invisible
+from raytrain.data.names import spelling_of_stem, visible, why_unsafe, without_invisible
 from raytrain.data.tables import Cell, Table, open_table
-from raytrain.data.tagged import Tagged, hash_of, tagged_in
+from raytrain.data.tagged import Tagged, hash_of, same_form, tagged_in, tidy_label
 from raytrain.data.text import FileKind
 from raytrain.errors import DataError, did_you_mean
 
@@ -142,12 +141,12 @@ def tidied(
         DataError: a label that is not in `classes`, or two of `classes` that are one.
     """
     _check_classes(classes or ())
-    clean = [tuple(" ".join(without_invisible(tag).split()) for tag in tags) for tags in tagged.tags]
+    clean = [tuple(filter(None, (tidy_label(tag) for tag in tags))) for tags in tagged.tags]
     counts = Counter(tag for tags in clean for tag in tags)
     spelled = _spellings(counts, classes)
     one_spelling = [tuple(spelled[tag] for tag in tags) for tags in clean]
     unique = [tuple(dict.fromkeys(tags)) for tags in one_spelling]
-    names = [name.removeprefix("./") for name in tagged.names]  # as `find .` writes them
+    names = [name.replace("\\", "/").removeprefix("./") for name in tagged.names]  # as Windows and `find .` write them
     table = pd.DataFrame({"image_name": names, "tags": unique, "line": tagged.lines})
     rows = len(table)
     if join_rows:
@@ -159,10 +158,10 @@ def tidied(
     notes = {
         "rows that repeat a label": sum(len(a) != len(b) for a, b in zip(one_spelling, unique, strict=True)),
         "labels written in another case": sum(
-            n for tag, n in counts.items() if _same_form(tag) != _same_form(spelled[tag])
+            n for tag, n in counts.items() if same_form(tag) != same_form(spelled[tag])
         ),
         "labels written in another Unicode form": sum(
-            n for tag, n in counts.items() if tag != spelled[tag] and _same_form(tag) == _same_form(spelled[tag])
+            n for tag, n in counts.items() if tag != spelled[tag] and same_form(tag) == same_form(spelled[tag])
         ),
         "labels with invisible characters, now without": sum(a != b for a, b in zip(tagged.tags, clean, strict=True)),
         "rows that repeat the header, left out": tagged.headers,
@@ -173,16 +172,12 @@ def tidied(
     return Labels(table, list(classes or found), tagged.sha256, notes, remarks)
 
 
-def _same_form(tag: str) -> str:
-    return unicodedata.normalize("NFC", tag)
-
-
 def _joined(table: pd.DataFrame) -> pd.DataFrame:
     """One row a tile, where its first row stands, with the labels of all its rows."""
     tags_of_tile: dict[str, dict[str, None]] = {}
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        tags_of_tile.setdefault(stem(name), {}).update(dict.fromkeys(tags))
-    stems = pd.Series([stem(name) for name in table["image_name"]], index=table.index)
+        tags_of_tile.setdefault(spelling_of_stem(name), {}).update(dict.fromkeys(tags))
+    stems = pd.Series([spelling_of_stem(name) for name in table["image_name"]], index=table.index)
     first = table[~stems.duplicated()].copy()
     first["tags"] = [tuple(tags) for tags in tags_of_tile.values()]
     return first.reset_index(drop=True)
@@ -207,18 +202,18 @@ def _spellings(counts: Counter[str], classes: Sequence[str] | None) -> dict[str,
     listed = Counter(dict.fromkeys(classes or (), 1))
     by_fold: dict[str, list[str]] = {}
     for word in sorted(listed or counts, key=lambda word: (-counts[word], word)):
-        by_fold.setdefault(_same_form(word).casefold(), []).append(word)
+        by_fold.setdefault(same_form(word).casefold(), []).append(word)
     found = {}
     for word in counts:
-        alike = by_fold.get(_same_form(word).casefold(), [word])
+        alike = by_fold.get(same_form(word).casefold(), [word])
         found[word] = word if word in listed else alike[0]
     return found
 
 
 def _check_classes(classes: Sequence[str]) -> None:
-    forms = Counter(_same_form(name) for name in classes)
+    forms = Counter(same_form(name) for name in classes)
     for name in classes:
-        count = forms[_same_form(name)]
+        count = forms[same_form(name)]
         clean = without_invisible(name) == " ".join(name.split()) == name
         if count > 1 or not name or not clean:
             raise DataError(
@@ -254,11 +249,11 @@ def _problems(table: pd.DataFrame, allow_empty: bool) -> tuple[list[str], list[s
 def _check_known(found: list[str], classes: list[str], tagged: Tagged) -> None:
     unknown = [tag for tag in found if tag not in classes]
     if unknown:
-        key = _same_form(unknown[0]).casefold()
+        key = same_form(unknown[0]).casefold()
         lines = [
             line
             for tags, line in zip(tagged.tags, tagged.lines, strict=True)
-            if any(_same_form(without_invisible(tag)).casefold() == key for tag in tags)
+            if any(same_form(without_invisible(tag)).casefold() == key for tag in tags)
         ]
         raise DataError(
             f'{tagged.source} has the label "{visible(unknown[0])}" on {len(lines)} tiles (first in line {lines[0]}), '

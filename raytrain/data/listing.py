@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raytrain import storage
-from raytrain.data.names import SUFFIXES, is_utf8, visible
+from raytrain.data.names import SUFFIXES, is_junk, is_utf8, visible
 from raytrain.data.text import LIST_SUFFIXES, PICTURES, read_lines
 from raytrain.errors import ConfigError
 from raytrain.storage import File
 
 LINES = 20  # about files that were left out
-# Folders that systems and programs leave among pictures, in lower case: thumbnails, resource forks, waste baskets.
-JUNK = {"__macosx", "@eadir", "#recycle", "@recycle", "@tmp", "$recycle.bin", "system volume information", "lost+found"}
 ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar")
 
 
@@ -45,17 +43,6 @@ class Listing:
 
     files: list[File] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-
-
-def is_junk(path: str) -> bool:
-    """Whether a path below a source is hidden, or lies in a folder that a system or a program left there."""
-    return any(part.startswith(".") or part.lower() in JUNK for part in path.split("/"))
-
-
-def lies_in_junk(path: str) -> bool:
-    """Whether a listed path lies in such a folder, or is the resource fork (`._x.jpg`) of a picture. Hidden folders may be meant."""
-    parts = path.lower().split("/")
-    return parts[-1].startswith("._") or any(part in JUNK or part == ".ipynb_checkpoints" for part in parts)
 
 
 def pictures_in(
@@ -200,8 +187,9 @@ def listed_pictures(source: str) -> list[str]:
 def _listed(line: str, folder: str) -> str:
     if storage.is_uri(line) or os.path.isabs(line) or line.startswith(("~", "file://")) or os.path.exists(line):
         return line
-    beside = storage.join(folder, line)
-    return beside if storage.is_uri(folder) or os.path.exists(beside) else line
+    path = line.replace("\\", "/")  # as Windows writes it
+    beside = storage.join(folder, path)
+    return beside if storage.is_uri(folder) or os.path.exists(beside) else path
 
 
 def said_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[str]:

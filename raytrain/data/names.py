@@ -17,6 +17,32 @@ _EDGES = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
 
+# Folders that systems and programs leave among pictures, in lower case: thumbnails, resource forks, waste baskets.
+_JUNK = {
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "@tmp",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+_JUNK_FILES = {"thumbs.db", "desktop.ini"}
+
+
+def is_junk(path: str) -> bool:
+    """Whether a path below a source is hidden, or is what a system or a program left there."""
+    parts = path.lower().split("/")
+    return parts[-1] in _JUNK_FILES or any(part.startswith(".") or part in _JUNK for part in parts)
+
+
+def is_listed_junk(path: str) -> bool:
+    """Whether a listed path is what a system left, as the resource fork `._x.jpg` of a picture. Hidden folders may be meant."""
+    parts = path.lower().split("/")
+    return parts[-1].startswith("._") or any(part in _JUNK or part == ".ipynb_checkpoints" for part in parts)
+
+
 def trimmed(text: str) -> str:
     """The text without white space and invisible characters at its ends."""
     return text.strip() if text.isascii() else _EDGES.sub("", text)

@@ -22,8 +22,8 @@ import pandas as pd
 from raytrain import storage
 from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
 from raytrain.data.labels import Labels, labels_in, labels_of, labels_of_folders, read_labels
-from raytrain.data.listing import LeftOut, lies_in_junk, pictures_in
-from raytrain.data.names import SUFFIXES, KnownNames, spelling, visible
+from raytrain.data.listing import LeftOut, pictures_in
+from raytrain.data.names import SUFFIXES, KnownNames, is_listed_junk, spelling, visible
 from raytrain.data.splits import Rule, only_in_valid
 from raytrain.data.tables import FrameTable, cell_of
 from raytrain.errors import DataError, masked
@@ -100,7 +100,7 @@ class Images:
         """
         source = "the labels of the function"
         names = self.table["image_name"].to_list()
-        cells = [cell_of(function(name)) for name in names]
+        cells = [cell_of(function(name), f"{source}, for {visible(name)},") for name in names]
         return self._label(labels_of(names, cells, source, classes), {"made from": source})
 
     def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
@@ -293,8 +293,8 @@ def images_at(places: Iterable[str]) -> Images:
         DataError: none, or two with one name.
     """
     listed = [storage.absolute(place) for place in places]
-    junk = [path for path in listed if lies_in_junk(path)]
-    paths = [path for path in listed if not lies_in_junk(path)]
+    junk = [path for path in listed if is_listed_junk(path)]
+    paths = [path for path in listed if not is_listed_junk(path)]
     files = [storage.name_of(path) for path in paths]
     names = _names(files)
     twice = pd.Series(names, dtype=str).duplicated()
@@ -305,7 +305,7 @@ def images_at(places: Iterable[str]) -> Images:
             "give each picture a file name of its own",
         )
     table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))})
-    left = tuple(LeftOut(visible(path), "unsafe-name", "a thumbnail or a file of the system") for path in junk)
+    left = tuple(LeftOut(visible(path), "system-file", "a thumbnail, or what a system leaves") for path in junk)
     return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"}, "", left)
 
 

@@ -12,8 +12,10 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,19 +125,24 @@ def without_headers(rows: Iterable[Row], names: Sequence[str], source: str) -> R
     found = Rows()
     wanted = [name.casefold() for name in names]
     for row in rows:
-        if row.cells[0] != names[0] and str(row.cells[0]).casefold() != wanted[0]:
+        if str(row.cells[0]).casefold() not in wanted or not _is_header(row, wanted):
             found.rows.append(row)
             continue
-        said = [str(cell).casefold() for cell in row.cells]
-        if said != wanted:
+        if [str(cell).casefold() for cell in row.cells] != wanted:
             raise DataError(
-                f'line {row.line} of {source} begins with "{names[0]}" as the header does, '
+                f'line {row.line} of {source} begins with "{visible(str(row.cells[0]))}" as a header does, '
                 f'and goes on with "{visible(str(row.cells[-1]))[:40]}"',
                 "two tables with other columns were probably put together",
-                "correct that line, or take it out",
+                "take that line out; or, if a tile is called so, rename the column",
             )
         found.headers += 1
     return found
+
+
+def _is_header(row: Row, wanted: Sequence[str]) -> bool:
+    """Whether a row begins as the header does, or holds the names of its columns in another order."""
+    said = [str(cell).casefold() for cell in row.cells]
+    return said[0] == wanted[0] or (len(said) > 1 and sorted(said) == sorted(wanted))
 
 
 def _check_columns(table: Table, columns: Sequence[Column], fix: str) -> None:
@@ -143,9 +150,10 @@ def _check_columns(table: Table, columns: Sequence[Column], fix: str) -> None:
         if table.header.count(column.name) == 1:
             continue
         header = visible(",".join(table.header))[:120]
+        others = [name for name in table.header if name != column.name]
         raise DataError(
-            f'{table.path} must have one column "{column.name}"; its header in line 1 is {header}.'
-            f"{did_you_mean(column.name, table.header)}",
+            f'{table.path} must have one column "{visible(column.name)}"; its header in line 1 is {header}.'
+            f"{did_you_mean(column.name, others)}",
             "it says which row belongs to which tile, or what is true of it",
             fix,
         )
@@ -171,7 +179,7 @@ class _CsvTable:
             raise DataError(
                 f"line 1 of {self.path} is separated by {other!r}, expected {self._separator!r}",
                 "all columns would be read as one",
-                f"raytrain ingest --separator {flag}",
+                f"--separator {flag}, or save the table with commas between its columns",
             )
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
@@ -217,24 +225,54 @@ class FrameTable:
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self._frame = frame
-        self.header = [str(name) for name in frame.columns]
+        self.header = [trimmed(str(name)) for name in frame.columns]
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
         places = [self.header.index(column.name) for column in columns]
         values = [self._frame.iloc[:, place].to_list() for place in places]
         for line, row in enumerate(zip(*values, strict=True), 1):
-            cells = tuple(cell_of(value) for value in row)
+            cells = tuple(cell_of(value, f"line {line} of {self.path}") for value in row)
             if any(cells):
                 yield Row(line, cells)
 
 
-def cell_of(value: Any) -> Cell:
-    """A value in memory as text or a list of text; None and NaN, which pandas makes of an empty cell, as empty text."""
+def cell_of(value: Any, where: str) -> Cell:
+    """A value in memory as text or a list of text; None and NaN, which pandas makes of an empty cell, as empty text.
+
+    Raises:
+        DataError: a dictionary, bytes, or a list with something else than labels in it.
+    """
     if isinstance(value, str):
-        return value.strip()
+        return trimmed(value)
+    if isinstance(value, dict | bytes):
+        raise _no_labels(value, where)
     if isinstance(value, Iterable):
-        return [str(label) for label in value]
-    return "" if pd.isna(value) else str(value)
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return [_label_in(item, where) for item in items]
+    return "" if pd.isna(value) else _text_of(value)
+
+
+def _label_in(item: Any, where: str) -> str:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, bytes | Iterable) or pd.isna(item):
+        raise _no_labels(item, where)
+    return _text_of(item)
+
+
+def _no_labels(value: Any, where: str) -> DataError:
+    return DataError(
+        f"{where} has {value!r:.40}, which is neither a label nor a list of labels",
+        "it would be learned as a label of another name",
+        "give each tile a text, or a list of texts",
+    )
+
+
+def _text_of(value: Any) -> str:
+    """A number or another single value as text: 1.0 as `1`, so that a column with gaps in it reads as one without."""
+    if isinstance(value, float | np.floating | Decimal) and value == value // 1:
+        return str(int(value))
+    return str(value)
 
 
 class _ParquetTable:
@@ -244,18 +282,17 @@ class _ParquetTable:
             self._file = pq.ParquetFile(io.BytesIO(content))
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
-        self.header = list(self._file.schema_arrow.names)
+        self.header = [trimmed(name) for name in self._file.schema_arrow.names]
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
         values = self._values(columns)
         for line, row in enumerate(zip(*values, strict=True), 1):
-            if all(value is None for value in row):
-                continue
-            yield Row(line, tuple(self._cell(value, column) for value, column in zip(row, columns, strict=True)))
+            if any(value not in (None, "", []) for value in row):
+                yield Row(line, tuple(self._cell(value, column) for value, column in zip(row, columns, strict=True)))
 
     def _values(self, columns: Sequence[Column]) -> list[list[Any]]:
         """The values of each column. A column of a foreign type is never converted: an extension type may run code."""
-        kinds = {column.name: self._file.schema_arrow.field(column.name).type for column in columns}
+        kinds = {column.name: self._kind(column) for column in columns}
         rows = self._file.metadata.num_rows
         for column in columns:
             kind = kinds[column.name]
@@ -263,12 +300,19 @@ class _ParquetTable:
                 raise self._wrong_type(column, rows if pa.types.is_null(kind) else 0)
         names = [column.name for column in columns if _fits(kinds[column.name], column.holds)]
         try:
-            table = self._file.read(columns=names)
+            table = self._file.read(columns=[self._stored(name) for name in names])
             table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
-        found = {name: table.column(name).to_pylist() for name in names}
-        return [found.get(column.name, [str(kinds[column.name])] * rows) for column in columns]
+        found = {name: table.column(self._stored(name)).to_pylist() for name in names}
+        return [found.get(column.name, [f"a value of type {kinds[column.name]}"] * rows) for column in columns]
+
+    def _stored(self, name: str) -> str:
+        """The name of a column as the file has it, with the white space around it."""
+        return str(self._file.schema_arrow.names[self.header.index(name)])
+
+    def _kind(self, column: Column) -> pa.DataType:
+        return self._file.schema_arrow.field(self._stored(column.name)).type
 
     def _cell(self, value: Any, column: Column) -> Cell:
         if isinstance(value, list) and None not in value:
@@ -277,14 +321,12 @@ class _ParquetTable:
             return ""
         if value is None or isinstance(value, list):
             raise self._wrong_type(column, 1)
-        if isinstance(value, float):
-            return f"{value:g}"
-        return trimmed(str(value))
+        return trimmed(_text_of(value))
 
     def _wrong_type(self, column: Column, empty: int) -> DataError:
-        kind = self._file.schema_arrow.field(column.name).type
+        kind = self._kind(column)
         return DataError(
-            f'column "{column.name}" of {self.path} is of type {kind} with {empty or "no"} empty cells',
+            f'column "{visible(column.name)}" of {self.path} is of type {kind} with {empty or "no"} empty cells',
             _NEEDED[column.holds],
             "write it as text (labels: text, or a list of texts)",
         )
@@ -314,7 +356,7 @@ def _fits(kind: pa.DataType, holds: Holds) -> bool:
         return True
     if _is_list(kind) and _is_text(kind.value_type):
         return holds in ("labels", "any")
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return holds in ("flag", "any")
     return bool(number) and holds in ("value", "flag", "any")
 

@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from raytrain.data.cells import Source, Tags, tags_of
 from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
-from raytrain.data.names import visible
-from raytrain.data.tables import Column, Table, read_rows, without_headers
+from raytrain.data.names import visible, without_invisible
+from raytrain.data.tables import Column, Row, Rows, Table, read_rows, without_headers
 from raytrain.errors import DataError
 
 OTHER_COLUMNS = "rename the columns, or give --name-column and --tags-column (or --label-columns)"
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
-COLUMNS_SHOWN = 6
+_SLIPS = ("", "-1", "2", "x", "yes", "no", "y", "n", "t", "f")  # what people write for 0 and 1
+_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")  # pandas' names for a column of row numbers
 
 
 @dataclass(frozen=True)
@@ -67,21 +70,40 @@ def hash_of(names: Sequence[str], tags: Sequence[Tags], lines: Sequence[int]) ->
     return hashlib.sha256(repr(list(zip(names, tags, lines, strict=True))).encode()).hexdigest()
 
 
+def tidy_label(label: str) -> str:
+    """A label without characters that nobody sees, and with single spaces."""
+    return " ".join(without_invisible(label).split())
+
+
+def same_form(label: str) -> str:
+    """A label in Unicode's composed form (NFC): é is one character or two, and the same label."""
+    return unicodedata.normalize("NFC", label)
+
+
 def _of_tags_column(table: Table, form: LabelFormat, classes: Sequence[str] | None) -> Tagged:
     columns = [Column(form.name_column, "name"), Column(form.tags_column, "labels")]
     rows = read_rows(table, columns, OTHER_COLUMNS)
-    lines = [row.line for row in rows.rows]
+    _check_other_header(rows, form.tags_column, table.path, classes or ())
     cells = [row.cells[1] for row in rows.rows]
-    tags = tags_of(cells, Source(table.path, lines), form.tags_separator, classes)
-    names = [str(row.cells[0]) for row in rows.rows]
-    remarks = tuple(_only_flags(tags, form.tags_column))
-    sha256 = table.sha256 or hash_of(names, tags, lines)
-    return Tagged(names, tags, lines, table.path, sha256, rows.headers, remarks)
+    source = Source(table.path, [row.line for row in rows.rows])
+    tags = tags_of(cells, source, form.tags_separator, classes)
+    return _tagged(table, rows, tags, tuple(_only_flags(tags, form.tags_column)))
+
+
+def _check_other_header(rows: Rows, column: str, path: str, classes: Sequence[str]) -> None:
+    """Refuses a row whose label is the name of the tags column: a header that names its first column otherwise."""
+    for row in rows.rows:
+        if str(row.cells[1]).casefold() == column.casefold() and row.cells[1] not in classes:
+            raise DataError(
+                f'line {row.line} of {path} has the label "{visible(str(row.cells[1]))}", which is its column\'s name',
+                "two tables with other headers were probably put together",
+                "take that line out; or, if it is a label, list all labels with --classes",
+            )
 
 
 def _only_flags(tags: Sequence[Tags], column: str) -> Iterator[str]:
     found = {tag for words in tags for tag in words}
-    if found and (found <= {"0", "1"} or {tag.casefold() for tag in found} <= {"true", "false"}):
+    if found and {tag.casefold() for tag in found} <= {*_TRUE, *_FALSE}:
         yield (
             f'the column "{column}" holds only {" and ".join(sorted(found))}: they are the classes. '
             "If each label has a column of its own, give --label-columns."
@@ -90,29 +112,48 @@ def _only_flags(tags: Sequence[Tags], column: str) -> Iterator[str]:
 
 def _of_label_columns(table: Table, name_column: str, label_columns: Sequence[str]) -> Tagged:
     """Rows of a table with one column of 0 and 1 for each label."""
+    labels = [tidy_label(column) for column in label_columns]
+    _check_different(labels, table.path)
     columns = [Column(name_column, "name"), *(Column(column, "flag") for column in label_columns)]
     rows = read_rows(table, columns, "--name-column NAME --label-columns A,B,C with columns of the file")
-    tags: list[Tags] = []
-    for row in rows.rows:
-        words = []
-        for label, cell in zip(label_columns, row.cells[1:], strict=True):
-            flag = str(cell).casefold()
-            if flag not in _TRUE and flag not in _FALSE:
-                raise DataError(
-                    f'line {row.line} of {table.path} has {visible(str(cell))!r} in the column "{label}"',
-                    "a column for one label holds 0 and 1, or true and false",
-                    "correct that cell, or name the right columns with --label-columns",
-                )
-            if flag in _TRUE:
-                words.append(" ".join(label.split()))
-        tags.append(tuple(words))
-    shown = ", ".join(label_columns[:COLUMNS_SHOWN]) + (", ..." if len(label_columns) > COLUMNS_SHOWN else "")
-    remark = f'{len(label_columns)} columns of 0 and 1, one for each label: {shown}; tiles are named by "{name_column}"'
+    tags = [tuple(_labels_of_row(row, labels, table.path)) for row in rows.rows]
+    count = f"{len(labels)} column{'s' * (len(labels) != 1)}"
+    remark = f'{count} of 0 and 1, one for each label: {", ".join(labels)}; tiles are named by "{visible(name_column)}"'
+    return _tagged(table, rows, tags, (remark,), tuple(labels))
+
+
+def _check_different(labels: Sequence[str], path: str) -> None:
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(same_form(label).casefold(), label)
+        if other is not label:
+            raise DataError(
+                f'line 1 of {path} has the columns "{visible(other)}" and "{visible(label)}", which are one label',
+                "labels that differ in case or Unicode form alone would be two classes",
+                "rename one of them, or take it out",
+            )
+
+
+def _labels_of_row(row: Row, labels: Sequence[str], path: str) -> Iterator[str]:
+    for label, cell in zip(labels, row.cells[1:], strict=True):
+        flag = str(cell).casefold()
+        if flag not in _TRUE and flag not in _FALSE:
+            raise DataError(
+                f'line {row.line} of {path} has "{visible(str(cell))}" in the column "{visible(label)}"',
+                "a column for one label holds 0 and 1, or true and false",
+                "correct that cell, or name the right columns with --label-columns",
+            )
+        if flag in _TRUE:
+            yield label
+
+
+def _tagged(
+    table: Table, rows: Rows, tags: list[Tags], remarks: tuple[str, ...], columns: tuple[str, ...] = ()
+) -> Tagged:
     names = [str(row.cells[0]) for row in rows.rows]
     lines = [row.line for row in rows.rows]
     sha256 = table.sha256 or hash_of(names, tags, lines)
-    labels = tuple(" ".join(label.split()) for label in label_columns)
-    return Tagged(names, tags, lines, table.path, sha256, rows.headers, (remark,), labels)
+    return Tagged(names, tags, lines, table.path, sha256, rows.headers, remarks, columns)
 
 
 def _layout(table: Table, form: LabelFormat) -> LabelFormat:
@@ -122,41 +163,53 @@ def _layout(table: Table, form: LabelFormat) -> LabelFormat:
     names, whatever it is called, unless the user named another.
     """
     asked = form.label_columns or form.tags_column != KAGGLE_FORMAT.tags_column
-    if asked or form.tags_column in table.header:
+    columns = [name for name in table.header if name and not _INDEX.fullmatch(name)]
+    if asked or form.tags_column in table.header or len(columns) < 3 or len(set(columns)) != len(columns):
         return form
-    columns = [name for name in table.header if name]
-    if len(columns) < 3:
+    odd = _odd_cells(table, columns)
+    name_column = _name_column(form, columns, list(odd))
+    if name_column is None:
         return form
-    other = _not_flags(table, columns)
-    flags = [column for column in columns if column not in other]
-    if form.name_column in columns:
-        other.pop(form.name_column, None)
-        flags = [column for column in flags if column != form.name_column]
-        name_column = form.name_column
-    elif form.name_column == KAGGLE_FORMAT.name_column and other:
-        name_column = next(iter(other))
-        other.pop(name_column)
-    else:
+    labels = [column for column in columns if column != name_column]
+    others = [column for column in labels if column in odd]
+    if not others:
+        return replace(form, name_column=name_column, label_columns=tuple(labels))
+    # Other tables have such columns too, or none; a 0/1 table with a slip in it is told what the slip is.
+    slips = [column for column in others if odd[column].text.casefold() in _SLIPS]
+    if len(labels) - len(others) + len(slips) < 2:
         return form
-    if len(flags) < 2:
-        return form
-    if other:
-        column, (line, cell) = next(iter(other.items()))
-        raise DataError(
-            f'{table.path} has {len(flags)} columns of 0 and 1, and "{column}" with "{visible(cell)[:40]}" in line {line}',
-            "it is not clear which columns are labels",
-            f"--tags-column {column}, or --label-columns {','.join(flags[:COLUMNS_SHOWN])} with the columns that are labels",
-        )
-    return replace(form, name_column=name_column, label_columns=tuple(flags))
+    cell = odd[others[0]]
+    raise DataError(
+        f"{table.path} looks like a table with one column of 0 and 1 for each label, but line {cell.line} has "
+        f'"{visible(cell.text)[:40]}" in the column "{visible(others[0])}"',
+        "it is not clear which columns are labels",
+        "correct the cell; or --label-columns A,B,C names those that are, or --tags-column NAME the only one",
+    )
 
 
-def _not_flags(table: Table, columns: list[str]) -> dict[str, tuple[int, str]]:
-    """The columns that do not hold 0 and 1 (true and false) alone, with line and content of their first other cell."""
-    found: dict[str, tuple[int, str]] = {}
-    if len(set(columns)) != len(columns):
-        return found
-    for row in without_headers(table.cells([Column(column, "any") for column in columns]), columns, table.path).rows:
+@dataclass(frozen=True)
+class _Odd:
+    """The first cell of a column that is neither 0 nor 1: its line and text."""
+
+    line: int
+    text: str
+
+
+def _odd_cells(table: Table, columns: Sequence[str]) -> dict[str, _Odd]:
+    """For each column that does not hold 0 and 1 (true and false) alone, its first other cell."""
+    found: dict[str, _Odd] = {}
+    wanted = [Column(column, "any") for column in columns]
+    for row in without_headers(table.cells(wanted), columns, table.path).rows:
         for column, cell in zip(columns, row.cells, strict=True):
             if column not in found and str(cell).casefold() not in (*_TRUE, *_FALSE):
-                found[column] = (row.line, str(cell))
-    return found
+                found[column] = _Odd(row.line, str(cell))
+    return {column: found[column] for column in columns if column in found}
+
+
+def _name_column(form: LabelFormat, columns: Sequence[str], odd: Sequence[str]) -> str | None:
+    """The column that the user named; else, of a table without `image_name`, the first that does not hold 0 and 1."""
+    if form.name_column in columns:
+        return form.name_column
+    if form.name_column == KAGGLE_FORMAT.name_column and odd:
+        return odd[0]
+    return None

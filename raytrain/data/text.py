@@ -14,12 +14,22 @@ import zlib
 from dataclasses import dataclass
 
 from raytrain import storage
-from raytrain.data.names import trimmed, visible
+from raytrain.data.names import is_junk, trimmed, visible
 from raytrain.errors import ConfigError, DataError
 
 MAX_BYTES = 200 * 2**20
 LIST_SUFFIXES = (".txt", ".txt.gz", ".txt.zip")
 _GZIP, _ZIP, _OLD_EXCEL = b"\x1f\x8b", (b"PK\3\4", b"PK\5\6"), b"\xd0\xcf\x11\xe0"
+# First bytes of files that are packed in ways that are not read here.
+_PACKED = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "RAR",
+    _GZIP: "gzip, twice",
+    b"PK\3\4": "zip, inside another one",
+}
 
 
 @dataclass(frozen=True)
@@ -102,15 +112,10 @@ def unpacked(content: bytes, path: str, *, force: bool = False) -> bytes:
 
 
 def _only_member(archive: zipfile.ZipFile, path: str) -> zipfile.ZipInfo:
-    names = [info.filename for info in archive.infolist()]
-    if "[Content_Types].xml" in names:
-        raise _excel(path)
-    members = [
-        info
-        for info in archive.infolist()
-        # macOS adds __MACOSX/._x.csv to the archives it makes.
-        if not info.is_dir() and not info.filename.startswith("__MACOSX/")
-    ]
+    names = {info.filename for info in archive.infolist()}
+    if names & {"[Content_Types].xml", "content.xml"}:
+        raise _workbook(path)
+    members = [info for info in archive.infolist() if not info.is_dir() and not is_junk(info.filename)]
     if len(members) != 1:
         raise DataError(
             f"{path} is not read from line 1 on: it is a zip archive of {len(members)} files",
@@ -126,9 +131,9 @@ def _only_member(archive: zipfile.ZipFile, path: str) -> zipfile.ZipInfo:
     return members[0]
 
 
-def _excel(path: str) -> DataError:
+def _workbook(path: str) -> DataError:
     return DataError(
-        f"{path} is not read from line 1 on: it is an Excel workbook",
+        f"{path} is not read from line 1 on: it is a workbook of Excel or LibreOffice",
         "it may hold several tables, formulas and formats",
         "save the sheet as CSV UTF-8 and give that file",
     )
@@ -147,20 +152,31 @@ def decoded(content: bytes, path: str) -> str:
             "download the label file again",
         )
     if content.startswith(_OLD_EXCEL):
-        raise _excel(path)
+        raise _workbook(path)
+    packed = next((name for start, name in _PACKED.items() if content.startswith(start)), None)
+    if packed is not None:
+        raise DataError(
+            f"{path} is not read from line 1 on: it is packed by {packed}",
+            "only .gz, and .zip with one file, are unpacked here",
+            "unpack it and give the file itself",
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         raise DataError(
             f"{path} is not UTF-8 (byte 0x{content[error.start]:02x} at line {line})",
-            "it is UTF-16, as Excel's Unicode text is" if utf16 else "names and labels could be misread",
+            "it is UTF-16 or UTF-32, as Excel's Unicode text is" if wide else "names and labels could be misread",
             "save it again as UTF-8",
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{path} has a NUL character at line {line}", "it is damaged or not text", "get it again")
+        raise DataError(
+            f"{path} has a NUL character at line {line}",
+            "it is damaged, no text, or UTF-16 without a mark",
+            "save it again as UTF-8, or get it again",
+        )
     return text
 
 
@@ -206,8 +222,8 @@ def listed(text: str, flag: str) -> list[str]:
         words = next(csv.reader([text], strict=True, skipinitialspace=True), [])
     except csv.Error:
         raise ConfigError(
-            f"{flag} {visible(text)} has a quote that is never closed",
-            "a word with a comma stands in double quotes",
+            f"{flag} {visible(text)} cannot be read as words with commas between them",
+            "a word with a comma stands in double quotes, which must be closed",
             f"""{flag} 'water,"bare ground, rock"', or {flag} FILE.txt with a word on each line""",
         ) from None
     return [trimmed(word) for word in words]

@@ -25,6 +25,7 @@ from raytrain.evaluation.predictions import Predictions
 ANOTHER = "give the predictions of the competition's test folders, each once, and its own sample file"
 SAMPLE = FileKind("sample file", "the order and names of rows are its own", "leave --sample out, or give the file")
 SHOWN = 3  # names in a sentence
+MANY = 0.01  # share of tiles without predictions above which a folder was probably forgotten
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,14 @@ class Submission:
 
     def said(self) -> Iterator[str]:
         """What a user should know of the rows, a sentence each."""
-        if self.filled:
-            names = visible(", ".join(self.filled[:SHOWN])) + (", ..." if len(self.filled) > SHOWN else "")
-            yield f'{len(self.filled)} tiles were not predicted and get "{" ".join(self.labels)}": {names}'
+        if not self.filled:
+            return
+        share = len(self.filled) / len(self.table)
+        names = visible(", ".join(self.filled[:SHOWN])) + (", ..." if len(self.filled) > SHOWN else "")
+        labels = " ".join(self.labels)
+        yield f'not predicted, so they get "{labels}": {len(self.filled):,} of {len(self.table):,} tiles ({share:.1%}): {names}'
+        if share > MANY:
+            yield "warning: that is more than a few damaged files; are the predictions of a test folder missing?"
 
 
 def build(
@@ -163,7 +169,7 @@ def _check_names(
     wrong = {
         "not in the predictions": [] if fills else not_predicted,
         "not in the sample": sorted(predicted.difference(tile for tile in tiles if tile), key=_natural),
-        "in the sample more than once": [name for name, count in Counter(names).items() if count > 1],
+        "in the sample more than once": [name for name, count in Counter(map(stem, names)).items() if count > 1],
     }
     found = [f"{len(bad):,} {what} ({visible(', '.join(bad[:SHOWN]))})" for what, bad in wrong.items() if bad]
     if not found:

@@ -69,6 +69,14 @@ def test_a_comma_in_one_list_says_how_the_others_are_cut():
         (("{'haze': 1}",), 2),
         (("water]",), 2),
         (('"haze"',), 2),
+        (("['haze', '[water]']",), 2),
+        (("[\"['a', 'b']\"]",), 2),
+        (("['a]', 'b']",), 2),
+        (("[‘haze’, ‘water’]",), 2),
+        (("water", "“haze primary”"), 3),
+        (("[haze primary ... water]",), 2),
+        (("[haze|primary]",), 2),
+        (("[haze;primary]", "[water]"), 2),
     ],
 )
 def test_what_is_no_clear_list_is_refused_with_its_line(cells, line):
@@ -83,7 +91,17 @@ def test_labels_with_balanced_brackets_and_quotes_inside_stay():
     assert tags("(unknown)", "water") == [("(unknown)",), ("water",)]
 
 
+def test_parentheses_apostrophes_and_inches_belong_to_labels():
+    assert tags("'70s", '5"', "a)", "1) x") == [("'70s",), ('5"',), ("a)",), ("1)", "x")]
+
+
+def test_a_separator_that_the_user_names_holds_for_all_lists():
+    cells = ("[water;bare ground, rock]", "[water]")
+    assert tags(*cells, separator=";") == [("water", "bare ground, rock"), ("water",)]
+
+
 def test_listed_classes_may_have_any_marks():
+    assert tags("[A] [B]", "[A]", classes=["[A]", "[B]"]) == [("[A]", "[B]"), ("[A]",)]
     assert tags("[x]", "'y'", "water", classes=["[x]", "'y'", "water"]) == [("[x]",), ("'y'",), ("water",)]
 
 
@@ -93,9 +111,8 @@ def test_lists_of_parquet_are_lists_already_and_their_brackets_are_looked_at():
         tags(["['haze']"])
 
 
-_LABELS = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=6), max_size=4
-)
+_CHARACTERS = st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="[]{}\"'‘’“”„«»")
+_LABELS = st.lists(st.text(_CHARACTERS, min_size=1, max_size=6), max_size=4)
 
 
 @given(st.lists(_LABELS, min_size=1, max_size=5).filter(any))

@@ -570,6 +570,7 @@ def test_the_train_folder_and_labels_of_other_tiles_are_left_alone(tmp_path, cap
     message = capsys.readouterr().err
     assert "holds nothing of Planet" in message and "raytrain ingest --images DIR --labels CSV" in message
     assert place_of("mine/labels.csv") is None and place_of("planet_tiny/labels.csv") == "train_v2.csv"
+    assert place_of("./labels.csv") == "train_v2.csv" and place_of("./train/train_0.jpg") == "train-jpg/train_0.jpg"
 
 
 def test_labels_with_suffixes_have_their_pictures(tmp_path, planet, capsys):

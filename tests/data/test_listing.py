@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from raytrain.data.listing import is_junk, is_list, listed_pictures, pictures_in, said_of_left_out
+from raytrain.data.listing import is_list, listed_pictures, pictures_in, said_of_left_out
+from raytrain.data.names import is_junk
 from raytrain.data.sources import images_at, images_in
 from raytrain.errors import ConfigError, DataError
 

@@ -315,6 +315,15 @@ def test_a_tiff_of_several_whole_pages_or_a_preview_in_front_is_refused(kinds):
     assert verdict(pages(kinds=kinds)[0]) == "animated"
 
 
+def test_the_only_page_is_the_picture_whatever_it_is_called():
+    content, first = pages(kinds=(1,))
+    assert np.array_equal(verdict(content), first)
+
+
+def test_a_big_endian_bigtiff_is_told_which_flags_help():
+    assert verdict(tiff(blocks(3).astype(np.uint8), photometric="rgb", bigtiff=True, byteorder=">")) == "bands"
+
+
 def test_overviews_do_not_hide_16_bits():
     assert verdict(pages(kinds=(0, 1), deep=True)[0]) == "16-bit"
 

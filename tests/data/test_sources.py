@@ -211,6 +211,18 @@ def test_a_bare_name_finds_its_only_picture_and_gets_its_folder(tmp_path):
     assert "airplane/both or beach/both; write folder/name" in details[0]
 
 
+def test_names_with_backslashes_lie_in_their_folders(tmp_path):
+    images = [f"{part}/{name}.jpg" for part in ("train", "valid") for name in "ab"]
+    tiles = named(tmp_path, images, ["train\\a", ".\\train\\b", "valid\\a.jpg", "valid/b"])
+    assert tiles.table["image_name"].tolist() == ["train/a", "train/b", "valid/a.jpg", "valid/b"]
+    assert tiles.split(by="folder", valid_values=["valid"]).table["part"].tolist() == [
+        "train",
+        "train",
+        "valid",
+        "valid",
+    ]
+
+
 def test_bare_names_go_with_folders_lists_and_tables(tmp_path):
     images = [f"{part}/t_{part}{i}.jpg" for part in ("train", "valid") for i in range(3)]
     tiles = named(tmp_path, images, [f"t_{part}{i}" for part in ("train", "valid") for i in range(3)])

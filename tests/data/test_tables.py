@@ -3,6 +3,7 @@
 import gzip
 import io
 import zipfile
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,15 @@ def same(labels, wanted):
     [
         gzip.compress(GOOD.encode()),
         zipped({"train_v2.csv": GOOD}),
-        zipped({"folder/": "", "folder/train_v2.csv": "\ufeff" + GOOD, "__MACOSX/._train_v2.csv": "x"}),
+        zipped(
+            {
+                "folder/": "",
+                "folder/train_v2.csv": "\ufeff" + GOOD,
+                "__MACOSX/._train_v2.csv": "x",
+                "folder/Thumbs.db": "x",
+                ".DS_Store": "x",
+            }
+        ),
         gzip.compress(parquet(image_name=["t_0", "t_1", "t_2"], tags=["clear primary", "haze", "clear"])),
     ],
 )
@@ -74,8 +83,8 @@ def test_a_packed_table_is_the_table(read, content, name):
     [
         (zipped({"a.csv": GOOD, "b.csv": GOOD}), "zip archive of 2 files"),
         (zipped({"__MACOSX/._a.csv": "x"}), "zip archive of 0 files"),
-        (zipped({"[Content_Types].xml": "x", "xl/workbook.xml": "x"}), "Excel workbook"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512), "Excel workbook"),
+        (zipped({"[Content_Types].xml": "x", "xl/workbook.xml": "x"}), "workbook of Excel"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(512), "workbook of Excel"),
         (gzip.compress(GOOD.encode())[:30], "cannot be unpacked"),
         (zipped({"a.csv": GOOD})[:40], "cannot be unpacked"),
     ],
@@ -132,8 +141,59 @@ def test_a_header_in_the_middle_is_counted(read):
 
 @pytest.mark.parametrize("row", ["image_name,labels", "image_name,", "IMAGE_NAME,label"])
 def test_another_header_in_the_middle_is_refused_with_its_line(read, row):
-    with pytest.raises(DataError, match=r'line 5 of .* begins with "image_name" as the header does'):
+    with pytest.raises(DataError, match=r'line 5 of .* begins with "(?i:image_name)" as a header does'):
         read(GOOD + row + "\nu_0,clear\n")
+
+
+@pytest.mark.parametrize("row", ["filename,tags", "tags,image_name", "id,TAGS", '\ufeff"image_name","tags"'])
+def test_a_header_with_another_first_column_is_refused_too(read, row):
+    with pytest.raises(DataError, match="line 5 of"):
+        read(GOOD + row + "\nu_0,clear\n")
+
+
+def test_the_usual_header_under_another_one_is_refused(read):
+    with pytest.raises(DataError, match="line 5 of"):
+        read(GOOD.replace("image_name", "id") + GOOD, form=LabelFormat("id"))
+
+
+def test_a_label_called_as_its_column_is_one_where_the_user_lists_it(read):
+    form = LabelFormat("image_name", "cloud")
+    text = "image_name,cloud\nt_0,cloud\nt_1,clear\n"
+    with pytest.raises(DataError, match="its column's name"):
+        read(text, form=form)
+    assert read(text, form=form, classes=["cloud", "clear"]).targets.tolist() == [[1, 0], [0, 1]]
+
+
+def test_columns_of_parquet_and_in_memory_are_found_without_the_space_around_their_names(read, tmp_path):
+    columns = {" image_name ": ["t_0", ""], "tags ": ["clear", ""]}
+    labels = read(parquet(**columns), "labels.parquet")
+    assert labels.table["image_name"].tolist() == ["t_0"], "a row of empty texts is no tile"
+    (tmp_path / "t_0.jpg").write_bytes(b"x")
+    assert images_in(str(tmp_path)).label_from_table(pd.DataFrame(columns)).table["image_name"].tolist() == ["t_0"]
+
+
+@pytest.mark.parametrize("cell", [["x", None], ["x", float("nan")], {"x": 1}, b"x y", [["x"]], [b"x"]])
+def test_a_cell_in_memory_that_is_no_list_of_labels_is_refused(tmp_path, cell):
+    (tmp_path / "t_0.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="line 1 of the table in memory"):
+        images_in(str(tmp_path)).label_from_table(pd.DataFrame({"image_name": ["t_0"], "tags": [cell]}))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"BZh91AY&SY" + bytes(20), "bzip2"),
+        (b"\xfd7zXZ\0" + bytes(20), "xz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(20), "Zstandard"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(20), "7z"),
+        (gzip.compress(gzip.compress(b"x")), "gzip"),
+        (zipped({"mimetype": "application/vnd.oasis.opendocument.spreadsheet", "content.xml": "x"}), "workbook"),
+    ],
+)
+def test_another_compression_is_named(read, content, words):
+    with pytest.raises(DataError, match=words) as error:
+        read(content)
+    assert "UTF-8" not in error.value.what
 
 
 # Parquet
@@ -230,9 +290,11 @@ def test_a_table_of_0_and_1_in_parquet_and_in_memory(read, kind, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (ONE_HOT.replace("t_1,1", "t_1,2"), '2 columns of 0 and 1, and "water" with "2" in line 3'),
-        (ONE_HOT.replace("t_1,1", "t_1,"), '2 columns of 0 and 1, and "water" with "" in line 3'),
-        ("image_name,label,is_valid,is_test\nt_0,cat,0,1\n", '"label" with "cat" in line 2'),
+        (ONE_HOT.replace("t_1,1", "t_1,2"), 'line 3 has "2" in the column "water"'),
+        (ONE_HOT.replace("t_1,1", "t_1,"), 'line 3 has "" in the column "water"'),
+        (ONE_HOT.replace(",0", ",-1"), 'line 2 has "-1" in the column "water"'),
+        (ONE_HOT.replace(",1", ",yes").replace(",0", ",no"), 'line 2 has "no" in the column "water"'),
+        ("image_name,label,is_valid,is_test\nt_0,cat,0,1\n", 'line 2 has "cat" in the column "label"'),
         ("image_name,water\nt_0,1\n", 'one column "tags"'),
         ("image_name,water,road\nt_0,wet,1\n", 'one column "tags"'),
     ],
@@ -244,11 +306,41 @@ def test_a_table_that_may_be_another_is_refused_with_its_line(read, text, words)
 
 
 def test_a_column_that_the_user_names_must_hold_0_and_1(read):
-    with pytest.raises(DataError, match=r"line 3 .* has '2' in the column .water."):
+    with pytest.raises(DataError, match=r'line 3 .* has "2" in the column "water"'):
         read(ONE_HOT.replace("t_1,1", "t_1,2"), form=LabelFormat("IMAGE\\LABEL", label_columns=("water",)))
 
 
-@pytest.mark.parametrize("cells", [("0", "1", "1"), ("True", "False", "True"), ("1", "1", "1")])
+@pytest.mark.parametrize("other", ["Water", "wa\u200bter"])
+def test_two_columns_of_one_label_are_refused(read, other):
+    with pytest.raises(DataError, match="which are one label"):
+        read(ONE_HOT.replace("bare-soil", other))
+
+
+def test_pandas_row_numbers_are_no_label_and_unseen_characters_no_part_of_one(read):
+    text = ONE_HOT.replace("IMAGE", "Unnamed: 0,IMAGE").replace("t_0", "0,t_0").replace("t_1", "1,t_1")
+    assert read(text).classes == ["airplane", "bare-soil", "water"]
+    assert read(ONE_HOT.replace("bare", "\u200bbare\u200b")).classes == ["airplane", "bare-soil", "water"]
+
+
+@pytest.mark.parametrize(
+    ("values", "good"),
+    [
+        (pa.array([Decimal("1"), Decimal("0")]), True),
+        (pa.array([Decimal("1.00"), Decimal("0.00")]), True),
+        (pa.array([0.9999999, 0.0]), False),
+        (pa.array([1.0, None]), False),
+    ],
+)
+def test_numbers_of_parquet_are_0_and_1_or_not(read, values, good):
+    content = parquet(image_name=["t_0", "t_1"], a=values, b=pa.array([0, 1]), c=pa.array([1, 0]))
+    if good:
+        assert read(content, "labels.parquet").targets.tolist() == [[1, 0, 1], [0, 1, 0]]
+        return
+    with pytest.raises(DataError, match='in the column "a"'):
+        read(content, "labels.parquet")
+
+
+@pytest.mark.parametrize("cells", [("0", "1", "1"), ("True", "False", "True"), ("1", "1", "1"), ("0.0", "1.0", "0.0")])
 def test_a_tags_column_of_0_and_1_has_these_classes_and_says_so(read, cells):
     text = "image_name,tags,other\n" + "".join(f"t_{i},{cell},0\n" for i, cell in enumerate(cells))
     labels = read(text)

@@ -101,6 +101,18 @@ def test_a_disk_that_gives_nothing_is_not_many_bad_files(tmp_path, checkpoint):
         gate_shard(block(paths), str(tmp_path / "out"))
 
 
+def test_files_that_are_bad_each_in_its_way_are_no_trouble_of_the_disk(tmp_path, checkpoint):
+    paths = written(tmp_path, {"deep.png": QUARANTINED["16-bit grey"][0], "empty.jpg": b""})
+    (tmp_path / "memory.jpg").symlink_to("/proc/self/mem")
+    for i in range(3):
+        (tmp_path / f"loop_{i}.jpg").symlink_to(f"loop_{i}.jpg")
+    mixed = [*paths, str(tmp_path / "memory.jpg")]
+    loops = [str(tmp_path / f"loop_{i}.jpg") for i in range(3)]
+    for some in (mixed, loops):
+        assert "" not in kinds_of_predict(some, checkpoint).values()
+        assert len(kinds_of_ingest(some, tmp_path / "out")) == 3
+
+
 def test_of_a_huge_file_little_is_read(tmp_path, checkpoint, monkeypatch):
     from raytrain import storage
 

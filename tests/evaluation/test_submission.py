@@ -100,6 +100,8 @@ def test_names_that_differ_from_the_sample_are_counted_with_examples(tmp_path):
 def test_a_sample_that_repeats_a_name_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"1 in the sample more than once \(a\)"):
         build([of({"a": [0.5] * 3})], None, sample_file(tmp_path, ["a", "a"]))
+    with pytest.raises(DataError, match=r"1 in the sample more than once \(a\)"):
+        build([of({"a": [0.5] * 3})], None, sample_file(tmp_path, ["a", "a.jpg"]))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,11 @@ def test_tiles_that_were_not_predicted_get_the_labels_for_missing_ones(tmp_path)
     tiles = of({name: [0.1, 0.9, 0.1] for name in ("a", "b")})
     done = build([tiles], None, sample, ["water", "clear"])
     assert rows(done) == {"a": "haze", "broken_2": "clear water", "b": "haze", "broken_10": "clear water"}
-    assert list(done.said()) == ['2 tiles were not predicted and get "clear water": broken_2, broken_10']
+    line, warning = done.said()
+    assert line == 'not predicted, so they get "clear water": 2 of 4 tiles (50.0%): broken_2, broken_10'
+    assert "are the predictions of a test folder missing?" in warning
+    many = sample_file(tmp_path, ["broken", *(f"t_{i}" for i in range(200))])
+    assert len(list(build([of({f"t_{i}": [0.1, 0.9, 0.1] for i in range(200)})], None, many, ["clear"]).said())) == 1
     assert list(build([tiles], None, sample_file(tmp_path, ["b", "a"]), ["clear"]).said()) == []
 
 
