@@ -139,7 +139,8 @@ class _Walk:
         try:
             real = os.path.realpath(self._root / path)
             if real in self._taken:
-                self._leave_out(f"{path}/", "same-folder", f"it is {visible(real)}, which is taken already")
+                other = visible(os.path.relpath(real, os.path.realpath(self._root)))
+                self._leave_out(f"{path}/", "same-folder", f"it is the folder {other}, which is taken already")
                 return
             self._visit(f"{path}/", os.scandir(self._root / path))
         except OSError as error:
