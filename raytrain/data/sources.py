@@ -363,15 +363,14 @@ class _Picture:
 def _picture_of(name: str, paths: Mapping[str, str], pictures: KnownNames) -> _Picture:
     if name in paths:
         return _Picture(name, paths[name])
-    alike = {paths[known] for known in pictures.whole(name)}
-    if len(alike) == 1:
-        return _Picture(name, alike.pop())
-    inside = pictures.in_folders(name)
-    if inside and not alike:
-        if len({paths[known] for known in inside}) == 1:
-            return _Picture(inside[0], paths[inside[0]])
-        return _Picture(name, "", "ambiguous-name", f"it may be {visible(' or '.join(inside[:3]))}; write folder/name")
-    return _Picture(name, "", "missing")
+    meant = pictures.whole(name) or pictures.in_folders(name)
+    if not meant:
+        return _Picture(name, "", "missing")
+    if len({paths[known] for known in meant}) > 1:
+        return _Picture(name, "", "ambiguous-name", f"it may be {visible(' or '.join(meant[:3]))}")
+    if pictures.whole(name):
+        return _Picture(name, paths[meant[0]])
+    return _Picture(meant[0], paths[meant[0]])
 
 
 def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame) -> str:

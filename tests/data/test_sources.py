@@ -208,7 +208,12 @@ def test_a_bare_name_finds_its_only_picture_and_gets_its_folder(tmp_path):
     assert tiles.table["image_name"].tolist() == ["airplane/airplane01", "beach/beach00.jpg", "both", "top", "nowhere"]
     assert tiles.table["problem"].tolist() == ["", "", "ambiguous-name", "", "missing"]
     details = [record["detail"] for record in tiles.split(valid=0.5).unusable()]
-    assert "airplane/both or beach/both; write folder/name" in details[0]
+    assert "it may be airplane/both or beach/both" in details[0]
+
+
+def test_a_name_that_two_files_have_but_for_case_of_the_suffix_is_ambiguous(tmp_path):
+    tiles = named(tmp_path, ["a.JPG", "a.jpg"], ["a.Jpg", "a.jpg"])
+    assert tiles.table["problem"].tolist() == ["ambiguous-name", ""]
 
 
 def test_names_with_backslashes_lie_in_their_folders(tmp_path):
