@@ -40,7 +40,12 @@ class Source:
 
 
 def tags_of(
-    cells: Sequence[Cell], source: Source, separator: str | None = None, classes: Sequence[str] | None = None
+    cells: Sequence[Cell],
+    source: Source,
+    separator: str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    whole: bool = False,
 ) -> list[Tags]:
     """The labels of every cell, as they are written.
 
@@ -48,7 +53,8 @@ def tags_of(
         cells: text, or a list of labels.
         source: of the cells.
         separator: between the labels in a text; None for white space.
-        classes: that the user listed; a label among them may have brackets, quotes and commas.
+        classes: that the user listed; a label among them may have spaces, brackets, quotes and commas.
+        whole: a text is one label, where it is no list and no separator is given.
 
     Raises:
         DataError: some cells are lists and others are not, a list that cannot be read, a label with stray brackets or
@@ -60,11 +66,23 @@ def tags_of(
         _check_all_written(cells, written, source)
         found = _from_written(cells, source, separator, classes is None)
     else:
-        found = [_tidy(cell.split(separator) if isinstance(cell, str) else cell) for cell in cells]
-        if separator is None and classes is None:
+        found = [_tidy(_words(cell, separator, known, whole)) for cell in cells]
+        if separator is None and classes is None and not whole:
             _check_separated(cells, source)
     _check_stray(cells, found, source, known)
     return found
+
+
+def _words(cell: Cell, separator: str | None, known: set[str], whole: bool) -> Sequence[str]:
+    if not isinstance(cell, str):
+        return cell
+    if whole and separator is None:
+        return [cell]
+    words = cell.split(separator)
+    text = " ".join(cell.split())
+    if text in known and not known.issuperset(words):
+        return [text]
+    return words
 
 
 def _is_written_list(cell: str, separator: str | None, known: set[str]) -> bool:

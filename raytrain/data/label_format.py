@@ -15,7 +15,7 @@ class LabelFormat:
         separator: one character between the columns of a CSV; a Parquet file needs none.
         tags_separator: between the labels of a tile; None for white space.
         label_columns: instead of a tags column, the columns of 0 and 1, one for each label; their names are the labels.
-        join_rows: a tile has one row for each of its labels.
+        join_rows: a tile has one row for each of its labels; a cell is one label, unless `tags_separator` is given.
     """
 
     name_column: str = "image_name"

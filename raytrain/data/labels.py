@@ -25,7 +25,7 @@ from raytrain.errors import DataError, did_you_mean
 LABELS = FileKind(
     "label file",
     "labels are needed to train",
-    "raytrain ingest --labels CSV with the file that has the columns image_name,tags",
+    "--labels FILE with the columns image_name,tags; or --labels folders, where the folder's name is the label",
 )
 
 
@@ -168,7 +168,7 @@ def tidied(
         "rows joined to another row of their tile": rows - len(table),
         "rows repeated word for word": int((table["problem"] == "repeated").sum()),
     }
-    remarks = (*tagged.remarks, *_one_label_a_row(table))
+    remarks = (*tagged.remarks, *_one_label_a_row(table), *_without_tiles(classes or (), found))
     return Labels(table, list(classes or found), tagged.sha256, notes, remarks)
 
 
@@ -192,6 +192,12 @@ def _one_label_a_row(table: pd.DataFrame) -> Iterator[str]:
             f"{tiles} tiles have several rows with one label each, {len(differ)} rows: they are left out. "
             "Labels of a tile stand in one cell; --join-rows joins its rows."
         )
+
+
+def _without_tiles(classes: Sequence[str], found: Sequence[str]) -> Iterator[str]:
+    alone = [name for name in classes if name not in found]
+    if alone:
+        yield f"no tile has {visible(', '.join(alone))}"
 
 
 def _spellings(counts: Counter[str], classes: Sequence[str] | None) -> dict[str, str]:

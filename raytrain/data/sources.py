@@ -86,7 +86,7 @@ class Images:
             raise DataError(
                 f"{len(bare)} pictures lie in no sub-folder of {self.source['images']}, such as {bare[0]}",
                 "the folder's name is the label",
-                "images_in(DIR, subfolders=True), or on the command line --subfolders",
+                "put each into a folder named by its label (images_in(DIR, subfolders=True)), or give --labels FILE",
             )
         names = self.table["image_name"].to_list()
         labels = labels_of_folders(names, [name.split("/")[-2] for name in names], classes)
@@ -109,7 +109,7 @@ class Images:
             raise DataError(
                 f"none of the {len(table)} tiles of the label source is among the {self}",
                 f"the labels name {_few(table['image_name'])}",
-                _where_to_look(table, self.table),
+                _where_to_look(table, self.table, self.source["images"]),
             )
         # Sizes, not times: a copy of the pictures makes the same dataset.
         pictures = [f"{row.image_name} {row.stamp.split()[0] if row.stamp else row.path}" for row in table.itertuples()]
@@ -373,8 +373,10 @@ def _picture_of(name: str, paths: Mapping[str, str], pictures: KnownNames) -> _P
     return _Picture(meant[0], paths[meant[0]])
 
 
-def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame) -> str:
+def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame, folder: str) -> str:
     """What to do where the labels name no picture at all."""
+    if labels["image_name"].str.startswith(f"{folder}/").all():
+        return f"the names begin with {folder}/: give the folder above it, --images DIR --folders {folder}"
     if (labels["problem"] == "ambiguous-name").any():
         return "write names as folder/name: several folders hold a picture of the same name"
     if images["image_name"].str.contains("/").any():

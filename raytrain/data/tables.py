@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -25,6 +26,9 @@ from raytrain.data.text import FileKind, decoded, read_bytes, unpacked
 from raytrain.errors import DataError, did_you_mean
 
 Cell = str | list[str]
+_EXCEL_SEPARATOR = re.compile(
+    r"sep=([^\r\n])(?=[\r\n])"
+)  # the first line by which Excel is told what separates columns
 Holds = Literal["name", "labels", "value", "flag", "any"]
 """What a column is read as: a name (text), labels (text or a list of text), a value (also whole numbers), a flag (0 and 1),
 or anything, to find out."""
@@ -163,6 +167,9 @@ class _CsvTable:
     def __init__(self, path: str, text: str, sha256: str, separator: str) -> None:
         self.path, self.sha256 = path, sha256
         self._text, self._separator = text, separator
+        if told := _EXCEL_SEPARATOR.match(text):
+            # The line stays, as a blank one, so that lines keep their numbers.
+            self._text, self._separator = text[told.end() :], told[1]
         _, self.header = next(self._rows(), (1, []))
         self._check_header()
 

@@ -86,7 +86,8 @@ def _of_tags_column(table: Table, form: LabelFormat, classes: Sequence[str] | No
     _check_other_header(rows, form.tags_column, table.path, classes or ())
     cells = [row.cells[1] for row in rows.rows]
     source = Source(table.path, [row.line for row in rows.rows])
-    tags = tags_of(cells, source, form.tags_separator, classes)
+    # A table with a row for each label has one label in a cell.
+    tags = tags_of(cells, source, form.tags_separator, classes, whole=form.join_rows)
     return _tagged(table, rows, tags, tuple(_only_flags(tags, form.tags_column)))
 
 

@@ -245,6 +245,13 @@ def test_names_that_several_folders_hold_are_the_reason_where_none_is_found(tmp_
     assert "--subfolders" not in error.value.fix
 
 
+def test_names_that_begin_with_the_folder_itself_are_told_the_folder_above(tmp_path):
+    found = images_in(make(tmp_path / "train-jpg", "a.jpg"))
+    with pytest.raises(DataError) as error:
+        found.label_from_table(pd.DataFrame({"image_name": ["train-jpg/a"], "tags": ["x"]}))
+    assert "--images DIR --folders train-jpg" in error.value.fix
+
+
 def test_a_listed_name_in_both_lists_is_refused_in_any_spelling(tmp_path):
     tiles = named(tmp_path, ["x/a.jpg", "x/b.jpg"], ["a", "b"])
     with pytest.raises(DataError, match="x/a is to validate and to test"):

@@ -123,6 +123,8 @@ def test_a_small_file_that_unpacks_to_much_is_not_unpacked(read):
         GOOD.replace("image_name,tags", "\ufeff image_name,tags\u200b"),
         GOOD.replace("t_1,", "\u200bt_1\xa0,\xa0"),
         GOOD.replace("\n", "\r"),
+        "sep=,\r\n" + GOOD,
+        "sep=;\n" + GOOD.replace(",", ";"),
         GOOD.replace("t_2", "image_name,tags\nt_2"),
         GOOD.replace("t_2", " Image_Name, TAGS \nt_2"),
         GOOD.replace("t_2", "\ufeffimage_name,tags\r\nt_2"),
@@ -370,6 +372,21 @@ def test_rows_of_one_tile_are_joined_on_request(read):
     assert labels.targets.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert labels.table["problem"].tolist() == ["", "", "no-labels"]
     assert labels.notes["rows joined to another row of their tile"] == 2
+
+
+def test_of_joined_rows_a_cell_is_one_label_unless_a_separator_is_given(read):
+    text = 'image_name,tags\nt_0,bare ground\nt_0,"houses, huts"\n'
+    assert read(text, form=LabelFormat(join_rows=True)).classes == ["bare ground", "houses, huts"]
+    assert read(text, form=LabelFormat(join_rows=True, tags_separator=",")).classes == ["bare ground", "houses", "huts"]
+
+
+def test_a_cell_that_is_a_listed_class_is_one_label(read):
+    text = 'image_name,tags\nt_0,bare ground\nt_1,"houses, huts"\nt_2,water\n'
+    labels = read(text, classes=["water", "bare ground", "houses, huts", "road"])
+    assert labels.targets.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]] and labels.remarks == (
+        "no tile has road",
+    )
+    assert read("image_name,tags\nt_0,a b\n", classes=["a", "b", "a b"]).targets.tolist() == [[1, 1, 0]]
 
 
 def test_rows_of_one_tile_are_named_for_what_they_are(read):
