@@ -345,8 +345,11 @@ def predict(
     for line in said_of_left_out(done.left_out):
         print(line)
     print(f"{done.tiles} predictions in {done.place}")
-    known = f"raytrain evaluate {out} --out evaluation"
-    print(f"next: {known if dataset else f'raytrain submission {out} --out submission.csv'}")
+    if dataset:
+        print(f"next: raytrain evaluate {out} --out evaluation")
+        return
+    fill = " --missing 'clear primary'" if done.left_out else ""
+    print(f"next: raytrain submission {out} --sample SAMPLE.csv{fill} --out submission.csv")
 
 
 @app.command
@@ -385,18 +388,21 @@ def submission(
     from raytrain.evaluation.submission import build, write
     from raytrain.evaluation.thresholds import read_thresholds
 
-    if missing is not None and (sample is None or not missing.split()):
+    labels = missing.replace(",", " ").split() if missing else []
+    if missing is not None and (sample is None or not labels):
         raise ConfigError(
-            f"--missing {missing!r}{'' if missing.split() else ' names no label'}",
+            f"--missing {missing!r} {'without --sample' if labels else 'names no label'}",
             "the sample file says which tiles are missing, and each gets these labels",
             "--sample sample_submission_v2.csv --missing 'clear primary'",
         )
     found = [read(storage.absolute(place)) for place in predictions]
     cut = read_thresholds(storage.absolute(thresholds), found[0].classes) if thresholds else None
-    done = build(found, cut, storage.absolute(sample) if sample else None, missing.split() if missing else ())
+    done = build(found, cut, storage.absolute(sample) if sample else None, labels)
     write(storage.absolute(out), done.table)
     for line in done.said():
         print(line)
+    if sample is None:
+        print("no --sample was given: whether tiles are missing was not checked")
     print(f"{len(done.table)} rows in {out}")
 
 

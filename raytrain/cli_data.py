@@ -98,7 +98,7 @@ class Division:
                 raise ConfigError(
                     f"a division by {by} {'needs' if flag in needed else 'takes no'} --{flag.replace('_', '-')}",
                     "the flags must say which tile belongs where, and none may be ignored",
-                    example or "leave it out",
+                    example or f"leave it out, or divide by another rule, such as --split {_SPLITS_BY[flag]}",
                 )
 
 
@@ -110,6 +110,16 @@ _NEEDED = {
     ),
     "folder": ((), "--valid-values valid"),
     "list": (("valid_list",), "--valid-list names.txt"),
+}
+
+
+_SPLITS_BY = {
+    "table": "column",
+    "column": "column",
+    "valid_values": "folder",
+    "test_values": "folder",
+    "valid_list": "list",
+    "test_list": "list",
 }
 
 

@@ -189,15 +189,24 @@ def _check_stray(cells: Sequence[Cell], found: Sequence[Tags], source: Source, k
     suspects = {tag for tags in found for tag in tags if _is_stray(tag)} - known
     for cell, tags, line in zip(cells, found, source.lines, strict=True):
         wrong = next((tag for tag in tags if tag in suspects), None)
-        if wrong is None and isinstance(cell, str) and tags and not known.issuperset(tags) and _is_quoted(cell.strip()):
-            wrong = tags[0]
+        if wrong is None and isinstance(cell, str) and not known.issuperset(tags):
+            wrong = _torn_apart(cell.strip(), tags)
         if wrong is not None:
             raise DataError(
                 f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}: "
                 f"one of them would be {visible(wrong)}",
-                "its brackets or quotes were probably written by a program, around a list",
-                "write labels as haze primary, or list all labels with --classes",
+                "brackets and quotes stand around a list, or the label was cut in two",
+                "write labels as haze primary; list all labels with --classes; or give another --tags-separator",
             )
+
+
+def _torn_apart(cell: str, tags: Tags) -> str | None:
+    """A label that lost a quote or a parenthesis where its cell was cut, or None: `forest (dense`, of `forest (dense, old)`."""
+    if _is_quoted(cell):
+        return tags[0]
+    if cell.count("(") != cell.count(")"):
+        return None
+    return next((tag for tag in tags if tag.count("(") != tag.count(")")), None)
 
 
 def _is_stray(tag: str) -> bool:

@@ -26,6 +26,7 @@ LABELS = FileKind(
     "label file",
     "labels are needed to train",
     "--labels FILE with the columns image_name,tags; or --labels folders, where the folder's name is the label",
+    separated=True,
 )
 
 

@@ -138,6 +138,9 @@ class _Walk:
             return
         try:
             real = os.path.realpath(self._root / path)
+            if f"{os.path.realpath(self._root)}/".startswith(f"{real}/") and real not in self._taken:
+                self._leave_out(f"{path}/", "same-folder", "it is a folder above --images, which holds it")
+                return
             if real in self._taken:
                 other = visible(os.path.relpath(real, os.path.realpath(self._root)))
                 self._leave_out(f"{path}/", "same-folder", f"it is the folder {other}, which is taken already")
@@ -169,7 +172,7 @@ def is_list(source: str) -> bool:
     elif path.name.lower().endswith(ARCHIVES):
         what, fix = "an archive", "unpack it, then --images with the folder; or raytrain download planet --from ARCHIVE"
     else:
-        what, fix = "a file", "--images DIR, or --images LIST.txt with a path or URI on each line"
+        what, fix = "a file", "--images DIR or LIST.txt; a table of labels belongs to --labels"
     raise ConfigError(
         f"--images {name} is {what}", "tiles are looked for in a folder, or in a list that ends in .txt", fix
     )

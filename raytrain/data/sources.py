@@ -150,6 +150,12 @@ class Tiles:
         said += [f"{len(self.unlisted)} pictures without labels left out"] if self.unlisted else []
         return f"{usable.sum()} tiles, {len(self.classes)} classes, {labels} labels" + "".join(f"; {s}" for s in said)
 
+    def counts(self) -> str:
+        """Every class with the number of its usable tiles, in one line."""
+        usable = self.table.loc[self.table["problem"] == "", "target"]
+        tiles = np.sum(list(usable), axis=0, dtype=int) if len(usable) else np.zeros(len(self.classes), int)
+        return ", ".join(f"{visible(name)} {count}" for name, count in zip(self.classes, tiles, strict=True))
+
     def split(
         self,
         by: str = "random",
@@ -270,10 +276,13 @@ def images_in(
     if not found.files:
         missing = not storage.exists(place)
         left = f"; {len(found.left_out)} were left out, such as {found.left_out[0]}" if found.left_out else ""
+        below = [] if missing or subfolders else pictures_in(place, subfolders=True, suffixes=endings).files
         raise DataError(
             f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}{left}",
             f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
-            "--images DIR with the folder that holds the tiles",
+            f"--subfolders: {len(below)} pictures lie in folders below it"
+            if below
+            else "--images DIR with the folder of tiles",
         )
     table = pd.DataFrame(
         {
@@ -379,6 +388,10 @@ def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame, folder: str) -> s
         return f"the names begin with {folder}/: give the folder above it, --images DIR --folders {folder}"
     if (labels["problem"] == "ambiguous-name").any():
         return "write names as folder/name: several folders hold a picture of the same name"
+    stems = KnownNames(images["image_name"])
+    if any(stems.find(name) for name in labels["image_name"]):
+        first = images["file"].iloc[0]
+        return f"the names have another suffix than the pictures, such as {first}; write them without suffix"
     if images["image_name"].str.contains("/").any():
         return "check the folder, and whether the labels name the tiles as the files are named"
     return "check the folder; --subfolders also looks into the folders below it"

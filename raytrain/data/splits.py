@@ -261,10 +261,11 @@ class Rule:
     def _raise_unknown(self, value: str, known: set[str]) -> None:
         example = f", such as {visible(sorted(known)[0])!r}" if known else ""
         folders = "; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""
+        what = {"list": "the name", "folder": "the folder"}.get(self.by, "the value")
         raise DataError(
-            f'no tile has the {self.by} "{visible(value)}" ({len(known)} others{example}).{did_you_mean(value, known)}',
+            f'no tile has {what} "{visible(value)}" ({len(known)} others{example}).{did_you_mean(value, known)}',
             "its part would be empty",
-            f"correct the value{folders}",
+            f"correct {what}{folders}",
         )
 
     def _folds(self, targets: Array, groups: Sequence[str], folds: int) -> Array:

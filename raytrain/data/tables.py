@@ -96,7 +96,7 @@ def open_table(path: str, kind: FileKind, separator: str = ",", *, force: bool =
     content, sha256 = unpacked(stored, path, force=force), hashlib.sha256(stored).hexdigest()
     if path.lower().endswith(".parquet") or content.startswith(b"PAR1"):
         return _ParquetTable(path, content, sha256)
-    return _CsvTable(path, decoded(content, path), sha256, separator)
+    return _CsvTable(path, decoded(content, path), sha256, separator, kind)
 
 
 def read_rows(table: Table, columns: Sequence[Column], fix: str) -> Rows:
@@ -158,14 +158,14 @@ def _check_columns(table: Table, columns: Sequence[Column], fix: str) -> None:
         raise DataError(
             f'{table.path} must have one column "{visible(column.name)}"; its header in line 1 is {header}.'
             f"{did_you_mean(column.name, others)}",
-            "it says which row belongs to which tile, or what is true of it",
+            _SAYS[column.holds],
             fix,
         )
 
 
 class _CsvTable:
-    def __init__(self, path: str, text: str, sha256: str, separator: str) -> None:
-        self.path, self.sha256 = path, sha256
+    def __init__(self, path: str, text: str, sha256: str, separator: str, kind: FileKind) -> None:
+        self.path, self.sha256, self._kind = path, sha256, kind
         self._text, self._separator = text, separator
         if told := _EXCEL_SEPARATOR.match(text):
             # The line stays, as a blank one, so that lines keep their numbers.
@@ -182,11 +182,11 @@ class _CsvTable:
             return
         other = next((mark for mark in ",;\t|" if mark in self.header[0]), None)
         if other is not None:
-            flag = "tab" if other == "\t" else f"'{other}'"
+            flag = f"--separator {'tab' if other == chr(9) else repr(other)}, or " if self._kind.separated else ""
             raise DataError(
                 f"line 1 of {self.path} is separated by {other!r}, expected {self._separator!r}",
                 "all columns would be read as one",
-                f"--separator {flag}, or save the table with commas between its columns",
+                f"{flag}save the table with commas between its columns",
             )
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
@@ -347,6 +347,12 @@ class _ParquetTable:
         )
 
 
+_SAYS: dict[str, str] = {
+    "name": "it says which tile a row is about",
+    "labels": "it says which labels a tile has",
+    "value": "it says where a tile belongs",
+    "flag": "it says whether a tile has that label",
+}
 _NEEDED: dict[str, str] = {
     "name": "names are text, and every row has one",
     "labels": "labels are text or lists of text",

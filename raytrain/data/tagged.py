@@ -179,12 +179,13 @@ def _layout(table: Table, form: LabelFormat) -> LabelFormat:
     slips = [column for column in others if odd[column].text.casefold() in _SLIPS]
     if len(labels) - len(others) + len(slips) < 2:
         return form
-    cell = odd[others[0]]
+    column = slips[0] if slips else others[0]
+    choose = "--label-columns A,B,C with the columns that are labels, or --tags-column NAME with the only one"
     raise DataError(
-        f"{table.path} looks like a table with one column of 0 and 1 for each label, but line {cell.line} has "
-        f'"{visible(cell.text)[:40]}" in the column "{visible(others[0])}"',
-        "it is not clear which columns are labels",
-        "correct the cell; or --label-columns A,B,C names those that are, or --tags-column NAME the only one",
+        f"{table.path} looks like a table with one column of 0 and 1 for each label, but line {odd[column].line} has "
+        f'"{visible(odd[column].text)[:40]}" in the column "{visible(column)}"',
+        "such a column holds 0 and 1, or true and false, in every row",
+        f"write 0 or 1 in such cells; if it is no label, {choose}" if slips else choose,
     )
 
 

@@ -40,11 +40,13 @@ class FileKind:
         name: such as `label file`.
         why: what it is needed for.
         fix: what to type next where it is missing.
+        separated: its command has the flag --separator.
     """
 
     name: str
     why: str
     fix: str
+    separated: bool = False
 
 
 NAMES = FileKind("list of names", "it says which tiles belong to a part", "give a text file with a name on each line")

@@ -9,7 +9,9 @@ from raytrain.data.tables import Column, Table, open_table, read_rows
 from raytrain.data.text import FileKind
 from raytrain.errors import DataError
 
-TABLE = FileKind("table", "it says where each tile belongs", "--table FILE, a CSV or Parquet file with a row a tile")
+TABLE = FileKind(
+    "table", "it says where each tile belongs", "--table FILE, a CSV or Parquet file with a row a tile", True
+)
 
 
 def column_of(
@@ -29,7 +31,7 @@ def column_of(
     """
     table = _table_of_values(path, separator)
     name_column = next((name for name in name_columns if name in table.header), name_columns[0])
-    fix = "give --name-column and --column with columns of the table"
+    fix = "name its columns by --name-column and --column; where the labels' differ, ingest first, then raytrain data split"
     rows = read_rows(table, [Column(name_column, "name"), Column(column, "value")], fix)
     known = KnownNames(names)
     values: dict[str, str] = {}

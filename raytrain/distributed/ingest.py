@@ -98,6 +98,7 @@ def ingest(
     _check_budget(tiles.unusable(), budget, out, len(tiles.table))
     ds.check_parts(tiles.rule.by, tiles.usable()["part"].value_counts().to_dict())
     say(f"labels: {tiles.tiles}")
+    say(f"classes and their tiles: {tiles.tiles.counts()}")
     say(f"split {tiles.rule.by}: {tiles}")
     for line in (*tiles.tiles.remarks, *_broken_rules(tiles)):
         say(f"labels: {line}")
@@ -419,5 +420,5 @@ def _check_budget(bad: list[Record], budget: int, out: str, rows: int) -> None:
     raise DataError(
         f"{len(bad)} of {rows} tiles cannot be used ({kinds}), more than --max-bad {budget}; no dataset was written",
         why,
-        f"look at {place}; then {fix}, or raise --max-bad",
+        f"look at {place}; then {fix}{'' if 2 * len(bad) > rows else ', or raise --max-bad'}",
     )

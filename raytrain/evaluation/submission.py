@@ -120,7 +120,9 @@ def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:
     bad = [label for label in classes if not label or re.search(r"\s", label)]
     if bad:
         raise DataError(
-            f'the label "{bad[0]}" is empty or has a space', "spaces separate the tags of a tile", "rename it"
+            f'the label "{bad[0]}" has a space, or is empty',
+            "spaces separate the tags of a tile in the competition's file",
+            "rename it in the labels, then ingest and train again",
         )
     return classes
 

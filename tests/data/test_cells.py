@@ -76,6 +76,7 @@ def test_a_comma_in_one_list_says_how_the_others_are_cut():
         (("water", "“haze primary”"), 3),
         (("[haze primary ... water]",), 2),
         (("[haze|primary]",), 2),
+        (("water", "forest (dense trees)"), 3),
         (("[haze;primary]", "[water]"), 2),
     ],
 )
@@ -93,6 +94,11 @@ def test_labels_with_balanced_brackets_and_quotes_inside_stay():
 
 def test_parentheses_apostrophes_and_inches_belong_to_labels():
     assert tags("'70s", '5"', "a)", "1) x") == [("'70s",), ('5"',), ("a)",), ("1)", "x")]
+
+
+def test_a_separator_inside_the_parentheses_of_a_label_is_noticed():
+    with pytest.raises(DataError, match=r"one of them would be homes \(houses"):
+        tags("homes (houses, huts)", separator=",")
 
 
 def test_a_separator_that_the_user_names_holds_for_all_lists():

@@ -33,6 +33,12 @@ def test_a_link_to_a_folder_above_is_left_out_and_named(tmp_path):
     assert found(tmp_path) == (["Forest/a.jpg", "River/b.jpg"], [("Forest/up/", "same-folder")])
 
 
+def test_a_link_out_of_the_source_to_a_folder_above_it_is_left_out(tmp_path):
+    make(tmp_path, "train/3/a.jpg", "valid/3/b.jpg")
+    (tmp_path / "train" / "loop").symlink_to("..")
+    assert found(tmp_path / "train") == (["3/a.jpg"], [("loop/", "same-folder")])
+
+
 def test_of_a_folder_and_a_link_to_it_the_folder_counts_whatever_they_are_called(tmp_path):
     make(tmp_path, "z/a.jpg", "z/deep/b.jpg")
     (tmp_path / "link").symlink_to("z")

@@ -122,7 +122,7 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
     table.write_text("image_name,part\n" + "".join(f"{name}.jpg,a\n" for name in names))
     column = ["data", "split", str(copy), "--name", "own", "--by", "column", "--table", str(table), "--column", "part"]
     assert run_command([*column, "--valid-values", "b"]) == 3
-    assert 'no tile has the column "b"' in capsys.readouterr().err
+    assert 'no tile has the value "b"' in capsys.readouterr().err
     assert run_command([*column, "--valid-values", "a"]) == 3
     assert "both parts need tiles" in capsys.readouterr().err
     table.write_text("image_name,part\n" + "".join(f"{name},{'b' if i < 9 else 'a'}\n" for i, name in enumerate(names)))

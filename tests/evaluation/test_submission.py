@@ -73,7 +73,7 @@ def test_files_with_other_classes_or_no_files_are_refused():
 
 @pytest.mark.parametrize("label", ["bare ground", "", "a\tb"])
 def test_a_label_that_spaces_would_break_is_refused(label):
-    with pytest.raises(DataError, match="empty or has a space"):
+    with pytest.raises(DataError, match="has a space, or is empty"):
         build([of({"a": [0.5] * 3}, ("clear", label, "water"))], None, None)
 
 
