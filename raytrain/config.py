@@ -106,7 +106,7 @@ class Train(Settings):
         "auto", description="how the network runs: by default CUDA graphs or torch.compile where the steps earn it back"
     )
     save_every_s: float | None = Field(
-        None, ge=0, description="seconds between checkpoints within an epoch; by default 60, or 50 times what one costs"
+        None, ge=0, description="seconds between two checkpoints of a stage; by default 60, or 50 times what one costs"
     )
     stall_s: float = Field(
         300.0,

@@ -7,13 +7,14 @@ Imports neither torch nor ray.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raytrain.errors import MASK, StorageError, masked
+
+UPLOAD_BYTES = 8 * 2**20
 
 
 def is_uri(place: str) -> bool:
@@ -235,6 +238,66 @@ def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True
 def write_text(place: str, content: str) -> None:
     """`write_bytes` of UTF-8 text, without the keys that URIs in it may hold."""
     write_bytes(place, masked(content).encode())
+
+
+def written(path: Path, write: Callable[[Path], Any]) -> str:
+    """Writes a new local file by a function and waits until it survives a power cut. Returns its sha256.
+
+    For large content that shall not lie in memory twice. The hash is taken from the file, which is in the page cache yet.
+
+    Raises:
+        StorageError: it cannot be written; a part of it may be there.
+    """
+    with failures("write", str(path)):
+        try:
+            write(path)
+        except Exception as error:
+            raise _as_os_error(error) from error
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_os_error(error: BaseException) -> BaseException:
+    """The error of the file system that a library's own error came from; the error itself where there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def linked(source: Path, target: Path) -> bool:
+    """Makes a hard link to a local file. Returns False where the file system has none."""
+    try:
+        os.link(source, target)
+        return True
+    except OSError:
+        return False
+
+
+def upload_file(source: Path, target: str) -> None:
+    """Copies a local file into an object store, in parts."""
+    with failures("write", target), source.open("rb") as file:
+        fs, path = filesystem(target)
+        with fs.open_output_stream(path) as stream:
+            shutil.copyfileobj(file, stream, UPLOAD_BYTES)
+
+
+def append_text(place: str, content: str, *, durable: bool) -> None:
+    """Adds UTF-8 text, without the keys that URIs in it may hold, to a local file that exists.
+
+    A crash may leave a part of it. `durable` waits until it survives a power cut.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with failures("write", place), open(absolute(place), "ab") as file:
+        file.write(masked(content).encode())
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
 
 
 def write_json(place: str, content: Any) -> None:

@@ -36,7 +36,8 @@ def own_network(monkeypatch):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
-    from raytrain.training.loop import Hooks, fit
+    from raytrain.training.hooks import Hooks
+    from raytrain.training.loop import fit
     from raytrain.training.step import Worker
 
     def group(function, place, recipe, say, on_batch):

@@ -24,7 +24,8 @@ from raytrain.bench.training import epoch_seconds
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.training.history import duration
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 
 TILES, FACTORS = 200, (1, 4, 16)
 SIDE, BATCH = 64, 16

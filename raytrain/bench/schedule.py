@@ -25,7 +25,8 @@ from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.errors import ConfigError
 from raytrain.training.history import read_epochs
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 
 NEEDED = "safetensors"
 # Peak rates of the lesson: frozen, and unfrozen as a pair over the layer groups.

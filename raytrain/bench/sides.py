@@ -15,7 +15,8 @@ from raytrain.bench.blocks import Side, children_stopped
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.training.epoch import EpochRecord
-from raytrain.training.loop import Hooks, Trainer
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import Trainer
 from raytrain.training.precision import autocast, dtype_of
 from raytrain.training.step import Worker
 

@@ -26,7 +26,7 @@ from raytrain.distributed.signals import Inbox, beside_driver, interruptible, ma
 from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
 from raytrain.training import checkpoint, loop
-from raytrain.training.loop import Hooks, Metrics
+from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.lr_find import Curve
 from raytrain.training.step import Batch, Worker
 

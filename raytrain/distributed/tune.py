@@ -28,7 +28,8 @@ from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.preflight import check_workers
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.evaluation import metrics, predictions, thresholds
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.step import Worker
 
 # ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.

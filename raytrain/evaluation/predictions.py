@@ -50,8 +50,8 @@ class Predictions:
         return sigmoid(self.logits)
 
 
-def write(place: str, predictions: Predictions) -> None:
-    """Writes the file atomically.
+def write(place: str, predictions: Predictions, *, durable: bool = True) -> None:
+    """Writes the file atomically; see `storage.write_bytes` for `durable`.
 
     Raises:
         StorageError: the place cannot be written.
@@ -63,7 +63,7 @@ def write(place: str, predictions: Predictions) -> None:
     table = pa.table(columns).replace_schema_metadata({KEY: masked(json.dumps(known, sort_keys=True)).encode()})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
-    storage.write_bytes(place, sink.getvalue())
+    storage.write_bytes(place, sink.getvalue(), durable=durable)
 
 
 def read(place: str) -> Predictions:

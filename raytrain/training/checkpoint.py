@@ -6,8 +6,9 @@ train_state.pt      optimiser state and, within an epoch, what each rank holds; 
 meta.json           what it is: recipe, position, classes, normalisation, dataset and split hash, versions
 MANIFEST.json       sha256 of each file, written last; without it there is no checkpoint
 
-In a run's `checkpoints` folder `last` is the end of the last whole epoch, `best` the one with the highest F2, stages have
-the lesson's names, and `step-00001234` is a place within an epoch, named by the steps of the run.
+In a run's `checkpoints` folder `last` is the end of a whole epoch, the last one unless it ended within the saver's interval;
+`best` is the one with the highest F2, stages have the lesson's names, and `step-00001234` is a place within an epoch, named by
+the steps of the run. Local checkpoints of the same state share their files as hard links.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +44,11 @@ class Position(NamedTuple):
 
 
 BEGINNING = Position()
+
+
+def goes_on_within(name: str) -> bool:
+    """Whether a checkpoint of this name holds what training goes on with within a stage."""
+    return name.startswith((LAST, STEP))
 
 
 class DamagedCheckpoint(Exception):
@@ -164,33 +173,92 @@ def save(
     write(place, snapshot(model, meta, train_state, averaged))
 
 
-def write(place: str, state: Snapshot) -> None:
-    """Writes a checkpoint so that at every moment the old one or the new one is complete.
+def write(place: str, state: Snapshot, twin: str | None = None) -> None:
+    """Writes a checkpoint so that at every moment the old one or the new one is complete. Holds no second copy of the state.
 
     Locally: temporary directory, rename, with the old one kept as `<place>.old` until the new one stands. In an object
     store the old manifest goes first and the new one is written last, so the old one is gone meanwhile.
+
+    Args:
+        place: of the checkpoint.
+        state: what it holds.
+        twin: a checkpoint of the same weights that has just been written beside it: files of equal content are linked.
 
     Raises:
         DivergedError: a weight is not finite; nothing is written.
         StorageError: it cannot be written; an older checkpoint stays usable.
     """
     _check_finite(place, state)
-    files: dict[str, bytes | memoryview] = {
-        "model.safetensors": _tensors(state.weights), "meta.json": masked(json.dumps(state.meta, indent=1)).encode(),
-    }  # fmt: skip
-    if state.averaged is not None:
-        files["ema.safetensors"] = _tensors(state.averaged)
-    if state.train_state is not None:
-        buffer = io.BytesIO()
-        torch.save(state.train_state, buffer)
-        files["train_state.pt"] = buffer.getbuffer()
-    manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[MANIFEST] = json.dumps(manifest, indent=1).encode()
     if storage.is_uri(place):
-        storage.remove(storage.join(place, MANIFEST))
-        _write_files(place, files)
+        _upload(place, state)
     else:
-        _replace_directory(place, files)
+        _replace_directory(place, state, twin)
+
+
+def _upload(place: str, state: Snapshot) -> None:
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
+        names = _write_files(Path(folder), state, None)
+        storage.remove(storage.join(place, MANIFEST))
+        for name in [*names, MANIFEST]:
+            storage.upload_file(Path(folder, name), storage.join(place, name))
+
+
+def _replace_directory(place: str, state: Snapshot, twin: str | None) -> None:
+    partial, old = f"{place}.partial", f"{place}.old"
+    storage.remove(partial)
+    try:
+        storage.make_dir(partial)
+        _write_files(Path(storage.absolute(partial)), state, Path(storage.absolute(twin)) if twin else None)
+    except BaseException:
+        storage.remove(partial)
+        raise
+    if storage.exists(place):
+        storage.remove(old)
+        storage.move_directory(place, old)
+    storage.move_directory(partial, place)
+    storage.remove(old)
+
+
+def _write_files(folder: Path, state: Snapshot, twin: Path | None) -> list[str]:
+    """Writes the files of a checkpoint and its manifest into a local directory. Returns their names but the manifest's."""
+    meta = masked(json.dumps(state.meta, indent=1)).encode()
+    writers: dict[str, Callable[[Path], Any]] = {
+        "model.safetensors": lambda path: _save_tensors(state.weights, path),
+        "meta.json": lambda path: path.write_bytes(meta),
+    }
+    averaged = state.averaged
+    if averaged is not None:
+        writers["ema.safetensors"] = lambda path: _save_tensors(averaged, path)
+    # The state of training belongs to one checkpoint alone.
+    shared = set(writers)
+    if state.train_state is not None:
+        writers["train_state.pt"] = lambda path: _save_state(state.train_state, path)
+    known = storage.read_json(str(twin / MANIFEST)) if twin else {}
+    manifest = {}
+    for name, write in writers.items():
+        if twin and name in shared & set(known) and storage.linked(twin / name, folder / name):
+            manifest[name] = known[name]
+        else:
+            manifest[name] = storage.written(folder / name, write)
+    storage.written(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+    storage.sync_directory(folder)
+    return list(writers)
+
+
+def _save_tensors(state: dict[str, torch.Tensor], path: Path) -> None:
+    # Imported here for the same reason as above.
+    import safetensors.torch
+
+    try:
+        safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from None  # its own way to say that the disk is full
+
+
+def _save_state(state: Any, path: Path) -> None:
+    # Into an opened file: torch names the archive inside after a path that it opens itself.
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 def step_name(step: int) -> str:
@@ -218,34 +286,6 @@ def _check_finite(place: str, state: Snapshot) -> None:
                     "its weights are useless",
                     "lower the peak lr, then start a new run with --init-from the last checkpoint",
                 )
-
-
-def _tensors(state: dict[str, torch.Tensor]) -> bytes:
-    # Imported here for the same reason as above.
-    import safetensors.torch
-
-    content: bytes = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
-    return content
-
-
-def _replace_directory(place: str, files: dict[str, bytes | memoryview]) -> None:
-    partial, old = f"{place}.partial", f"{place}.old"
-    storage.remove(partial)
-    try:
-        _write_files(partial, files)
-    except BaseException:
-        storage.remove(partial)
-        raise
-    if storage.exists(place):
-        storage.remove(old)
-        storage.move_directory(place, old)
-    storage.move_directory(partial, place)
-    storage.remove(old)
-
-
-def _write_files(place: str, files: dict[str, bytes | memoryview]) -> None:
-    for name, content in files.items():
-        storage.write_bytes(storage.join(place, name), content)
 
 
 def read(place: str) -> Checkpoint:
@@ -328,7 +368,7 @@ def _candidates(directory: str) -> tuple[list[tuple[Position, bool, str]], list[
         try:
             meta = storage.read_json(storage.join(place, "meta.json"))
             # At equal positions the one with optimiser state comes first.
-            found.append((_position(meta), name.startswith((LAST, STEP)), place))
+            found.append((_position(meta), goes_on_within(name), place))
         except (ValueError, TypeError, KeyError, FileNotFoundError):
             skipped.append(f"{place} has no readable meta.json")
     return found, skipped

@@ -1,7 +1,7 @@
 """What a run wrote down: history.csv, metrics.jsonl, ranks.csv, TensorBoard events, and the line per epoch.
 
-The files are rewritten whole at each epoch (atomic, and an object store cannot append); a resumed run first drops the
-rows that came after its checkpoint.
+A local file grows by the rows of each epoch; a run that goes on first drops those that came after its checkpoint. An object
+store cannot append: there the files are rewritten whole where a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import json
 import time
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from raytrain import storage
 
@@ -57,6 +57,14 @@ class RankRow:
     seconds: float
 
 
+class Rows(NamedTuple):
+    """Numbers of rows in history.csv, metrics.jsonl and ranks.csv."""
+
+    epochs: int
+    steps: int
+    ranks: int
+
+
 class History:
     """The record of a run. Every rank keeps one, rank 0 writes it."""
 
@@ -66,6 +74,8 @@ class History:
         self.epochs = [row for row in read_epochs(run) if (row.stage, row.epoch) <= upto]
         self.steps = [row for row in read_steps(run) if (row.stage, row.epoch) <= upto]
         self.ranks = [row for row in read_ranks(run) if (row.stage, row.epoch) <= upto]
+        # Rows that the files hold; None before this process has written them.
+        self.written: Rows | None = None
 
     @property
     def step(self) -> int:
@@ -77,17 +87,45 @@ class History:
         """Highest F2 so far; -1 before the first epoch."""
         return max((row.f2 for row in self.epochs), default=-1.0)
 
-    def add(self, row: EpochRow, steps: list[StepRow], ranks: list[RankRow], *, write: bool) -> None:
-        """Records an epoch and, on rank 0, writes the files."""
+    def add(self, row: EpochRow, steps: list[StepRow], ranks: list[RankRow]) -> None:
+        """Records an epoch; `write` brings it into the files."""
         self.epochs.append(row)
         self.steps += steps
         self.ranks += ranks
-        if not write:
+
+    def write(self, *, durable: bool) -> None:
+        """Writes the rows that the files lack. In an object store nothing is written unless `durable`.
+
+        Args:
+            durable: a checkpoint follows, whose rows must survive a power cut.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
+        if storage.is_uri(self.run):
+            if durable:
+                self._rewrite()
             return
+        if self.written is None:
+            self._rewrite()
+            return
+        done = self.written
+        self._append("ranks.csv", _csv_rows(RankRow, self.ranks[done.ranks :]), durable)
+        self._append("history.csv", _csv_rows(EpochRow, self.epochs[done.epochs :]), durable)
+        self._append("metrics.jsonl", _lines(self.steps[done.steps :]), durable)
+        self.written = self._rows()
+
+    def _rewrite(self) -> None:
         storage.write_text(storage.join(self.run, "ranks.csv"), _csv(RankRow, self.ranks))
         storage.write_text(storage.join(self.run, "history.csv"), _csv(EpochRow, self.epochs))
-        lines = "".join(json.dumps(asdict(step)) + "\n" for step in self.steps)
-        storage.write_text(storage.join(self.run, "metrics.jsonl"), lines)
+        storage.write_text(storage.join(self.run, "metrics.jsonl"), _lines(self.steps))
+        self.written = self._rows()
+
+    def _append(self, name: str, text: str, durable: bool) -> None:
+        storage.append_text(storage.join(self.run, name), text, durable=durable)
+
+    def _rows(self) -> Rows:
+        return Rows(len(self.epochs), len(self.steps), len(self.ranks))
 
     def write_events(self) -> None:
         """Writes the TensorBoard events of the whole run, once, at its end."""
@@ -125,7 +163,7 @@ def read_steps(run: str) -> list[StepRow]:
         text = storage.read_bytes(storage.join(run, "metrics.jsonl")).decode()
     except FileNotFoundError:
         return []
-    return [StepRow(**json.loads(line)) for line in text.splitlines()]
+    return [StepRow(**json.loads(line)) for line in _whole_lines(text)]
 
 
 def epoch_line(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remaining_s: float) -> str:
@@ -156,11 +194,24 @@ def smoothed(losses: list[float], beta: float = 0.98) -> float:
 
 
 def _csv(kind: type[Row], rows: list[Row]) -> str:
+    header = ",".join(field.name for field in fields(kind))
+    return f"{header}\n{_csv_rows(kind, rows)}"
+
+
+def _csv_rows(kind: type[Row], rows: list[Row]) -> str:
     text = io.StringIO()
     writer: Any = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
-    writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
+
+
+def _lines(steps: list[StepRow]) -> str:
+    return "".join(json.dumps(asdict(step)) + "\n" for step in steps)
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines of a file that grows: a last one without its line end was cut off by a crash, or is being written."""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _read_csv(kind: type[Row], place: str) -> list[Row]:
@@ -171,5 +222,5 @@ def _read_csv(kind: type[Row], place: str) -> list[Row]:
     types = {"int": int, "float": float, "str": str}
     readers = {field.name: types[str(field.type)] for field in fields(kind)}
     return [
-        kind(**{key: readers[key](value) for key, value in row.items()}) for row in csv.DictReader(io.StringIO(text))
+        kind(**{key: readers[key](value) for key, value in row.items()}) for row in csv.DictReader(_whole_lines(text))
     ]

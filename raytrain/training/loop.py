@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from raytrain import storage
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
@@ -32,6 +30,7 @@ from raytrain.training.ema import Ema
 from raytrain.training.epoch import EpochRecord, GroupDiverged
 from raytrain.training.feed import Source
 from raytrain.training.history import EpochRow, History, RankRow, epoch_line, smoothed
+from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.memory import keep_freed_memory
 from raytrain.training.placement import Placed, place_tiles
 from raytrain.training.precision import agreed_precision, dtype_of
@@ -43,25 +42,6 @@ from raytrain.training.watchdog import Watchdog
 AUTO_RULE = "minimum/10"
 # On the peak rates of a run that diverged, from the checkpoint on that it goes back to.
 BACKOFF = 0.5
-Metrics = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Where lines, metrics and (in tests) batches go. `report` is called by every rank after each epoch.
-
-    Rank 0 asks between steps: `stop` for the reason to stop now, such as the name of a signal, or None; `keep` whether a
-    checkpoint is wanted now, for example since a machine will be taken away. `stalled` is called, from another thread, in a
-    process whose batches have stopped coming, after it has told where it stands.
-    """
-
-    say: Callable[[str], None] = print
-    report: Callable[[Metrics], None] = lambda metrics: None
-    on_batch: Callable[[Batch], None] = lambda batch: None
-    on_stage_end: Callable[[int, nn.Module], None] = lambda stage, model: None
-    stop: Callable[[], str | None] = lambda: None
-    keep: Callable[[], bool] = lambda: False
-    stalled: Callable[[], None] = lambda: None
 
 
 def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, *, backoff: bool = False) -> Metrics:
@@ -205,9 +185,11 @@ class Trainer:
         ranks = pace.of_ranks(step.pace, number, epoch, rank=worker.rank, world=worker.world, group=group)
         for sentence in pace.slow_ranks(ranks):
             self.say(sentence)
-        metrics = self.validate(number, epoch)
-        self.keep(number, epoch, record, ranks, metrics, step.optimizer)
-        return not self._is_end(number, epoch) and self.decisions.now() is Action.STOP
+        judged = self.validate(number, epoch)
+        # A run that is through has nothing to stop.
+        action = Action.SAVE if self._is_end(number, epoch) else self.decisions.now()
+        self.keep(number, epoch, record, ranks, judged, step.optimizer, save=action is not Action.GO_ON)
+        return action is Action.STOP
 
     def steps(self, step: Stepper, number: int, epoch: int) -> Iterator[EpochRecord]:
         """Trains through an epoch and stops after every step, with what the epoch's steps have left behind so far.
@@ -295,8 +277,8 @@ class Trainer:
             dist.all_reduce(buffer)
             buffer /= self.worker.world
 
-    def validate(self, number: int, epoch: int) -> Metrics:
-        """Metrics of every validation tile exactly once, alike on every rank; rank 0 writes the predictions."""
+    def validate(self, number: int, epoch: int) -> validation.Judged:
+        """Every validation tile judged exactly once, alike on every rank."""
         recipe, stage, worker = self.recipe, self.recipe.stages[number - 1], self.worker
         mine = self.valid_rows[tiles.rank_slice(len(self.valid_rows), worker.rank, worker.world)]
         found = validation.rank_logits(
@@ -308,24 +290,26 @@ class Trainer:
         rows, logits = validation.gather_logits(mine, found, worker)
         names = tuple(self.dataset.table["image_name"].iloc[rows])
         validation.prove_cover(names, len(self.valid_rows))
-        target = self.dataset.targets[rows]
         if not np.isfinite(logits).all():
             raise GroupDiverged(
                 f"the network answers with values that are not finite after stage {number} epoch {epoch}",
                 "its weights are useless; no checkpoint of this epoch was written",
                 f"lower the peak lr of stage {number}, then start a new run with --init-from the last checkpoint",
             )
-        if self.leads:
-            self.saver.check_claim()
-            self._write_predictions(names, logits, target)
-        return self.task.metrics(logits, target)
+        target = self.dataset.targets[rows]
+        return validation.Judged(self.task.metrics(logits, target), names, logits, target)
 
     def keep(
-        self, number: int, epoch: int, record: EpochRecord, ranks: list[RankRow], metrics: Metrics,
-        optimizer: torch.optim.Optimizer,
+        self, number: int, epoch: int, record: EpochRecord, ranks: list[RankRow], judged: validation.Judged,
+        optimizer: torch.optim.Optimizer, *, save: bool,
     ) -> None:  # fmt: skip
-        """Writes the epoch into the record and hands the checkpoints `best` and `last` to the saver; says its line."""
-        stage, best = self.recipe.stages[number - 1], metrics["f2"] > self.history.best
+        """Writes the epoch into the record and says its line. Checkpoints are written where they are due or a stage ends.
+
+        Until then the best weights are kept in memory: a run of short epochs would otherwise spend its time on files.
+        """
+        stage, metrics = self.recipe.stages[number - 1], judged.metrics
+        best, ends = metrics["f2"] > self.history.best, epoch == stage.epochs
+        save = save or ends
         row = EpochRow(
             stage=number, size=stage.size, epoch=epoch, lr=record.rates[-1][0][-1],
             train_loss=smoothed(self._losses(number) + record.losses), valid_loss=metrics["valid_loss"],
@@ -333,12 +317,20 @@ class Trainer:
             images_per_s=record.tiles / record.seconds, seconds=time.monotonic() - record.began,
         )  # fmt: skip
         self.last = self._row_metrics(row)
-        self.history.add(row, record.rows(self.history.step), ranks, write=self.leads)
+        self.history.add(row, record.rows(self.history.step), ranks)
         if self.leads:
-            # After the history: a crash in between leaves a row too many, which a resumed run drops, never one too few.
-            # `best` comes before `last` for the same reason: without `last` the epoch is done again, and so is `best`.
-            names = [ckpt.BEST, ckpt.LAST] if best else [ckpt.LAST]
-            self._save(names, self._meta(number, epoch), {"optimizer": optimizer.state_dict()})
+            self.saver.check_claim()
+            self._write_predictions(number, epoch, judged, durable=save)
+            # Before the checkpoint: a crash in between leaves a row too many, which a resumed run drops, never one too few.
+            self.history.write(durable=save)
+            meta = self._meta(number, epoch)
+            if save:
+                # `best` comes before `last` for the same reason: without `last` the epoch is done again, and so is `best`.
+                names = [ckpt.BEST, ckpt.LAST] if best else [ckpt.LAST]
+                names += [self.recipe.stage_names[number - 1]] if ends else []
+                self._save(names, meta, {"optimizer": optimizer.state_dict()})
+            elif best:
+                self.saver.keep_best(ckpt.snapshot(self.model, meta, None, self.ema.module if self.ema else None))
             left = self._remaining_seconds(number, epoch, row)
             frozen = stage.frozen_groups == LAYER_GROUPS - 1
             line = epoch_line(row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=frozen, remaining_s=left)
@@ -350,8 +342,8 @@ class Trainer:
         return [step.loss for step in self.history.steps if step.stage == number]
 
     def end_stage(self, number: int) -> None:
-        """Saves the checkpoint under the lesson's name."""
-        if self.leads:
+        """Writes the checkpoint under the lesson's name where a crash came just before it; else the last epoch has."""
+        if self.leads and self.start.unnamed == number:
             meta = self._meta(number, self.recipe.stages[number - 1].epochs)
             self._save([self.recipe.stage_names[number - 1]], meta, None)
         self.hooks.on_stage_end(number, self.model)
@@ -440,24 +432,27 @@ class Trainer:
             order=self.start.order, say=self.hooks.say,
         )  # fmt: skip
 
-    def _write_predictions(self, names: tuple[str, ...], logits: validation.Logits, target: validation.Logits) -> None:
+    def _write_predictions(self, number: int, epoch: int, judged: validation.Judged, *, durable: bool) -> None:
         meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
-                "dataset": self.dataset.place, "checkpoint": storage.join(self.run, "checkpoints", "last")}  # fmt: skip
-        logits = logits.astype("float32")
-        outcome = predictions.Predictions(names, logits, target, tuple(self.dataset.classes), meta)
-        predictions.write(storage.join(self.run, "predictions.parquet"), outcome)
+                "dataset": self.dataset.place, "checkpoint": storage.join(self.run, "checkpoints", "last"),
+                "stage": str(number), "epoch": str(epoch)}  # fmt: skip
+        logits = judged.logits.astype("float32")
+        outcome = predictions.Predictions(judged.names, logits, judged.target, tuple(self.dataset.classes), meta)
+        predictions.write(storage.join(self.run, "predictions.parquet"), outcome, durable=durable)
 
     def _is_end(self, number: int, epoch: int) -> bool:
         return (number, epoch) == (self.recipe.selected[1], self.recipe.stages[self.recipe.selected[1] - 1].epochs)
 
     def _save(self, names: list[str], meta: Metrics, train_state: dict[str, Any] | None) -> None:
-        """Copies the state of training for the saver; the last of the names gets what training goes on with."""
+        """Copies the state of training for the saver; the names that training goes on from get `train_state` too."""
         self.saver.settle()
         began = time.monotonic()
         state = ckpt.snapshot(self.model, meta, train_state, self.ema.module if self.ema else None)
-        entries = [(name, state.finished) for name in names[:-1]] + [(names[-1], state)]
+        entries = [(name, state if ckpt.goes_on_within(name) else state.finished) for name in names]
         self.saver.save(entries, began)
-        self.newest = storage.join(self.saver.directory, names[-1])
+        self.newest = next(
+            (storage.join(self.saver.directory, name) for name in names if ckpt.goes_on_within(name)), self.newest
+        )
 
     def _meta(self, number: int, epoch: int, steps: int = 0) -> Metrics:
         """What a checkpoint is, after whole epochs of a stage and some steps of the next one."""

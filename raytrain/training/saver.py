@@ -35,6 +35,8 @@ class Saver:
         self.pending: Future[None] | None = None
         self.cost_s, self.failures = 0.0, 0
         self.within = False  # an epoch: what is being written
+        self.best: ckpt.Snapshot | None = None  # not yet written
+        self.writing: ckpt.Snapshot | None = None  # as the best
         self.token: str | None = None
         self.began = time.monotonic()
 
@@ -62,7 +64,7 @@ class Saver:
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
-            self.failures = 0
+            self.failures, self.writing = 0, None
 
     def settle(self) -> None:
         """As `wait`, but goes on without a checkpoint within an epoch: older ones are intact, and storage may come back.
@@ -77,10 +79,15 @@ class Saver:
             self.failures += 1
             if not self.within or self.failures == MOST_FAILURES:
                 raise
+            self.best, self.writing = self.best or self.writing, None
             self.say(f"no checkpoint: {error.what}; training goes on ({self.failures} of {MOST_FAILURES} in a row)")
 
+    def keep_best(self, state: ckpt.Snapshot) -> None:
+        """Keeps the best epoch's weights in memory until the next save writes them first."""
+        self.best = state
+
     def save(self, entries: Sequence[tuple[str, ckpt.Snapshot]], began: float) -> None:
-        """Hands checkpoints to the thread, which writes them in their order.
+        """Hands checkpoints to the thread, which writes them in their order, after the best that is kept if there is one.
 
         Args:
             entries: (name, state); what the first one holds must not be known only by the second.
@@ -90,7 +97,11 @@ class Saver:
             DivergedError, StorageError: as `settle`.
         """
         self.settle()
-        self.began, self.within = began, entries[0][0].startswith(ckpt.STEP)
+        self.began, self.within = began, entries[-1][0].startswith(ckpt.STEP)
+        newer = dict(entries).get(ckpt.BEST)
+        if newer is None and self.best is not None:
+            entries = [(ckpt.BEST, self.best), *entries]
+        self.writing, self.best = newer or self.best, None
         self.pending = self.thread.submit(self._write, entries)
 
     def claim(self) -> None:
@@ -132,11 +143,15 @@ class Saver:
 
     def _write(self, entries: Sequence[tuple[str, ckpt.Snapshot]]) -> None:
         self.check_claim()
-        step = int(entries[0][1].meta["step"])
+        step = int(entries[-1][1].meta["step"])
+        written: list[tuple[str, ckpt.Snapshot]] = []
         for name, state in entries:
+            place = storage.join(self.directory, name)
             if name == ckpt.LAST and storage.is_uri(self.directory):
                 # Nothing can be renamed there: while `last` is written anew, the same state stands elsewhere.
                 ckpt.write(storage.join(self.directory, ckpt.step_name(step)), state)
-            ckpt.write(storage.join(self.directory, name), state)
+            twin = next((other for other, its in written if its.weights is state.weights), None)
+            ckpt.write(place, state, twin)
+            written.append((place, state))
         ckpt.thin(self.directory, step)
         self.cost_s = time.monotonic() - self.began

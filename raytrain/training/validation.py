@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,16 @@ from raytrain.training.precision import autocast, dtype_of
 from raytrain.training.step import Worker
 
 Logits = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A validation: its metrics, and of each of N tiles its name, its logits (N, K) and its target (N, K)."""
+
+    metrics: dict[str, Any]
+    names: tuple[str, ...]
+    logits: Logits
+    target: Logits
 
 
 def gather_logits(mine: tiles.Rows, found: Logits, worker: Worker) -> tuple[tiles.Rows, Logits]:

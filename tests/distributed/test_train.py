@@ -22,7 +22,8 @@ from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.step import Batch, Worker
 
 # Else every command would start a Ray of its own, where a module before this one has stopped the shared one.

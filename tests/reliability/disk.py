@@ -23,7 +23,8 @@ from writers import Invalid, Writer
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import StorageError
 from raytrain.training.checkpoint import STEP, find_latest
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.saver import MOST_FAILURES, Saver
 from raytrain.training.step import Worker
 

@@ -11,7 +11,8 @@ from workshop import TRAIN, dataset, recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
 from raytrain.training import checkpoint as ckpt
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.step import Batch, Worker
 
 STEPS, BATCH = TRAIN // 8, 8

@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Worker
 

@@ -14,7 +14,8 @@ from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
 from raytrain.training import checkpoint as ckpt
 from raytrain.training import optim
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.step import Worker
 
 

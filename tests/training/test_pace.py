@@ -13,7 +13,8 @@ from group import run_alone
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.training.history import RankRow
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.pace import slow_ranks
 from raytrain.training.step import Worker
 

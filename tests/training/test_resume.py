@@ -18,7 +18,7 @@ from raytrain.data.dataset import open_dataset
 from raytrain.errors import ConfigError, DivergedError, StorageError
 from raytrain.training import checkpoint as ckpt
 from raytrain.training import loop, lr_find, start
-from raytrain.training.loop import Hooks
+from raytrain.training.hooks import Hooks
 from raytrain.training.step import Worker
 
 # Five steps an epoch, the last one short.
@@ -225,7 +225,7 @@ def test_the_optimiser_of_a_checkpoint_from_before_steps_were_kept_goes_on(recip
     older, newer = tmp_path / "older", tmp_path / "newer"
     for run in (older, newer):
         with pytest.raises(Stopped):
-            run_alone(recipe, run, on_batch=stop_at(STEPS + 1))
+            run_alone(often(recipe), run, on_batch=stop_at(STEPS + 1))
         for place in (run / "checkpoints").glob("step-*"):
             storage.remove(str(place))
     last = ckpt.read(str(older / "checkpoints" / "last"))

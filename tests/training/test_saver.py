@@ -31,12 +31,12 @@ def save(saver, step):
 def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, monkeypatch):
     let, running, threads, write = threading.Event(), [], [], ckpt.write
 
-    def slow(place, what):
+    def slow(place, what, twin):
         threads.append(threading.current_thread())
         running.append(place)
         assert len(running) == 1
         let.wait(30)
-        write(place, what)
+        write(place, what, twin)
         running.remove(place)
 
     monkeypatch.setattr(ckpt, "write", slow)
@@ -54,7 +54,7 @@ def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, 
 def full(monkeypatch):
     """A disk without space; called, it has some again."""
 
-    def write(place, what):
+    def write(place, what, twin):
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
@@ -107,7 +107,7 @@ def test_without_a_setting_the_interval_follows_the_measured_cost(tmp_path):
 
 def test_where_nothing_can_be_renamed_the_last_state_stands_elsewhere_while_last_is_written(monkeypatch):
     written = []
-    monkeypatch.setattr(ckpt, "write", lambda place, what: written.append(storage.name_of(place)))
+    monkeypatch.setattr(ckpt, "write", lambda place, what, twin=None: written.append(storage.name_of(place)))
     monkeypatch.setattr(storage, "names", lambda place, directories: [])
     saver = Saver("s3://bucket/run/checkpoints", 0.0)
     saver.save([("best", state(7)), ("last", state(7))], 0.0)
