@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
-from cyclopts.types import NonNegativeInt
+from cyclopts.types import NonNegativeInt, PositiveInt
 from pydantic import ValidationError
 
 from raytrain import cli_data, cli_look, runs, storage
@@ -36,6 +36,7 @@ RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actor pools log a harmless error; `info` brings all of it back
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; silences a warning at every start
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_worker_niceness": "0",  # 15 by default: a step waits for its slowest thread, and any other program comes first
 }
 
 app = App(
@@ -151,7 +152,9 @@ def _fail(error: RaytrainError) -> int:
 def quickstart(
     *,
     out: Annotated[str, Parameter(help="directory for tiles, dataset and run")] = "quickstart",
-    num_workers: Annotated[int, Parameter(help="Ray Train workers")] = 2,
+    num_workers: Annotated[
+        PositiveInt | None, Parameter(help="Ray Train workers; by default 2, or 1 where memory is short")
+    ] = None,
 ) -> None:
     """No data, no GPU, no account: synthetic tiles to a report in minutes."""
     from raytrain.quickstart import quickstart as run_quickstart

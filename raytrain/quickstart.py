@@ -20,6 +20,7 @@ from raytrain.data import images, synthetic
 from raytrain.data.dataset import Dataset, read_images
 from raytrain.data.sources import images_in
 from raytrain.distributed.ingest import ingest
+from raytrain.distributed.memory import available, check_memory, workers_that_fit
 from raytrain.distributed.train import train
 from raytrain.evaluation import baselines, metrics, predictions
 from raytrain.report.conclude import conclude
@@ -27,18 +28,23 @@ from raytrain.training.history import duration
 
 TILES = 2000
 VALID = 0.2
+WORKERS = 2
 SEED = 0
 
 
-def quickstart(out: str, num_workers: int, say: Callable[[str], None] = print) -> None:
+def quickstart(out: str, num_workers: int | None, say: Callable[[str], None] = print) -> None:
     """Runs the whole way and prints where the report is and what to type next.
 
     Args:
         out: directory for tiles, dataset and run; what is there already is used again.
-        num_workers: Ray Train workers.
+        num_workers: Ray Train workers; None: two, or one where there is no memory for two.
         say: receives the lines.
+
+    Raises:
+        ResourceError: there is no memory for it; nothing was started.
     """
     began = time.monotonic()
+    num_workers = _workers(num_workers, say)
     base = Path(out).expanduser().absolute()
     say(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
     folder, labels = synthetic.write(base / "tiles", TILES, SEED)
@@ -56,6 +62,19 @@ def quickstart(out: str, num_workers: int, say: Callable[[str], None] = print) -
     program = "raytrain" if shutil.which("raytrain") else str(Path(sys.executable).with_name("raytrain"))
     say(f"next: {shlex.join([program, 'runs', 'show', run.name, '--storage', str(base / 'runs')])}")
     say(f"with your own tiles: {shlex.quote(program)} ingest --images DIR --labels CSV --out mydata")
+
+
+def _workers(asked: int | None, say: Callable[[str], None]) -> int:
+    """The number of workers that was asked for, or the one that memory has room for; refused before a tile is painted."""
+    recipe = load_recipe("quickstart", {"num_workers": asked or WORKERS})
+    fitting = workers_that_fit(recipe, len(synthetic.CLASSES))
+    if asked or not fitting:
+        check_memory(recipe, len(synthetic.CLASSES))
+        return recipe.num_workers
+    bound = available()
+    if fitting < WORKERS and bound:
+        say(f"{fitting} worker instead of {WORKERS}: {bound.free / 1e9:.1f} GB are {bound.bound}")
+    return fitting
 
 
 def compare(dataset: Dataset, run: str) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def session() -> Iterator[None]:
     remote = "RAY_ADDRESS" in os.environ
     try:
         with _native_stderr_muted():
-            ray.init(address=None if remote else "local", log_to_driver=False, logging_level=logging.ERROR)
+            # A session that ends with its command needs no dashboard, which takes memory and a part of a core.
+            local = {} if remote else {"address": "local", "include_dashboard": False}
+            ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ResourceError(
             f"no Ray cluster answers at {os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}",

@@ -16,6 +16,7 @@ from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data import cache
 from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed.cluster import cpus
+from raytrain.distributed.memory import available, check_memory, needed
 from raytrain.distributed.preflight import (
     FULL_CHECKPOINTS,
     check_recipe,
@@ -38,6 +39,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     """
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
+    check_memory(recipe, len(dataset.classes))
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.use_gpu is not False else "cpu")
     precision = agreed_precision(recipe.train.precision, device, world=1)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
@@ -86,7 +88,14 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
         f"checkpoints: {named / 1e6:.0f} MB for each stage and the best, {FULL_CHECKPOINTS} of up to {full / 1e6:.0f} MB to go "
         f"on from, in {recipe.storage}" + (f" ({free / 1e9:.0f} GB free)" if free is not None else ""),
         f"tile cache: {cache.store_bytes(dataset, size) / 1e6:.0f} MB at {size} px in {cache.default_directory()}",
+        _memory(recipe, dataset),
     ]
+
+
+def _memory(recipe: Recipe, dataset: Dataset) -> str:
+    bound = available()
+    room = f"{bound.free / 1e9:.1f} GB are {bound.bound}" if bound else "how much there is, this system does not tell"
+    return f"memory: {needed(recipe, len(dataset.classes))}; {room}"
 
 
 def _decoded(dataset: Dataset, rows: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:

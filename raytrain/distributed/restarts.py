@@ -10,7 +10,7 @@ import ray.train
 from ray.util.queue import Queue
 from torch.distributed import DistError
 
-from raytrain import storage
+from raytrain import machine, storage
 from raytrain.distributed.cluster import own_cause
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.training import checkpoint
@@ -21,6 +21,7 @@ CONNECTIONS = ("gloo", "NCCL", "CUDA error")
 MOST_IN_VAIN = 5
 # Another process may have taken the memory once; twice at the same place, the run itself needs more than there is.
 MOST_OUT_OF_MEMORY = 2
+NAMED_HOLDERS = 4
 
 
 class Judge:
@@ -30,19 +31,40 @@ class Judge:
         """Takes the run's `checkpoints` folder."""
         self.directory, self.reached = directory, checkpoint.BEGINNING
         self.failures, self.out_of_memory = 0, 0
+        self.kills = machine.kills()
+        self.held: list[tuple[str, int]] = []
+
+    def look(self) -> None:
+        """Notes which processes hold how much memory; asked after a kill, the largest of them is gone."""
+        now = machine.holders()
+        if _sum(now) > _sum(self.held):
+            self.held = now
 
     def verdict(self, failures: Mapping[int, BaseException]) -> BaseException | None:
         """What the run ends with, or None where the workers shall start again."""
         reached = checkpoint.furthest(self.directory)
         if reached > self.reached:
             self.reached, self.failures, self.out_of_memory = reached, 0, 0
-        killed = [rank for rank, failure in failures.items() if _is_out_of_memory(failure)]
         self.failures += 1
-        self.out_of_memory += bool(killed)
-        if self.out_of_memory == MOST_OUT_OF_MEMORY:
-            return too_little_memory(killed[0])
+        if (error := self._out_of_memory(failures)) is not None:
+            return error
         in_vain = next(iter(failures.values())) if self.failures > MOST_IN_VAIN else None
         return permanent_failure(failures) or in_vain
+
+    def _out_of_memory(self, failures: Mapping[int, BaseException]) -> ResourceError | None:
+        """The error to end with where a worker was killed for want of memory as often as is allowed."""
+        self.look()
+        by_ray = [rank for rank, failure in failures.items() if _is_out_of_memory(failure)]
+        kills = machine.kills()
+        dead = [rank for rank, failure in failures.items() if isinstance(failure, ray.exceptions.RayActorError)]
+        by_kernel = dead if kills > self.kills else []
+        self.kills = kills
+        self.out_of_memory += bool(by_ray or by_kernel)
+        if self.out_of_memory < MOST_OUT_OF_MEMORY:
+            return None
+        if by_ray:
+            return too_little_memory(by_ray[0])
+        return killed_by_kernel(by_kernel[0], self.held) if by_kernel else None
 
 
 def restarts(lines: Queue, run: str) -> Any:
@@ -54,6 +76,9 @@ def restarts(lines: Queue, run: str) -> Any:
     """
     judge = Judge(storage.join(run, "checkpoints"))
 
+    def after_report(self: Any, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        judge.look()
+
     def after_exception(self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         permanent = judge.verdict(worker_exceptions)
         if permanent is not None:
@@ -62,7 +87,8 @@ def restarts(lines: Queue, run: str) -> Any:
         lines.put(f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again")
 
     # Made here, since the base has no type that mypy would let a class have.
-    return type("Restarts", (ray.train.UserCallback,), {"after_exception": after_exception})()
+    methods = {"after_report": after_report, "after_exception": after_exception}
+    return type("Restarts", (ray.train.UserCallback,), methods)()
 
 
 def permanent_failure(failures: Mapping[int, BaseException]) -> BaseException | None:
@@ -86,6 +112,27 @@ def too_little_memory(rank: int) -> ResourceError:
         "it would happen again; every checkpoint is kept",
         "raytrain train --resume RUN with fewer --num-workers, or a smaller --data.window-gb where tiles are streamed",
     )
+
+
+def killed_by_kernel(rank: int, held: list[tuple[str, int]]) -> ResourceError:
+    """The error of a run whose worker the kernel has killed for want of memory as often as is allowed.
+
+    Args:
+        rank: of the worker.
+        held: name and bytes of the processes that held memory before, the largest first.
+    """
+    bound = machine.memory()
+    names = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in held[:NAMED_HOLDERS])
+    return ResourceError(
+        f"the kernel killed the worker of rank {rank} for want of memory, for the {MOST_OUT_OF_MEMORY}nd time; "
+        f"{bound.free / 1e9 if bound else 0:.1f} GB are {bound.bound if bound else 'free'}",
+        f"it would happen again; every checkpoint is kept. What held most: {names}",
+        "raytrain train --resume RUN with fewer --num-workers; --dry-run says what a run needs",
+    )
+
+
+def _sum(held: list[tuple[str, int]]) -> int:
+    return sum(size for _, size in held)
 
 
 def _is_out_of_memory(failure: BaseException) -> bool:

@@ -20,6 +20,7 @@ from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.cluster import cpus, own_cause, session
+from raytrain.distributed.memory import check_memory
 from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import Inbox, beside_driver, interruptible, mailbox
@@ -64,6 +65,7 @@ def train(
     """
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
+    check_memory(recipe, len(dataset.classes))
     with held(storage.join(recipe.storage, name)), session():
         check_cluster(recipe)
         run = runs.create(recipe, name, dataset)
@@ -91,7 +93,8 @@ def resume(
     recipe = run.recipe.model_copy(update=runs.placement(run, overrides))
     check_workers(recipe.num_workers)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
-    recipe, _ = check_recipe(recipe, run)
+    recipe, dataset = check_recipe(recipe, run)
+    check_memory(recipe, len(dataset.classes))
     with held(run.place), session():
         check_cluster(recipe)
         storage.remove(storage.join(run.place, "failure.json"))
@@ -144,7 +147,8 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
         RaytrainError: as `train`.
     """
     check_workers(recipe.num_workers)
-    recipe, _ = check_recipe(recipe)
+    recipe, dataset = check_recipe(recipe)
+    check_memory(recipe, len(dataset.classes))
     with session():
         check_cluster(recipe)
         curves: dict[int, Curve] = _group(lr_find_worker, storage.join(recipe.storage, name), recipe, say, None)

@@ -18,7 +18,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Checkpoint:
 
     place: str
     meta: dict[str, Any]
-    files: dict[str, bytes]
+    files: dict[str, bytes] = field(repr=False)
     rows: tuple[int, ...] | None = None
 
     @property

@@ -23,13 +23,13 @@ from raytrain.data.cache import stored_size
 from raytrain.data.dataset import Dataset
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import ddp, execution, lr_find, models, optim, pace, tiles, transforms, validation
+from raytrain.training import ddp, execution, lr_find, models, optim, pace, tiles, transforms, validation, waits
 from raytrain.training import start as starting
 from raytrain.training.decision import Action, Decisions
 from raytrain.training.ema import Ema
 from raytrain.training.epoch import EpochRecord, GroupDiverged
 from raytrain.training.feed import Source
-from raytrain.training.history import EpochRow, History, RankRow, epoch_line, smoothed
+from raytrain.training.history import EpochRow, History, epoch_line, smoothed
 from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.memory import keep_freed_memory
 from raytrain.training.placement import Placed, place_tiles
@@ -182,13 +182,13 @@ class Trainer:
         record.finish()
         self.share_statistics()
         worker, group = self.worker, self.decisions.group
-        ranks = pace.of_ranks(step.pace, number, epoch, rank=worker.rank, world=worker.world, group=group)
-        for sentence in pace.slow_ranks(ranks):
+        paces = pace.of_ranks(step.pace, number, epoch, rank=worker.rank, world=worker.world, group=group)
+        for sentence in pace.slow_ranks(paces.rows):
             self.say(sentence)
         judged = self.validate(number, epoch)
         # A run that is through has nothing to stop.
         action = Action.SAVE if self._is_end(number, epoch) else self.decisions.now()
-        self.keep(number, epoch, record, ranks, judged, step.optimizer, save=action is not Action.GO_ON)
+        self.keep(number, epoch, record, paces, judged, step.optimizer, save=action is not Action.GO_ON)
         return action is Action.STOP
 
     def steps(self, step: Stepper, number: int, epoch: int) -> Iterator[EpochRecord]:
@@ -300,7 +300,7 @@ class Trainer:
         return validation.Judged(self.task.metrics(logits, target), names, logits, target)
 
     def keep(
-        self, number: int, epoch: int, record: EpochRecord, ranks: list[RankRow], judged: validation.Judged,
+        self, number: int, epoch: int, record: EpochRecord, paces: pace.Paces, judged: validation.Judged,
         optimizer: torch.optim.Optimizer, *, save: bool,
     ) -> None:  # fmt: skip
         """Writes the epoch into the record and says its line. Checkpoints are written where they are due or a stage ends.
@@ -317,7 +317,7 @@ class Trainer:
             images_per_s=record.tiles / record.seconds, seconds=time.monotonic() - record.began,
         )  # fmt: skip
         self.last = self._row_metrics(row)
-        self.history.add(row, record.rows(self.history.step), ranks)
+        self.history.add(row, record.rows(self.history.step), paces.rows)
         if self.leads:
             self.saver.check_claim()
             self._write_predictions(number, epoch, judged, durable=save)
@@ -334,7 +334,8 @@ class Trainer:
             left = self._remaining_seconds(number, epoch, row)
             frozen = stage.frozen_groups == LAYER_GROUPS - 1
             line = epoch_line(row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=frozen, remaining_s=left)
-            self.hooks.say(line)
+            contention = waits.sentence(paces.waits)
+            self.hooks.say(f"{line}\n  {contention}" if contention else line)
         self.hooks.report(self.last)
 
     def _losses(self, number: int) -> list[float]:

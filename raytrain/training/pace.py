@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from raytrain.training.history import RankRow
+from raytrain.training.waits import Waits
 
 # Times the median of the ranks.
 SLOW = 1.5
@@ -27,6 +29,7 @@ class Pace:
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
+        self.waits = Waits()
         self.marks: list[tuple[Any, Any]] = []
         self.began: Any = None
 
@@ -56,14 +59,25 @@ class Pace:
         return event
 
 
-def of_ranks(pace: Pace, stage: int, epoch: int, *, rank: int, world: int, group: Any) -> list[RankRow]:
-    """A row for each rank, on rank 0; elsewhere empty. All ranks call it together."""
-    steps = pace.steps()
-    mine = (platform.node(), len(steps), statistics.median(steps) if steps else 0.0)
+@dataclass(frozen=True)
+class Paces:
+    """Of an epoch, on rank 0 (elsewhere empty): a row for each rank, and its host with the share it waited for a CPU."""
+
+    rows: list[RankRow]
+    waits: list[tuple[str, float]]
+
+
+def of_ranks(pace: Pace, stage: int, epoch: int, *, rank: int, world: int, group: Any) -> Paces:
+    """The paces of all ranks. All of them call it together."""
+    steps, host = pace.steps(), platform.node()
+    mine = (host, len(steps), statistics.median(steps) if steps else 0.0, pace.waits.share())
     found: list[Any] = [mine] * world
     if world > 1:
         dist.gather_object(mine, found if rank == 0 else None, dst=0, group=group)
-    return [RankRow(stage, epoch, r, *one) for r, one in enumerate(found)] if rank == 0 else []
+    if rank != 0:
+        return Paces([], [])
+    rows = [RankRow(stage, epoch, r, *one[:3]) for r, one in enumerate(found)]
+    return Paces(rows, [(one[0], one[3]) for one in found])
 
 
 def slow_ranks(rows: list[RankRow]) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -20,6 +20,7 @@ from syscalls import ERRORS, FLUSHES, KILLS, Ended, Fault
 from workshop import dataset, recipe
 from writers import Invalid, Writer
 
+from raytrain import storage
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import StorageError
 from raytrain.training.checkpoint import STEP, find_latest
@@ -92,12 +93,19 @@ def flushed(folder: Path) -> Outcome:
             if call in ("write", "pwrite64", "writev"):
                 dirty.add(place)
             elif call in FLUSHES:
-                dirty = dirty - {place} if place else set()
+                dirty = dirty - {place, _renamed_beside(place)} if place else set()
+            elif place in dirty and Path(place).parent.suffix == ".partial":
+                # A file in a folder that has no final name yet: what is flushed there next must be this one.
+                dirty = dirty - {place} | {_renamed_beside(place)}
             elif call.startswith("rename"):
                 lost = sorted(path for path in dirty if path == place or path.startswith(f"{place}/"))
                 checks.add(not lost, f"{name}: {place} is renamed, {', '.join(lost)} is not flushed")
     checks.add(checks.of > 20, "next to nothing was renamed")
     return checks.outcome()
+
+
+def _renamed_beside(place: str) -> str:
+    return str(Path(place).with_name("renamed"))
 
 
 def too_large(folder: Path) -> Outcome:
@@ -122,18 +130,20 @@ def too_large(folder: Path) -> Outcome:
 
 def within_an_epoch(failing: int, folder: Path) -> Outcome:
     """A run whose disk is full for so many checkpoints within an epoch, in a row: two are borne, the third ends it."""
-    checks, lines, met, replace = Checks(), [], [], os.replace
+    checks, lines, met, written = Checks(), [], [], storage.written
     settings = recipe(dataset(folder / "data", 64), (32, 64), epochs=1, save_every_s=0.0).model_copy(
         update={"select": "1"}
     )
 
-    def full(source: str, target: str) -> None:
-        if f"/{STEP}" in str(target) and len(met) < failing:
-            met.append(target)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(source, target)
+    def refused(path: Path) -> None:
+        met.append(path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with patch.object(Saver, "save", Saver.save), patch("raytrain.storage.os.replace", full):
+    def full(path: Path, write: Callable[[Path], None]) -> str:
+        fails = f"/{STEP}" in str(path) and len(met) < failing
+        return written(path, refused if fails else write)
+
+    with patch.object(Saver, "save", Saver.save), patch.object(storage, "written", full):
         save_at_once()
         try:
             fit(settings, open_dataset(settings.dataset), str(folder / "run"), Worker(), Hooks(say=lines.append))

@@ -130,11 +130,16 @@ def _row(epoch: int) -> tuple[EpochRow, list[StepRow], list[RankRow]]:
 
 
 def _record(folder: Path) -> None:
-    History(str(folder)).add(*_row(1), write=True)
+    _write_row(History(str(folder)), 1)
 
 
 def _next_row(folder: Path) -> None:
-    History(str(folder), (1, 1)).add(*_row(2), write=True)
+    _write_row(History(str(folder), (1, 1)), 2)
+
+
+def _write_row(history: History, epoch: int) -> None:
+    history.add(*_row(epoch))
+    history.write(durable=True)
 
 
 def _record_state(folder: Path) -> str:

@@ -1,0 +1,105 @@
+"""Whether a run fits into this machine's memory, known before anything starts.
+
+Only a session on this machine is judged: what the machines of a cluster have, their own Ray watches.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from raytrain import machine
+from raytrain.config import Recipe
+from raytrain.errors import ResourceError
+from raytrain.training.footprint import footprint
+from raytrain.training.precision import agreed_precision
+
+# Measured on two cores with torch 2.15 and Ray 2.60, as proportional set sizes (docs/speed.md, Memory).
+WORKER_BYTES = 800_000_000  # Python, torch, Ray: before there is a network
+RAY_BYTES = 1_900_000_000  # this command, Ray's servers and the run's controller
+MOST_ACCUMULATE = 64
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a run needs: of a worker, and of all its processes."""
+
+    workers: int
+    worker: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all processes."""
+        return RAY_BYTES + self.workers * self.worker
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / 1e9:.1f} GB: {self.workers} workers of {self.worker / 1e9:.1f} GB and "
+            f"{RAY_BYTES / 1e9:.1f} GB for Ray and this command"
+        )
+
+
+def needed(recipe: Recipe, classes: int, *, gpu: bool = False) -> Need:
+    """The memory that a run needs on this machine.
+
+    Args:
+        recipe: complete.
+        classes: of the dataset.
+        gpu: workers train on GPUs: their host memory holds the copies of a save only.
+    """
+    device = torch.device("cpu")
+    precision = agreed_precision(recipe.train.precision, device, world=1)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    found = footprint(recipe, classes, device)
+    return Need(recipe.num_workers, WORKER_BYTES + (found.state if gpu else found.total))
+
+
+def available() -> machine.Memory | None:
+    """The memory that a run may use; what this process holds already is part of what the run needs."""
+    found = machine.memory()
+    return machine.Memory(found.free + machine.resident(), found.bound) if found else None
+
+
+def check_memory(recipe: Recipe, classes: int, *, gpu: bool = False) -> None:
+    """Refuses a run that cannot fit into this machine; one on a cluster is not judged.
+
+    Raises:
+        ResourceError: with the command that fits, where one does.
+    """
+    bound, need = available(), needed(recipe, classes, gpu=gpu)
+    if "RAY_ADDRESS" in os.environ or bound is None or need.total <= bound.free:
+        return
+    raise ResourceError(
+        f"this run needs {need}; {bound.free / 1e9:.1f} GB are {bound.bound}",
+        "the kernel would kill a worker again and again",
+        _smaller(recipe, classes, bound.free, gpu=gpu) or f"a machine or a container with {need.total / 1e9:.0f} GB",
+    )
+
+
+def workers_that_fit(recipe: Recipe, classes: int) -> int:
+    """The number of workers, at most the recipe's, that this machine's memory has room for; 0 where not one fits."""
+    bound = available() if "RAY_ADDRESS" not in os.environ else None
+    workers = recipe.num_workers
+    while bound and workers and not _fits(recipe, classes, bound.free, num_workers=workers):
+        workers -= 1
+    return workers
+
+
+def _smaller(recipe: Recipe, classes: int, free: int, *, gpu: bool) -> str:
+    """Flags with which the run would fit; empty where none were found."""
+    for workers in range(recipe.num_workers - 1, 0, -1):
+        if _fits(recipe, classes, free, num_workers=workers, gpu=gpu):
+            return f"--num-workers {workers}"
+    passes = 2 * recipe.train.accumulate
+    while passes <= min(MOST_ACCUMULATE, recipe.train.batch_size // 2):
+        train = recipe.train.model_copy(update={"accumulate": passes})
+        if _fits(recipe.model_copy(update={"train": train}), classes, free, num_workers=1, gpu=gpu):
+            return f"--num-workers 1 --train.accumulate {passes}"
+        passes *= 2
+    return ""
+
+
+def _fits(recipe: Recipe, classes: int, free: int, *, num_workers: int, gpu: bool = False) -> bool:
+    return needed(recipe.model_copy(update={"num_workers": num_workers}), classes, gpu=gpu).total <= free

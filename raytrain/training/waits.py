@@ -1,0 +1,69 @@
+"""How long the threads of a process were ready to run and got no CPU, since other processes had it (Linux only).
+
+The kernel counts it for each thread: /proc/<pid>/task/<thread>/schedstat holds the nanoseconds on a CPU, the nanoseconds in
+the queue for one, and the number of turns (Documentation/scheduler/sched-stats.rst).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+TASKS = Path("/proc/self/task")
+# Of the time of an epoch. With two threads on two cores and nothing beside them it is a few percent.
+MUCH = 0.2
+# Threads that work less than this share of the time are not those that a step waits for.
+BUSY = 0.3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Nanoseconds of a thread on a CPU and in the queue for one, since it began."""
+
+    on: int
+    queued: int
+
+
+class Waits:
+    """Measures from its making, or from the last `share`, to the next `share`."""
+
+    def __init__(self, tasks: Path = TASKS) -> None:
+        self.tasks = tasks
+        self.before, self.began = _turns(tasks), time.monotonic()
+
+    def share(self) -> float:
+        """The largest share of the time that one of the working threads waited for a CPU; 0 where nothing is known."""
+        now, ended = _turns(self.tasks), time.monotonic()
+        passed = 1e9 * (ended - self.began)
+        worst = 0.0
+        for thread, turn in now.items():
+            start = self.before.get(thread, Turn(0, 0))
+            on, queued = turn.on - start.on, turn.queued - start.queued
+            if on + queued >= BUSY * passed > 0:
+                worst = max(worst, queued / passed)
+        self.before, self.began = now, ended
+        return min(worst, 1.0)
+
+
+def sentence(waits: list[tuple[str, float]]) -> str:
+    """What the line of an epoch says of the (host, share) of each rank; empty where none waited much."""
+    rank = max(range(len(waits)), key=lambda r: waits[r][1], default=None)
+    if rank is None or waits[rank][1] < MUCH:
+        return ""
+    host, share = waits[rank]
+    return (
+        f"other processes take the CPU: rank {rank} on {host} waited for one {share:.0%} of the time; "
+        "wait for their end, or use --train.threads 1 or fewer --num-workers"
+    )
+
+
+def _turns(tasks: Path) -> dict[str, Turn]:
+    found = {}
+    for place in tasks.glob("*/schedstat"):
+        try:
+            on, queued, _ = place.read_text().split()
+        except (OSError, ValueError):  # the thread has ended
+            continue
+        found[place.parent.name] = Turn(int(on), int(queued))
+    return found

@@ -1,0 +1,94 @@
+"""Limits of memory as the kernel tells them, in folders made by hand."""
+
+import pytest
+
+from raytrain import machine
+
+GB = 10**9
+
+
+def system(tmp_path, cgroup, files, available_kb=8_000_000):
+    """/sys/fs/cgroup and /proc with some files; `cgroup` is the text of /proc/self/cgroup."""
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(cgroup)
+    (proc / "meminfo").write_text(f"MemTotal: 9000000 kB\nMemAvailable:    {available_kb} kB\n")
+    cgroups.mkdir()
+    for name, content in files.items():
+        (cgroups / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroups / name).write_text(content)
+    return cgroups, proc
+
+
+V2 = {
+    "job/memory.max": f"{4 * GB}\n",
+    "job/memory.current": f"{2 * GB}\n",
+    "job/memory.stat": f"anon 5\ninactive_file {GB}\n",
+    "job/memory.events": "low 0\noom 3\noom_kill 2\n",
+}
+V1 = {
+    "memory/job/memory.limit_in_bytes": f"{4 * GB}\n",
+    "memory/job/memory.usage_in_bytes": f"{2 * GB}\n",
+    "memory/job/memory.stat": f"cache 7\ntotal_inactive_file {GB}\n",
+    "memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+}
+V1_LINES = "5:cpu,cpuacct:/job\n4:memory:/job\n0::/\n"
+
+
+@pytest.mark.parametrize(("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"])
+def test_what_is_left_of_a_limit_counts_files_in_memory_as_free(tmp_path, lines, files):
+    found = machine.memory(*system(tmp_path, lines, files))
+    assert found.free == 3 * GB
+    assert "the limit of 4.0 GB" in found.bound
+    assert machine.kills(tmp_path / "cgroup", tmp_path / "proc") == 2
+
+
+@pytest.mark.parametrize(("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"])
+def test_a_machine_with_less_free_memory_than_the_limit_is_the_bound(tmp_path, lines, files):
+    found = machine.memory(*system(tmp_path, lines, files, available_kb=1000))
+    assert found == machine.Memory(1_024_000, "free on this machine")
+
+
+def test_the_limit_of_a_group_above_counts_too(tmp_path):
+    inner = {f"job/step/{name.removeprefix('job/')}": text for name, text in V2.items()}
+    inner["job/step/memory.max"] = "max\n"
+    found = machine.memory(*system(tmp_path, "0::/job/step\n", {**V2, **inner}))
+    assert found.free == 3 * GB
+
+
+def test_a_container_that_sees_its_own_group_as_the_root(tmp_path):
+    files = {name.removeprefix("job/"): text for name, text in V2.items()}
+    found = machine.memory(*system(tmp_path, "0::/docker/0123abcd\n", files))
+    assert found.free == 3 * GB
+
+
+def test_no_limit_and_no_groups_leave_the_free_memory(tmp_path):
+    found = machine.memory(*system(tmp_path, "0::/job\n", {**V2, "job/memory.max": "max\n"}))
+    assert found == machine.Memory(8_192_000_000, "free on this machine")
+    assert machine.memory(tmp_path / "nothing", tmp_path / "proc").bound == "free on this machine"
+
+
+def test_a_system_that_tells_nothing_is_no_bound(tmp_path):
+    assert machine.memory(tmp_path, tmp_path) is None
+    assert machine.kills(tmp_path, tmp_path) == 0
+
+
+def process(proc, pid, title, anonymous_kb, group="0::/job\n"):
+    place = proc / str(pid)
+    place.mkdir()
+    (place / "status").write_text(f"Name: x\nVmRSS:  {2 * anonymous_kb} kB\nRssAnon:  {anonymous_kb} kB\n")
+    (place / "cmdline").write_text(title)
+    (place / "cgroup").write_text(group)
+
+
+def test_holders_are_the_processes_of_the_same_group_the_largest_first(tmp_path):
+    _, proc = system(tmp_path, "0::/job\n", {})
+    process(proc, 10, "/usr/bin/python\0-m\0x", 100)
+    process(proc, 11, "ray::RayTrainWorker", 300)
+    process(proc, 12, "other", 900, group="0::/elsewhere\n")
+    assert machine.holders(proc) == [("ray::RayTrainWorker", 307_200), ("python", 102_400)]
+
+
+def test_this_process_holds_memory_and_stands_among_the_holders():
+    assert machine.resident() > 10**6
+    assert machine.holders()
