@@ -133,6 +133,7 @@ def test_the_cluster_file_is_valid_for_ray_and_opens_nothing():
     assert re.findall(r"--dashboard-host=(\S+)", str(config)) == ["127.0.0.1"]
     assert "--dashboard-host=127.0.0.1" in head and "--num-cpus=0" in head and "client-server-port" not in head
     assert "RAY_AUTH_MODE=token" in head and "RAY_AUTH_MODE=token" in worker
+    assert "RAY_worker_niceness=0" in head and "RAY_worker_niceness=0" in worker
     assert any("chmod 600 ~/.ray/auth_token" in command for command in config["initialization_commands"])
 
 
