@@ -1,6 +1,6 @@
 """What the program survives, as one table: `python tests/reliability/score.py --quick | --full | --only R1,R5 --out DIR`.
 
---quick takes a minute and a half: of each figure the cases that are fast, one kill under Ray among them. --full is all of it,
+--quick takes two minutes: of each figure the cases that are fast, one kill under Ray among them. --full is all of it,
 under an hour on two cores; interrupted, the same command with the same --out goes on after the last whole case. The table
 goes to standard output and to DIR/score.md. Exit code 1 where a target is not met; with --quick where a check failed: times
 are this machine's. The figures are R1 to R26 of the project's scoreboard.
@@ -52,12 +52,16 @@ def main(argv: list[str] | None = None) -> int:
 def parsed(argv: list[str] | None, all_figures: list[Figure]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    how = parser.add_mutually_exclusive_group(required=True)
+    how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true")
     how.add_argument("--full", action="store_true")
-    how.add_argument("--only", help="figures, separated by commas")
+    parser.add_argument("--only", help="figures, separated by commas; with --quick their fast cases")
     parser.add_argument("--out", help="folder for the table and for going on; needed by --full")
     arguments = parser.parse_args(argv)
+    if not (arguments.quick or arguments.full or arguments.only):
+        parser.error("one of --quick, --full and --only is needed")
+    if arguments.full and arguments.only:
+        parser.error("--full is all figures, --only some of them")
     if arguments.full and not arguments.out:
         parser.error("--full takes long: --out DIR keeps what is measured")
     known = {figure.id for figure in all_figures}
