@@ -37,6 +37,7 @@ from raytrain.training.precision import default_precision, keep_fp32
 BATCH = 64
 TILES_PER_BLOCK = 256
 SYMMETRIES = 8
+CPU = torch.device("cpu")
 # Encoded pictures in memory for each thread that decodes.
 WINDOW = 4
 
@@ -130,15 +131,14 @@ class Predictor:
     Args:
         place: of the checkpoint.
         tta, bands: as in `predict`.
-        gpu: whether this process was granted a GPU.
+        device: where the network computes, as `gpus.device` says of the run.
         decoders: threads that decode pictures.
     """
 
     def __init__(
-        self, place: str, tta: bool, bands: BandRule | None = None, gpu: bool = False, decoders: int = 1
+        self, place: str, tta: bool, bands: BandRule | None = None, device: torch.device = CPU, decoders: int = 1
     ) -> None:
-        self.tta, self.bands = tta, bands
-        self.device = gpus.device(gpu)
+        self.tta, self.bands, self.device = tta, bands, device
         keep_fp32()
         self.decoders, self.pool = decoders, ThreadPoolExecutor(decoders)
         checkpoint = ckpt.load(place)
@@ -241,7 +241,7 @@ def _mapped(
         )  # fmt: skip
     share = gpus.cpus_of_each(machines)
     return data.map_batches(
-        Predictor, fn_constructor_args=(*predictor, True, max(1, int(share))), batch_format="pandas",
+        Predictor, fn_constructor_args=(*predictor, gpus.device(True), max(1, int(share))), batch_format="pandas",
         # Ray takes no GPU without a number of rows, and fills small blocks up to it from the next.
         batch_size=max(map(len, blocks)),
         compute=ray.data.ActorPoolStrategy(

@@ -198,10 +198,10 @@ def _tune(
         machines = gpus.needed(use_gpu, say)
         # A trial on a GPU decodes and streams with its share of the machine's CPUs.
         share = gpus.cpus_of_each(machines) if machines else 1
+        worker = Worker(device=gpus.device(bool(machines)), cpus=max(1, int(share)))
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(
-                lambda config: function(Worker(device=gpus.device(bool(machines)), cpus=max(1, int(share))), config),
-                {"CPU": share, "GPU": 1} if machines else {"CPU": share},
+                lambda config: function(worker, config), {"CPU": share, "GPU": 1} if machines else {"CPU": share}
             ),
             param_space=space,
             tune_config=ray.tune.TuneConfig(

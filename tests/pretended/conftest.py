@@ -8,11 +8,13 @@ import ray
 import ray.train.torch
 import torch
 from fake_graphs import Graphs
-from logical import GPUS, start_of_a_worker
 from streams import Device, Streams
 
 from raytrain.distributed import gpus
 from raytrain.training import execution
+
+# Of the local Ray.
+GPUS = 2
 
 
 @pytest.fixture
@@ -38,7 +40,10 @@ def streams(monkeypatch):
 
 @pytest.fixture(scope="module")
 def declared():
-    """Ray declares the GPUs; torch sees none of them."""
+    """A local Ray that declares GPUs which do not exist: resources, local ranks and pools are real, the devices are CPUs.
+
+    Torch sees none of them.
+    """
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpus, "device", lambda granted: torch.device("cpu"))
@@ -47,10 +52,7 @@ def declared():
         patch.setattr(
             ray.train.torch, "TorchTrainer", functools.partial(ray.train.torch.TorchTrainer, torch_config=over_gloo)
         )
-        ray.init(
-            address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False,
-            runtime_env={"worker_process_setup_hook": start_of_a_worker()},
-        )  # fmt: skip
+        ray.init(address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False)
         yield
         ray.shutdown()
 
