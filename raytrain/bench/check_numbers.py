@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from raytrain.bench.figures import machine
+from raytrain.bench.schedule import NEEDED
 from raytrain.bench.verdicts import NEEDS_GPU, Found, Setting, Skip, Verdict, close, replays_counted, tried
 from raytrain.data.dataset import open_dataset
 from raytrain.training import execution, models
@@ -208,8 +210,10 @@ def finished(run: Callable[[], object]) -> None:
     Raises:
         Skip: the package that checkpoints are written with is not installed.
     """
+    if importlib.util.find_spec(NEEDED) is None:
+        raise Skip(f"the package {NEEDED} is not installed")
     try:
         run()
     except ModuleNotFoundError as error:
         if error.name != "tensorboardX":
-            raise Skip(f"the package {error.name} is not installed") from None
+            raise

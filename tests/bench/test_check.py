@@ -162,6 +162,12 @@ def test_a_run_stops_and_goes_on(setting):
     assert outcomes(check_runs.resume(setting)) == {"stopped within an epoch": PASS, "memory after each stage": SKIPPED}
 
 
+def test_without_the_package_of_checkpoints_what_needs_it_is_skipped(setting, monkeypatch):
+    monkeypatch.setattr(check_numbers, "NEEDED", "raytrain_safetensors")
+    verdict = next(iter(check_runs.resume(setting)))
+    assert (verdict.outcome, verdict.detail) == (SKIPPED, "the package raytrain_safetensors is not installed")
+
+
 def test_processes_are_compared_with_one(setting, monkeypatch, tmp_path):
     monkeypatch.setattr(check_group, "WORLDS", (2,))
     found = list(check_group.processes(setting))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+import torch
 from handmade import NETWORK
 
 from raytrain.bench.generate import write_tiles
@@ -17,6 +18,7 @@ from raytrain.distributed.train import train
 from raytrain.errors import ResourceError
 from raytrain.evaluation import predictions
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which torch sees")
 STAGE = {"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}
 
 
@@ -42,6 +44,7 @@ def flags(recipe):
     ]  # fmt: skip
 
 
+@no_gpu
 @pytest.mark.usefixtures("declared")
 def test_declared_gpus_that_torch_does_not_see_are_not_used_and_a_line_says_so(recipe):
     said = []
@@ -52,6 +55,7 @@ def test_declared_gpus_that_torch_does_not_see_are_not_used_and_a_line_says_so(r
     assert len(said) == 1, "nothing is asked where GPUs are not wanted"
 
 
+@no_gpu
 @pytest.mark.usefixtures("declared")
 @pytest.mark.parametrize(
     "command",
@@ -65,6 +69,7 @@ def test_asked_for_they_end_the_command_with_exit_code_5(recipe, command, capfd)
     assert "Traceback" not in message
 
 
+@no_gpu
 @pytest.mark.usefixtures("declared")
 def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(recipe, tmp_path, capfd):
     (tmp_path / "space.yaml").write_text("train.wd: {choice: [0.01, 0.1]}\n")
