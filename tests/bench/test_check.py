@@ -1,5 +1,6 @@
 """`--check`: its parts on a CPU, as far as they can run there, and what is said of a GPU that is not there."""
 
+import functools
 import json
 import subprocess
 import time
@@ -14,7 +15,7 @@ from raytrain.bench.__main__ import main
 from raytrain.bench.check import Limited, run_part, run_parts
 from raytrain.bench.verdicts import FAIL, PASS, SKIPPED, Setting, Verdict
 from raytrain.errors import ResourceError
-from raytrain.training import execution, feed
+from raytrain.training import execution, feed, lr_find
 from raytrain.training.step import Stepper
 
 SKIPS = "needs a GPU"
@@ -24,6 +25,11 @@ SKIPS = "needs a GPU"
 def setting(tmp_path_factory):
     place = generate.write_tiles(str(tmp_path_factory.mktemp("check") / "dataset"), 40, 32).place
     return Setting(place, device="cpu", arch=NETWORK, size=32, batch=8, steps=3)
+
+
+@pytest.fixture
+def short_range_tests(monkeypatch):
+    monkeypatch.setattr(lr_find, "range_test", functools.partial(lr_find.range_test, steps=26))
 
 
 def outcomes(found):
@@ -62,7 +68,7 @@ def test_the_check_says_a_verdict_a_line_and_ends_with_json(failing, code, capsy
     assert found["machine"]["gpu"] == "a pretended GPU"
 
 
-def test_versions_and_numbers_run(setting):
+def test_versions_and_numbers_run(setting, short_range_tests):
     found = outcomes(check_numbers.versions(setting))
     assert found == {"imports": PASS, "a graphed pass": SKIPPED}
     found = outcomes(check_numbers.numbers(setting))
@@ -88,7 +94,7 @@ def test_numbers_find_a_gradient_that_is_wrong_and_weights_that_move(setting, mo
     assert check_numbers.tried("n", "i", lambda: check_numbers._infinite(setting)).outcome == FAIL
 
 
-def test_a_range_test_over_a_frozen_graph_is_found(setting, monkeypatch):
+def test_a_range_test_over_a_frozen_graph_is_found(setting, short_range_tests, monkeypatch):
     real = Stepper._update
 
     def without(self):

@@ -127,6 +127,14 @@ def test_a_run_that_diverged_frees_network_and_tiles_before_it_goes_back(data, n
     assert alive == [[], [], [False], [False]]
 
 
+def test_a_capture_after_validation_is_taken_in_training(graphs):
+    network, shape = models.build(NETWORK, 5, 0.0), (4, 3, 32, 32)
+    execution.set_execution(network.eval(), "graphs", shape, "fp32", CPU, pytest.fail)
+    network.train()(torch.zeros(shape))
+    network.eval()(torch.zeros(shape))
+    assert graphs.replays == [1]
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_capture_accepts_gradients_from_its_stream_where_torch_asks(graphs, monkeypatch, known):
     asked = []

@@ -45,24 +45,31 @@ def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(no_
     assert "more" not in caught.value.what
 
 
-def test_what_a_trial_that_failed_computed_is_gone_when_the_next_is_tried(no_collector):
-    """Of 12 tiles 3 fit, the trial of 6 leaves nothing behind."""
-    one = stepper()
-    held, alive = [], []
+def test_what_a_trial_that_failed_made_is_gone_when_the_next_is_tried(no_collector, monkeypatch):
+    """Of 12 tiles 3 fit in a pass: the trial of 6 fails, and its moments of the optimiser are freed before the next makes its own."""
+    one, trials = stepper(), []
+    real = torch.empty_like
 
-    def begin(module, inputs):
-        alive.append(sum(activation() is not None for activation in held))
-        held.append(weakref.ref(inputs[0]))
+    def empty_like(tensor, **options):
+        made = real(tensor, **options)
+        if tensor is one.trained[0] and len(trials[-1]) < 2:
+            # How many of those of the trials before are left.
+            counts.append(sum(moment() is not None for trial in trials[:-1] for moment in trial))
+            trials[-1].append(weakref.ref(made))
+        return made
 
     def too_much(module, inputs):
         if len(inputs[0]) > 3:
+            trials.append([])
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    one.network.register_forward_pre_hook(begin)
+    counts = []
     one.network.head[-1].register_forward_pre_hook(too_much)
-    with pytest.raises(ResourceError, match="12 tiles"):
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    with pytest.raises(ResourceError, match="12 tiles") as caught:
         one(ROWS, 1, 0)
-    assert len(alive) == 3 and alive == [0, 0, 0]
+    assert caught.value.fix == "--train.accumulate 4"
+    assert [len(trial) for trial in trials] == [2, 2] and counts == [0, 0, 0, 0]
 
 
 def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is_free(tmp_path, monkeypatch):
