@@ -51,7 +51,7 @@ PARTS: Mapping[str, Limited] = {
     "memory": Limited(check_runs.memory, 40),
     "processes": Limited(check_group.processes, 70),
     "resume": Limited(check_runs.resume, 45),
-    "speed": Limited(check_speed.speed, 150),
+    "speed": Limited(check_speed.speed, 240),
     "schedule": Limited(check_speed.schedule, WHOLE_S),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -97,7 +99,11 @@ def _compared(directory: str, world: int, how: str, alone: list[float], said: st
 def _nccl(setting: Setting) -> Found:
     """Collectives of a group of one, and a graph that is captured while the group lives."""
     need_gpu(setting)
-    with tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory:
+    # torch's newer NCCL binds to the device of this rank, which Ray names too.
+    with (
+        mock.patch.dict(os.environ, LOCAL_RANK="0"),
+        tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory,
+    ):
         dist.init_process_group("nccl", init_method=f"file://{directory}/group", rank=0, world_size=1)
         try:
             values = torch.ones(ELEMENTS, device=setting.device)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from raytrain import storage
 from raytrain.bench.check_numbers import finished, need_gpu
 from raytrain.bench.verdicts import Found, Setting, Verdict, tried
 from raytrain.config import LAYER_GROUPS, Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import ResourceError
 from raytrain.training import execution, models, optim
+from raytrain.training.checkpoint import STEP
 from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import read_epochs
 from raytrain.training.loop import Hooks, fit
@@ -41,10 +43,10 @@ def memory(setting: Setting) -> Iterator[Verdict]:
 
 def _advice(setting: Setting, how: str) -> Found:
     with limited(setting):
-        batch, error = _too_large(setting, how)
-        advised = re.fullmatch(r"--train.accumulate (\d+)", error.fix)
+        batch, advice = _too_large(setting, how)
+        advised = re.fullmatch(r"--train.accumulate (\d+)", advice)
         if advised is None:
-            return False, f"{batch} tiles do not fit, advised is: {error.fix}", {"batch": batch}
+            return False, f"{batch} tiles do not fit, advised is: {advice}", {"batch": batch}
         passes = int(advised[1])
         _steps(setting, how, batch, passes, 3)
     return True, f"{batch} tiles do not fit in one pass, in {passes} they do", {"batch": batch, "accumulate": passes}
@@ -62,14 +64,17 @@ def limited(setting: Setting) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def _too_large(setting: Setting, how: str) -> tuple[int, ResourceError]:
-    """The first power of two of tiles that does not fit into one pass, and the error that says so."""
+def _too_large(setting: Setting, how: str) -> tuple[int, str]:
+    """The first doubling of tiles that does not fit into one pass, and what its error advises.
+
+    Not the error itself: its traceback would hold the network.
+    """
     batch = setting.batch
     while batch <= LARGEST_BATCH:
         try:
             _steps(setting, how, batch, 1, 1)
         except ResourceError as error:
-            return batch, error
+            return batch, error.fix
         batch *= 2
     raise RuntimeError(f"{batch // 2} tiles fit into {SHARE:.0%} of the GPU's memory")
 
@@ -101,26 +106,19 @@ def resume(setting: Setting) -> Iterator[Verdict]:
 
 def _resumed(setting: Setting) -> Found:
     recipe = setting.recipe([{"epochs": 2}, {"epochs": 1}], execution="graphs" if setting.on_gpu else "eager")
-    asked = [0]
-
-    def stop() -> str | None:
-        """After some decisions, which come between steps."""
-        asked[0] += 1
-        return "the check" if asked[0] == 2 else None
-
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory:
         whole, stopped = f"{directory}/whole", f"{directory}/stopped"
         _fit(setting, recipe, whole, Hooks(say=_nothing))
-        first = _fit(setting, recipe, stopped, Hooks(say=_nothing, stop=stop))
-        if not first.get("stopped"):
-            return False, "the run did not stop", {}
+        first = _fit(setting, recipe, stopped, Hooks(say=_nothing, stop=lambda: "the check"))
+        if not storage.name_of(first["checkpoint"]).startswith(STEP):
+            return False, f"the run did not stop within an epoch, but with {first['checkpoint']}", {}
         _fit(setting, recipe, stopped, Hooks(say=_nothing))
         one, other = ([row.train_loss for row in read_epochs(run)] for run in (whole, stopped))
     if len(one) != len(other):
         return False, f"{len(other)} epochs instead of {len(one)}", {}
     difference = max(abs(a - b) / a for a, b in zip(one, other, strict=True))
     detail = f"losses of {len(one)} epochs differ by {difference:.1e} of theirs, at most {ROUNDING:.0e} is right"
-    return difference <= ROUNDING, detail, {"difference": difference, "stopped_at": first["checkpoint"]}
+    return difference <= ROUNDING, detail, {"difference": difference}
 
 
 def _fit(setting: Setting, recipe: Recipe, run: str, hooks: Hooks) -> dict[str, Any]:

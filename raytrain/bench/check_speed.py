@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ import torch
 
 from raytrain.bench.blocks import Side, alternate, ratios
 from raytrain.bench.check_numbers import need_gpu
+from raytrain.bench.schedule import NEEDED
 from raytrain.bench.sides import Ceiling, Loop
-from raytrain.bench.verdicts import FAIL, Found, Setting, Verdict, tried
+from raytrain.bench.verdicts import FAIL, SKIPPED, Found, Setting, Verdict, tried
 from raytrain.data.dataset import open_dataset
 
 PAIRS, STEPS = 3, 40
+ARCH, SIZE, BATCH = "resnet50", 128, 64
 # Kineto sets CUPTI up anew for each profile, which crashes beside graphs: https://github.com/pytorch/pytorch/issues/75504
 ENVIRONMENT = {"TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1"}
 
@@ -35,6 +39,9 @@ def speed(setting: Setting) -> Iterator[Verdict]:
 
 def schedule(setting: Setting) -> Iterator[Verdict]:
     """A schedule, whole, from the command to the last file."""
+    if importlib.util.find_spec(NEEDED) is None:
+        yield Verdict("schedule", "the bench", SKIPPED, f"the package {NEEDED} is not installed")
+        return
     yield from benched("schedule", setting.schedule)
 
 
@@ -69,7 +76,7 @@ class _Set:
 def _in_turn(setting: Setting, how: str, choose: Callable[[bool], None]) -> Found:
     """Rates of a step with a setting and without, in turn; whichever is faster, this passes."""
     need_gpu(setting)
-    return rates_in_turn(setting, how, choose, STEPS)
+    return rates_in_turn(replace(setting, arch=ARCH, size=SIZE, batch=BATCH), how, choose, STEPS)
 
 
 def rates_in_turn(setting: Setting, how: str, choose: Callable[[bool], None], steps: int) -> Found:

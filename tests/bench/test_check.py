@@ -224,9 +224,15 @@ def test_parts_that_find_no_time_are_skipped_and_said(setting, monkeypatch):
     )
 
 
-def test_the_limits_of_the_parts_but_the_last_leave_it_time_or_fit():
-    *first, last = check.PARTS.values()
-    assert sum(part.limit_s for part in first) <= check.WHOLE_S <= last.limit_s
+def test_the_parts_before_the_bench_leave_it_two_minutes_and_a_half():
+    before = [part.limit_s for name, part in check.PARTS.items() if name not in ("speed", "schedule")]
+    assert sum(before) + 150 <= check.WHOLE_S
+
+
+def test_a_schedule_without_the_package_of_checkpoints_is_skipped(setting, monkeypatch):
+    monkeypatch.setattr(check_speed, "NEEDED", "raytrain_safetensors")
+    (verdict,) = check_speed.schedule(setting)
+    assert verdict.outcome == SKIPPED
 
 
 def test_a_verdict_comes_through_its_line():
