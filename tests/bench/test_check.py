@@ -2,12 +2,14 @@
 
 import functools
 import json
+import multiprocessing
 import subprocess
 import time
 from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from handmade import NETWORK
 
 from raytrain.bench import check, check_feeds, check_group, check_numbers, check_runs, check_speed, generate, verdicts
@@ -175,6 +177,12 @@ def test_without_the_package_of_checkpoints_what_needs_it_is_skipped(setting, mo
 
 
 def test_processes_are_compared_with_one(setting, monkeypatch, tmp_path):
+    def forked(member, arguments, nprocs):
+        # One server imports torch and forks the members; on a GPU each is started anew.
+        multiprocessing.set_forkserver_preload(["raytrain.bench.check_group"])
+        mp.start_processes(member, arguments, nprocs=nprocs, start_method="forkserver")
+
+    monkeypatch.setattr(check_group, "spawn", forked)
     monkeypatch.setattr(check_group, "WORLDS", (2,))
     found = list(check_group.processes(setting))
     assert outcomes(found) == {"2 processes, eager": PASS, "NCCL alone, then graphs": SKIPPED}

@@ -27,11 +27,23 @@ class Graphs:
         self.replays.append(0)
         capture, eager, parameters = len(self.replays) - 1, module.forward, tuple(module.parameters())
 
+        class Replayed(torch.autograd.Function):
+            """A class is a cycle: with what it closes over it lives until the collector comes, as in torch 2.11."""
+
+            @staticmethod
+            def forward(ctx, pixels, *parameters):
+                return graph.forward(pixels)
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx, gradient):
+                return graph.backward(gradient)
+
         def forward(pixels):
             if module.training != graph.training:
                 return eager(pixels)
             self.replays[capture] += 1
-            return _Replayed.apply(graph, pixels, *parameters)
+            return Replayed.apply(pixels, *parameters)
 
         module.forward = forward
         return module
@@ -74,15 +86,3 @@ class Graph:
                 buffer.copy_(next(found))
         # The same memory after every replay: whoever keeps it sees it change.
         return tuple(buffer if buffer is None else buffer.detach() for buffer in self.gradients)
-
-
-class _Replayed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, graph, pixels, *parameters):
-        ctx.graph = graph
-        return graph.forward(pixels)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return None, *ctx.graph.backward(gradient)
