@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -198,12 +199,10 @@ def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
     """Encoded bytes of a block: rows of shards, or files of their own."""
     if block["row"].iloc[0] < 0:
         return contents(block["path"].to_list())
-    return [content for path, rows in _runs(block) for content in _rows_of(path, rows)]
-
-
-def _runs(block: pd.DataFrame) -> list[tuple[str, list[int]]]:
-    """Shards and rows in the order of the block: one shard, or several where Ray has put small blocks together."""
-    return [(path, [int(row) for row in rows["row"]]) for path, rows in block.groupby("path", sort=False)]
+    # One shard; or several, one after the other, where Ray has put small blocks together.
+    places = zip(block["path"], block["row"], strict=True)
+    shards = itertools.groupby(places, key=operator.itemgetter(0))
+    return [content for shard, rows in shards for content in _rows_of(shard, [int(row) for _, row in rows])]
 
 
 def _rows_of(shard: str, rows: list[int]) -> list[bytes]:

@@ -117,9 +117,9 @@ def predicted_alike(checkpoint, data, tmp_path):
     assert found.names == tuple(wanted["image_name"])
     np.testing.assert_allclose(found.logits, np.stack(list(wanted["logits"])), rtol=1e-4, atol=1e-5)
     # And a block that holds rows of two shards, in any order.
-    mixed = pd.concat([rows[1].iloc[:2], rows[0].iloc[:2]])
-    block = pd.DataFrame({"path": [*data.shards[1:2] * 2, *data.shards[:1] * 2], "row": [0, 1, 0, 1], "order": 0})
-    again = alone(block.assign(image_name=mixed["image_name"].to_list(), target=0))
+    mixed = pd.concat([rows[1].iloc[[0]], rows[0].iloc[[1]], rows[1].iloc[[1]]])
+    block = pd.DataFrame({"path": [data.shards[n] for n in (1, 0, 1)], "row": [0, 1, 1], "order": 0, "target": 0})
+    again = alone(block.assign(image_name=mixed["image_name"].to_list()))
     np.testing.assert_allclose(np.stack(list(again["logits"])), np.stack(list(mixed["logits"])), rtol=1e-4, atol=1e-5)
 
 
