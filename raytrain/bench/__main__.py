@@ -3,6 +3,7 @@ pydantic and little else:
 
     python -m raytrain.bench --tiles 2000 --arch resnet50 --stage 128:64 --stage 256:32 --json bench.json
     python -m raytrain.bench --tiles 40479 --arch resnet50 --schedule
+    python -m raytrain.bench --check --json check.json          # on a GPU: does all of it work there? 8 minutes at most
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     parser = _parser()
     options = parser.parse_args(words)
+    if options.check:
+        return _check(options.json)
     try:
         recipe = _recipe(options)
     except ValidationError as error:
@@ -51,6 +54,22 @@ def main(argv: list[str] | None = None) -> int:
         document = figures.document(found, shlex.join(["python", "-m", "raytrain.bench", *words]))
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0
+
+
+def _check(file: Path | None) -> int:
+    """Tries what exists on a GPU alone; the last line is JSON. Returns the exit code, 1 where something failed."""
+    from raytrain.bench.check import check
+    from raytrain.bench.verdicts import FAIL
+
+    try:
+        found = check(_say)
+    except RaytrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if file:
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+    return 1 if FAIL in found["outcomes"] else 0
 
 
 def _measured(options: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> list[Figure]:
@@ -104,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--peer", action="store_true", help="also against a plain PyTorch loop on JPEG files")
     add("--only", type=_parts, default=_parts(DEFAULT_PARTS), metavar="A,B", help=f"of {', '.join(_known())}")
     add("--schedule", action="store_true", help="instead, run a whole schedule: each stage frozen, then unfrozen")
+    add(
+        "--check",
+        action="store_true",
+        help="instead, try on a GPU what exists there alone; a verdict a line, then JSON",
+    )
     add("--json", type=Path, metavar="FILE", help="write every value here too")
     return parser
 

@@ -28,9 +28,10 @@ from raytrain.config import Recipe
 from raytrain.data.cache import stored_size
 from raytrain.data.dataset import Dataset
 from raytrain.data.sources import DividedTiles, images_in
+from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.ingest import ingest
-from raytrain.distributed.predict import predict
+from raytrain.distributed.predict import predict, processes
 from raytrain.distributed.train import train
 from raytrain.training import checkpoint, models, transforms
 from raytrain.training.precision import agreed_precision
@@ -140,18 +141,16 @@ def predict_rate(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> lis
     rates, starts = [], []
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as directory, session():
         place = _checkpoint(recipe, dataset, f"{directory}/checkpoint")
-        processes = min(cpus(), len(dataset.shards))
+        count = processes(gpus.usable(None, say), len(dataset.shards))
         for number in range(rounds):
             lines = _Lines()
             predict(place, f"{directory}/{number}.parquet", dataset_place=dataset.place, part="all", say=lines.add)
-            start, rate = _after_first_blocks(lines, processes)
+            start, rate = _after_first_blocks(lines, count)
             starts.append(start)
             rates.append(rate)
             say(f"predict: round {number + 1} of {rounds}: {rates[-1]:.0f} tiles/s after {starts[-1]:.1f} s")
     size = recipe.stages[recipe.selected[1] - 1].size
-    about = (
-        f"{recipe.model.arch} {size} px, {dataset.rows} tiles in {len(dataset.shards)} shards, {processes} processes"
-    )
+    about = f"{recipe.model.arch} {size} px, {dataset.rows} tiles in {len(dataset.shards)} shards, {count} processes"
     return [
         Figure("predict", "predict, without its start", TILES, tuple(rates), about),
         Figure("predict.start", "predict: first block of every process, Ray runs", "s", tuple(starts), about),

@@ -12,6 +12,7 @@ import torch
 
 from raytrain import machine
 from raytrain.config import Recipe
+from raytrain.distributed import gpus
 from raytrain.errors import ResourceError
 from raytrain.training.footprint import footprint
 from raytrain.training.precision import agreed_precision
@@ -41,19 +42,19 @@ class Need:
         )
 
 
-def needed(recipe: Recipe, classes: int, *, gpu: bool = False) -> Need:
-    """The memory that a run needs on this machine.
+def needed(recipe: Recipe, classes: int) -> Need:
+    """The memory that a run needs on this machine; workers on GPUs hold the copies of a save there, and no step.
 
     Args:
         recipe: complete.
         classes: of the dataset.
-        gpu: workers train on GPUs: their host memory holds the copies of a save only.
     """
+    on_gpu = recipe.use_gpu is not False and gpus.seen().count > 0
     device = torch.device("cpu")
     precision = agreed_precision(recipe.train.precision, device, world=1)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     found = footprint(recipe, classes, device)
-    return Need(recipe.num_workers, WORKER_BYTES + (found.state if gpu else found.total))
+    return Need(recipe.num_workers, WORKER_BYTES + (found.state if on_gpu else found.total))
 
 
 def available() -> machine.Memory | None:
@@ -62,19 +63,19 @@ def available() -> machine.Memory | None:
     return machine.Memory(found.free + machine.resident(), found.bound) if found else None
 
 
-def check_memory(recipe: Recipe, classes: int, *, gpu: bool = False) -> None:
+def check_memory(recipe: Recipe, classes: int) -> None:
     """Refuses a run that cannot fit into this machine; one on a cluster is not judged.
 
     Raises:
         ResourceError: with the command that fits, where one does.
     """
-    bound, need = available(), needed(recipe, classes, gpu=gpu)
+    bound, need = available(), needed(recipe, classes)
     if "RAY_ADDRESS" in os.environ or bound is None or need.total <= bound.free:
         return
     raise ResourceError(
         f"this run needs {need}; {bound.free / 1e9:.1f} GB are {bound.bound}",
         "the kernel would kill a worker again and again",
-        _smaller(recipe, classes, bound.free, gpu=gpu) or f"a machine or a container with {need.total / 1e9:.0f} GB",
+        _smaller(recipe, classes, bound.free) or f"a machine or a container with {need.total / 1e9:.0f} GB",
     )
 
 
@@ -87,19 +88,19 @@ def workers_that_fit(recipe: Recipe, classes: int) -> int:
     return workers
 
 
-def _smaller(recipe: Recipe, classes: int, free: int, *, gpu: bool) -> str:
+def _smaller(recipe: Recipe, classes: int, free: int) -> str:
     """Flags with which the run would fit; empty where none were found."""
     for workers in range(recipe.num_workers - 1, 0, -1):
-        if _fits(recipe, classes, free, num_workers=workers, gpu=gpu):
+        if _fits(recipe, classes, free, num_workers=workers):
             return f"--num-workers {workers}"
     passes = 2 * recipe.train.accumulate
     while passes <= min(MOST_ACCUMULATE, recipe.train.batch_size // 2):
         train = recipe.train.model_copy(update={"accumulate": passes})
-        if _fits(recipe.model_copy(update={"train": train}), classes, free, num_workers=1, gpu=gpu):
+        if _fits(recipe.model_copy(update={"train": train}), classes, free, num_workers=1):
             return f"--num-workers 1 --train.accumulate {passes}"
         passes *= 2
     return ""
 
 
-def _fits(recipe: Recipe, classes: int, free: int, *, num_workers: int, gpu: bool = False) -> bool:
-    return needed(recipe.model_copy(update={"num_workers": num_workers}), classes, gpu=gpu).total <= free
+def _fits(recipe: Recipe, classes: int, free: int, *, num_workers: int) -> bool:
+    return needed(recipe.model_copy(update={"num_workers": num_workers}), classes).total <= free

@@ -5,16 +5,19 @@ Resolves places, reads two batches, takes one step at every stage size and says 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data import cache
 from raytrain.data.dataset import Dataset, decoded_images
+from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.memory import available, check_memory, needed
 from raytrain.distributed.preflight import (
@@ -23,11 +26,12 @@ from raytrain.distributed.preflight import (
     check_workers,
     checkpoint_bytes,
     free_bytes,
+    use_gpu,
 )
 from raytrain.training import models, optim, tiles
 from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import duration
-from raytrain.training.precision import agreed_precision, dtype_of
+from raytrain.training.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.training.step import Stepper, Worker
 
 
@@ -40,7 +44,8 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     check_workers(recipe.num_workers)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
-    device = torch.device("cuda" if torch.cuda.is_available() and recipe.use_gpu is not False else "cpu")
+    device = _device(recipe, say)
+    keep_fp32()
     precision = agreed_precision(recipe.train.precision, device, world=1)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
     models.check_batch_norm(recipe.model.batch_norm, device.type)
@@ -65,6 +70,14 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
         say(f"stage {number} {recipe.stage_names[number - 1]}: {stage.epochs} epochs x {steps} steps of {batch}, {frozen}, "
             f"lr {recipe.lr or stage.lr}{rise}, one step {seconds:.2f} s here")  # fmt: skip
     say(f"in this process alone the steps would take {duration(total)}; {recipe.num_workers} workers share them")
+
+
+def _device(recipe: Recipe, say: Callable[[str], None]) -> torch.device:
+    """Where a step is tried: on a GPU where the command would use them."""
+    if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
+        say("the GPUs of the cluster at RAY_ADDRESS are counted when the command starts, not here")
+        return gpus.device(recipe.use_gpu is not False and gpus.seen().count > 0)
+    return gpus.device(use_gpu(recipe, say))
 
 
 def _steps(recipe: Recipe, dataset: Dataset, stage: Stage) -> int:
@@ -111,6 +124,9 @@ def _step_seconds(
     rates = optim.group_rates(stage.lr, LAYER_GROUPS, recipe.train.schedule)
     optimizer = optim.make_optimizer(model, rates, recipe.train.wd)
     step = Stepper(recipe, number, model.train(), optimizer, source, Worker(device=device))
+    if device.type == "cuda":
+        # The first one also loads CUDA's and cuDNN's kernels, which a run does once.
+        step(rows, stage.epochs, 0).values.tolist()
     began = time.monotonic()
     step(rows, stage.epochs, 0).values.tolist()
     return time.monotonic() - began

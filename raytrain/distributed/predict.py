@@ -5,10 +5,13 @@ Pixels take the same way as in validation: the same decoder, stored size, resize
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +27,20 @@ from raytrain.data.contents import contents, trouble
 from raytrain.data.dataset import open_dataset, read_shard
 from raytrain.data.listing import LeftOut
 from raytrain.data.sources import Images
-from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
+from raytrain.distributed import gpus
+from raytrain.distributed.cluster import actors, blocks_of, cpus, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
 from raytrain.training import checkpoint as ckpt
 from raytrain.training import models, transforms
-from raytrain.training.precision import default_precision
+from raytrain.training.precision import default_precision, keep_fp32
 
 BATCH = 64
 TILES_PER_BLOCK = 256
 SYMMETRIES = 8
+CPU = torch.device("cpu")
+# Encoded pictures in memory for each thread that decodes.
+WINDOW = 4
 
 
 @dataclass(frozen=True)
@@ -120,11 +127,21 @@ def _network(checkpoint: ckpt.Checkpoint) -> torch.nn.Sequential:
 
 
 class Predictor:
-    """One inference actor: holds the network of a checkpoint."""
+    """One inference actor: holds the network of a checkpoint.
 
-    def __init__(self, place: str, tta: bool, bands: BandRule | None = None) -> None:
-        self.tta, self.bands = tta, bands
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Args:
+        place: of the checkpoint.
+        tta, bands: as in `predict`.
+        device: where the network computes, as `gpus.device` says of the run.
+        decoders: threads that decode pictures.
+    """
+
+    def __init__(
+        self, place: str, tta: bool, bands: BandRule | None = None, device: torch.device = CPU, decoders: int = 1
+    ) -> None:
+        self.tta, self.bands, self.device = tta, bands, device
+        keep_fp32()
+        self.decoders, self.pool = decoders, ThreadPoolExecutor(decoders)
         checkpoint = ckpt.load(place)
         self.meta = checkpoint.meta
         self.model = _network(checkpoint)
@@ -136,24 +153,37 @@ class Predictor:
         """Replaces the pictures by `logits` (float32 (K,)), or by `kind` and `detail` of why one cannot be used."""
         pixels, kinds, details = [], [], []
         errors = []
-        for path, content in zip(block["path"], _contents(block), strict=True):
-            try:
-                if isinstance(content, images.BadImage):
-                    raise content
-                pixels.append(images.decode(as_picture(content, path, self.bands), self.meta["resize"]["stored_size"]))
+        for found in self._pictures(block):
+            if isinstance(found, images.BadImage):
+                errors.append(found)
+                kinds.append(found.kind)
+                details.append(found.detail)
+            else:
+                pixels.append(found)
                 kinds.append("")
                 details.append("")
-            except images.BadImage as error:
-                errors.append(error)
-                kinds.append(error.kind)
-                details.append(error.detail)
         if cause := trouble(errors, len(block)):
             raise cause
         logits = iter([row for i in range(0, len(pixels), BATCH) for row in self._logits(pixels[i : i + BATCH])])
         width = len(self.meta["classes"])
         values = [next(logits) if not kind else np.zeros(width, np.float32) for kind in kinds]
-        found = block[["order", "image_name", "target"]]
-        return found.assign(logits=values, kind=kinds, detail=details, pid=os.getpid())
+        known = block[["order", "image_name", "target"]]
+        return known.assign(logits=values, kind=kinds, detail=details, pid=os.getpid())
+
+    def _pictures(self, block: pd.DataFrame) -> Iterator[np.ndarray[Any, Any] | images.BadImage]:
+        """Of each row uint8 (S, S, 3), or why there is none; decoded by threads, in windows that bound the memory."""
+        rows = zip(block["path"], _contents(block), strict=True)
+        while window := list(itertools.islice(rows, WINDOW * self.decoders)):
+            yield from self.pool.map(self._decoded, *zip(*window, strict=True))
+
+    def _decoded(self, path: str, content: bytes | images.BadImage) -> np.ndarray[Any, Any] | images.BadImage:
+        """uint8 (S, S, 3), or why there is no picture."""
+        if isinstance(content, images.BadImage):
+            return content
+        try:
+            return images.decode(as_picture(content, path, self.bands), self.meta["resize"]["stored_size"])
+        except images.BadImage as error:
+            return error
 
     def _logits(self, pixels: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
@@ -166,11 +196,18 @@ class Predictor:
 
 
 def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
-    """Encoded bytes of a block: rows of one shard, or files of their own."""
+    """Encoded bytes of a block: rows of shards, or files of their own."""
     if block["row"].iloc[0] < 0:
         return contents(block["path"].to_list())
-    column = read_shard(block["path"].iloc[0], ["image"]).column("image")
-    return [column[int(row)].as_py() for row in block["row"]]
+    # One shard; or several, one after the other, where Ray has put small blocks together.
+    places = zip(block["path"], block["row"], strict=True)
+    shards = itertools.groupby(places, key=operator.itemgetter(0))
+    return [content for shard, rows in shards for content in _rows_of(shard, [int(row) for _, row in rows])]
+
+
+def _rows_of(shard: str, rows: list[int]) -> list[bytes]:
+    column = read_shard(shard, ["image"]).column("image")
+    return [column[row].as_py() for row in rows]
 
 
 def _run(
@@ -178,17 +215,39 @@ def _run(
 ) -> pd.DataFrame:
     total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
     with session():
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        pool = ray.data.ActorPoolStrategy(size=gpus) if gpus else actors(len(blocks))
-        data = quiet_dataset(blocks).map_batches(
-            Predictor, fn_constructor_args=predictor, batch_size=None, batch_format="pandas",
-            compute=pool, num_gpus=1 if gpus else None,
-        )  # fmt: skip
+        data = _mapped(blocks, predictor, gpus.usable(None, say))
         for table in blocks_of(data):
             tables.append(table)
             done += len(table)
             say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}")
     return pd.concat(tables, ignore_index=True)
+
+
+def processes(machines: list[gpus.Machine], blocks: int) -> int:
+    """How many processes predict: one for each GPU of the machines, or for each CPU where there is none; at most one a block."""
+    return max(1, min(gpus.count(machines) or cpus(), blocks))
+
+
+def _mapped(
+    blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None], machines: list[gpus.Machine]
+) -> ray.data.Dataset:
+    """The blocks on their way through a pool of predictors: one for each GPU with its share of CPUs, else one for each CPU."""
+    data = quiet_dataset(blocks)
+    if not machines:
+        return data.map_batches(
+            Predictor, fn_constructor_args=predictor, batch_size=None, batch_format="pandas",
+            compute=actors(len(blocks)),
+        )  # fmt: skip
+    share = gpus.cpus_of_each(machines)
+    return data.map_batches(
+        Predictor, fn_constructor_args=(*predictor, gpus.device(True), max(1, int(share))), batch_format="pandas",
+        # Ray takes no GPU without a number of rows, and fills small blocks up to it from the next.
+        batch_size=max(map(len, blocks)),
+        compute=ray.data.ActorPoolStrategy(
+            size=processes(machines, len(blocks)), max_tasks_in_flight_per_actor=2
+        ),
+        num_gpus=1, num_cpus=share,
+    )  # fmt: skip
 
 
 def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Nod
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus
 from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.training import checkpoint, models
@@ -184,20 +186,25 @@ def _hear(node: dict[str, Any], answer: Any, place: str) -> None:
         )
 
 
-def use_gpu(recipe: Recipe) -> bool:
-    """Whether workers get a GPU each, on the connected cluster.
+def use_gpu(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> bool:
+    """Whether workers get a GPU each, on the connected cluster, or on this machine where none is connected.
+
+    Args:
+        recipe: with what is wanted.
+        say: hears why GPUs that are declared are not used.
 
     Raises:
         ConfigError: synchronised BatchNorm was asked for and workers have no GPU.
-        ResourceError: GPUs were asked for and there are too few.
+        ResourceError: GPUs were asked for and there are too few, or torch does not see them.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = recipe.use_gpu if recipe.use_gpu is not None else gpus > 0
-    if wanted and recipe.num_workers > gpus:
+    count = gpus.count(gpus.usable(recipe.use_gpu, say))
+    wanted = recipe.use_gpu if recipe.use_gpu is not None else count > 0
+    if wanted and recipe.num_workers > count:
+        place = "the cluster declares" if ray.is_initialized() else "this machine has"
         raise ResourceError(
-            f"{recipe.num_workers} workers with a GPU each are asked for, the cluster declares {gpus} GPUs",
+            f"{recipe.num_workers} workers with a GPU each are asked for, {place} {count} GPUs",
             "Ray would wait for them for ever",
-            f"--num-workers {gpus}" if gpus else "--no-use-gpu, or a cluster with GPUs",
+            f"--num-workers {count}" if count else "--no-use-gpu, or a cluster with GPUs",
         )
     models.check_batch_norm(recipe.model.batch_norm, "cuda" if wanted else "cpu")
     return wanted

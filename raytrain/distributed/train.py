@@ -19,6 +19,7 @@ from ray.util.queue import Empty, Queue
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
 from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
@@ -160,11 +161,12 @@ def _group(
     on_batch: Callable[[int, Batch], None] | None,
 ) -> Any:  # fmt: skip
     """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
-    gpu = use_gpu(recipe)
+    gpu = use_gpu(recipe, say)
     say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
     with _lines(say) as lines, mailbox() as box:
         config = {
             "recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch, "mailbox": box,
+            "device": gpus.device(gpu).type,
         }  # fmt: skip
         trainer = ray.train.torch.TorchTrainer(
             function,
@@ -223,7 +225,7 @@ def _place_in_group(
     rank, lines, on_batch = context.get_world_rank(), config["lines"], config["on_batch"]
     worker = Worker(
         rank, context.get_world_size(), context.get_local_rank(), context.get_local_world_size(),
-        ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu"),
+        ray.train.torch.get_device() if config.get("device") == "cuda" else torch.device("cpu"),
         len(os.sched_getaffinity(0)),
     )  # fmt: skip
     say = print if lines is None else lines.put

@@ -18,12 +18,12 @@ from typing import Any
 
 import pandas as pd
 import ray.tune
-import torch
 from ray.tune.schedulers import ASHAScheduler
 
 from raytrain import storage
 from raytrain.config import Recipe, validate
 from raytrain.data.dataset import open_dataset
+from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.preflight import check_workers
 from raytrain.errors import ConfigError, did_you_mean
@@ -66,8 +66,8 @@ def search(
     apply_draw(recipe, {path: _first(how) for path, how in space.items()})
     base = recipe.model_dump(mode="json")
     results = _tune(
-        lambda config: _trial(base, config, place), drawn, place, num_samples,
-        ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2), say,
+        lambda worker, config: _trial(base, config, place, worker), drawn, place, num_samples,
+        ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2), say, recipe.use_gpu,
     )  # fmt: skip
     table = _table(results)
     storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
@@ -93,7 +93,8 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
     judgement = thresholds.judge(found)
     assert found.target is not None  # or judge would have refused
     space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
-    results = _tune(lambda config: _threshold_trial(place, config), space, out, num_samples, None, say)
+    # A trial of thresholds computes nothing that a GPU could.
+    results = _tune(lambda worker, config: _threshold_trial(place, config), space, out, num_samples, None, say, False)
     table = _table(results)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
     chosen = table.sort_values("f2_fitted", ascending=False).iloc[0]
@@ -149,15 +150,14 @@ def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
     return validate(values, "the drawn configuration")
 
 
-def _trial(base: dict[str, Any], config: dict[str, Any], place: str) -> None:
+def _trial(base: dict[str, Any], config: dict[str, Any], place: str, worker: Worker) -> None:
     recipe = apply_draw(Recipe.model_validate(base), config)
     recipe = recipe.model_copy(update={"num_workers": 1})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     hooks = Hooks(say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]}))
     run = storage.join(place, "trials", ray.tune.get_context().get_trial_id())
     storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     assert recipe.dataset is not None
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(device=device), hooks)
+    fit(recipe, open_dataset(recipe.dataset), run, worker, hooks)
 
 
 def _threshold_trial(place: str, config: dict[str, Any]) -> None:
@@ -189,18 +189,24 @@ class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for myp
 
 
 def _tune(
-    function: Callable[[dict[str, Any]], None], space: dict[str, Any], place: str, num_samples: int,
-    scheduler: ASHAScheduler | None, say: Callable[[str], None],
+    function: Callable[[Worker, dict[str, Any]], None], space: dict[str, Any], place: str, num_samples: int,
+    scheduler: ASHAScheduler | None, say: Callable[[str], None], use_gpu: bool | None,
 ) -> dict[str, ray.tune.Result]:  # fmt: skip
+    """Runs trials: `function` gets the worker that a trial is, and what was drawn."""
     storage.probe(place)
     with session():
         check_workers(1)  # Tune would wait for a CPU for ever
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+        machines = gpus.needed(use_gpu, say)
+        # A trial on a GPU decodes and streams with its share of the machine's CPUs.
+        share = gpus.cpus_of_each(machines) if machines else 1
+        worker = Worker(device=gpus.device(bool(machines)), cpus=max(1, int(share)))
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(function, {"CPU": 1, "GPU": 1} if gpus else {"CPU": 1}),
+            ray.tune.with_resources(
+                lambda config: function(worker, config), {"CPU": share, "GPU": 1} if machines else {"CPU": share}
+            ),
             param_space=space,
             tune_config=ray.tune.TuneConfig(
-                metric="f2", mode="max", num_samples=num_samples, max_concurrent_trials=gpus or cpus(),
+                metric="f2", mode="max", num_samples=num_samples, max_concurrent_trials=gpus.count(machines) or cpus(),
                 scheduler=scheduler, reuse_actors=False,
             ),
             run_config=ray.tune.RunConfig(

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.training.precision import autocast, dtype_of
 
 # Capturing graphs takes about as long as 20 steps; compiling takes a minute, and earns a tenth of a step of some ms.
 GRAPHS_FROM_STEPS = 200
 COMPILED_FROM_STEPS = 50_000
+# torch.backends.cudnn.benchmark stays off until it is measured (`python -m raytrain.bench --check` does): sizes are fixed
+# within a stage, so trying cuDNN's algorithms may pay, but other ones give other bits from run to run.
 
 
-def chosen(choice: str, device: torch.device, steps: int) -> str:
+def chosen(choice: str, device: torch.device, steps: int, world: int = 1) -> str:
     """`auto` resolved for a stage of so many steps.
 
-    On a CPU always eager: a compiled step gained 3 % there (docs/speed.md), and gives other bits.
+    On a CPU always eager: a compiled step gained 3 % there (docs/speed.md), and gives other bits. So with several workers:
+    a graph gives all its gradients after its last kernel, so that none travels while others are computed; not measured.
     """
     if choice != "auto":
         return choice
-    if device.type != "cuda" or steps < GRAPHS_FROM_STEPS:
+    if device.type != "cuda" or steps < GRAPHS_FROM_STEPS or world > 1:
         return "eager"
     return "compiled" if steps >= COMPILED_FROM_STEPS else "graphs"
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether CUDA graphs can be captured on a device."""
+    return device.type == "cuda"
+
+
+def run_eagerly(model: nn.Module) -> None:
+    """Takes back a fast way that the network was given, and frees its graphs."""
+    model.__dict__.pop("forward", None)
+    # The closures of a fast way and the network refer to each other. Freed by chance later on, a graph could be destroyed
+    # while another is captured, which CUDA forbids.
+    gc.collect()
+
+
+def reuses_gradients(network: nn.Module) -> bool:
+    """Whether a backward pass writes its gradients into the memory of the pass before: then they must be added elsewhere."""
+    model = network.module if isinstance(network, DistributedDataParallel) else network
+    return "forward" in vars(model)
 
 
 def set_execution(
@@ -40,7 +64,7 @@ def set_execution(
         device: where it trains.
         say: hears of it where graphs are not possible; the stage then runs eagerly.
     """
-    model.__dict__.pop("forward", None)
+    run_eagerly(model)
     eager = model.forward
     if how == "graphs":
         fast = _graphed(model, shape, precision, device, say)
@@ -64,15 +88,18 @@ def _graphed(
     model: nn.Module, shape: tuple[int, ...], precision: str, device: torch.device, say: Callable[[str], None]
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Forward and backward of the network as CUDA graphs, or None where they cannot be captured."""
-    if device.type != "cuda":
+    if not has_graphs(device):
         say("CUDA graphs need a GPU: the network runs eagerly")
         return None
+    # A graph holds one mode, and validation leaves the network in the other: in training the graph would never be taken.
+    model.train()
     # Capturing runs the network a few times, which moves the statistics of BatchNorm.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     sample = torch.zeros(shape, dtype=dtype_of(precision), device=device).contiguous(memory_format=torch.channels_last)
     try:
         with autocast(precision, device, keeps_casts=False):
             torch.cuda.make_graphed_callables(model, (sample,))
+        _accept_streams()
         graphed: Callable[[torch.Tensor], torch.Tensor] = model.__dict__.pop("forward")
         return graphed
     except RuntimeError as error:
@@ -83,3 +110,13 @@ def _graphed(
         with torch.no_grad():
             for buffer, kept in buffers:
                 buffer.copy_(kept)
+
+
+def _accept_streams() -> None:
+    """Lets gradients come from the stream of the capture: it is done when a replay on the training stream begins.
+
+    Otherwise torch warns, and waits for that stream for every weight in every step.
+    """
+    accept = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if accept is not None:
+        accept(False)

@@ -67,13 +67,13 @@ class CacheFeed:
     """Gathers from decoded tiles in host memory, uint8 (N, S, S, 3), such as the map of a store."""
 
     def __init__(self, pixels: np.ndarray[Any, Any], device: torch.device) -> None:
-        self.pixels, self.device = _as_tensor(pixels), device
+        self.pixels, self.device, self.stream = _as_tensor(pixels), device, copying_stream(device)
 
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
         """See `Feed`. For a GPU a thread gathers into pinned memory and copies while the step before computes."""
         pictures = (self._gathered(rows) for rows in wanted)
         # On a CPU a second thread would only take time from the first.
-        return pictures if self.device.type == "cpu" else ahead_on_gpu(pictures, self.device)
+        return pictures if self.stream is None else ahead_on_gpu(pictures, self.stream)
 
     def close(self) -> None:
         """Nothing works in the background between batches."""
@@ -112,9 +112,14 @@ def _as_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(pixels)
 
 
-def ahead_on_gpu(pictures: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
-    """The same pictures on this thread's stream, made up to `DEPTH` ahead by a thread with a stream of its own."""
-    stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+def copying_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """For `ahead_on_gpu`, one for the life of a feed: memory that was freed on a stream is used again by that one alone."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def ahead_on_gpu(pictures: Iterator[torch.Tensor], stream: torch.cuda.Stream) -> Iterator[torch.Tensor]:
+    """The same pictures on this thread's stream, made up to `DEPTH` ahead by a thread on a stream of its own."""
+    main = torch.cuda.current_stream(stream.device)
 
     def copied() -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
         with torch.cuda.stream(stream):
@@ -159,6 +164,10 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
             put(_End())
         except BaseException as error:
             put(_End(error))
+        finally:
+            # Here and not where the last reference goes: what the items set for their thread, such as its stream and its
+            # device, would be reset in another.
+            _close(items)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -170,3 +179,9 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
     finally:
         stopped.set()
         thread.join()
+
+
+def _close(items: Iterator[Any]) -> None:
+    """Ends a generator; other iterators have nothing to end."""
+    if isinstance(items, Generator):
+        items.close()

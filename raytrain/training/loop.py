@@ -8,6 +8,7 @@ knows Ray: `say` and `report` carry lines and metrics out.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from raytrain.training.history import EpochRow, History, epoch_line, smoothed
 from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.memory import keep_freed_memory
 from raytrain.training.placement import Placed, place_tiles
-from raytrain.training.precision import agreed_precision, dtype_of
+from raytrain.training.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Outcome, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
@@ -70,6 +71,7 @@ def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks
             raise
         trainer.say(f"{error.what}: the run goes back to its latest checkpoint and on with half the learning rates")
     del trainer
+    gc.collect()  # its parts refer to each other, and hold network and tiles in the GPU's memory
     if worker.world > 1:
         dist.barrier()  # rank 0 may have been writing what all are about to read
     return _run(Trainer(recipe, dataset, run, worker, hooks, BACKOFF))
@@ -90,6 +92,8 @@ def _fit(trainer: Trainer) -> Metrics:
         for epoch in range(trainer.start.epochs_done(number) + 1, stage.epochs + 1):
             if trainer.train_epoch(step, number, epoch):
                 return trainer.stopped()
+        # Its DDP holds autograd's nodes of the weights, which would refuse a capture on another stream.
+        del step
         trainer.end_stage(number)
     return trainer.end()
 
@@ -112,6 +116,7 @@ class Trainer:
         self, recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, backoff: float = 1.0
     ) -> None:
         keep_freed_memory()
+        keep_fp32()
         torch.set_num_threads(recipe.train.threads or max(1, worker.cpus // worker.local_world))
         precision = agreed_precision(recipe.train.precision, worker.device, worker.world)
         self.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
@@ -368,6 +373,8 @@ class Trainer:
         Raises:
             DivergedError: on every rank, where the curve is too short to be read.
         """
+        # A graph of the stage before knows which weights were frozen then.
+        execution.run_eagerly(self.model)
         with lr_find.weights_restored(self.model):
             step = self._stepper(self.recipe.at_last_sizes(), number, self.recipe.stages[number - 1].lr, None)
             self.model.train()
@@ -420,7 +427,7 @@ class Trainer:
     def _set_execution(self, number: int, batches: list[tiles.Rows]) -> None:
         stage, worker, train = self.recipe.stages[number - 1], self.worker, self.recipe.train
         models.set_frozen(self.model, stage.frozen_groups)
-        how = execution.chosen(train.execution, worker.device, stage.epochs * len(batches))
+        how = execution.chosen(train.execution, worker.device, stage.epochs * len(batches), worker.world)
         part = tiles.pass_slices(len(batches[0]), worker.rank, worker.world, train.accumulate)[0]
         shape = (part.stop - part.start, 3, stage.size, stage.size)
         execution.set_execution(self.model, how, shape, train.precision, worker.device, self.say)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from raytrain.data.cache import Store, open_store, store_bytes
 from raytrain.data.dataset import Dataset
-from raytrain.errors import ConfigError, StorageError
+from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.training.feed import CacheFeed, DeviceFeed, Feed
 from raytrain.training.history import duration
 from raytrain.training.step import Worker
@@ -49,6 +49,7 @@ def place_tiles(
     Raises:
         ConfigError: `device` without a GPU, or `stream` for a run that shuffles more together than a window holds.
         DataError, StorageError: as `open_store`.
+        ResourceError: they do not fit into the GPU's memory.
     """
     store, reason = _store(dataset, size, worker, choice, say)
     streamed = _any(store is None, worker.world)
@@ -63,11 +64,29 @@ def place_tiles(
         place = f"streamed from the shards, {window or shards} of {shards} in a window"
     else:
         on_gpu, reason = goes_to_gpu(choice, store.pixels.nbytes, worker.device)
-        feed = (DeviceFeed if on_gpu else CacheFeed)(store.pixels, worker.device)
+        feed = _uploaded(store, worker.device) if on_gpu else CacheFeed(store.pixels, worker.device)
         place = "on the GPU" if on_gpu else f"in {store.directory}"
     if worker.rank == 0:
         say(f"tiles: {place}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px ({reason})")
     return Placed(feed, size, window, store)
+
+
+def _uploaded(store: Store, device: torch.device) -> DeviceFeed:
+    """The tiles of a store in the GPU's memory.
+
+    Raises:
+        ResourceError: they do not fit.
+    """
+    try:
+        return DeviceFeed(store.pixels, device)
+    except torch.OutOfMemoryError:
+        free, whole = torch.cuda.mem_get_info(device)
+    raise ResourceError(
+        f"decoded tiles of {store.pixels.nbytes / 1e9:.1f} GB do not fit into the GPU's memory, of whose {whole / 1e9:.1f} GB "
+        f"{free / 1e9:.1f} GB are free",
+        "training reads them from there, and needs room beside them",
+        "--tiles cache, or leave --tiles out",
+    )
 
 
 def goes_to_gpu(choice: str, size: int, device: torch.device) -> tuple[bool, str]:

@@ -24,6 +24,14 @@ def agreed_precision(wanted: str, device: torch.device, world: int) -> str:
     return chosen[0]
 
 
+def keep_fp32() -> None:
+    """Makes fp32 mean fp32 on a GPU: unless told, cuDNN rounds what a convolution multiplies to TF32, 10 bits of 23.
+
+    Products of matrices keep all bits by default. bf16 is not touched by it.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def dtype_of(precision: str) -> torch.dtype:
     """Type of weights, pixels and targets; bf16 is a matter of `autocast` alone."""
     return torch.float64 if precision == "fp64" else torch.float32

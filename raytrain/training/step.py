@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import Recipe
 from raytrain.errors import ResourceError
-from raytrain.training import tiles, transforms
+from raytrain.training import execution, tiles, transforms
 from raytrain.training.ema import Ema
 from raytrain.training.feed import Source, moved
 from raytrain.training.pace import Pace
@@ -123,13 +123,28 @@ class Stepper:
 
     def _step(self, plan: Plan, fetched: Iterator[dict[str, torch.Tensor]]) -> Outcome:
         try:
-            loss = torch.stack([self._pass(plan, n, fetched) for n in range(len(plan.passes))]).sum()
-            left_out = self._update()
+            return self._outcome(plan, fetched)
         except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(plan, error) from None
+            said = str(error).splitlines()[0]
+        # Not in the handler: while the error is known, its traceback holds all that the failed step has computed.
+        raise self._out_of_memory(plan, said)
+
+    def _outcome(self, plan: Plan, fetched: Iterator[dict[str, torch.Tensor]]) -> Outcome:
+        if len(plan.passes) > 1 and execution.reuses_gradients(self.network):
+            self._begin_sums()
+        loss = torch.stack([self._pass(plan, n, fetched) for n in range(len(plan.passes))]).sum()
+        left_out = self._update()
         if self.ema:
             self.ema.update(self.network.module if isinstance(self.network, DistributedDataParallel) else self.network)
         return Outcome(torch.stack([loss, left_out.to(loss)]), len(plan.rows))
+
+    def _begin_sums(self) -> None:
+        """Gives gradients memory of their own: autograd would keep that of a graph, which the next pass overwrites.
+
+        https://github.com/pytorch/pytorch/issues/181723
+        """
+        for weight in self.trained:
+            weight.grad = torch.zeros_like(weight)
 
     def _pass(self, plan: Plan, n: int, fetched: Iterator[dict[str, torch.Tensor]]) -> torch.Tensor:
         """Forward and backward of one pass. Returns its share of the global batch's mean loss."""
@@ -208,13 +223,13 @@ class Stepper:
             return contextlib.nullcontext()
         return self.network.no_sync()
 
-    def _out_of_memory(self, plan: Plan, error: torch.OutOfMemoryError) -> ResourceError:
+    def _out_of_memory(self, plan: Plan, said: str) -> ResourceError:
         mine = plan.passes[0].stop - plan.passes[0].start
         size, batch, passes = self.stage.size_at(plan.epoch), len(plan.rows), self.recipe.train.accumulate
         fits = self._passes_that_fit(mine, size)
         return ResourceError(
             f"the GPU's memory is too small for {mine} tiles of {size} px in one pass (global batch {batch}, "
-            f"train.accumulate = {passes}): {str(error).splitlines()[0]}",
+            f"train.accumulate = {passes}): {said}",
             f"training stops; tried just now: {mine // fits} tiles in one pass do fit" if fits else
             "not even 2 tiles in one pass fit",
             f"--train.accumulate {passes * fits}" if fits else "a smaller stage size or network",
@@ -223,20 +238,26 @@ class Stepper:
     def _passes_that_fit(self, mine: int, size: int) -> int:
         """The power of two that passes must be multiplied by to fit, found by trying; 0 where nothing does."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        execution.run_eagerly(network)  # graphs hold memory, of passes that are too large
         factor = 2
         while mine // factor >= tiles.MIN_TILES_PER_RANK:
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            try:
-                # The first step has yet to make the optimiser's two moments of every weight.
-                moments = [] if self.optimizer.state else [torch.empty_like(p) for p in self.trained * 2]
-                shape = (-(-mine // factor), 3, size, size)
-                pixels = torch.zeros(shape, dtype=dtype_of(self.precision), device=self.worker.device)
-                with autocast(self.precision, self.worker.device):
-                    logits = network(pixels.contiguous(memory_format=torch.channels_last))
-                logits.sum().backward()
-                del moments
+            if self._fits(network, (-(-mine // factor), 3, size, size)):
                 return factor
-            except torch.OutOfMemoryError:
-                factor *= 2
+            factor *= 2
         return 0
+
+    def _fits(self, network: nn.Module, shape: tuple[int, ...]) -> bool:
+        """Whether a pass of pixels of this shape finds room; leaves nothing behind but gradients."""
+        try:
+            # The first step has yet to make the optimiser's two moments of every weight.
+            moments = [] if self.optimizer.state else [torch.empty_like(p) for p in self.trained * 2]
+            pixels = torch.zeros(shape, dtype=dtype_of(self.precision), device=self.worker.device)
+            with autocast(self.precision, self.worker.device):
+                logits = network(pixels.contiguous(memory_format=torch.channels_last))
+            logits.sum().backward()
+        except torch.OutOfMemoryError:
+            return False
+        del moments  # held until here
+        return True

@@ -23,7 +23,7 @@ from raytrain import storage
 from raytrain.data.cache import decode_checked
 from raytrain.data.dataset import Dataset, read_shard
 from raytrain.errors import DataError
-from raytrain.training.feed import ahead, ahead_on_gpu
+from raytrain.training.feed import ahead, ahead_on_gpu, copying_stream
 from raytrain.training.tiles import Rows
 
 # Shards read at once: one reader would wait for an object store.
@@ -63,6 +63,7 @@ class StreamFeed:
         self, dataset: Dataset, size: int, *, window: int | None, processes: int, device: torch.device
     ) -> None:
         self.shards, self.device = ShardWindow(dataset, window or len(dataset.shards)), device
+        self.stream = copying_stream(device)
         self.encoded = _Handed()
         options: dict[str, Any] = {}
         if processes:
@@ -75,7 +76,7 @@ class StreamFeed:
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
         """See `Feed`."""
         pictures = self._decoded(wanted)
-        return pictures if self.device.type == "cpu" else ahead_on_gpu(pictures, self.device)
+        return pictures if self.stream is None else ahead_on_gpu(pictures, self.stream)
 
     def close(self) -> None:
         """Ends the decoders and the readers."""

@@ -56,6 +56,12 @@ def test_the_training_part_runs_and_writes_its_figures(bench, tmp_path):
         assert figure["label"] in done.stdout
 
 
+def test_the_check_of_a_gpu_starts_too_and_finds_none(bench, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = bench("--check")
+    assert done.returncode == 5 and done.stderr.startswith("error: torch ") and "Traceback" not in done.stderr
+
+
 def test_a_schedule_runs_whole_and_says_what_it_left_out(bench, tmp_path):
     out = tmp_path / "bench.json"
     words = ["--tiles", "24", "--arch", "resnet18", "--stage", "32:8", "--epochs", "2", "--schedule"]
