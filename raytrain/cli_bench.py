@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from raytrain.cli import Flags
 from raytrain.config import Recipe, load_recipe
 from raytrain.errors import ConfigError, did_you_mean
+from raytrain.job import check_written
 
 if TYPE_CHECKING:
     from raytrain.bench.figures import Figure
@@ -50,6 +51,8 @@ def bench(
         raise ConfigError(
             f"--json {output}: there is no folder {output.parent}", "the figures would be lost", "make it"
         )
+    if output is not None:
+        check_written("--json", str(output))
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     recipe = load_recipe(config or DEFAULT_CONFIG, overrides)
     # What is measured does not depend on weights, and needs no download.

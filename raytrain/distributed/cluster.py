@@ -14,6 +14,7 @@ import pandas as pd
 import ray
 import ray.data
 
+from raytrain.distributed import surroundings
 from raytrain.distributed.signals import terminates_as_interrupt
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.training.history import duration
@@ -26,12 +27,13 @@ def session() -> Iterator[None]:
     Without RAY_ADDRESS the cluster is a new, local one: an accidental hit on a stranger's cluster would run there.
 
     Raises:
+        ConfigError: a variable of the environment is one with which Ray would not start.
         ResourceError: the cluster at RAY_ADDRESS cannot be reached.
     """
     if ray.is_initialized():
         yield
         return
-    remote = "RAY_ADDRESS" in os.environ
+    remote = surroundings.check()
     try:
         with _native_stderr_muted():
             ray.init(address=None if remote else "local", log_to_driver=False, logging_level=logging.ERROR)
@@ -94,6 +96,12 @@ def cpus() -> int:
     if ray.is_initialized():
         return int(ray.cluster_resources().get("CPU", 0))
     return len(os.sched_getaffinity(0))
+
+
+def resources(workers: int, gpu: bool) -> dict[str, float]:
+    """What a worker of a group asks for: a CPU is left to Ray Data and to the driver, and each has a GPU where `gpu`."""
+    share = max(0.01, min(1.0, (cpus() - 1) / workers))
+    return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
 
 
 def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:

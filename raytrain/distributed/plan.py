@@ -18,8 +18,8 @@ from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.preflight import (
     FULL_CHECKPOINTS,
+    check_group,
     check_recipe,
-    check_workers,
     checkpoint_bytes,
     free_bytes,
 )
@@ -36,7 +36,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     Raises:
         RaytrainError: as `train` would, before anything is started.
     """
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() and recipe.use_gpu is not False else "cpu")
     precision = agreed_precision(recipe.train.precision, device, world=1)

@@ -19,11 +19,11 @@ from ray.util.queue import Empty, Queue
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed.cluster import cpus, own_cause, session
-from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
+from raytrain.distributed.cluster import own_cause, resources, session
+from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import Inbox, beside_driver, interruptible, mailbox
-from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of
+from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of, typed
 from raytrain.runlock import held
 from raytrain.training import checkpoint, loop
 from raytrain.training.loop import Hooks, Metrics
@@ -62,7 +62,7 @@ def train(
     Raises:
         RaytrainError: of the kind that fits, with nothing started where that can be known before.
     """
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     with held(storage.join(recipe.storage, name)), session():
         check_cluster(recipe)
@@ -89,7 +89,7 @@ def resume(
         ConfigError: another field would change.
     """
     recipe = run.recipe.model_copy(update=runs.placement(run, overrides))
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
     recipe, _ = check_recipe(recipe, run)
     with held(run.place), session():
@@ -133,7 +133,7 @@ def _stopped(run: runs.Run, metrics: Metrics) -> UnfinishedError:
     return UnfinishedError(
         f"stopped by {metrics['stopped']}, with everything kept in {metrics['checkpoint']}",
         "",
-        f"raytrain train --resume {run.name} --storage {storage.parent(run.place)}",
+        f"raytrain train --resume {run.name} --storage {typed(storage.parent(run.place))}",
     )
 
 
@@ -143,7 +143,7 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
     Raises:
         RaytrainError: as `train`.
     """
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe, _ = check_recipe(recipe)
     with session():
         check_cluster(recipe)
@@ -162,16 +162,18 @@ def _group(
         config = {
             "recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch, "mailbox": box,
         }  # fmt: skip
+        fs, path = storage.filesystem(storage.join(place, "ray"))
         trainer = ray.train.torch.TorchTrainer(
-            function,
-            train_loop_config=config,
+            # Not as `train_loop_config`: Ray shows that, and exports it, with the keys that places may hold.
+            lambda: function(config),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
+                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=resources(recipe.num_workers, gpu)
             ),
             # Ray's own snapshot decides nothing: a fresh name for every attempt.
             run_config=ray.train.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=storage.join(place, "ray"),
+                storage_path=path,
+                storage_filesystem=fs if storage.is_uri(place) else None,
                 # `restarts` decides: a number for the whole run would end one that gets further between its failures.
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
                 logging_config=ray.train.LoggingConfig("ERROR"),
@@ -231,12 +233,6 @@ def _place_in_group(
             hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
-
-
-def _resources(workers: int, gpu: bool) -> dict[str, float]:
-    """Leaves a CPU to Ray Data and to the driver; a GPU worker asks for one GPU beside it."""
-    share = max(0.01, min(1.0, (cpus() - 1) / workers))
-    return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
 
 
 @contextmanager
