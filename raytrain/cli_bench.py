@@ -47,12 +47,12 @@ def bench(
     for flag, value in (("--pairs", pairs), ("--steps", steps), ("--generate", generate)):
         if value < 1:
             raise ConfigError(f"{flag} {value} is less than 1", "there would be nothing to measure", f"{flag} 5")
+    if output is not None:
+        check_written("--json", str(output))
     if output is not None and not output.parent.is_dir():
         raise ConfigError(
             f"--json {output}: there is no folder {output.parent}", "the figures would be lost", "make it"
         )
-    if output is not None:
-        check_written("--json", str(output))
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     recipe = load_recipe(config or DEFAULT_CONFIG, overrides)
     # What is measured does not depend on weights, and needs no download.

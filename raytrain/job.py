@@ -7,7 +7,6 @@ relative place would lie in it and go with it. Imports neither torch nor ray.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from raytrain import storage
 from raytrain.errors import ConfigError
@@ -32,8 +31,8 @@ def check_written(flag: str, place: str) -> None:
         return
     absolute = storage.absolute(place)
     temporary = UNPACKED in absolute
-    given = Path(place.removeprefix("file://")).expanduser()
-    if given.is_absolute() and not temporary:
+    relative = not os.path.isabs(os.path.expanduser(place.removeprefix("file://")))
+    if not relative and not temporary:
         return
     if temporary:
         why = "the job's folder is a temporary one: what is written there is lost"
@@ -41,5 +40,5 @@ def check_written(flag: str, place: str) -> None:
     else:
         why = "a job starts in a folder that Ray chose, on a machine that it chose"
         fix = f"{flag} {absolute}, if that is the folder you mean, or an s3:// or gs:// URI"
-    what = "lies in the folder of this Ray job" if given.is_absolute() else "is relative, and this is a Ray job"
+    what = "is relative, and this is a Ray job" if relative else "lies in the folder of this Ray job"
     raise ConfigError(f"{flag} {place} {what}", why, fix)

@@ -27,7 +27,7 @@ FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 130, 143}
 # Behind exit code 1 stands any exception; of these it is known that they come again.
 FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
 LONGEST_PAUSE_S = 60.0
-# A head that is missing is waited for so long for each restart that is left, beside the pauses, and asked so often.
+# A head that is missing is waited for so long for this attempt and each that is left, beside the pauses; asked so often.
 HEAD_S, ASK_HEAD_S = 120.0, 2.0
 
 
@@ -109,7 +109,7 @@ def _head_came(child: Child, left: range, say: Callable[[str], None]) -> bool:
         left: attempts that may be followed by a restart.
         say: receives a line.
     """
-    patience = sum(HEAD_S + _pause(attempt) for attempt in left)
+    patience = HEAD_S + sum(HEAD_S + _pause(attempt) for attempt in left)
     end, missing = time.monotonic() + patience, _missing_head()
     if missing:
         say(f"{missing}; it is waited for, {patience:.0f} s at most, which counts as no restart")

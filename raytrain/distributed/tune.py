@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import ray.tune
 import torch
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler
 
 from raytrain import storage
@@ -37,6 +38,8 @@ from raytrain.training.step import Worker
 
 # ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.
 MOST_EPOCHS = 10**6
+# Tune hands them to trials in a runtime environment, which Ray writes into a log of every machine.
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "choice": lambda *values: ray.tune.choice(list(values)),
     "uniform": ray.tune.uniform,
@@ -204,6 +207,8 @@ def _tune(
     scheduler: ASHAScheduler | None, say: Callable[[str], None],
 ) -> dict[str, ray.tune.Result]:  # fmt: skip
     storage.probe(place)
+    # Machines have keys of their own, as `raytrain train` needs them too.
+    class_cache.ENV_VARS_TO_PROPAGATE -= KEYS
     with session(), _folder_of_tune(place) as folder:
         check_workers(1)  # Tune would wait for a CPU for ever
         check_reach(place)
