@@ -22,6 +22,7 @@ from raytrain.cli_data import SourceFlags
 from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
 from raytrain.data.names import is_utf8, visible
+from raytrain.distributed.surroundings import check_session
 from raytrain.errors import ConfigError, RaytrainError, exit_code_of, masked, typed
 from raytrain.job import check_written
 
@@ -156,6 +157,7 @@ def quickstart(
 ) -> None:
     """No data, no GPU, no account: synthetic tiles to a report in minutes."""
     check_written("--out", out)
+    check_session()
     from raytrain.quickstart import quickstart as run_quickstart
 
     run_quickstart(out, num_workers)
@@ -192,6 +194,7 @@ def train(
         return None
     check_written("--storage", recipe.storage)
     if dry_run:
+        check_session()
         from raytrain.distributed.plan import dry_run as run_dry
 
         run_dry(recipe)
@@ -201,6 +204,7 @@ def train(
         from raytrain.distributed.supervisor import supervise_run
 
         return supervise_run(recipe, name, restarts)
+    check_session()
     from raytrain.distributed.train import train as run_train
 
     _after_training(run_train(recipe, name=name).run)
@@ -218,6 +222,7 @@ def lr_find(
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
     recipe = recipe.model_copy(update={"select": recipe.select or "1"})
     check_written("--storage", recipe.storage)
+    check_session()
     name = name or runs.new_name("lr-find")
     runs.refuse_taken(name, recipe.storage)
     from raytrain.distributed.train import find_rates
@@ -245,6 +250,7 @@ def _resume(name: str, overrides: dict[str, Any], others: list[str], restarts: i
         from raytrain.distributed.supervisor import supervise_resume
 
         return supervise_resume(run, overrides, restarts)
+    check_session()
     from raytrain.distributed.train import resume as run_resume
 
     _after_training(run_resume(run, overrides).run)
@@ -281,6 +287,7 @@ def tune(
         )
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
     check_written("--storage", recipe.storage)
+    check_session()
     name = name or runs.new_name("tune")
     runs.refuse_taken(name, recipe.storage)
     if thresholds is not None:
@@ -341,6 +348,7 @@ def predict(
             "leave them out, or give --images",
         )
     check_written("--out", out)
+    check_session()
     rule = parse_bands(bands, scale)
     place = runs.find_checkpoint(checkpoint, where)
     pictures = source or SourceFlags()

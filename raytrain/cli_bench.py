@@ -25,6 +25,7 @@ PARTS = (
 )  # fmt: skip
 # Only where they are asked for: they compare with what we do not do, or take long.
 OPTIONAL = {"peer", "variants", "profile", "checkpoints"}
+UNDER_RAY = {"growth", "start", "ingest", "predict"}
 DEFAULT_CONFIG = "planet-resnet18"
 TILES = 600
 # Of what takes whole runs, as many rounds at most.
@@ -53,6 +54,10 @@ def bench(
         raise ConfigError(
             f"--json {output}: there is no folder {output.parent}", "the figures would be lost", "make it"
         )
+    if UNDER_RAY & set(parts):
+        from raytrain.distributed.surroundings import check_session
+
+        check_session()
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     recipe = load_recipe(config or DEFAULT_CONFIG, overrides)
     # What is measured does not depend on weights, and needs no download.
@@ -99,7 +104,7 @@ def _measured(recipe: Recipe, dataset: Dataset, parts: Sequence[str], pairs: int
     found += measure(recipe, dataset, pairs=pairs, block=steps, parts=parts)
     found += growth(pairs) if "growth" in parts else []
     # Ray last: while it runs, its processes take part of the cores.
-    if {"growth", "start", "ingest", "predict"} & set(parts):
+    if UNDER_RAY & set(parts):
         from raytrain.distributed import bench as ray_parts
 
         found += ray_parts.driver_growth(print) if "growth" in parts else []

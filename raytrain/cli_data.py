@@ -22,6 +22,7 @@ from raytrain.data.sources import Images, Tiles, images_at, images_in
 from raytrain.data.splits import Rule
 from raytrain.data.text import NAMES, listed, read_lines
 from raytrain.data.tile_values import column_of
+from raytrain.distributed.surroundings import check_session
 from raytrain.errors import ConfigError, masked, typed
 from raytrain.job import check_written
 
@@ -250,6 +251,7 @@ def ingest(
 ) -> None:
     """Make a dataset of Parquet shards from tiles and their labels; goes on with one that was interrupted."""
     check_written("--out", out)
+    check_session()
     rule, band_rule = division.rule(split), parse_bands(bands, scale)
     tiles = form.label(source.find(images, below=labels == "folders"), labels)
     names = tiles.table["image_name"].to_list()

@@ -20,6 +20,7 @@ from raytrain.data import images, synthetic
 from raytrain.data.dataset import Dataset, read_images
 from raytrain.data.sources import images_in
 from raytrain.distributed.ingest import ingest
+from raytrain.distributed.preflight import check_group
 from raytrain.distributed.train import train
 from raytrain.evaluation import baselines, metrics, predictions
 from raytrain.report.conclude import conclude
@@ -39,6 +40,7 @@ def quickstart(out: str, num_workers: int, say: Callable[[str], None] = print) -
         say: receives the lines.
     """
     began = time.monotonic()
+    check_group(load_recipe("quickstart", {"num_workers": num_workers}))
     base = Path(out).expanduser().absolute()
     say(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
     folder, labels = synthetic.write(base / "tiles", TILES, SEED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +20,11 @@ HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 HIGHEST_PORT = 65535
 # Ray itself would wait for two minutes, and then end this process.
 HEAD_ANSWERS_S = 6.0
-# Of `struct sockaddr_un` on Linux, without the final zero byte.
-LONGEST_SOCKET = 107
+LINUX = sys.platform.startswith("linux")
+# Of `struct sockaddr_un`, without the final zero byte.
+LONGEST_SOCKET = 107 if LINUX else 103
+# As Ray looks for the folder of its sessions; elsewhere TMPDIR is the system's own.
+FOLDERS = ("RAY_TMPDIR", "TMPDIR") if LINUX else ("RAY_TMPDIR",)
 SESSION = "session_2026-01-01_00-00-00_000000_{pid}"
 
 
@@ -38,6 +42,13 @@ def check(environment: Mapping[str, str] = os.environ) -> bool:
         return False
     check_head(environment)
     return True
+
+
+def check_session() -> None:
+    """As `check`, unless a session is open: before a command imports Ray and torch, which takes many seconds, or reads data."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        check()
 
 
 def check_head(environment: Mapping[str, str] = os.environ) -> None:
@@ -113,7 +124,8 @@ def silence(address: str, environment: Mapping[str, str] = os.environ) -> str:
 
     if environment.get("RAY_USE_TLS", "0") not in ("", "0"):
         return _refused_connection(address)  # the question itself would need the certificates
-    token = own_token(environment) if environment.get(MODE, "").lower() == "token" else None
+    # Ray sends a token that is there also where no mode is set.
+    token = own_token(environment) if environment.get(MODE, "token").lower() == "token" else None
     metadata = [("authorization", f"Bearer {token}")] if token else None
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         # What Ray's own processes ask of a head; its public interface has no time limit.
@@ -183,11 +195,16 @@ def own_token(environment: Mapping[str, str] = os.environ) -> str | None:
     """The token that Ray would send: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"]
-    home = environment.get("HOME", str(Path("~").expanduser()))
     try:
-        return Path(environment.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token").read_text().strip() or None
+        file = environment.get("RAY_AUTH_TOKEN_PATH") or f"{_home(environment)}/.ray/auth_token"
+        return Path(file).read_text().strip() or None
     except OSError:
         return None
+
+
+def _home(environment: Mapping[str, str]) -> str:
+    """The home folder; `~` where there is none, as for a user without an entry in the system's list."""
+    return environment.get("HOME") or os.path.expanduser("~")
 
 
 def check_new_token(environment: Mapping[str, str] = os.environ) -> None:
@@ -198,8 +215,8 @@ def check_new_token(environment: Mapping[str, str] = os.environ) -> None:
     """
     if environment.get(MODE, "token").lower() != "token" or own_token(environment) is not None:
         return
-    folder = Path(environment.get("HOME", str(Path("~").expanduser())), ".ray")
-    wrong = _not_writable(folder)
+    folder = Path(_home(environment), ".ray")
+    wrong = _not_writable(folder) if folder.is_absolute() else "there is no home folder"
     if wrong:
         raise ConfigError(
             f"Ray cannot write its token to {folder}: {wrong}",
@@ -214,7 +231,7 @@ def check_temporary_folder(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         ConfigError: its path is too long for sockets, relative, or it cannot be written.
     """
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in environment), None)
+    name = next((name for name in FOLDERS if name in environment), None)
     if name is None:
         return
     base, fix = environment[name], "export RAY_TMPDIR=/tmp"
