@@ -97,6 +97,10 @@ def _measured(recipe: Recipe, dataset: Dataset, parts: Sequence[str], pairs: int
     from raytrain.bench.training import measure
     from raytrain.training.tiles import check_batches
 
+    if "workers" in parts:
+        from raytrain.distributed.network import check_interfaces
+
+        check_interfaces(gpu=False)  # its processes meet through gloo
     rows = (len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid"))
     check_batches(recipe, *rows)
     runs = min(pairs, MOST_RUNS)

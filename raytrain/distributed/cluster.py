@@ -98,12 +98,6 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def resources(workers: int, gpu: bool) -> dict[str, float]:
-    """What a worker of a group asks for: a CPU is left to Ray Data and to the driver, and each has a GPU where `gpu`."""
-    share = max(0.01, min(1.0, (cpus() - 1) / workers))
-    return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
-
-
 def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:
     """A Ray Data dataset with one block per table, without bars and banners."""
     context = ray.data.DataContext.get_current()

@@ -15,7 +15,7 @@ from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import surroundings
-from raytrain.distributed.cluster import cpus, resources
+from raytrain.distributed.cluster import cpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
 from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.training import checkpoint, models
@@ -147,9 +147,9 @@ def check_cluster(recipe: Recipe) -> None:
     """
     check_workers(recipe.num_workers)
     gpu = use_gpu(recipe)
+    check_reach(recipe.storage)
     if surroundings.connects():
         check_networks(recipe.num_workers, gpu)
-    check_reach(recipe.storage)
 
 
 def check_reach(place: str, flag: str = "--storage") -> None:
@@ -173,15 +173,24 @@ def check_networks(num_workers: int, gpu: bool) -> None:
 
     Raises:
         ConfigError: a variable names none that is there, or workers on several machines would not find each other.
+        ResourceError: a node does not answer.
     """
     nodes = _working_nodes()
     ask = ray.remote(num_cpus=0)(network)
     asked = [ask.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
     answers = [one.remote(gpu) for one in asked]
-    several = len(nodes) > 1 and not _fits_one(num_workers, gpu)
+    # Ray packs workers where there is room, but does not promise it.
+    several = len(nodes) > 1 and num_workers > 1
     for node, answer in zip(nodes, answers, strict=True):
-        found = ray.get(answer, timeout=NODE_ANSWERS_S)
         where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        try:
+            found = ray.get(answer, timeout=NODE_ANSWERS_S)
+        except ray.exceptions.RayError as error:
+            raise ResourceError(
+                f"{where} does not answer: {str(error).splitlines()[0]}",
+                "a worker there would not start",
+                "ray status shows the cluster's nodes; then the same command again",
+            ) from None
         if found.unknown:
             raise unknown_interface(found, where, " there, before ray start")
         if several and found.alone:
@@ -191,13 +200,6 @@ def check_networks(num_workers: int, gpu: bool) -> None:
 def _working_nodes() -> list[dict[str, Any]]:
     """Nodes that declare a CPU, as `ray.nodes` describes them."""
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-
-
-def _fits_one(num_workers: int, gpu: bool) -> bool:
-    """Whether some node has room for all workers now: Ray packs them there."""
-    each = resources(num_workers, gpu)
-    free = ray._private.state.available_resources_per_node().values()
-    return any(all(node.get(kind, 0) >= num_workers * share for kind, share in each.items()) for node in free)
 
 
 def probe_from(nodes: list[dict[str, Any]], place: str, flag: str = "--storage") -> None:

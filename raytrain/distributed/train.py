@@ -19,7 +19,7 @@ from ray.util.queue import Empty, Queue
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed.cluster import own_cause, resources, session
+from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import Inbox, beside_driver, interruptible, mailbox
@@ -167,7 +167,7 @@ def _group(
             # Not as `train_loop_config`: Ray shows that, and exports it, with the keys that places may hold.
             lambda: function(config),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=resources(recipe.num_workers, gpu)
+                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
             ),
             # Ray's own snapshot decides nothing: a fresh name for every attempt.
             run_config=ray.train.RunConfig(
@@ -233,6 +233,12 @@ def _place_in_group(
             hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
+
+
+def _resources(workers: int, gpu: bool) -> dict[str, float]:
+    """Leaves a CPU to Ray Data and to the driver; a GPU worker asks for one GPU beside it."""
+    share = max(0.01, min(1.0, (cpus() - 1) / workers))
+    return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
 
 
 @contextmanager

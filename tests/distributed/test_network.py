@@ -1,6 +1,5 @@
 """Network interfaces of workers: what gloo and NCCL make of their variables, and who reaches whom."""
 
-import os
 import socket
 from datetime import timedelta
 
@@ -10,7 +9,7 @@ import torch.distributed
 from raytrain.cli import run_command
 from raytrain.distributed import network as module
 from raytrain.distributed.network import check_interfaces, network, no_match_for_nccl, unknown_to_gloo
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, ResourceError
 
 THERE = module.interfaces()
 FIRST = THERE[0]
@@ -68,6 +67,12 @@ def test_a_command_says_it_before_anything_starts(command, dataset, tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_bench_of_workers_says_it_too(dataset, monkeypatch, capsys):
+    monkeypatch.setenv(module.GLOO, "eth99")
+    assert run_command(["bench", "--only", "workers", "--dataset", dataset.place]) == 2
+    assert 'GLOO_SOCKET_IFNAME="eth99" names no network interface' in capsys.readouterr().err
+
+
 # Several machines
 
 
@@ -114,11 +119,13 @@ def test_one_machine_with_such_a_name_trains_and_several_are_refused(monkeypatch
     preflight.check_networks(2, gpu=False)
     here = ray.nodes()
     monkeypatch.setattr(preflight, "_working_nodes", lambda: here * 2)
-    preflight.check_networks(1, gpu=False)  # which fits one machine
+    preflight.check_networks(1, gpu=False)  # who has nobody to meet
     with pytest.raises(ConfigError, match=r"workers on the node \S+ \(.*\) would be known by 127\.0\.1\.1") as caught:
-        preflight.check_networks(99, gpu=False)
+        preflight.check_networks(2, gpu=False)
     assert "export GLOO_SOCKET_IFNAME=eth0" in caught.value.fix
     monkeypatch.setattr(preflight, "network", lambda gpu: module.Network('GLOO_SOCKET_IFNAME="eth99"', "", ("lo",)))
     with pytest.raises(ConfigError, match=r'GLOO_SOCKET_IFNAME="eth99" names no network interface of the node'):
         preflight.check_networks(1, gpu=False)
-    assert os.environ.get(module.GLOO) is None
+    monkeypatch.setattr(preflight, "_working_nodes", lambda: [here[0] | {"NodeID": "0" * 56}])
+    with pytest.raises(ResourceError, match=r"the node \S+ \(.*\) does not answer"):
+        preflight.check_networks(1, gpu=False)
