@@ -1,7 +1,7 @@
 """What Ray and its workers take from the environment of a process, checked before anything starts.
 
-A wrong variable would end in a traceback of Ray or torch, in minutes of silence, or in a hang. Only `distributed` calls
-this: before a session starts, and on every machine where workers will stand.
+A wrong variable would end in a traceback of Ray or torch, in minutes of silence, or in a hang. Commands ask before they
+import Ray and torch, which takes many seconds, and so does a session before it starts. Imports neither.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from raytrain.errors import ConfigError, ResourceError
@@ -60,6 +61,8 @@ def check_head(environment: Mapping[str, str] = os.environ) -> None:
     """
     address = cluster_address(environment)
     wrong = silence(address, environment)
+    if wrong and not all(silence(other, environment) for other in _same_machine(address)):
+        return
     if wrong:
         raise ResourceError(
             f"no Ray cluster answers at {address}: {wrong}",
@@ -143,6 +146,17 @@ def silence(address: str, environment: Mapping[str, str] = os.environ) -> str:
         return _refused_connection(address) or "what listens there is no head of a Ray cluster"
     # Another service of Ray, such as the port of its client, does not know the question.
     return "what listens there is no head of a Ray cluster" if code == grpc.StatusCode.UNIMPLEMENTED else ""
+
+
+def _same_machine(address: str) -> list[str]:
+    """By what else Ray calls a head on this machine: it takes `localhost` for the address that others know it by."""
+    host, _, port = address.rpartition(":")
+    if host not in ("localhost", "127.0.0.1", "[::1]"):
+        return []
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("8.8.8.8", 80))  # sends nothing
+        return [f"{probe.getsockname()[0]}:{port}"]
+    return []
 
 
 def _refused_connection(address: str) -> str:

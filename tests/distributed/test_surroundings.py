@@ -81,6 +81,14 @@ def test_a_head_that_answers_is_connected_to(head):
     assert surroundings.check({"RAY_ADDRESS": head}) is True
 
 
+def test_a_head_that_listens_where_others_know_this_machine_is_found_as_localhost(monkeypatch):
+    asked = []
+    monkeypatch.setattr(surroundings, "_same_machine", lambda address: ["192.0.2.2:6379"])
+    answers = {"localhost:6379": "Connection refused", "192.0.2.2:6379": ""}
+    monkeypatch.setattr(surroundings, "silence", lambda address, *rest: asked.append(address) or answers[address])
+    assert surroundings.check({"RAY_ADDRESS": "localhost:6379"}) and len(asked) == 2
+
+
 def test_a_head_that_is_missing_is_a_want_of_resources(nobody):
     began = time.monotonic()
     with pytest.raises(ResourceError, match=f"no Ray cluster answers at {nobody}: Connection refused"):
