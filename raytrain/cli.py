@@ -22,7 +22,9 @@ from raytrain.cli_data import SourceFlags
 from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
 from raytrain.data.names import is_utf8, visible
-from raytrain.errors import ConfigError, RaytrainError, exit_code_of, masked
+from raytrain.distributed.surroundings import check_session
+from raytrain.errors import ConfigError, RaytrainError, exit_code_of, masked, typed
+from raytrain.job import check_written
 
 # Set before ray is imported; whoever sets them differently keeps their value.
 RAY_ENVIRONMENT = {
@@ -157,6 +159,8 @@ def quickstart(
     ] = None,
 ) -> None:
     """No data, no GPU, no account: synthetic tiles to a report in minutes."""
+    check_written("--out", out)
+    check_session()
     from raytrain.quickstart import quickstart as run_quickstart
 
     run_quickstart(out, num_workers)
@@ -191,7 +195,9 @@ def train(
     if print_config:
         print(recipe.to_yaml(), end="")
         return None
+    check_written("--storage", recipe.storage)
     if dry_run:
+        check_session()
         from raytrain.distributed.plan import dry_run as run_dry
 
         run_dry(recipe)
@@ -201,6 +207,7 @@ def train(
         from raytrain.distributed.supervisor import supervise_run
 
         return supervise_run(recipe, name, restarts)
+    check_session()
     from raytrain.distributed.train import train as run_train
 
     _after_training(run_train(recipe, name=name).run)
@@ -217,6 +224,8 @@ def lr_find(
     """Find peak learning rates: the loss while the rate rises, as a picture; --stages and --init-from say where."""
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
     recipe = recipe.model_copy(update={"select": recipe.select or "1"})
+    check_written("--storage", recipe.storage)
+    check_session()
     name = name or runs.new_name("lr-find")
     runs.refuse_taken(name, recipe.storage)
     from raytrain.distributed.train import find_rates
@@ -238,11 +247,13 @@ def _resume(name: str, overrides: dict[str, Any], others: list[str], restarts: i
             f"leave {others[0]} out, or start a new run with --init-from {name}",
         )
     place = overrides.get("storage") or load_recipe(None).storage
+    check_written("--storage", place)
     run = runs.find(name, place)
     if restarts:
         from raytrain.distributed.supervisor import supervise_resume
 
         return supervise_resume(run, overrides, restarts)
+    check_session()
     from raytrain.distributed.train import resume as run_resume
 
     _after_training(run_resume(run, overrides).run)
@@ -257,7 +268,7 @@ def _after_training(run: runs.Run) -> None:
     print(table(done.judgement))
     print(f"report: {done.report}")
     where = storage.join(run.place, "checkpoints", "last")
-    print(f"next: raytrain predict --checkpoint {where} --images DIR --out test.parquet")
+    print(f"next: raytrain predict --checkpoint {typed(where)} --images DIR --out test.parquet")
 
 
 @app.command
@@ -278,6 +289,8 @@ def tune(
             f"--num-samples {num_samples} is less than 1", "a search has at least one trial", "--num-samples 8"
         )
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
+    check_written("--storage", recipe.storage)
+    check_session()
     name = name or runs.new_name("tune")
     runs.refuse_taken(name, recipe.storage)
     if thresholds is not None:
@@ -286,9 +299,8 @@ def tune(
         out = storage.join(storage.absolute(recipe.storage), name)
         table = search_thresholds(storage.absolute(thresholds), out, num_samples=num_samples)
         print(table.head(5).to_string(index=False, max_colwidth=40))
-        print(
-            f"results: {out}\nnext: raytrain submission TEST.parquet --thresholds {out}/thresholds.json --out submission.csv"
-        )
+        cuts = typed(storage.join(out, "thresholds.json"))
+        print(f"results: {out}\nnext: raytrain submission TEST.parquet --thresholds {cuts} --out submission.csv")
         return
     assert space is not None
     content = parse_yaml(_file_text(space), space)
@@ -300,7 +312,8 @@ def tune(
     table = search(recipe, content, name=name, num_samples=num_samples)
     out = storage.join(recipe.storage, name)
     print(table.head(5).to_string(index=False, max_colwidth=40))
-    print(f"results: {out}/trials.csv\nnext: raytrain train --config {out}/best.yaml")
+    best = typed(storage.join(out, "best.yaml"))
+    print(f"results: {storage.join(out, 'trials.csv')}\nnext: raytrain train --config {best}")
 
 
 def _file_text(path: str) -> str:
@@ -337,6 +350,8 @@ def predict(
             "they say how the pictures in folders are found and read; a dataset holds its own",
             "leave them out, or give --images",
         )
+    check_written("--out", out)
+    check_session()
     rule = parse_bands(bands, scale)
     place = runs.find_checkpoint(checkpoint, where)
     pictures = source or SourceFlags()
@@ -349,10 +364,10 @@ def predict(
         print(line)
     print(f"{done.tiles} predictions in {done.place}")
     if dataset:
-        print(f"next: raytrain evaluate {out} --out evaluation")
+        print(f"next: raytrain evaluate {typed(out)} --out evaluation")
         return
     fill = " --missing 'clear primary'" if done.left_out else ""
-    print(f"next: raytrain submission {out} --sample SAMPLE.csv{fill} --out submission.csv")
+    print(f"next: raytrain submission {typed(out)} --sample SAMPLE.csv{fill} --out submission.csv")
 
 
 @app.command
@@ -363,6 +378,7 @@ def evaluate(
     out: Annotated[str, Parameter(help="directory for thresholds, tables and the report")],
 ) -> None:
     """Judge predictions: F2 at 0.2, best thresholds, per-label table, report."""
+    check_written("--out", out)
     from raytrain.evaluation.predictions import read
     from raytrain.evaluation.thresholds import judge, table, write
     from raytrain.report.page import write_evaluation
@@ -387,6 +403,7 @@ def submission(
     ] = None,
 ) -> None:
     """Write the competition's CSV from one or several predictions files."""
+    check_written("--out", out)
     from raytrain.evaluation.predictions import read
     from raytrain.evaluation.submission import build, write
     from raytrain.evaluation.thresholds import read_thresholds
@@ -432,6 +449,7 @@ def show(run: str, /, *, where: Storage = "runs") -> None:
 @runs_app.command
 def report(run: str, /, *, where: Storage = "runs") -> None:
     """Write a run's report again."""
+    check_written("--storage", where)
     from raytrain.report.conclude import conclude
 
     print(f"report: {conclude(runs.find(run, where).place).report}")

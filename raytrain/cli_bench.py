@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from raytrain.cli import Flags
 from raytrain.config import Recipe, load_recipe
 from raytrain.errors import ConfigError, did_you_mean
+from raytrain.job import check_written
 
 if TYPE_CHECKING:
     from raytrain.bench.figures import Figure
@@ -24,6 +25,7 @@ PARTS = (
 )  # fmt: skip
 # Only where they are asked for: they compare with what we do not do, or take long.
 OPTIONAL = {"peer", "variants", "profile", "checkpoints"}
+UNDER_RAY = {"growth", "start", "ingest", "predict"}
 DEFAULT_CONFIG = "planet-resnet18"
 TILES = 600
 # Of what takes whole runs, as many rounds at most.
@@ -46,10 +48,16 @@ def bench(
     for flag, value in (("--pairs", pairs), ("--steps", steps), ("--generate", generate)):
         if value < 1:
             raise ConfigError(f"{flag} {value} is less than 1", "there would be nothing to measure", f"{flag} 5")
+    if output is not None:
+        check_written("--json", str(output))
     if output is not None and not output.parent.is_dir():
         raise ConfigError(
             f"--json {output}: there is no folder {output.parent}", "the figures would be lost", "make it"
         )
+    if UNDER_RAY & set(parts):
+        from raytrain.distributed.surroundings import check_session
+
+        check_session()
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     recipe = load_recipe(config or DEFAULT_CONFIG, overrides)
     # What is measured does not depend on weights, and needs no download.
@@ -89,6 +97,10 @@ def _measured(recipe: Recipe, dataset: Dataset, parts: Sequence[str], pairs: int
     from raytrain.bench.training import measure
     from raytrain.training.tiles import check_batches
 
+    if "workers" in parts:
+        from raytrain.distributed.network import check_interfaces
+
+        check_interfaces(gpu=False)  # its processes meet through gloo
     rows = (len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid"))
     check_batches(recipe, *rows)
     runs = min(pairs, MOST_RUNS)
@@ -96,7 +108,7 @@ def _measured(recipe: Recipe, dataset: Dataset, parts: Sequence[str], pairs: int
     found += measure(recipe, dataset, pairs=pairs, block=steps, parts=parts)
     found += growth(pairs) if "growth" in parts else []
     # Ray last: while it runs, its processes take part of the cores.
-    if {"growth", "start", "ingest", "predict"} & set(parts):
+    if UNDER_RAY & set(parts):
         from raytrain.distributed import bench as ray_parts
 
         found += ray_parts.driver_growth(print) if "growth" in parts else []

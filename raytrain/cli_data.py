@@ -6,7 +6,6 @@ As in `cli.py`, heavy modules are imported inside the commands.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -23,7 +22,9 @@ from raytrain.data.sources import Images, Tiles, images_at, images_in
 from raytrain.data.splits import Rule
 from raytrain.data.text import NAMES, listed, read_lines
 from raytrain.data.tile_values import column_of
-from raytrain.errors import ConfigError, masked
+from raytrain.distributed.surroundings import check_session
+from raytrain.errors import ConfigError, masked, typed
+from raytrain.job import check_written
 
 data_app = App(name="data", help="Look at a dataset, check it, divide it.")
 Bands = Annotated[
@@ -225,6 +226,7 @@ def download(
     ] = "competition",
 ) -> None:
     """Get Planet's tiles and labels: from Kaggle, or from files at hand."""
+    check_written("--out", out)
     from raytrain.data.download import download as run_download
 
     run_download(out, source)
@@ -248,6 +250,8 @@ def ingest(
     scale: Scale = "0,255",
 ) -> None:
     """Make a dataset of Parquet shards from tiles and their labels; goes on with one that was interrupted."""
+    check_written("--out", out)
+    check_session()
     rule, band_rule = division.rule(split), parse_bands(bands, scale)
     tiles = form.label(source.find(images, below=labels == "folders"), labels)
     names = tiles.table["image_name"].to_list()
@@ -265,7 +269,7 @@ def ingest(
     for example in examples(done.dataset):
         print(f"  {example}")
     chosen = "" if split == "random" else f" --data.split {split}"
-    print(f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(out))}{chosen}")
+    print(f"next: raytrain train --config planet-resnet18 --dataset {typed(out)}{chosen}")
 
 
 @data_app.command
@@ -285,6 +289,7 @@ def split(
         raise ConfigError(
             f"--name {name} is not made of letters, digits, _, . and -", "it becomes a file", "--name stratified"
         )
+    check_written("DATASET", dataset)
     rule = division.rule(by, folds)
     from raytrain.data.dataset import add_splits, open_dataset
     from raytrain.data.splits import natural_order, only_in_valid
@@ -303,9 +308,7 @@ def split(
         print(f"split {made}: {counts}{'' if made in new else ' (is there already)'}")
         alone = only_in_valid(rows["part"], targets, found.classes)
         print(f"  only in validation, so never learned: {', '.join(alone)}") if alone else None
-    print(
-        f"next: raytrain train --config planet-resnet18 --dataset {shlex.quote(masked(dataset))} --data.split {next(iter(tables))}"
-    )
+    print(f"next: raytrain train --config planet-resnet18 --dataset {typed(dataset)} --data.split {next(iter(tables))}")
 
 
 def check_seed(seed: int) -> None:

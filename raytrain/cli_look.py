@@ -15,6 +15,7 @@ from raytrain.cli_data import check_seed
 from raytrain.config import Augment, load_recipe
 from raytrain.data.text import listed
 from raytrain.errors import ConfigError, DataError, masked
+from raytrain.job import check_written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,7 @@ def show(
     seed: Annotated[int, Parameter(help="of the choice of tiles and of the augmentation")] = 42,
 ) -> None:
     """Draw tiles with their labels, chosen at random, on one sheet (PNG)."""
+    check_written("--out", out or "TILES.png")
     check_seed(seed)
     _check_show(tiles, size, per_label, augmented, config)
     recipe = load_recipe(config) if augmented else None
@@ -202,6 +204,7 @@ def check(
 ) -> None:
     """Verify every byte; count labels; find broken label rules, duplicates, leaks between parts and odd tiles."""
     stated = {"exactly-one": exactly_one, "at-most-one": at_most_one, "alone": alone, "requires": requires}
+    check_written("--out", out or "CHECK.html")
     rules = [_rule(kind, text) for kind, texts in stated.items() for text in texts or ()]
     from raytrain.data.dataset import damages, open_dataset
     from raytrain.data.inspection import inspect

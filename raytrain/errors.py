@@ -6,6 +6,7 @@ The command line prints them without a traceback and exits with `exit_code`; REA
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -100,6 +101,11 @@ def exit_code_of(error: BaseException) -> int:
 def masked(text: str) -> str:
     """The text without the keys that URIs such as s3://KEY:SECRET@bucket may hold."""
     return re.sub(r"""://[^/@\s"']+:[^/@\s"']+@""", f"://{MASK}@", text)
+
+
+def typed(place: str) -> str:
+    """A path or URI as a shell takes it as one word, without keys: `?` and `&` of a URI mean something to a shell."""
+    return shlex.quote(masked(place))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

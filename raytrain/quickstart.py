@@ -21,6 +21,7 @@ from raytrain.data.dataset import Dataset, read_images
 from raytrain.data.sources import images_in
 from raytrain.distributed.ingest import ingest
 from raytrain.distributed.memory import available, check_memory, workers_that_fit
+from raytrain.distributed.preflight import check_group
 from raytrain.distributed.train import train
 from raytrain.evaluation import baselines, metrics, predictions
 from raytrain.report.conclude import conclude
@@ -45,6 +46,7 @@ def quickstart(out: str, num_workers: int | None, say: Callable[[str], None] = p
     """
     began = time.monotonic()
     num_workers = _workers(num_workers, say)
+    check_group(load_recipe("quickstart", {"num_workers": num_workers}))
     base = Path(out).expanduser().absolute()
     say(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
     folder, labels = synthetic.write(base / "tiles", TILES, SEED)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raytrain import storage
 from raytrain.config import Recipe, parse_yaml, validate
-from raytrain.errors import ConfigError, did_you_mean
+from raytrain.errors import ConfigError, did_you_mean, typed
 
 if TYPE_CHECKING:
     from raytrain.data.dataset import Dataset
@@ -83,7 +83,7 @@ def refuse_taken(name: str, place: str) -> None:
         raise ConfigError(
             f'there is already a run "{name}" in {place}',
             "a second one under its name would mix two results",
-            f"raytrain train --resume {name} --storage {place}, or another --name",
+            f"raytrain train --resume {name} --storage {typed(place)}, or another --name",
         )
 
 
@@ -122,7 +122,7 @@ def find(name: str, place: str) -> Run:
     raise ConfigError(
         f'there is no run "{name}" in {place}.{did_you_mean(name, known)}',
         "a run is looked up under --storage (default RAYTRAIN_STORAGE, else ./runs)",
-        f"raytrain runs list --storage {place}",
+        f"raytrain runs list --storage {typed(place)}",
     )
 
 
@@ -162,7 +162,7 @@ def find_checkpoint(text: str, place: str) -> str:
     if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
         raise ConfigError(
             f"there is no checkpoint at {text}", "a checkpoint is a directory with a MANIFEST.json, written last",
-            f"raytrain runs list --storage {place}",
+            f"raytrain runs list --storage {typed(place)}",
         )  # fmt: skip
     run = find(name, place)
     which = which or "last"
@@ -174,7 +174,7 @@ def find_checkpoint(text: str, place: str) -> str:
     raise ConfigError(
         f'the run {run.name} has no checkpoint "{which}".{did_you_mean(which, run.checkpoints)}',
         f"it has: {', '.join(run.checkpoints) or 'none yet'}",
-        f"raytrain runs show {run.name} --storage {place}",
+        f"raytrain runs show {run.name} --storage {typed(place)}",
     )
 
 

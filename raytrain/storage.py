@@ -42,7 +42,8 @@ def absolute(place: str) -> str:
     """
     if is_uri(place):
         return place.rstrip("/")
-    return str(Path(place.removeprefix("file://")).expanduser().absolute())
+    # As a shell does it: `~x` of a user that there is not stays as it is.
+    return str(Path(os.path.expanduser(place.removeprefix("file://"))).absolute())
 
 
 def join(place: str, *parts: str) -> str:

@@ -110,10 +110,16 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
     assert len(pd.read_csv(storage / "submission.csv")) == len(found.names)
 
 
-def test_a_failed_job_says_our_exit_code_in_its_last_line(head, storage):
-    done = submit(head, "train", "--config", "smoke", "--dataset", str(storage / "nowhere"))
-    assert done.returncode == 1
-    assert "raytrain ends with exit code 3" in done.stdout and "no dataset.json" in done.stdout
+def test_a_failed_job_says_our_exit_code_in_its_last_line_and_a_relative_place_is_refused(head, storage):
+    train = ["train", "--config", "smoke", "--dataset", str(storage / "nowhere")]
+    commands = [[*train, "--storage", str(storage / "runs")], train, ["evaluate", "valid.parquet", "--out", "judged"]]
+    with ThreadPoolExecutor() as pool:
+        failed, left_out, relative = pool.map(lambda words: submit(head, *words), commands)
+    assert [done.returncode for done in (failed, left_out, relative)] == [1, 1, 1]
+    assert "raytrain ends with exit code 3" in failed.stdout and "no dataset.json" in failed.stdout
+    assert "--storage runs is relative, and this is a Ray job" in left_out.stdout
+    assert "next: --storage /shared/runs" in left_out.stdout and "exit code 2" in left_out.stdout
+    assert "--out judged is relative, and this is a Ray job" in relative.stdout and "exit code 2" in relative.stdout
 
 
 def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(head, storage):

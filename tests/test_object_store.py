@@ -1,6 +1,11 @@
 """The same on s3:// as on a disk, against a local server."""
 
+import shlex
+import tempfile
+from pathlib import Path
+
 import pytest
+import yaml
 
 from raytrain import storage
 from raytrain.cli import run_command
@@ -99,6 +104,42 @@ def test_errors_do_not_show_the_keys_of_a_uri(bucket):
     with pytest.raises(RaytrainError) as caught:
         open_dataset(bucket("nowhere"))
     assert "SECRET" not in str(caught.value) and "s3://***@tiles-bucket/nowhere" in str(caught.value)
+
+
+def test_a_search_in_a_bucket_leaves_the_keys_nowhere_and_prints_a_place_that_works(
+    uploaded, bucket, tmp_path, monkeypatch, capsys
+):
+    searches, data = (bucket(path).replace("KEY:SECRET", "KEY:S3CR3TKEY") for path in ("searches", "datasets/searched"))
+    ingested = ["ingest", "--images", uploaded[0], "--labels", uploaded[1], "--out", data]
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ENV1RONMENTKEY")
+    command = ["tune", "--config", "smoke", "--stages", "1", "--dataset", data, "--space", str(space), "--num-samples", "1",
+               "--name", "s", "--storage", searches]  # fmt: skip
+    assert run_command(ingested) == 0 and run_command(command) == 0
+    said = capsys.readouterr().out
+    # What is left in this machine's temporary folder includes the logs of Ray.
+    left = {str(path): path.read_bytes() for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file()}
+    there = objects(searches)
+    for name, content in (left | there | {"standard output": said.encode()}).items():
+        for key in (b"S3CR3TKEY", b"ENV1RONMENTKEY"):
+            assert key not in content and key.hex().encode() not in content, name
+    assert any("runtime_env_agent" in name for name in left) and not [name for name in there if "/ray/" in name]
+    words = shlex.split(said.rpartition("next: ")[2])
+    assert words[:3] == ["raytrain", "train", "--config"] and "/s/best.yaml?scheme=http" in words[3]
+    # The keys are the environment's where a line has left them out.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEY")
+    assert run_command([*words[1:], "--print-config"]) == 0
+    assert "s/trials.csv?scheme=http" in said
+
+
+def test_a_space_that_holds_keys_is_refused(bucket, dataset, tmp_path, capsys):
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump({"init_from": {"choice": [bucket("runs/a"), bucket("runs/b")]}}))
+    command = ["tune", "--config", "smoke", "--dataset", dataset.place, "--space", str(space)]
+    assert run_command([*command, "--storage", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "the space holds the keys of a URI" in said and "SECRET" not in said
 
 
 @pytest.mark.slow

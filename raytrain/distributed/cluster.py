@@ -14,6 +14,7 @@ import pandas as pd
 import ray
 import ray.data
 
+from raytrain.distributed import surroundings
 from raytrain.distributed.signals import terminates_as_interrupt
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.training.history import duration
@@ -26,12 +27,13 @@ def session() -> Iterator[None]:
     Without RAY_ADDRESS the cluster is a new, local one: an accidental hit on a stranger's cluster would run there.
 
     Raises:
+        ConfigError: a variable of the environment is one with which Ray would not start.
         ResourceError: the cluster at RAY_ADDRESS cannot be reached.
     """
     if ray.is_initialized():
         yield
         return
-    remote = "RAY_ADDRESS" in os.environ
+    remote = surroundings.check()
     try:
         with _native_stderr_muted():
             # A session that ends with its command needs no dashboard, which takes memory and a part of a core.

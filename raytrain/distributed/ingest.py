@@ -30,6 +30,7 @@ from raytrain.data.inspection import weather_rules
 from raytrain.data.listing import said_of_left_out
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
+from raytrain.distributed.preflight import check_reach
 from raytrain.errors import DataError, StorageError, masked
 
 Record = dict[str, Any]
@@ -276,6 +277,7 @@ def _gated(blocks: list[pd.DataFrame], place: str, bands: BandRule | None) -> It
     if not blocks:
         return
     with session():
+        check_reach(place, "--out")
         data = quiet_dataset(blocks).map_batches(
             Gate,
             fn_constructor_kwargs={"place": place, "bands": bands},

@@ -88,6 +88,20 @@ def workers_that_fit(recipe: Recipe, classes: int) -> int:
     return workers
 
 
+def trials_that_fit(recipe: Recipe, classes: int) -> int | None:
+    """How many trials of one worker each this machine's memory has room for at a time; None where that is not known.
+
+    Raises:
+        ResourceError: not even one fits.
+    """
+    alone = recipe.model_copy(update={"num_workers": 1})
+    check_memory(alone, classes)
+    bound = available() if "RAY_ADDRESS" not in os.environ else None
+    if bound is None:
+        return None
+    return max(1, (bound.free - RAY_BYTES) // needed(alone, classes).worker)
+
+
 def _smaller(recipe: Recipe, classes: int, free: int) -> str:
     """Flags with which the run would fit; empty where none were found."""
     for workers in range(recipe.num_workers - 1, 0, -1):

@@ -22,8 +22,8 @@ from raytrain.distributed.cluster import cpus
 from raytrain.distributed.memory import available, check_memory, needed
 from raytrain.distributed.preflight import (
     FULL_CHECKPOINTS,
+    check_group,
     check_recipe,
-    check_workers,
     checkpoint_bytes,
     free_bytes,
     use_gpu,
@@ -41,7 +41,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     Raises:
         RaytrainError: as `train` would, before anything is started.
     """
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
     device = _device(recipe, say)

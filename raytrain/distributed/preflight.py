@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -10,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from raytrain import runs, storage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed import gpus
+from raytrain.distributed import gpus, surroundings
 from raytrain.distributed.cluster import cpus
+from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
 from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.training import checkpoint, models
 from raytrain.training.start import initial
@@ -107,13 +108,26 @@ def held_bytes(run: str) -> int:
     return sum(path.stat().st_size for path in Path(run, "checkpoints").rglob("*") if path.is_file())
 
 
+def check_group(recipe: Recipe) -> None:
+    """Refuses what is known of a worker group before Ray starts: as `check_workers`, and the network where it is local.
+
+    Raises:
+        ConfigError: a variable names a network interface that is not there.
+        ResourceError: as `check_workers`.
+    """
+    check_workers(recipe.num_workers)
+    if not surroundings.connects():
+        check_interfaces(gpu=recipe.use_gpu is not False and torch.cuda.is_available())
+
+
 def check_workers(num_workers: int) -> None:
     """Refuses more workers than the CPUs of the connected cluster, or of this machine where a local one will start.
 
     Raises:
-        ResourceError: too many workers.
+        ConfigError: the environment is not one in which Ray starts.
+        ResourceError: too many workers, or no cluster answers.
     """
-    if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
+    if not ray.is_initialized() and surroundings.check():
         return
     if num_workers > cpus():
         raise ResourceError(
@@ -129,23 +143,73 @@ def check_cluster(recipe: Recipe) -> None:
     """Compares a recipe with the connected cluster.
 
     Raises:
-        ConfigError, ResourceError: as `check_workers` and `use_gpu`.
+        ConfigError, ResourceError: as `check_workers`, `use_gpu` and `check_networks`.
         StorageError: a node cannot use the storage path.
     """
     check_workers(recipe.num_workers)
-    use_gpu(recipe)
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    gpu = use_gpu(recipe)
+    check_reach(recipe.storage)
+    if surroundings.connects():
+        check_networks(recipe.num_workers, gpu)
+
+
+def check_reach(place: str, flag: str = "--storage") -> None:
+    """Tries a place from every node of the connected cluster where work will be done, if that is not this machine alone.
+
+    Args:
+        place: directory or URI.
+        flag: that names it on the command line.
+
+    Raises:
+        StorageError: as `probe_from`.
+    """
+    nodes = _working_nodes()
     here = ray.get_runtime_context().get_node_id()
     if any(node["NodeID"] != here for node in nodes):
-        probe_from(nodes, storage.absolute(recipe.storage))
+        probe_from(nodes, storage.absolute(place), flag)
 
 
-def probe_from(nodes: list[dict[str, Any]], place: str) -> None:
+def check_networks(num_workers: int, gpu: bool) -> None:
+    """Asks every node of the connected cluster by which network interfaces workers there would meet the others.
+
+    Raises:
+        ConfigError: a variable names none that is there, or workers on several machines would not find each other.
+        ResourceError: a node does not answer.
+    """
+    nodes = _working_nodes()
+    ask = ray.remote(num_cpus=0)(network)
+    asked = [ask.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
+    answers = [one.remote(gpu) for one in asked]
+    # Ray packs workers where there is room, but does not promise it.
+    several = len(nodes) > 1 and num_workers > 1
+    for node, answer in zip(nodes, answers, strict=True):
+        where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        try:
+            found = ray.get(answer, timeout=NODE_ANSWERS_S)
+        except ray.exceptions.RayError as error:
+            raise ResourceError(
+                f"{where} does not answer: {str(error).splitlines()[0]}",
+                "a worker there would not start",
+                "ray status shows the cluster's nodes; then the same command again",
+            ) from None
+        if found.unknown:
+            raise unknown_interface(found, where, " there, before ray start")
+        if several and found.alone:
+            raise only_here(found, where)
+
+
+def _working_nodes() -> list[dict[str, Any]]:
+    """Nodes that declare a CPU, as `ray.nodes` describes them."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def probe_from(nodes: list[dict[str, Any]], place: str, flag: str = "--storage") -> None:
     """Writes, reads and removes a file from each of some nodes, and has them read one that was written here.
 
     Args:
         nodes: as `ray.nodes` describes them.
         place: storage path.
+        flag: that names it on the command line.
 
     Raises:
         StorageError: naming the node that cannot, such as one with a disk of its own under this path.
@@ -156,7 +220,7 @@ def probe_from(nodes: list[dict[str, Any]], place: str) -> None:
     asked = [probe.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
     try:
         for node, answer in [(node, one.remote(place, marker)) for node, one in zip(nodes, asked, strict=True)]:
-            _hear(node, answer, place)
+            _hear(node, answer, place, flag)
     finally:
         storage.remove(marker)
 
@@ -173,7 +237,7 @@ def _probe(place: str, marker: str) -> str:
     return ""
 
 
-def _hear(node: dict[str, Any], answer: Any, place: str) -> None:
+def _hear(node: dict[str, Any], answer: Any, place: str, flag: str) -> None:
     try:
         wrong = ray.get(answer, timeout=NODE_ANSWERS_S)
     except ray.exceptions.RayError as error:
@@ -181,8 +245,8 @@ def _hear(node: dict[str, Any], answer: Any, place: str) -> None:
     if wrong:
         raise StorageError(
             f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) cannot use {place}: {wrong}",
-            "workers there would lose their checkpoints",
-            "a --storage that every node reaches: a shared disk, s3:// or gs://",
+            "what is written there would be lost",
+            f"a {flag} that every node reaches: a shared disk, s3:// or gs://",
         )
 
 

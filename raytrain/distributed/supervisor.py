@@ -18,7 +18,8 @@ from typing import Any
 
 from raytrain import runs, storage
 from raytrain.config import ENV_OTHER, ENV_PREFIX, Recipe
-from raytrain.errors import NoRoomError, ResourceError
+from raytrain.distributed import surroundings
+from raytrain.errors import ConfigError, NoRoomError, ResourceError, masked
 
 PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
 # Ends that the same command would only repeat, or that somebody wanted; exit code 5 depends.
@@ -26,6 +27,8 @@ FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 130, 143}
 # Behind exit code 1 stands any exception; of these it is known that they come again.
 FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
 LONGEST_PAUSE_S = 60.0
+# A head that is missing is waited for so long for this attempt and each that is left, beside the pauses; asked so often.
+HEAD_S, ASK_HEAD_S = 120.0, 2.0
 
 
 class Child:
@@ -75,10 +78,14 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
         for attempt in range(restarts + 1):
             begun = storage.exists(storage.join(place, "config.yaml"))
             code = child.run(again if begun else first)
+            while code == ResourceError.exit_code and _head_came(child, range(attempt, restarts), say):
+                code = child.run(again if begun else first)
+            if code == ResourceError.exit_code and _missing_head():
+                return 128 + child.signal if child.signal is not None else code
             if child.signal is not None or _comes_again(place, code, attempt == 0):
                 break
             if attempt < restarts:
-                pause = min(LONGEST_PAUSE_S, 2.0**attempt)
+                pause = _pause(attempt)
                 say(f"the run's process ended with {code}; restart {attempt + 1} of {restarts} in {pause:.0f} s")
                 child.pause(pause)
                 if child.signal is not None:
@@ -89,14 +96,50 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
             signal.signal(number, handling)
 
 
+def _pause(attempt: int) -> float:
+    """Seconds before the restart that follows an attempt, counted from 0."""
+    return min(LONGEST_PAUSE_S, 2.0**attempt)
+
+
+def _head_came(child: Child, left: range, say: Callable[[str], None]) -> bool:
+    """Whether the head of the cluster was missing and has come, which is waited for; that counts as no restart.
+
+    Args:
+        child: hears of signals.
+        left: attempts that may be followed by a restart.
+        say: receives a line.
+    """
+    patience = HEAD_S + sum(HEAD_S + _pause(attempt) for attempt in left)
+    end, missing = time.monotonic() + patience, _missing_head()
+    if missing:
+        say(f"{missing}; it is waited for, {patience:.0f} s at most, which counts as no restart")
+    was_missing = bool(missing)
+    while missing and child.signal is None and time.monotonic() < end:
+        child.pause(ASK_HEAD_S)
+        missing = _missing_head()
+    return was_missing and not missing and child.signal is None
+
+
+def _missing_head() -> str:
+    """That no head answers at RAY_ADDRESS; nothing where one does, or where none is needed."""
+    try:
+        if surroundings.connects():
+            surroundings.check_head()
+    except ResourceError as error:
+        return error.what
+    except ConfigError:
+        return ""
+    return ""
+
+
 def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
     """`supervise` for a new run of a recipe. Returns the exit code."""
     runs.refuse_taken(name, recipe.storage)
     place = storage.join(storage.absolute(recipe.storage), name)
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         file = Path(folder) / "recipe.yaml"
-        file.write_text(recipe.to_yaml())
-        first = ["train", "--config", str(file), "--name", name]
+        file.write_text(masked(recipe.to_yaml()))
+        first = ["train", "--config", str(file), "--name", name, *_with_keys(recipe.model_dump(mode="json"))]
         return supervise(first, _resume(place, []), place, restarts)
 
 
@@ -117,6 +160,18 @@ def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) ->
 
 def _resume(place: str, flags: list[str]) -> list[str]:
     return ["train", "--resume", storage.name_of(place), "--storage", storage.parent(place), *flags]
+
+
+def _with_keys(values: dict[str, Any], prefix: str = "--") -> list[str]:
+    """Flags for the places in a recipe that hold the keys of a URI, which no file gets."""
+    words = []
+    for key, value in values.items():
+        flag = f"{prefix}{key.replace('_', '-')}"
+        if isinstance(value, dict):
+            words += _with_keys(value, f"{flag}.")
+        elif isinstance(value, str) and masked(value) != value:
+            words += [flag, value]
+    return words
 
 
 def _without_settings() -> dict[str, str]:

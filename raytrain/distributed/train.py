@@ -22,10 +22,10 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
-from raytrain.distributed.preflight import check_cluster, check_recipe, check_workers, use_gpu
+from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import Inbox, beside_driver, interruptible, mailbox
-from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of
+from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of, typed
 from raytrain.runlock import held
 from raytrain.training import checkpoint, loop
 from raytrain.training.hooks import Hooks, Metrics
@@ -64,7 +64,7 @@ def train(
     Raises:
         RaytrainError: of the kind that fits, with nothing started where that can be known before.
     """
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
     with held(storage.join(recipe.storage, name)), session():
@@ -92,7 +92,7 @@ def resume(
         ConfigError: another field would change.
     """
     recipe = run.recipe.model_copy(update=runs.placement(run, overrides))
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
     recipe, dataset = check_recipe(recipe, run)
     check_memory(recipe, len(dataset.classes))
@@ -137,7 +137,7 @@ def _stopped(run: runs.Run, metrics: Metrics) -> UnfinishedError:
     return UnfinishedError(
         f"stopped by {metrics['stopped']}, with everything kept in {metrics['checkpoint']}",
         "",
-        f"raytrain train --resume {run.name} --storage {storage.parent(run.place)}",
+        f"raytrain train --resume {run.name} --storage {typed(storage.parent(run.place))}",
     )
 
 
@@ -147,7 +147,7 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
     Raises:
         RaytrainError: as `train`.
     """
-    check_workers(recipe.num_workers)
+    check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
     with session():
@@ -168,16 +168,18 @@ def _group(
             "recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch, "mailbox": box,
             "device": gpus.device(gpu).type,
         }  # fmt: skip
+        fs, path = storage.filesystem(storage.join(place, "ray"))
         trainer = ray.train.torch.TorchTrainer(
-            function,
-            train_loop_config=config,
+            # Not as `train_loop_config`: Ray shows that, and exports it, with the keys that places may hold.
+            lambda: function(config),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
             ),
             # Ray's own snapshot decides nothing: a fresh name for every attempt.
             run_config=ray.train.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=storage.join(place, "ray"),
+                storage_path=path,
+                storage_filesystem=fs if storage.is_uri(place) else None,
                 # `restarts` decides: a number for the whole run would end one that gets further between its failures.
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
                 logging_config=ray.train.LoggingConfig("ERROR"),

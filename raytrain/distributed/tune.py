@@ -13,11 +13,16 @@ YAML mapping from a field's path to how it is drawn:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import ray.tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler
 
 from raytrain import storage
@@ -25,8 +30,9 @@ from raytrain.config import Recipe, validate
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, session
-from raytrain.distributed.preflight import check_workers
-from raytrain.errors import ConfigError, did_you_mean
+from raytrain.distributed.memory import trials_that_fit
+from raytrain.distributed.preflight import check_reach, check_workers
+from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
@@ -34,6 +40,8 @@ from raytrain.training.step import Worker
 
 # ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.
 MOST_EPOCHS = 10**6
+# Tune hands them to trials in a runtime environment, which Ray writes into a log of every machine.
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 SAMPLERS: dict[str, Callable[..., Any]] = {
     "choice": lambda *values: ray.tune.choice(list(values)),
     "uniform": ray.tune.uniform,
@@ -58,24 +66,30 @@ def search(
         One row per trial, best F2 first: trial, f2, epochs, and a column per path.
 
     Raises:
-        ConfigError: a path or a sampler that does not exist, or a drawn value out of range.
+        ConfigError: a path or a sampler that does not exist, a drawn value out of range, or keys in the space.
     """
     place = storage.join(recipe.storage, name)
+    if masked(str(space)) != str(space):
+        raise ConfigError(
+            "the space holds the keys of a URI",
+            "Tune writes what it draws into files of its own",
+            "leave the keys out of it, and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     drawn = {path: sampler(path, how) for path, how in space.items()}
     # Refuses a path that does not exist before any trial starts.
     apply_draw(recipe, {path: _first(how) for path, how in space.items()})
     base = recipe.model_dump(mode="json")
     results = _tune(
-        lambda worker, config: _trial(base, config, place, worker), drawn, place, num_samples,
+        _trial, (base, place), drawn, place, num_samples,
         ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2), say, recipe.use_gpu,
+        trials_that_fit(recipe, len(open_dataset(str(recipe.dataset)).classes)),
     )  # fmt: skip
     table = _table(results)
     storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
     best = results[table["trial"].iloc[0]].config
-    header = (
-        f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {place}/best.yaml\n"
-    )
-    storage.write_text(storage.join(place, "best.yaml"), header + apply_draw(recipe, best).to_yaml())
+    chosen = storage.join(place, "best.yaml")
+    header = f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {typed(chosen)}\n"
+    storage.write_text(chosen, header + apply_draw(recipe, best).to_yaml())
     return table
 
 
@@ -93,8 +107,8 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
     judgement = thresholds.judge(found)
     assert found.target is not None  # or judge would have refused
     space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
-    # A trial of thresholds computes nothing that a GPU could.
-    results = _tune(lambda worker, config: _threshold_trial(place, config), space, out, num_samples, None, say, False)
+    # The numbers travel, not the file: it may lie on this machine alone. A trial computes nothing that a GPU could.
+    results = _tune(_threshold_trial, (found.logits, found.target), space, out, num_samples, None, say, False)
     table = _table(results)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
     chosen = table.sort_values("f2_fitted", ascending=False).iloc[0]
@@ -150,7 +164,9 @@ def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
     return validate(values, "the drawn configuration")
 
 
-def _trial(base: dict[str, Any], config: dict[str, Any], place: str, worker: Worker) -> None:
+def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], str]) -> None:
+    """Trains what was drawn; given are the recipe's fields and the search's place."""
+    base, place = given
     recipe = apply_draw(Recipe.model_validate(base), config)
     recipe = recipe.model_copy(update={"num_workers": 1})
     hooks = Hooks(say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]}))
@@ -160,15 +176,17 @@ def _trial(base: dict[str, Any], config: dict[str, Any], place: str, worker: Wor
     fit(recipe, open_dataset(recipe.dataset), run, worker, hooks)
 
 
-def _threshold_trial(place: str, config: dict[str, Any]) -> None:
-    found = predictions.read(place)
-    assert found.target is not None
+def _threshold_trial(
+    config: dict[str, Any], worker: Worker, given: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+) -> None:
+    """One search of thresholds over logits and targets, each (rows, classes)."""
+    logits, target = given
     fitting = slice(0, None, 2)
     judging = slice(1, None, 2)
     chosen, fitted = thresholds.best_per_class(
-        found.logits[fitting], found.target[fitting], start=config["start"], seed=config["seed"]
+        logits[fitting], target[fitting], start=config["start"], seed=config["seed"]
     )
-    f2 = metrics.f2(found.logits[judging], found.target[judging], chosen)
+    f2 = metrics.f2(logits[judging], target[judging], chosen)
     ray.tune.report({"f2": f2, "f2_fitted": fitted})
 
 
@@ -189,28 +207,35 @@ class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for myp
 
 
 def _tune(
-    function: Callable[[Worker, dict[str, Any]], None], space: dict[str, Any], place: str, num_samples: int,
-    scheduler: ASHAScheduler | None, say: Callable[[str], None], use_gpu: bool | None,
+    function: Callable[[dict[str, Any], Worker, Any], None], given: Any, space: dict[str, Any], place: str,
+    num_samples: int, scheduler: ASHAScheduler | None, say: Callable[[str], None], use_gpu: bool | None,
+    most: int | None = None,
 ) -> dict[str, ray.tune.Result]:  # fmt: skip
-    """Runs trials: `function` gets the worker that a trial is, and what was drawn."""
+    """Runs trials, at most `most` at a time: `function` gets what was drawn, the worker that a trial is, and `given`."""
     storage.probe(place)
-    with session():
+    # Machines have keys of their own, as `raytrain train` needs them too.
+    class_cache.ENV_VARS_TO_PROPAGATE -= KEYS
+    with session(), _folder_of_tune(place) as folder:
         check_workers(1)  # Tune would wait for a CPU for ever
+        check_reach(place)
         machines = gpus.needed(use_gpu, say)
         # A trial on a GPU decodes and streams with its share of the machine's CPUs.
         share = gpus.cpus_of_each(machines) if machines else 1
         worker = Worker(device=gpus.device(bool(machines)), cpus=max(1, int(share)))
+        together = gpus.count(machines) or cpus()
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(
-                lambda config: function(worker, config), {"CPU": share, "GPU": 1} if machines else {"CPU": share}
+                ray.tune.with_parameters(function, worker=worker, given=given),
+                {"CPU": share, "GPU": 1} if machines else {"CPU": share},
             ),
             param_space=space,
             tune_config=ray.tune.TuneConfig(
-                metric="f2", mode="max", num_samples=num_samples, max_concurrent_trials=gpus.count(machines) or cpus(),
+                metric="f2", mode="max", num_samples=num_samples,
+                max_concurrent_trials=min(together, most or together),
                 scheduler=scheduler, reuse_actors=False,
             ),
             run_config=ray.tune.RunConfig(
-                name="ray", storage_path=place, verbose=0, callbacks=[_Lines(say, num_samples)]
+                name="ray", storage_path=folder, verbose=0, callbacks=[_Lines(say, num_samples)]
             ),
         )  # fmt: skip
         grid = tuner.fit()
@@ -220,6 +245,23 @@ def _tune(
     if failed:
         say(f"{len(failed)} trials failed, the first: {str(failed[0]).splitlines()[-1]}")
     return {result.metrics["trial_id"]: result for result in grid if result.metrics and not result.error}
+
+
+@contextmanager
+def _folder_of_tune(place: str) -> Iterator[str]:
+    """The folder in which Tune keeps files of its own: the search's place where that is a local path.
+
+    Tune pickles where its files lie. A URI may hold keys, so there they lie in a temporary folder of this machine, which
+    goes at the end: nothing reads them, and trials write what counts by themselves.
+    """
+    if not storage.is_uri(place):
+        yield place
+        return
+    folder = tempfile.mkdtemp(prefix="raytrain-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from raytrain import storage
 from raytrain.config import Recipe, parse_yaml, validate
-from raytrain.errors import DataError
+from raytrain.errors import DataError, typed
 from raytrain.evaluation import predictions as prediction_files
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.thresholds import Judgement, judge
@@ -116,7 +116,7 @@ def _history(place: str) -> pd.DataFrame:
         raise DataError(
             f"{place} has no history.csv",
             "a run writes it after its first epoch; without it there is nothing to report",
-            f"raytrain runs list --storage {place.rpartition('/')[0] or '.'}",
+            f"raytrain runs list --storage {typed(storage.parent(storage.absolute(place)))}",
         )
     table = pd.read_csv(io.BytesIO(content))
     missing = [column for column in HISTORY_COLUMNS if column not in table.columns]

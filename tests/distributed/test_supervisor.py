@@ -13,6 +13,7 @@ import pytest
 from raytrain import runs
 from raytrain.cli import run_command
 from raytrain.distributed import supervisor
+from raytrain.errors import ResourceError
 
 # Plays the program: notes its arguments, then does what the next word of the script says.
 FAKE = """
@@ -175,3 +176,75 @@ def test_the_commands_are_those_of_the_run(monkeypatch, tmp_path):
     assert runs.find("n", str(tmp_path)).recipe.train.wd == 0.5
     assert run_command(["train", "--resume", "n", "--restarts", "2", "--num-workers", "2", *where]) == 0
     assert seen[1][0] == seen[1][1] == ["train", "--resume", "n", *where, "--num-workers", "2"]
+
+
+# A head that is missing
+
+
+@pytest.fixture
+def head(monkeypatch):
+    """Stands for the cluster of RAY_ADDRESS: it is missing for so many questions as the list has items left."""
+    questions = []
+
+    def check():
+        if questions and questions.pop():
+            raise ResourceError("no Ray cluster answers at h:6379: Connection refused")
+
+    monkeypatch.setenv("RAY_ADDRESS", "h:6379")
+    monkeypatch.setattr(supervisor.surroundings, "check_head", check)
+    monkeypatch.setattr(supervisor, "ASK_HEAD_S", 0.01)
+    return questions
+
+
+def test_a_head_that_is_missing_is_waited_for_and_counts_as_no_restart(supervise, head):
+    head += [True] * 5
+    code, commands, said = supervise("begin:-9 5 0", 1)
+    assert (code, commands) == (0, ["first", "again", "again"])
+    assert "no Ray cluster answers" in said[1] and len(said) == 2
+
+
+def test_so_is_one_that_is_missing_from_the_first(supervise, head):
+    head += [True] * 5
+    code, commands, said = supervise("5 begin:-9 0", 1)
+    assert (code, commands) == (0, ["first", "first", "again"])
+    assert [line.partition(";")[0] for line in said] == [
+        "no Ray cluster answers at h:6379: Connection refused",
+        "the run's process ended with -9",
+    ]
+
+
+def test_a_head_that_stays_away_is_waited_for_as_long_as_restarts_would_have_taken(supervise, head, monkeypatch):
+    monkeypatch.setattr(supervisor, "HEAD_S", 0.2)
+    head += [True] * 10**4
+    began = time.monotonic()
+    code, commands, said = supervise("begin:-9 5", 4)
+    assert (code, commands, len(said)) == (5, ["first", "again"], 2)
+    assert 0.8 <= time.monotonic() - began < 5  # for this attempt and each of three that were left
+    assert "it is waited for, 1 s at most, which counts as no restart" in said[-1]
+
+
+def test_a_signal_ends_the_wait_for_a_head(supervise, head):
+    head += [True] * 10**4
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert supervise("5", 3)[0] == 143
+
+
+def test_too_little_of_a_cluster_that_answers_is_no_missing_head(supervise, head):
+    assert supervise("5 0", 3)[:2] == (5, ["first"])
+
+
+def test_the_keys_of_places_are_handed_on_in_no_file(monkeypatch, tmp_path):
+    seen = []
+
+    def noted(first, again, place, restarts):
+        seen.append((first, Path(first[2]).read_text()))
+        return 0
+
+    monkeypatch.setattr(supervisor, "supervise", noted)
+    monkeypatch.setattr(runs, "refuse_taken", lambda name, place: None)
+    dataset, store = "s3://KEY:S3CRET@bucket/data?region=us-east-1", "s3://KEY:S3CRET@bucket/runs"
+    given = ["--dataset", dataset, "--storage", store, "--model.weights", "s3://KEY:S3CRET@bucket/w.pt"]
+    assert run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "1", *given]) == 0
+    first, text = seen[0]
+    assert "S3CRET" not in text and "s3://***@bucket/runs" in text
+    assert sorted(zip(first[5::2], first[6::2], strict=True)) == sorted(zip(given[::2], given[1::2], strict=True))

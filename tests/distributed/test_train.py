@@ -5,6 +5,8 @@ import json
 import shutil
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from odd_images import four_bands
 from raytrain import runs
 from raytrain.cli import run_command
 from raytrain.config import load_recipe
+from raytrain.distributed import train as train_module
 from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
@@ -270,3 +273,24 @@ def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(data
     assert "found" not in capsys.readouterr().out
     assert run_command(arguments) == 2
     assert 'already a run "found"' in capsys.readouterr().err
+
+
+def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
+    told = {}
+
+    class Trainer:
+        def __init__(self, function, **settings):
+            told.update(settings)
+
+        def fit(self):
+            return SimpleNamespace(return_value="done")
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(train_module, "use_gpu", lambda recipe: False)
+    monkeypatch.setattr(train_module, "_lines", lambda say: nullcontext())
+    monkeypatch.setattr(train_module, "mailbox", nullcontext)
+    place = "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
+    recipe = load_recipe("smoke", {"dataset": "s3://KEY:S3CRET@bucket/data"})
+    assert train_module._group(train_module.train_worker, place, recipe, print, None) == "done"
+    assert told["run_config"].storage_path == "bucket/runs/a/ray"
+    assert told["run_config"].storage_filesystem.type_name == "s3" and "S3CRET" not in str(told)

@@ -1,14 +1,20 @@
 """Searches: paths into a recipe, trials over the same loop, thresholds over a predictions file."""
 
 import json
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from ray.tune.execution import class_cache
 
 from raytrain.cli import run_command
 from raytrain.config import Recipe, load_recipe
+from raytrain.distributed import tune as module
 from raytrain.distributed.tune import apply_draw, sampler
 from raytrain.errors import ConfigError
 from raytrain.evaluation import predictions
@@ -74,3 +80,56 @@ def test_thresholds_are_searched_over_a_predictions_file(tmp_path):
     before = (tmp_path / "cuts" / "thresholds.json").read_bytes()
     assert run_command(arguments) == 2
     assert (tmp_path / "cuts" / "thresholds.json").read_bytes() == before
+
+
+@pytest.fixture
+def tuner(monkeypatch):
+    """Tune without Ray: what it was given, and the settings that Ray would show of a trial; fails where it is told to."""
+    told = SimpleNamespace(order=[], fails=False)
+
+    class Tuner:
+        def __init__(self, trainable, param_space, tune_config, run_config):
+            told.order.append("tuner")
+            told.folder = Path(run_config.storage_path)
+            told.trial = class_cache._ActorClassCache().get(type("Trial", (), {}))._default_options["runtime_env"]
+
+        def fit(self):
+            (told.folder / "ray").mkdir(parents=True, exist_ok=True)
+            (told.folder / "ray" / "tuner.pkl").write_text("what Tune pickles")
+            if told.fails:
+                raise KeyboardInterrupt
+            return [SimpleNamespace(error=None, metrics={"trial_id": "a"})]
+
+    monkeypatch.setattr(module.ray.tune, "Tuner", Tuner)
+    monkeypatch.setattr(
+        module.ray.tune, "with_parameters", lambda function, given: lambda config: function(config, given)
+    )
+    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2}, raising=False)
+    monkeypatch.setattr(module, "session", nullcontext)
+    monkeypatch.setattr(module, "check_workers", lambda number: None)
+    monkeypatch.setattr(module, "check_reach", lambda place: told.order.append(f"reach {place}"))
+    monkeypatch.setattr(module.storage, "probe", lambda place: None)
+    return told
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tune_keeps_its_files_out_of_a_bucket_and_tidies_them_up(tuner, fails):
+    place, tuner.fails = "s3://KEY:S3CRET@bucket/runs/s?region=us-east-1", fails
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        module._tune(module._trial, ({}, place), {}, place, 1, None, print)
+    assert tuner.order == [f"reach {place}", "tuner"]
+    assert "S3CRET" not in str(tuner.folder) and str(tuner.folder).startswith(tempfile.gettempdir())
+    assert not tuner.folder.exists()
+
+
+def test_tune_keeps_its_files_beside_a_local_search(tuner, tmp_path):
+    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print)
+    assert tuner.folder == tmp_path and (tmp_path / "ray" / "tuner.pkl").exists()
+
+
+def test_keys_of_the_environment_are_no_settings_of_trials(tuner, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S3CRET")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "S3CRET")
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print)
+    assert tuner.trial["env_vars"]["RAY_CHDIR_TO_TRIAL_DIR"] == "0" and "S3CRET" not in str(tuner.trial)

@@ -1,15 +1,22 @@
 """R24: keys in the environment and in URIs: in no file of a run, a dataset, a report, nor of Ray; in nothing printed."""
 
-from collections.abc import Iterable
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
 import pyarrow.fs as pafs
 import writers
+import yaml
 from figures import Case, Checks, Outcome, numbers
 from group import run_alone
+from handmade import NETWORK
 from sentences import captured
+from session import PATIENCE_S, Session, kill
 from workshop import dataset, recipe
 
 from raytrain import runs, storage
@@ -24,6 +31,8 @@ ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": OTHERS,
     "RAY_AUTH_TOKEN": OTHERS,
 }
+# Not the driver that records: these are the commands as they are.
+CLI = [sys.executable, "-u", "-c", "from raytrain.cli import main; main()"]
 STORE = f"s3://{KEY}:{SECRET}@bucket"
 
 
@@ -139,7 +148,12 @@ def _keys_printed(texts: Iterable[str]) -> Search:
 
 
 def _holds_key(content: bytes) -> bool:
-    return any(canary.encode() in content for canary in (KEY, SECRET, OTHERS))
+    # Ray writes pickles as hexadecimal digits into its JSON.
+    return any(
+        form in content
+        for canary in (KEY, SECRET, OTHERS)
+        for form in (canary.encode(), canary.encode().hex().encode())
+    )
 
 
 def _judged(checks: Checks, *searches: Search) -> Outcome:
@@ -154,4 +168,92 @@ def told(outcomes: list[Outcome]) -> str:
     return f"{sum(numbers(outcomes, 'keys')):.0f} in {sum(numbers(outcomes, 'searched')):.0f} files and texts"
 
 
-CASES = [Case("keys in a run", scanned, True), Case("keys in an ingest", ingested, True)]
+@contextmanager
+def bucket() -> Iterator[str]:
+    """The URI of a place in a bucket of a local server, keys and query included; `storage.join` goes on from it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    place = f"s3://{KEY}:{SECRET}@bucket/place{query}"
+    storage.make_dir(place)
+    try:
+        yield place
+    finally:
+        server.stop()
+
+
+def under_ray(folder: Path) -> Outcome:
+    """Every command that starts Ray or takes --storage, in a bucket: its objects, all of Ray's files, and what is printed."""
+    checks, searches = Checks(), []
+    with bucket() as place:
+        for number, arguments in enumerate(_all_commands(folder, place)):
+            own = folder / f"{number}-{arguments[0]}"
+            own.mkdir()
+            with Session(own, *arguments, program=CLI, env=ENVIRONMENT) as session:
+                code = session.end()
+                checks.add(code == 0, f"{' '.join(arguments[:2])}: exit code {code}, {session.text()[-1500:]}")
+                searches.append(keys_in(own, session.tmp))
+        searches.append(_keys_in_objects(place))
+    return _judged(checks, *searches)
+
+
+def _all_commands(folder: Path, place: str) -> Iterator[list[str]]:
+    """The commands, each of which may use what those before it have left."""
+    runs_at, data = storage.join(place, "runs"), storage.join(place, "data")
+    storage.upload_directory(Path(dataset(folder / "data", 64)), data)
+    writers.painted(folder)
+    storage.upload_directory(folder / "tiles", storage.join(place, "tiles"))
+    storage.write_bytes(storage.join(place, "labels.csv"), (folder / "labels.csv").read_bytes())
+    space = folder / "space.yaml"
+    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    where = ["--storage", runs_at]
+    small = ["--config", "smoke", "--model.arch", NETWORK, "--dataset", data, "--num-workers", "1",
+             "--train.batch-size", "8", *where]  # fmt: skip
+    predicted = storage.join(place, "p.parquet")
+    yield ["ingest", "--images", storage.join(place, "tiles"), "--labels", storage.join(place, "labels.csv"),
+           "--out", storage.join(place, "ingested")]  # fmt: skip
+    yield ["train", "--name", "a", *small]
+    yield ["train", "--name", "b", "--restarts", "1", *small]
+    yield ["train", "--resume", "b", *where]
+    yield ["lr-find", "--name", "rates", *small]
+    yield ["tune", "--name", "search", "--space", str(space), "--num-samples", "2", *small]
+    yield ["tune", "--name", "cuts", "--thresholds", storage.join(runs_at, "a", "predictions.parquet"), "--num-samples",
+           "2", *where]  # fmt: skip
+    yield ["predict", "--checkpoint", "a", *where, "--dataset", data, "--out", predicted]
+    yield ["evaluate", predicted, "--out", storage.join(place, "evaluation")]
+    yield ["runs", "report", "a", *where]
+
+
+def cut(folder: Path) -> Outcome:
+    """A search that is killed in the middle, with all that it started: nothing of it could tidy up."""
+    checks, searches = Checks(), []
+    with bucket() as place:
+        search = next(
+            command for command in _all_commands(folder, place) if command[:3] == ["tune", "--name", "search"]
+        )
+        with Session(folder, *search, program=CLI, env=ENVIRONMENT) as session:
+            end = time.monotonic() + PATIENCE_S
+            while "  epoch 1  " not in session.text() and session.process.poll() is None and time.monotonic() < end:
+                time.sleep(0.05)
+            checks.add(session.process.poll() is None, f"it ended before it was killed: {session.text()[-1500:]}")
+            kill(*(process.pid for process in session.processes()))
+            searches.append(keys_in(folder, session.tmp))
+        searches.append(_keys_in_objects(place))
+    return _judged(checks, *searches)
+
+
+def _keys_in_objects(place: str) -> Search:
+    objects = [file.path for file in storage.files(place, recursive=True)]
+    return Search(len(objects), [path for path in objects if _holds_key(storage.read_bytes(storage.join(place, path)))])
+
+
+CASES = [
+    Case("keys in a run", scanned, True),
+    Case("keys in an ingest", ingested, True),
+    Case("keys under Ray, command by command", under_ray),
+    Case("keys of a search that is killed", cut),
+]

@@ -135,6 +135,20 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
     "a command of two that are not": (2, lambda f, d, e: ["run", "show"]),
 }  # fmt: skip
 
+# (exit code, variable, its value): each with a command that would start Ray.
+VARIABLES = [
+    (2, "RAY_ADDRESS", "http://127.0.0.1:8265"),
+    (2, "RAY_ADDRESS", "127.0.0.1:notaport"),
+    (2, "RAY_ADDRESS", ""),
+    (5, "RAY_ADDRESS", "127.0.0.1:1"),
+    (5, "RAY_ADDRESS", "nowhere.invalid:6379"),
+    (2, "RAY_TMPDIR", "/" + "x" * 90),
+    (2, "RAY_TMPDIR", "/dev/null"),
+    (2, "RAY_AUTH_MODE", "tokn"),
+    (2, "GLOO_SOCKET_IFNAME", "eth99"),
+    (2, "RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"),
+]
+
 # Kaggle's answer to the first question: exit code.
 ANSWERS = {401: 4, 403: 4, 404: 4, 429: 75}
 
@@ -153,6 +167,16 @@ def typed(names: list[str], folder: Path) -> Outcome:
             arguments = make(empty, (shared / "tiles", shared / "labels.csv"), data)
         done = said(arguments)
         _judge(checks, name, code, word, done.code, done.error)
+    return checks.outcome()
+
+
+def surrounded(folder: Path) -> Outcome:
+    """Variables of the environment, in which nothing may start."""
+    checks, (_, data) = Checks(), _shared(folder.parent / "messages")
+    for code, name, value in VARIABLES:
+        with patch.dict(os.environ, {name: value}):
+            done = said([*SMOKE, "--dataset", data.place])
+        _judge(checks, f"{name}={value}", code, value if value != "{}" else "Ray job", done.code, done.error)
     return checks.outcome()
 
 
@@ -187,6 +211,7 @@ FIGURES = [
     Figure(
         "R25", "errors with their exit code, what, why or next, 3 lines, no traceback", "100%",
         [Case("mistakes of this table", partial(typed, list(MORE)), True),
+         Case("variables of the environment", surrounded, True),
          Case("mistakes of the other table", partial(typed, KNOWN[len(MORE):])), Case("refusals of Kaggle", answered, True)],
     ),
 ]  # fmt: skip
