@@ -24,6 +24,7 @@ from raytrain.data.splits import Rule
 from raytrain.data.text import NAMES, listed, read_lines
 from raytrain.data.tile_values import column_of
 from raytrain.errors import ConfigError, masked
+from raytrain.output import outlive_reader
 
 data_app = App(name="data", help="Look at a dataset, check it, divide it.")
 Bands = Annotated[
@@ -227,6 +228,7 @@ def download(
     """Get Planet's tiles and labels: from Kaggle, or from files at hand."""
     from raytrain.data.download import download as run_download
 
+    outlive_reader()
     run_download(out, source)
 
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +39,10 @@ def absolute(place: str) -> str:
     """
     if is_uri(place):
         return place.rstrip("/")
-    return str(Path(place.removeprefix("file://")).expanduser().absolute())
+    path = Path(place.removeprefix("file://"))
+    with suppress(RuntimeError):  # ~NAME where there is no such user: a file may be called so
+        path = path.expanduser()
+    return str(path.absolute())
 
 
 def join(place: str, *parts: str) -> str:

@@ -15,7 +15,9 @@ import ray
 import ray.data
 
 from raytrain.distributed.signals import terminates_as_interrupt
+from raytrain.distributed.stopping import hangups_blocked
 from raytrain.errors import RaytrainError, ResourceError
+from raytrain.output import outlive_reader
 from raytrain.training.history import duration
 
 
@@ -28,12 +30,13 @@ def session() -> Iterator[None]:
     Raises:
         ResourceError: the cluster at RAY_ADDRESS cannot be reached.
     """
+    outlive_reader()
     if ray.is_initialized():
         yield
         return
     remote = "RAY_ADDRESS" in os.environ
     try:
-        with _native_stderr_muted():
+        with _native_stderr_muted(), hangups_blocked():
             ray.init(address=None if remote else "local", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise ResourceError(

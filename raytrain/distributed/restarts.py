@@ -45,16 +45,18 @@ class Judge:
         return permanent_failure(failures) or in_vain
 
 
-def restarts(lines: Queue, run: str) -> Any:
+def restarts(lines: Queue, run: str, mailbox: Any) -> Any:
     """A callback for Ray's controller: ends the run at a failure that another start would only repeat.
 
     Args:
         lines: hears why the workers start again.
         run: its directory.
+        mailbox: hears that no step is under way until the workers have started again.
     """
     judge = Judge(storage.join(run, "checkpoints"))
 
     def after_exception(self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        mailbox.step.remote(False)
         permanent = judge.verdict(worker_exceptions)
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raytrain import runs, storage
 from raytrain.config import ENV_OTHER, ENV_PREFIX, Recipe
+from raytrain.distributed.stopping import SUPERVISOR, handled
 from raytrain.errors import NoRoomError, ResourceError
+from raytrain.output import outlive_reader
 
 PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
 # Ends that the same command would only repeat, or that somebody wanted; exit code 5 depends.
-FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 130, 143}
+FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 129, 130, 143}
 # Behind exit code 1 stands any exception; of these it is known that they come again.
 FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
 LONGEST_PAUSE_S = 60.0
@@ -37,7 +38,8 @@ class Child:
 
     def run(self, arguments: list[str]) -> int:
         """Runs a command of raytrain. Returns its exit code, negative where a signal ended it."""
-        # A session of its own: Ctrl-C reaches every process of a terminal's group, and the child would hear it twice.
+        # A session of its own: Ctrl-C and the end of a terminal reach every process of its group, the child would hear
+        # them twice.
         self.process = subprocess.Popen([*PROGRAM, *arguments], start_new_session=True, env=_without_settings())
         if self.signal is not None:  # it came while the process was started
             self.process.send_signal(self.signal)
@@ -69,9 +71,9 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
     Returns:
         The exit code of the last attempt, as a shell counts it; of the signal that came between two of them.
     """
+    outlive_reader()
     child = Child()
-    before = {number: signal.signal(number, child.forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled(child.forward):
         for attempt in range(restarts + 1):
             begun = storage.exists(storage.join(place, "config.yaml"))
             code = child.run(again if begun else first)
@@ -84,9 +86,6 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
                 if child.signal is not None:
                     return 128 + child.signal
         return code if code >= 0 else 128 - code
-    finally:
-        for number, handling in before.items():
-            signal.signal(number, handling)
 
 
 def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
@@ -106,12 +105,7 @@ def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) ->
     Raises:
         ConfigError: another field would change.
     """
-    runs.placement(run, overrides)
-    flags = {"num_workers": "--num-workers", "tiles": "--tiles"}
-    given = [word for key, flag in flags.items() if key in overrides for word in (flag, str(overrides[key]))]
-    if overrides.get("use_gpu") is not None:
-        given.append("--use-gpu" if overrides["use_gpu"] else "--no-use-gpu")
-    again = _resume(run.place, given)
+    again = _resume(run.place, _flags(runs.placement(run, overrides)))
     return supervise(again, again, run.place, restarts)
 
 
@@ -119,9 +113,24 @@ def _resume(place: str, flags: list[str]) -> list[str]:
     return ["train", "--resume", storage.name_of(place), "--storage", storage.parent(place), *flags]
 
 
+def _flags(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested values as flags, such as `--train.stall-s 600`."""
+    words = []
+    for key, value in values.items():
+        name = f"{prefix}{key.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += _flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return words
+
+
 def _without_settings() -> dict[str, str]:
     """The environment without what sets fields of a recipe: the command names the recipe as this process has resolved it."""
-    return {name: value for name, value in os.environ.items() if name in ENV_OTHER or not name.startswith(ENV_PREFIX)}
+    kept = {name: value for name, value in os.environ.items() if name in ENV_OTHER or not name.startswith(ENV_PREFIX)}
+    return kept | {SUPERVISOR: str(os.getpid())}
 
 
 def _comes_again(place: str, code: int, first: bool) -> bool:

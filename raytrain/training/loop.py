@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from raytrain.training.precision import agreed_precision, dtype_of
 from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Outcome, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
-from raytrain.training.watchdog import Watchdog
+from raytrain.training.watchdog import Saves, Watchdog
 
 AUTO_RULE = "minimum/10"
 # On the peak rates of a run that diverged, from the checkpoint on that it goes back to.
@@ -52,7 +52,7 @@ class Hooks:
 
     Rank 0 asks between steps: `stop` for the reason to stop now, such as the name of a signal, or None; `keep` whether a
     checkpoint is wanted now, for example since a machine will be taken away. `stalled` is called, from another thread, in a
-    process whose batches have stopped coming, after it has told where it stands.
+    process whose batches have stopped coming, after it has told where it stands. `saves`: what other ranks write.
     """
 
     say: Callable[[str], None] = print
@@ -62,6 +62,7 @@ class Hooks:
     stop: Callable[[], str | None] = lambda: None
     keep: Callable[[], bool] = lambda: False
     stalled: Callable[[], None] = lambda: None
+    saves: Saves = field(default_factory=Saves)
 
 
 def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, *, backoff: bool = False) -> Metrics:
@@ -106,7 +107,10 @@ def _run(trainer: Trainer) -> Metrics:
 
 def _fit(trainer: Trainer) -> Metrics:
     for number, stage in trainer.stages_left():
-        step = trainer.start_stage(number)
+        try:
+            step = trainer.start_stage(number)
+        except lr_find.Stopped:
+            return trainer.stopped()
         for epoch in range(trainer.start.epochs_done(number) + 1, stage.epochs + 1):
             if trainer.train_epoch(step, number, epoch):
                 return trainer.stopped()
@@ -157,7 +161,9 @@ class Trainer:
         self.waiting = True  # for the first step
         self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s, self.say)
         self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
-        self.watchdog = Watchdog(run, worker.rank, recipe.train.stall_s, hooks.say, hooks.stalled)
+        self.watchdog = Watchdog(
+            run, worker.rank, recipe.train.stall_s, hooks.say, hooks.stalled, lambda: self.saver.writing, hooks.saves
+        )
         self.reason: str | None = None  # to stop
         self.newest = self.start.parent  # checkpoint of this run
 
@@ -384,6 +390,8 @@ class Trainer:
                 total = next(outcomes).values[0]
                 if self.worker.world > 1:
                     dist.all_reduce(total)
+                if self.decisions.after_step() is Action.STOP:
+                    raise lr_find.Stopped
                 return float(total)
 
             curve = lr_find.range_test(loss, step.optimizer)

@@ -33,6 +33,10 @@ CLEAR_FALL = 0.2
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
+class Stopped(Exception):
+    """A range test was stopped before its end; the weights are those from before it."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """Learning rate, loss of the global batch and smoothed loss of every step of a range test."""

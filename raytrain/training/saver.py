@@ -33,6 +33,7 @@ class Saver:
         self.directory, self.every_s, self.say = directory, every_s, say
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.pending: Future[None] | None = None
+        self.newest: Future[None] | None = None
         self.cost_s, self.failures = 0.0, 0
         self.within = False  # an epoch: what is being written
         self.token: str | None = None
@@ -42,6 +43,11 @@ class Saver:
     def interval_s(self) -> float:
         """Seconds between two saves within an epoch."""
         return max(LEAST_INTERVAL_S, TIMES_COST * self.cost_s) if self.every_s is None else self.every_s
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written now; also while `wait` waits for it."""
+        return self.newest is not None and not self.newest.done()
 
     def due(self) -> bool:
         """Whether it is time to save within an epoch.
@@ -91,7 +97,7 @@ class Saver:
         """
         self.settle()
         self.began, self.within = began, entries[0][0].startswith(ckpt.STEP)
-        self.pending = self.thread.submit(self._write, entries)
+        self.pending = self.newest = self.thread.submit(self._write, entries)
 
     def claim(self) -> None:
         """Makes this process the one that writes the run, and removes what a killed save left half-written.
