@@ -136,7 +136,7 @@ def test_a_setting_that_cannot_change_is_refused_before_anything_runs(monkeypatc
     (tmp_path / "n" / "config.yaml").write_text("{}")
     where = ["--storage", str(tmp_path), "--restarts", "2"]
     assert run_command(["train", "--resume", "n", "--train.batch-size", "8", *where]) == 2
-    assert "train cannot change now" in capsys.readouterr().err
+    assert "train.batch_size cannot change now" in capsys.readouterr().err
     assert run_command(["train", "--restarts", "-1"]) == 2
 
 
