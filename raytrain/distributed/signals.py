@@ -31,7 +31,7 @@ ANSWERS_S = 10.0
 
 
 class Unstarted(Interrupted):
-    """Ended by a first signal while no step was under way: nothing is lost that a checkpoint could keep."""
+    """Ended by a first signal while no step of training was under way: nothing is lost that a checkpoint could keep."""
 
 
 class Mailbox:
@@ -230,7 +230,7 @@ def terminates_as_interrupt() -> None:
 
 
 def _raise(number: int, frame: Any) -> None:
-    raise Interrupted(number)
+    raise Unstarted(number)
 
 
 def _outcome(function: Callable[[], Any]) -> Callable[[], Any]:

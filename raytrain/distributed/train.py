@@ -114,7 +114,7 @@ def _attempt(
             raise _stopped(run, signal.Signals[name], metrics["checkpoint"])
         return Trained(run, metrics)
     except BaseException as raised:
-        error = _stopped(run, signal.Signals(raised.number)) if isinstance(raised, Unstarted) else raised
+        error = _ended(run, raised)
         with suppress(StorageError):  # which may be what ails; the error itself is the one to tell
             runs.write_failure(run, error, exit_code_of(error))
         raise error from None
@@ -134,6 +134,17 @@ def _while_it_gets_on(
             if checkpoint.furthest(checkpoints) == reached:
                 raise
             say(f"{error.what}; they are waited for again, since the run got further")
+
+
+def _ended(run: runs.Run, raised: BaseException) -> BaseException:
+    """The error that a run ends with. A first signal beside a worker group, or before its steps, has cost nothing."""
+    if isinstance(raised.__context__, Interrupted):  # it came while another one ended the run
+        return raised
+    if isinstance(raised, Unstarted):
+        return _stopped(run, signal.Signals(raised.number))
+    if type(raised) is KeyboardInterrupt:
+        return _stopped(run, signal.SIGINT)
+    return raised
 
 
 def _stopped(run: runs.Run, number: signal.Signals, newest: str | None = None) -> UnfinishedError | Interrupted:

@@ -100,6 +100,18 @@ def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeyp
     assert len(groups) == 3 and len(lines) == 2 and "the run got further" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("raised", "code"), [(Interrupted(15), 143), (KeyboardInterrupt(), 75), (Unstarted(1), 75), (ValueError("x"), 1)]
+)
+def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code):
+    saved(tmp_path / "checkpoints", 3)
+    run = Run(str(tmp_path))
+    assert exit_code_of(train._ended(run, raised)) == code
+    # A third signal, while a second one ends the run and its steps are lost.
+    raised.__context__ = Interrupted(15)
+    assert train._ended(run, raised) is raised
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, trained):
     run, groups = Run(str(tmp_path)), []
