@@ -406,7 +406,7 @@ def list_runs(*, where: Storage = "runs") -> None:
         best = (
             f"best F2 {max(float(row['f2']) for row in rows):.4f} after {len(rows)} epochs" if rows else "no epoch yet"
         )
-        print(f"{run.name}  {best}")
+        print(f"{visible(run.name)}  {best}")
 
 
 @runs_app.command

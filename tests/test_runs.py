@@ -99,6 +99,12 @@ def a_run(storage, name):
     return place
 
 
+def test_a_list_of_runs_has_a_line_for_each_whatever_its_name(tmp_path, capsys):
+    a_run(tmp_path, "a\nb")
+    assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "a<U+000A>b  no epoch yet\n"
+
+
 @pytest.mark.parametrize("name", ["a:b", " a ", "auto", "what? #1", "-x", "50%"])
 def test_a_run_of_an_odd_name_that_exists_is_listed_shown_and_found(name, tmp_path, capsys):
     place = a_run(tmp_path, name)
