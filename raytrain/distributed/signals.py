@@ -52,8 +52,9 @@ class Mailbox:
         return self.reason
 
     def step(self, stepping: bool) -> None:
-        """Rank 0 has begun to look for a reason between its steps, or its group has ended."""
+        """Rank 0 has begun to look for a reason between its steps, or its group has ended, with what it was writing."""
         self.stepping = stepping
+        self.writing = self.writing and stepping
 
     def write(self, writing: bool) -> None:
         """Rank 0 begins to write a checkpoint, or has written it."""

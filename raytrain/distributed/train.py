@@ -117,6 +117,8 @@ def _attempt(
         error = _ended(run, raised)
         with suppress(StorageError):  # which may be what ails; the error itself is the one to tell
             runs.write_failure(run, error, exit_code_of(error))
+        if error is raised:
+            raise
         raise error from None
 
 

@@ -83,6 +83,9 @@ def test_ranks_know_when_another_one_writes_a_checkpoint(cluster):
         saves.note(False)
         time.sleep(0.1)
         assert 0.1 <= saves.ago() < 10
+        saves.note(True)
+        Inbox(box, print)  # of the next group: rank 0 has died while it wrote
+        assert 0.0 < saves.ago() < 10
     assert saves.ago() == math.inf  # the driver is gone
 
 
