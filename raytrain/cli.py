@@ -6,6 +6,7 @@ Heavy modules (torch, ray) are imported inside the commands: help, --print-confi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
@@ -22,9 +23,11 @@ from raytrain.cli_data import SourceFlags
 from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
 from raytrain.data.bands import parse as parse_bands
 from raytrain.data.names import is_utf8, visible
+from raytrain.distributed.stopping import end_with_supervisor
 from raytrain.distributed.surroundings import check_session
-from raytrain.errors import ConfigError, RaytrainError, exit_code_of, masked, typed
+from raytrain.errors import ConfigError, Interrupted, RaytrainError, typed
 from raytrain.job import check_written
+from raytrain.output import Output, ReaderLeft, open_closed_streams
 
 # Set before ray is imported; whoever sets them differently keeps their value.
 RAY_ENVIRONMENT = {
@@ -74,6 +77,7 @@ Storage = Annotated[
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Runs a command line and exits with the codes that README lists."""
+    end_with_supervisor()
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     sys.exit(run_command(sys.argv[1:] if argv is None else argv))
@@ -84,32 +88,17 @@ def run_command(argv: list[str]) -> int:
 
     Nothing that is printed holds the keys of a URI.
     """
+    open_closed_streams()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is read while it grows
-    with redirect_stdout(_Masked(sys.stdout)), redirect_stderr(_Masked(sys.stderr)):
+    with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr, outlives=True)):
         return _run(argv)
-
-
-class _Masked:
-    """A stream that leaves out the keys of URIs."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """As that of the stream."""
-        # A name that is not UTF-8 is a surrogate here, which no stream takes.
-        printable = masked(text).encode("utf-8", "backslashreplace").decode()
-        written: int = self._stream.write(printable)
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _run(argv: list[str]) -> int:
     try:
         _check_utf8(argv)
         result = app(argv, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
@@ -118,13 +107,10 @@ def _run(argv: list[str]) -> int:
     except RaytrainError as error:
         return _fail(error)
     except KeyboardInterrupt as error:
-        code = exit_code_of(error)
-        how = "from the keyboard" if code == 130 else f"by signal {code - 128}"
-        print(f"stopped {how}\nraytrain ends with exit code {code}", file=sys.stderr)
-        return code
-    except BrokenPipeError:
-        # The reader of a pipe, such as `| head`, has gone; stdout must not fail again while Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        told = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print(f"{told}\nraytrain ends with exit code {told.exit_code}", file=sys.stderr)
+        return told.exit_code
+    except ReaderLeft:
         return 141
     except Exception:
         traceback.print_exc()
@@ -185,8 +171,11 @@ def train(
 ) -> int | None:
     """Train through the stages of a recipe; --resume goes on with a run.
 
-    Ctrl-C or SIGTERM: a checkpoint after the next step, then the end with exit code 75; a second one ends it at once.
+    Ctrl-C, SIGTERM or a closed terminal: a checkpoint after the next step, then the end with exit code 75; a second signal
+    ends it at once.
     """
+    if name is not None:
+        runs.check_name(name)
     overrides = flags.model_dump(exclude_unset=True) if flags else {}
     if resume is not None:
         others = {"--config": config, "--name": name, "--dry-run": dry_run, "--print-config": print_config}
@@ -196,13 +185,15 @@ def train(
         print(recipe.to_yaml(), end="")
         return None
     check_written("--storage", recipe.storage)
+    if name is None:
+        name = runs.new_name(storage.name_of(config or "train").removesuffix(".yaml"))
     if dry_run:
         check_session()
         from raytrain.distributed.plan import dry_run as run_dry
 
+        runs.refuse_taken(name, recipe.storage)
         run_dry(recipe)
         return None
-    name = name or runs.new_name(storage.name_of(config or "train").removesuffix(".yaml"))
     if restarts:
         from raytrain.distributed.supervisor import supervise_run
 
@@ -226,7 +217,7 @@ def lr_find(
     recipe = recipe.model_copy(update={"select": recipe.select or "1"})
     check_written("--storage", recipe.storage)
     check_session()
-    name = name or runs.new_name("lr-find")
+    name = runs.new_name("lr-find") if name is None else name
     runs.refuse_taken(name, recipe.storage)
     from raytrain.distributed.train import find_rates
     from raytrain.report import rates
@@ -291,7 +282,7 @@ def tune(
     recipe = load_recipe(config, flags.model_dump(exclude_unset=True) if flags else {})
     check_written("--storage", recipe.storage)
     check_session()
-    name = name or runs.new_name("tune")
+    name = runs.new_name("tune") if name is None else name
     runs.refuse_taken(name, recipe.storage)
     if thresholds is not None:
         from raytrain.distributed.tune import search_thresholds
@@ -386,8 +377,9 @@ def evaluate(
     place = storage.absolute(out)
     judgement = judge(read(storage.absolute(predictions)))
     write(judgement, place)
+    report = write_evaluation(place, storage.absolute(predictions), judgement)
     print(table(judgement))
-    print(f"report: {write_evaluation(place, storage.absolute(predictions))}")
+    print(f"report: {report}")
 
 
 @app.command
@@ -434,7 +426,7 @@ def list_runs(*, where: Storage = "runs") -> None:
         best = (
             f"best F2 {max(float(row['f2']) for row in rows):.4f} after {len(rows)} epochs" if rows else "no epoch yet"
         )
-        print(f"{run.name}  {best}")
+        print(f"{visible(run.name)}  {best}")
 
 
 @runs_app.command

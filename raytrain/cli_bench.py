@@ -15,6 +15,7 @@ from raytrain.cli import Flags
 from raytrain.config import Recipe, load_recipe
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.job import check_written
+from raytrain.output import outlive_reader
 
 if TYPE_CHECKING:
     from raytrain.bench.figures import Figure
@@ -65,6 +66,7 @@ def bench(
     from raytrain.bench import figures
     from raytrain.bench.generate import workplace
 
+    outlive_reader()
     with workplace(recipe.dataset, generate) as dataset:
         found = _measured(recipe, dataset, parts, pairs, steps)
     print(f"\n{figures.machine_line()}\n{figures.table(found)}")

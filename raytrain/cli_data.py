@@ -25,6 +25,7 @@ from raytrain.data.tile_values import column_of
 from raytrain.distributed.surroundings import check_session
 from raytrain.errors import ConfigError, masked, typed
 from raytrain.job import check_written
+from raytrain.output import outlive_reader
 
 data_app = App(name="data", help="Look at a dataset, check it, divide it.")
 Bands = Annotated[
@@ -229,6 +230,7 @@ def download(
     check_written("--out", out)
     from raytrain.data.download import download as run_download
 
+    outlive_reader()
     run_download(out, source)
 
 

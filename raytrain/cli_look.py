@@ -215,7 +215,6 @@ def check(
     if wrong:
         raise DataError("; ".join(wrong), "training would stop or learn from wrong data", "ingest into a new directory")
     inspection = inspect(found, split=split, rules=rules, decode=not fast)
-    print(dataset_text.summary(inspection))
     name = f"{storage.name_of(found.place)}-check.html"
     place = storage.absolute(
         name if out is None else out if storage.name_of(out).endswith(".html") else storage.join(out, name)
@@ -223,9 +222,11 @@ def check(
     stem = storage.name_of(place).removesuffix(".html").removesuffix("-check")
     table = storage.join(storage.parent(place), f"{stem}-groups.csv")
     dataset_page.write(inspection, place, table)
-    print(f"page: {masked(place)}")
     if inspection.leaks:
         storage.write_text(table, inspection.group_table.to_csv(index=False))
+    print(dataset_text.summary(inspection))
+    print(f"page: {masked(place)}")
+    if inspection.leaks:
         print(f"next: {dataset_page.split_command(inspection, table)}")
 
 

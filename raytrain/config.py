@@ -33,6 +33,9 @@ ENV_PREFIX = "RAYTRAIN_"
 ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTRAIN_TORCH_INDEX"}
 
 
+# Flags of commands that are no fields of a recipe.
+FLAGS_ONLY = {"config", "name", "resume", "restarts", "dry-run", "print-config", "space", "num-samples", "out"}
+SELECTION = r"\d+(-\d+)?"
 SPLIT_NAME = r"^[A-Za-z0-9_.-]+$"
 # Stem to the eighth of the tile's size, the rest of the body, the head: fastai 1's groups of a ResNet.
 LAYER_GROUPS = 3
@@ -183,7 +186,7 @@ class Recipe(Settings):
     train: Train = Train()
     stages: tuple[Stage, ...] = Field(LESSON_STAGES, min_length=1, description="the resize schedule")
     select: str | None = Field(
-        None, pattern=r"^\d+(-\d+)?$", description="run only these stages of the list, such as 3 or 3-4"
+        None, pattern=f"^{SELECTION}$", description="run only these stages of the list, such as 3 or 3-4"
     )
     dataset: str | None = Field(None, description="dataset directory or URI written by `raytrain ingest`")
     storage: str = Field("runs", description="directory or URI that holds the runs")
@@ -318,17 +321,33 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
             continue
         path = name.removeprefix(ENV_PREFIX).lower().split("__")
         if not _is_leaf(path):
-            known = [ENV_PREFIX + "__".join(p).upper() for p in _leaves()]
-            raise ConfigError(
-                f"the environment variable {name} names no setting.{did_you_mean(name, known)}",
-                "it would be ignored silently otherwise",
-                f"unset {name}",
-            )
+            raise _no_setting(name, value)
         nested: Any = value
         for key in reversed(path):
             nested = {key: nested}
         values = merge(values, nested)
     return values
+
+
+def _no_setting(name: str, value: str) -> ConfigError:
+    """The error of a variable that would be ignored, with what was meant where that can be known."""
+    words = name.removeprefix(ENV_PREFIX).lower().split("__")
+    what = f"the environment variable {name} names no setting"
+    if words[0] == "stages":
+        chosen = value if re.fullmatch(SELECTION, value) else "1"
+        return ConfigError(
+            what,
+            "the list of stages comes from a YAML file (--config); a variable only selects from it",
+            f"unset {name}; --stages {chosen} or {ENV_PREFIX}SELECT={chosen} selects, `stages:` in the file sets the list",
+        )
+    flag = words[0].replace("_", "-")
+    if len(words) == 1 and flag in FLAGS_ONLY:
+        return ConfigError(what, f"--{flag} is given on the command line only", f"unset {name}, and give --{flag}")
+    leaves = [path for path in _leaves() if path != ["stages"]]
+    # RAYTRAIN_WD means train.wd, though other variables look more like it.
+    meant = [path for path in leaves if path[-1] == words[-1]] or leaves
+    known = [ENV_PREFIX + "__".join(path).upper() for path in meant] + sorted(ENV_OTHER)
+    return ConfigError(f"{what}.{did_you_mean(name, known)}", "it would be ignored silently otherwise", f"unset {name}")
 
 
 def parse_yaml(text: str, label: str) -> dict[str, Any]:

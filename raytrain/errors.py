@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -84,11 +85,20 @@ class UnfinishedError(RaytrainError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ended at once by a signal, as by Ctrl-C."""
+    """Ended at once by a signal, as by Ctrl-C.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
+    Args:
+        number: of the signal.
+        note: what else there is to say; begins with a comma or a new line.
+    """
+
+    def __init__(self, number: int, note: str = "") -> None:
+        super().__init__(number, note)
+        self.number, self.note, self.exit_code = number, note, 128 + number
+
+    def __str__(self) -> str:
+        how = "from the keyboard" if self.number == signal.SIGINT else f"by {signal.Signals(self.number).name}"
+        return f"stopped {how}{self.note}"
 
 
 def exit_code_of(error: BaseException) -> int:

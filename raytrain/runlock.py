@@ -1,7 +1,8 @@
 """One process at a time trains a run: a lock file in its directory, with a heartbeat.
 
 A lock whose process is dead on this host is taken over at once, one that was silent for a minute elsewhere after it was
-watched for the time of a beat. Imports neither torch nor ray.
+watched for the time of a beat. Elsewhere is also another container: it may have this host's name, and numbers processes
+by itself. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def held(place: str) -> Iterator[None]:
         StorageError: the lock cannot be written.
     """
     storage.make_dir(place)
-    mine = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
+    mine = {
+        "host": platform.node(), "processes": _process_namespace(), "pid": os.getpid(), "started": _started(os.getpid()),
+        "token": uuid.uuid4().hex,
+    }  # fmt: skip
     _acquire(place, mine)
     ended = threading.Event()
     thread = threading.Thread(target=_beat, args=(place, mine, ended), daemon=True)
@@ -66,13 +70,33 @@ def _acquire(place: str, mine: dict[str, Any]) -> None:
 
 def _is_over(place: str, owner: dict[str, Any]) -> bool:
     """Whether a lock's owner has ended."""
-    if owner["host"] == platform.node():
+    if _numbers_are_ours(owner):
         return _started(owner["pid"]) != owner["started"] or owner["started"] is None
     if time.time() - owner["beat"] < SILENT_S:
         return False
     # The clocks of two machines may differ: a lock that is alive changes while it is watched.
     time.sleep(BEAT_S * 1.2)
     return _owner(place) == owner
+
+
+def _numbers_are_ours(owner: dict[str, Any]) -> bool:
+    """Whether an owner's process number means the same process here."""
+    if owner["host"] != platform.node():
+        return False
+    if "processes" not in owner:  # written before 28 November 2026
+        return True
+    return owner["processes"] is not None and owner["processes"] == _process_namespace()
+
+
+def _process_namespace() -> str | None:
+    """The kernel that runs now and the namespace that numbers this process; None where they cannot be known."""
+    if not Path("/proc/self/stat").exists():
+        return "no namespaces on this system"
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return None
 
 
 def _started(pid: int) -> str | None:

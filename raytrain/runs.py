@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import secrets
+import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -22,8 +25,14 @@ from raytrain.errors import ConfigError, did_you_mean, typed
 if TYPE_CHECKING:
     from raytrain.data.dataset import Dataset
 
-# What a resumed run may change: where it runs, not what it computes.
-PLACEMENT = ("num_workers", "use_gpu", "tiles")
+# What a resumed run may change: where it runs and how often it saves, not what it computes.
+PLACEMENT = ("num_workers", "use_gpu", "tiles", "dataset", "train.stall_s", "train.save_every_s")
+# Names that mean something else where runs are named.
+RESERVED = ("stages", "auto")
+# Of a file name on Linux, less what a name gets while it is written.
+MOST_NAME_BYTES = 255 - len("..01234567.partial")
+# The first five mean something in a path, in RUN:CHECKPOINT or in a URI; the others no file may have on some systems.
+NOT_IN_NAMES = '/\\:?#%*"<>|'
 PACKAGES = ("raytrain", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "pydantic")
 
 
@@ -53,8 +62,45 @@ class Run:
 
 
 def new_name(label: str) -> str:
-    """A name that no other run has: label, local time, four hexadecimal digits."""
-    return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    """A name that no other run has: label, local time, four hexadecimal digits. The label may be any text."""
+    plain = re.sub(r"[^\w.]+", "-", label[:40]).strip("-")
+    return f"{plain or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def check_name(name: str) -> str:
+    """Returns a name that a user gives to a new run, search or range test.
+
+    Raises:
+        ConfigError: it cannot be that of a directory everywhere, or commands would take it for something else.
+    """
+    if why := _why_no_name(name):
+        shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in name[:60])
+        raise ConfigError(
+            f'the name "{shown}{"..." if len(name) > 60 else ""}" {why}',
+            "a directory gets this name, and every command finds the run by it",
+            "--name with letters, digits, _, . and -, such as --name first",
+        )
+    return name
+
+
+def _why_no_name(name: str) -> str:
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if not name:
+        return "is empty"
+    if size > MOST_NAME_BYTES:
+        return f"has {size} bytes; {MOST_NAME_BYTES} are the most"
+    if name.strip() != name:
+        return "begins or ends with a blank"
+    if not name.isprintable():
+        return "has a character that cannot be printed"
+    if name in (".", ".."):
+        return "means another directory"
+    if name[0] in "-~":
+        return f"begins with {name[0]}"
+    if name.casefold() in RESERVED:
+        return "is reserved"
+    odd = next((c for c in name if c in NOT_IN_NAMES), None)
+    return "" if odd is None else f"has the character {odd}"
 
 
 def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
@@ -68,23 +114,30 @@ def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
     refuse_taken(name, recipe.storage)
     storage.make_dir(run.place)
     storage.write_text(storage.join(run.place, "config.yaml"), recipe.to_yaml())
-    storage.write_json(storage.join(run.place, "env.json"), environment(dataset))
+    tiles = {"split_hash": dataset.split_hash(recipe.data.split)}
+    storage.write_json(storage.join(run.place, "env.json"), environment(dataset) | tiles)
     return run
 
 
 def refuse_taken(name: str, place: str) -> None:
-    """Refuses the name of a run, search or range test that is there.
+    """Refuses the name of a run, search or range test that is there, and what is no name.
 
     Raises:
-        ConfigError: it is taken.
+        ConfigError: it is taken, or as `check_name`.
     """
+    check_name(name)
     base = storage.join(storage.absolute(place), name)
     if any(storage.exists(storage.join(base, file)) for file in ("config.yaml", "trials.csv", "lr-find")):
         raise ConfigError(
             f'there is already a run "{name}" in {place}',
             "a second one under its name would mix two results",
-            f"raytrain train --resume {name} --storage {typed(place)}, or another --name",
+            f"{resume_command(name, place)}, or another --name",
         )
+
+
+def resume_command(name: str, place: str) -> str:
+    """What a user types to go on with a run."""
+    return f"raytrain train --resume {shlex.quote(name)} --storage {shlex.quote(place)}"
 
 
 def environment(dataset: Dataset) -> dict[str, Any]:
@@ -137,16 +190,53 @@ def placement(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
     """Those of some settings that a run may go on with.
 
     Raises:
-        ConfigError: another field would change; the storage is only where the run is looked for.
+        ConfigError: another field would change; the storage is only where the run is looked for. Whether a dataset is
+            that of the run is for `preflight.check_recipe` to say.
     """
-    changed = sorted(overrides.keys() - {*PLACEMENT, "storage"})
+    changed = sorted(_paths(overrides) - {*PLACEMENT, "storage"})
     if changed:
         raise ConfigError(
             f"--resume goes on with the settings of {run.name}; {', '.join(changed)} cannot change now",
             "half of the run would have been trained in another way",
             f"leave it out, or start a new run with --init-from {run.name}",
         )
-    return {key: overrides[key] for key in PLACEMENT if key in overrides}
+    return {key: value for key, value in overrides.items() if key != "storage"}
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The paths of the fields that nested values set, such as train.wd."""
+    paths = set[str]()
+    for key, value in values.items():
+        paths |= _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}"}
+    return paths
+
+
+def trained_on(run: Run) -> dict[str, str]:
+    """`dataset_hash` and `split_hash` of the tiles that a run trains on, as far as it has written them down."""
+    for name in run.checkpoints:
+        if known := _hashes(storage.join(run.place, "checkpoints", name, "meta.json")):
+            return known
+    return _hashes(storage.join(run.place, "env.json"))
+
+
+def _hashes(place: str) -> dict[str, str]:
+    try:
+        content = storage.read_json(place)
+        return {key: content[key] for key in ("dataset_hash", "split_hash") if key in content}
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def write_places(run: Run, recipe: Recipe) -> None:
+    """Writes into config.yaml where dataset and storage of a run are now, if they have moved since it was written.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    known = run.recipe
+    moved = known.model_copy(update={"dataset": recipe.dataset, "storage": recipe.storage})
+    if moved != known:
+        storage.write_text(storage.join(run.place, "config.yaml"), moved.to_yaml())
 
 
 def find_checkpoint(text: str, place: str) -> str:
@@ -158,7 +248,7 @@ def find_checkpoint(text: str, place: str) -> str:
     path = storage.absolute(text)
     if storage.exists(storage.join(path, "MANIFEST.json")):
         return path
-    name, _, which = text.partition(":") if not storage.is_uri(text) else (text, "", "")
+    name, which = _run_and_checkpoint(text, place)
     if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
         raise ConfigError(
             f"there is no checkpoint at {text}", "a checkpoint is a directory with a MANIFEST.json, written last",
@@ -176,6 +266,14 @@ def find_checkpoint(text: str, place: str) -> str:
         f"it has: {', '.join(run.checkpoints) or 'none yet'}",
         f"raytrain runs show {run.name} --storage {typed(place)}",
     )
+
+
+def _run_and_checkpoint(text: str, place: str) -> tuple[str, str]:
+    """The two parts of RUN:CHECKPOINT; the name of a run from before names were checked may hold a colon."""
+    if storage.is_uri(text) or storage.exists(storage.join(storage.absolute(place), text, "config.yaml")):
+        return text, ""
+    name, colon, which = text.rpartition(":")
+    return (name, which) if colon else (text, "")
 
 
 def write_failure(run: Run, error: BaseException, exit_code: int) -> None:

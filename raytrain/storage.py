@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,8 +42,10 @@ def absolute(place: str) -> str:
     """
     if is_uri(place):
         return place.rstrip("/")
-    # As a shell does it: `~x` of a user that there is not stays as it is.
-    return str(Path(os.path.expanduser(place.removeprefix("file://"))).absolute())
+    path = Path(place.removeprefix("file://"))
+    with suppress(RuntimeError):  # ~NAME where there is no such user: a file may be called so
+        path = path.expanduser()
+    return str(path.absolute())
 
 
 def join(place: str, *parts: str) -> str:

@@ -50,6 +50,34 @@ def test_an_environment_variable_that_names_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("STAGES", "1", "--stages 1 or RAYTRAIN_SELECT=1 selects, `stages:` in the file"),
+        ("STAGES", "3-4", "--stages 3-4 or RAYTRAIN_SELECT=3-4"),
+        ("STAGES", "[{size: 64}]", "YAML file"),
+        ("STAGES__0__LR", "0.1", "the list of stages comes from a YAML file"),
+        ("WD", "0.1", 'Did you mean "RAYTRAIN_TRAIN__WD"'),
+        ("TRAIN_BATCH_SIZE", "8", 'Did you mean "RAYTRAIN_TRAIN__BATCH_SIZE"'),
+        ("AUGMENT__ZOOM", "2", 'Did you mean "RAYTRAIN_DATA__AUGMENT__ZOOM"'),
+        ("CACHE_DIR", "x", 'Did you mean "RAYTRAIN_CACHE"'),
+        ("WORKERS", "2", 'Did you mean "RAYTRAIN_NUM_WORKERS"'),
+        ("CONFIG", "smoke", "--config is given on the command line only"),
+        ("DRY_RUN", "1", "unset RAYTRAIN_DRY_RUN, and give --dry-run"),
+        ("RESUME", "first", "--resume"),
+    ],
+)
+def test_a_variable_that_looks_like_a_setting_is_told_how_it_is_set(name, value, words):
+    with pytest.raises(ConfigError) as caught:
+        environment({f"RAYTRAIN_{name}": value})
+    assert f"RAYTRAIN_{name} names no setting" in caught.value.what and words in str(caught.value)
+    assert f"unset RAYTRAIN_{name}" in caught.value.fix
+
+
+def test_the_selection_of_stages_has_a_variable_of_its_own():
+    assert environment({"RAYTRAIN_SELECT": "3-4"}) == {"select": "3-4"}
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("train: {bach_size: 3}", r'"train.bach_size \(line 1\)".*Did you mean "batch_size"'),

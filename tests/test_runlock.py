@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,65 @@ def test_elsewhere_a_silent_owner_loses_it_and_one_that_is_heard_keeps_it(tmp_pa
     else:
         with pytest.raises(ConfigError, match="on elsewhere"), runlock.held(str(tmp_path)):
             pass
+
+
+@pytest.mark.parametrize(
+    ("processes", "age", "free"),
+    [
+        ("another container", 10, False),
+        ("another container", 100, True),
+        (None, 10, False),
+        (None, 100, True),
+        ("ours", 10, True),
+        ("an earlier version", 10, True),
+    ],
+)
+def test_a_host_of_the_same_name_is_not_this_one_where_it_numbers_its_processes_itself(
+    tmp_path, monkeypatch, processes, age, free
+):
+    monkeypatch.setattr(runlock, "BEAT_S", 0.3)
+    # There is no such process here, and in the other container there may be.
+    owner = {"host": platform.node(), "pid": 2**22 + 1, "started": "1", "token": "x", "beat": time.time() - age}
+    with runlock.held(str(tmp_path / "first")):
+        ours = content(tmp_path / "first")["processes"]
+    if processes != "an earlier version":
+        owner["processes"] = ours if processes == "ours" else processes
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "lock.json").write_text(json.dumps(owner))
+    if free:
+        with runlock.held(str(tmp_path)):
+            assert content(tmp_path)["processes"] == ours
+    else:
+        with pytest.raises(ConfigError, match="last heard of 1"), runlock.held(str(tmp_path)):
+            pass
+
+
+def test_where_nothing_tells_who_numbers_the_processes_only_the_heart_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(runlock, "_process_namespace", lambda: None)
+    process = {"host": platform.node(), "pid": 2**22 + 1, "started": "1", "token": "x", "beat": time.time()}
+    (tmp_path / "lock.json").write_text(json.dumps(process | {"processes": None}))
+    with pytest.raises(ConfigError), runlock.held(str(tmp_path)):
+        pass
+
+
+def test_a_process_in_a_namespace_of_its_own_is_not_taken_for_dead(tmp_path):
+    tool = shutil.which("unshare")
+    if tool is None or subprocess.run([tool, "--pid", "--fork", "true"]).returncode != 0:
+        pytest.skip("no right to make a process namespace")
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", HOLDER, str(tmp_path), "0", "20"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        assert content(tmp_path)["host"] == platform.node() and content(tmp_path)["pid"] < 10
+        with pytest.raises(ConfigError, match="is being trained"), runlock.held(str(tmp_path)):
+            pass
+    finally:
+        subprocess.run(["kill", str(next(iter(children(process.pid))))])
+        process.wait()
+
+
+def children(pid):
+    return [int(word) for word in open(f"/proc/{pid}/task/{pid}/children").read().split()]
 
 
 def test_the_heart_beats_and_stops_where_the_lock_is_lost(tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from torch.multiprocessing.spawn import spawn
 from raytrain.bench.check_numbers import in_stage, need_gpu
 from raytrain.bench.verdicts import Found, Setting, Verdict, close, tried
 from raytrain.data.dataset import open_dataset
-from raytrain.training.loop import Hooks, Trainer
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import Trainer
 from raytrain.training.step import Stepper, Worker
 
 WORLDS = (2, 3)

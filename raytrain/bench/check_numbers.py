@@ -19,7 +19,8 @@ from raytrain.bench.schedule import NEEDED
 from raytrain.bench.verdicts import NEEDS_GPU, Found, Setting, Skip, Verdict, close, replays_counted, tried
 from raytrain.data.dataset import open_dataset
 from raytrain.training import execution, models
-from raytrain.training.loop import Hooks, Trainer, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import Trainer, fit
 from raytrain.training.precision import keep_fp32
 from raytrain.training.step import Stepper
 

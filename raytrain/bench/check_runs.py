@@ -22,7 +22,8 @@ from raytrain.training import execution, models, optim
 from raytrain.training.checkpoint import STEP
 from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import read_epochs
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.step import Stepper
 
 # Of the GPU's memory.

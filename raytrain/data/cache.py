@@ -124,6 +124,26 @@ def open_store(
         return Store(root, pixels, decoded, lease)
 
 
+def check_store(dataset: Dataset, size: int, directory: Path | None = None) -> None:
+    """Refuses what `open_store` would refuse before it decodes. Makes the cache folder, and removes nothing in it.
+
+    Raises:
+        ConfigError: RAYTRAIN_CACHE_GB is no number.
+        StorageError: the disk is too small or cannot be written.
+    """
+    directory = directory or default_directory()
+    with _failures(directory):
+        root = directory / _key(_content(dataset, size))
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory / "cache.lock"):
+            if (root / "store.json").exists():
+                with (root / "in-use.lock").open("ab"):
+                    return
+            held = _held(directory)
+            used = sum(held[root] for root in held if _is_in_use(root))
+            _check_room(directory, store_bytes(dataset, size), used, sum(held.values()) - used)
+
+
 @contextmanager
 def _failures(directory: Path) -> Iterator[None]:
     try:
@@ -145,8 +165,8 @@ def _shards(dataset: Dataset) -> list[Shard]:
 
 
 def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[bytes]]:
-    content = {"dataset": dataset.hash, "size": size, "decoder": images.DECODER_VERSION, "rows": dataset.rows}
-    root = directory / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    content = _content(dataset, size)
+    root = directory / _key(content)
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory / "cache.lock"):
         if not (root / "store.json").exists():
@@ -158,6 +178,14 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[
         fcntl.flock(lease, fcntl.LOCK_SH)
         os.utime(root / "store.json")
         return root, lease
+
+
+def _content(dataset: Dataset, size: int) -> dict[str, Any]:
+    return {"dataset": dataset.hash, "size": size, "decoder": images.DECODER_VERSION, "rows": dataset.rows}
+
+
+def _key(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _reserve(root: Path, size: int) -> None:
@@ -186,20 +214,30 @@ def _limit() -> int:
 
 def _make_room(directory: Path, needed: int) -> None:
     limit = _limit()
-    stores = sorted(directory.glob("*/store.json"), key=lambda path: path.stat().st_mtime)
-    held = {path.parent: (path.parent / "tiles.u8").stat().st_size for path in stores}
+    held = _held(directory)
     for root in held:
         if sum(held.values()) + needed <= limit and shutil.disk_usage(directory).free > needed:
             break
         if _remove_unused(root):
             held[root] = 0
-    free = shutil.disk_usage(directory).free
-    if sum(held.values()) + needed > limit:
+    _check_room(directory, needed, sum(held.values()), 0)
+
+
+def _held(directory: Path) -> dict[Path, int]:
+    """Bytes of the tiles of each store, the one that was not opened for longest first."""
+    stores = sorted(directory.glob("*/store.json"), key=lambda path: path.stat().st_mtime)
+    return {path.parent: (path.parent / "tiles.u8").stat().st_size for path in stores}
+
+
+def _check_room(directory: Path, needed: int, used: int, removable: int) -> None:
+    """Refuses a store of so many bytes beside `used` ones that stay, where it has no room after `removable` ones went."""
+    limit, free = _limit(), shutil.disk_usage(directory).free + removable
+    if used + needed > limit:
         raise StorageError(
-            f"the decoded tiles need {needed / 1e9:.1f} GB beside {sum(held.values()) / 1e9:.1f} GB in use, the tile cache "
+            f"the decoded tiles need {needed / 1e9:.1f} GB beside {used / 1e9:.1f} GB in use, the tile cache "
             f"may hold {limit / 1e9:.1f} GB",
             "decoded tiles are kept on disk so that they are decoded once",
-            f"export RAYTRAIN_CACHE_GB={-(-(sum(held.values()) + needed) // 10**9)}",
+            f"export RAYTRAIN_CACHE_GB={-(-(used + needed) // 10**9)}",
         )
     if free < needed:
         raise StorageError(
@@ -207,6 +245,15 @@ def _make_room(directory: Path, needed: int) -> None:
             "decoded tiles are kept on disk so that they are decoded once",
             "export RAYTRAIN_CACHE=DIR with a folder on a larger disk",
         )
+
+
+def _is_in_use(root: Path) -> bool:
+    with (root / "in-use.lock").open("ab") as lease:
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def _remove_unused(root: Path) -> bool:

@@ -182,7 +182,7 @@ def _checkpoint(recipe: Recipe, dataset: Dataset, place: str) -> str:
     size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     meta = {
         "task": "multi-label", "arch": recipe.model.arch, "classes": dataset.classes, "split": recipe.data.split,
-        "normalize": recipe.data.normalize, "size": stage.size,
+        "normalize": recipe.data.normalize, "size": stage.size, "stage": recipe.selected[1], "epoch": stage.epochs,
         "precision": agreed_precision(recipe.train.precision, torch.device("cpu"), 1),
         "resize": {"stored_size": size, "rule": transforms.RESIZE_RULE},
     }  # fmt: skip

@@ -16,7 +16,9 @@ import ray.data
 
 from raytrain.distributed import surroundings
 from raytrain.distributed.signals import terminates_as_interrupt
+from raytrain.distributed.stopping import hangups_blocked
 from raytrain.errors import RaytrainError, ResourceError
+from raytrain.output import outlive_reader
 from raytrain.training.history import duration
 
 
@@ -30,12 +32,13 @@ def session() -> Iterator[None]:
         ConfigError: a variable of the environment is one with which Ray would not start.
         ResourceError: the cluster at RAY_ADDRESS cannot be reached.
     """
+    outlive_reader()
     if ray.is_initialized():
         yield
         return
     remote = surroundings.check()
     try:
-        with _native_stderr_muted():
+        with _native_stderr_muted(), hangups_blocked():
             # A session that ends with its command needs no dashboard, which takes memory and a part of a core.
             local = {} if remote else {"address": "local", "include_dashboard": False}
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)

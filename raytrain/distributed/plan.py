@@ -28,7 +28,7 @@ from raytrain.distributed.preflight import (
     free_bytes,
     use_gpu,
 )
-from raytrain.training import models, optim, tiles
+from raytrain.training import models, optim, placement, tiles
 from raytrain.training.feed import CacheFeed, Source
 from raytrain.training.history import duration
 from raytrain.training.precision import agreed_precision, dtype_of, keep_fp32
@@ -51,11 +51,12 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     models.check_batch_norm(recipe.model.batch_norm, device.type)
     model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
     models.placed(model, device, dtype_of(precision))
-    for line in _plan(recipe, dataset, model):
+    size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
+    lines = [*_plan(recipe, dataset, model), placement.planned(dataset, size, device, recipe.tiles)]
+    for line in lines:
         say(line)
     first, last = recipe.selected
     selected = list(enumerate(recipe.stages, 1))[first - 1 : last]
-    size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     rows = dataset.part_rows(recipe.data.split, "train")[: 2 * max(recipe.batch_size(stage) for _, stage in selected)]
     pixels, targets = _decoded(dataset, rows, size), torch.from_numpy(dataset.targets[rows]).to(device)
     source = Source(CacheFeed(pixels, device), targets)
@@ -89,7 +90,6 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
     workers, batch = recipe.num_workers, recipe.train.batch_size
     shares = sorted({len(range(*tiles.rank_slice(batch, r, workers).indices(batch))) for r in range(workers)})
     counts = {part: len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")}
-    size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     weights = models.parameter_count(model)
     named, full = checkpoint_bytes(recipe, weights)
     free = free_bytes(recipe.storage)
@@ -100,7 +100,6 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
         f"workers: {workers}, {cpus()} CPUs on this machine; global batch {batch}, per worker {' or '.join(map(str, shares))}",
         f"checkpoints: {named / 1e6:.0f} MB for each stage and the best, {FULL_CHECKPOINTS} of up to {full / 1e6:.0f} MB to go "
         f"on from, in {recipe.storage}" + (f" ({free / 1e9:.0f} GB free)" if free is not None else ""),
-        f"tile cache: {cache.store_bytes(dataset, size) / 1e6:.0f} MB at {size} px in {cache.default_directory()}",
         _memory(recipe, dataset),
     ]
 

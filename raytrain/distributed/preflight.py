@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import uuid
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import gpus, surroundings
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
-from raytrain.errors import ConfigError, ResourceError, StorageError
+from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.training import checkpoint, models
 from raytrain.training.start import initial
 from raytrain.training.tiles import check_batches
@@ -51,7 +52,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
             "--dataset DIR, as written by raytrain ingest --out DIR",
         )
     starts = run is None or not run.checkpoints
-    dataset = open_dataset(recipe.dataset)
+    dataset = open_dataset(recipe.dataset) if run is None else _dataset_of(run, recipe, recipe.dataset)
     check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
     places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
     model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
@@ -73,6 +74,33 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     storage.probe(places["storage"])
     check_disk(recipe, places["storage"], models.parameter_count(model), run)
     return recipe.model_copy(update=places), dataset
+
+
+def _dataset_of(run: runs.Run, recipe: Recipe, place: str) -> Dataset:
+    """The dataset of a run that goes on, at its old place or at another.
+
+    Raises:
+        DataError: there is none, or it is another one.
+    """
+    again = runs.resume_command(run.name, storage.parent(run.place))
+    if place == run.recipe.dataset and not storage.exists(storage.join(place, "dataset.json")):
+        raise DataError(
+            f"the dataset of the run {run.name} is not at {place} any more",
+            "its tiles were moved, or lie on a disk that is not there now",
+            f"{again} --dataset NEW, with the place where it is now",
+        )
+    dataset = open_dataset(place)
+    dataset.split(recipe.data.split)  # there is such a split
+    found = {"dataset_hash": dataset.hash, "split_hash": dataset.split_hash(recipe.data.split)}
+    other = [key for key, known in runs.trained_on(run).items() if found[key] != known]
+    if other:
+        what = "tiles or labels" if "dataset_hash" in other else f"rows in the parts of its split {recipe.data.split}"
+        raise DataError(
+            f"the dataset {dataset.place} is not the one that the run {run.name} was trained on: it has other {what}",
+            "validation tiles could have been trained on",
+            f"{again} --dataset PLACE of the same dataset; or start a new run with --init-from {shlex.quote(run.name)}",
+        )
+    return dataset
 
 
 def check_disk(recipe: Recipe, place: str, weights: int, run: runs.Run | None = None) -> None:

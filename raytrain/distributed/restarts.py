@@ -67,12 +67,13 @@ class Judge:
         return killed_by_kernel(by_kernel[0], self.held) if by_kernel else None
 
 
-def restarts(lines: Queue, run: str) -> Any:
+def restarts(lines: Queue, run: str, mailbox: Any) -> Any:
     """A callback for Ray's controller: ends the run at a failure that another start would only repeat.
 
     Args:
         lines: hears why the workers start again.
         run: its directory.
+        mailbox: hears that no step is under way until the workers have started again.
     """
     judge = Judge(storage.join(run, "checkpoints"))
 
@@ -80,6 +81,7 @@ def restarts(lines: Queue, run: str) -> Any:
         judge.look()
 
     def after_exception(self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        mailbox.step.remote(False)
         permanent = judge.verdict(worker_exceptions)
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -15,7 +16,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raytrain.distributed.stopping import handled, stopping_signals
 from raytrain.errors import Interrupted
+from raytrain.training.watchdog import Saves
 
 # Seconds between two looks of rank 0 at the actor.
 LOOK_EVERY_S = 0.5
@@ -23,22 +26,45 @@ LOOK_EVERY_S = 0.5
 NODES_EVERY_S = 2.0
 # A signal that comes as often as this is the same one, sent to a process and to the one that started it.
 SAME_SIGNAL_S = 2.0
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+# Seconds within which the mailbox answers; it stands on the driver's machine.
+ANSWERS_S = 10.0
+
+
+class Unstarted(Interrupted):
+    """Ended by a first signal while no step of training was under way: nothing is lost that a checkpoint could keep."""
 
 
 class Mailbox:
-    """The actor: holds the reason to stop."""
+    """The actor: holds the reason to stop, whether steps are under way, and when a checkpoint was last being written."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.stepping, self.writing = False, False
+        self.written: float | None = None
 
-    def put(self, reason: str) -> None:
-        """Leaves a reason."""
+    def put(self, reason: str) -> bool:
+        """Leaves a reason. Returns whether steps are under way, after one of which rank 0 will read it."""
         self.reason = reason
+        return self.stepping
 
     def read(self) -> str | None:
         """The reason, if there is one."""
         return self.reason
+
+    def step(self, stepping: bool) -> None:
+        """Rank 0 has begun to look for a reason between its steps, or its group has ended, with what it was writing."""
+        self.stepping = stepping
+        self.writing = self.writing and stepping
+
+    def write(self, writing: bool) -> None:
+        """Rank 0 begins to write a checkpoint, or has written it."""
+        self.writing, self.written = writing, time.monotonic()
+
+    def since_written(self) -> float:
+        """Seconds since a checkpoint was being written: 0 for now, infinite for never."""
+        if self.writing:
+            return 0.0
+        return math.inf if self.written is None else time.monotonic() - self.written
 
 
 def beside_driver() -> dict[str, Any]:
@@ -58,6 +84,50 @@ def mailbox() -> Iterator[Any]:
             ray.kill(handle)
 
 
+class GroupSaves(Saves):
+    """What the ranks of a group know of each other's checkpoints: rank 0 tells the mailbox, the others ask there."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    def note(self, writing: bool) -> None:
+        """This process begins to write a checkpoint, or has written it."""
+        self.handle.write.remote(writing)
+
+    def ago(self) -> float:
+        """Seconds since some process was writing one."""
+        try:
+            seconds: float = ray.get(self.handle.since_written.remote(), timeout=ANSWERS_S)
+        except ray.exceptions.RayError:  # the driver is gone, or does not answer: no news
+            return math.inf
+        return seconds
+
+
+class Outbox:
+    """The driver's side: leaves the reason to stop, and learns whether steps are under way that end in a checkpoint."""
+
+    def __init__(self, handle: Any, say: Callable[[str], None]) -> None:
+        self.handle, self.say = handle, say
+        self.said, self.idle = False, 0
+
+    def deliver(self, name: str) -> bool:
+        """Leaves the name of a signal, again and again. Returns whether the run comes to an end by itself.
+
+        It takes two answers that no step is under way: the first step may have ended just before.
+        """
+        try:
+            stepping = ray.get(self.handle.put.remote(name), timeout=ANSWERS_S)
+        except ray.exceptions.RayError:
+            return True
+        self.idle = 0 if stepping else self.idle + 1
+        if stepping and not self.said:
+            self.said = True
+            self.say(
+                f"{name}: a checkpoint follows after the next step, then the run stops; once more stops it at once"
+            )
+        return self.idle < 2
+
+
 class Inbox:
     """Rank 0's side: threads ask the mailbox and look at the cluster's machines, so that no step waits for an answer."""
 
@@ -65,12 +135,16 @@ class Inbox:
         self.handle, self.say = handle, say
         self.reason: str | None = None
         self.leaving: set[str] = set()
-        self.noticed = False
+        self.noticed, self.asked = False, False
+        handle.step.remote(False)
         for function in (self._look, self._watch_nodes):
             threading.Thread(target=function, daemon=True).start()
 
     def stop(self) -> str | None:
-        """The reason to stop, if there is one."""
+        """The reason to stop, if there is one. Rank 0 asks between its steps, from the first one on."""
+        if not self.asked:
+            self.asked = True
+            self.handle.step.remote(True)
         return self.reason
 
     def keep(self) -> bool:
@@ -106,45 +180,58 @@ def draining_nodes() -> dict[str, int]:
     return nodes
 
 
-def interruptible(function: Callable[[], Any], deliver: Callable[[str], None] | None) -> Any:
+def interruptible(
+    function: Callable[[], Any], deliver: Callable[[str], bool] | None, caught: list[tuple[int, float]] | None = None
+) -> Any:
     """Runs a function in a thread while this one, the main thread, waits for signals.
 
     Args:
         function: whose result is returned.
-        deliver: hears of the first signal; the function should then come to an end by itself. None: it cannot.
+        deliver: hears of the first signal, twice a second from then on. True: the function will come to an end by itself;
+            False: it does nothing that would have to be kept. None: it cannot be told.
+        caught: gets (number, monotonic time) of each signal.
 
     Raises:
         Interrupted: a second signal came, or the first one where nothing can be delivered.
+        Unstarted: the first one came where nothing has to be kept.
         What the function raises.
     """
     if threading.current_thread() is not threading.main_thread():
         return function()
     outcome: list[Callable[[], Any]] = []
     thread = threading.Thread(target=lambda: outcome.append(_outcome(function)), daemon=True)
-    caught: list[tuple[int, float]] = []
-    delivered = False
-    with _handled(lambda number, frame: caught.append((number, time.monotonic()))):
+    caught = [] if caught is None else caught
+    delivered = -math.inf
+    with handled(lambda number, frame: caught.append((number, time.monotonic()))):
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
-            if not caught:
+            if not caught or not thread.is_alive():
                 continue
             if deliver is None or caught[-1][1] - caught[0][1] > SAME_SIGNAL_S:
                 raise Interrupted(caught[-1][0])
-            if not delivered:
-                delivered = True
-                deliver(signal.Signals(caught[0][0]).name)
+            if time.monotonic() - delivered < LOOK_EVERY_S:
+                continue
+            delivered = time.monotonic()
+            if not deliver(signal.Signals(caught[0][0]).name):
+                raise Unstarted(caught[0][0])
     return outcome[0]()
 
 
 def terminates_as_interrupt() -> None:
-    """Makes SIGTERM end this process as Ctrl-C does, with everything closed: Ray's own handler exits with code 15."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise)
+    """Makes SIGTERM and a closed terminal end this process as Ctrl-C does, with everything closed.
+
+    Ray's own handler of SIGTERM exits with code 15.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in stopping_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, _raise)
 
 
 def _raise(number: int, frame: Any) -> None:
-    raise Interrupted(number)
+    raise Unstarted(number)
 
 
 def _outcome(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -159,13 +246,3 @@ def _outcome(function: Callable[[], Any]) -> Callable[[], Any]:
 
         return fail
     return lambda: result
-
-
-@contextmanager
-def _handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handling in before.items():
-            signal.signal(number, handling)

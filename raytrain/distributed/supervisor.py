@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raytrain import runs, storage
 from raytrain.config import ENV_OTHER, ENV_PREFIX, Recipe
 from raytrain.distributed import surroundings
+from raytrain.distributed.stopping import SUPERVISOR, handled
 from raytrain.errors import ConfigError, NoRoomError, ResourceError, masked
+from raytrain.output import outlive_reader
 
 PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
 # Ends that the same command would only repeat, or that somebody wanted; exit code 5 depends.
-FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 130, 143}
+FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 129, 130, 143}
 # Behind exit code 1 stands any exception; of these it is known that they come again.
 FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
 LONGEST_PAUSE_S = 60.0
@@ -40,7 +41,8 @@ class Child:
 
     def run(self, arguments: list[str]) -> int:
         """Runs a command of raytrain. Returns its exit code, negative where a signal ended it."""
-        # A session of its own: Ctrl-C reaches every process of a terminal's group, and the child would hear it twice.
+        # A session of its own: Ctrl-C and the end of a terminal reach every process of its group, the child would hear
+        # them twice.
         self.process = subprocess.Popen([*PROGRAM, *arguments], start_new_session=True, env=_without_settings())
         if self.signal is not None:  # it came while the process was started
             self.process.send_signal(self.signal)
@@ -72,9 +74,9 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
     Returns:
         The exit code of the last attempt, as a shell counts it; of the signal that came between two of them.
     """
+    outlive_reader()
     child = Child()
-    before = {number: signal.signal(number, child.forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled(child.forward):
         for attempt in range(restarts + 1):
             begun = storage.exists(storage.join(place, "config.yaml"))
             code = child.run(again if begun else first)
@@ -91,9 +93,6 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
                 if child.signal is not None:
                     return 128 + child.signal
         return code if code >= 0 else 128 - code
-    finally:
-        for number, handling in before.items():
-            signal.signal(number, handling)
 
 
 def _pause(attempt: int) -> float:
@@ -139,7 +138,7 @@ def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(masked(recipe.to_yaml()))
-        first = ["train", "--config", str(file), "--name", name, *_with_keys(recipe.model_dump(mode="json"))]
+        first = ["train", "--config", str(file), "--name", name, *_flags(_with_keys(recipe.model_dump(mode="json")))]
         return supervise(first, _resume(place, []), place, restarts)
 
 
@@ -149,12 +148,7 @@ def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) ->
     Raises:
         ConfigError: another field would change.
     """
-    runs.placement(run, overrides)
-    flags = {"num_workers": "--num-workers", "tiles": "--tiles"}
-    given = [word for key, flag in flags.items() if key in overrides for word in (flag, str(overrides[key]))]
-    if overrides.get("use_gpu") is not None:
-        given.append("--use-gpu" if overrides["use_gpu"] else "--no-use-gpu")
-    again = _resume(run.place, given)
+    again = _resume(run.place, _flags(runs.placement(run, overrides)))
     return supervise(again, again, run.place, restarts)
 
 
@@ -162,21 +156,35 @@ def _resume(place: str, flags: list[str]) -> list[str]:
     return ["train", "--resume", storage.name_of(place), "--storage", storage.parent(place), *flags]
 
 
-def _with_keys(values: dict[str, Any], prefix: str = "--") -> list[str]:
-    """Flags for the places in a recipe that hold the keys of a URI, which no file gets."""
+def _with_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The places in a recipe that hold the keys of a URI, which no file gets."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found[key] = _with_keys(value)
+        elif isinstance(value, str) and masked(value) != value:
+            found[key] = value
+    return found
+
+
+def _flags(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested values as flags, such as `--train.stall-s 600`."""
     words = []
     for key, value in values.items():
-        flag = f"{prefix}{key.replace('_', '-')}"
-        if isinstance(value, dict):
-            words += _with_keys(value, f"{flag}.")
-        elif isinstance(value, str) and masked(value) != value:
-            words += [flag, value]
+        name = f"{prefix}{key.replace('_', '-')}"
+        if isinstance(value, Mapping):
+            words += _flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", str(value)]
     return words
 
 
 def _without_settings() -> dict[str, str]:
     """The environment without what sets fields of a recipe: the command names the recipe as this process has resolved it."""
-    return {name: value for name, value in os.environ.items() if name in ENV_OTHER or not name.startswith(ENV_PREFIX)}
+    kept = {name: value for name, value in os.environ.items() if name in ENV_OTHER or not name.startswith(ENV_PREFIX)}
+    return kept | {SUPERVISOR: str(os.getpid())}
 
 
 def _comes_again(place: str, code: int, first: bool) -> bool:

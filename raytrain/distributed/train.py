@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +18,15 @@ import torch
 from ray.util.queue import Empty, Queue
 
 from raytrain import runs, storage
-from raytrain.config import Recipe
+from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
-from raytrain.distributed.signals import Inbox, beside_driver, interruptible, mailbox
-from raytrain.errors import NoRoomError, StorageError, UnfinishedError, exit_code_of, typed
+from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, Unstarted, beside_driver, interruptible, mailbox
+from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
 from raytrain.training import checkpoint, loop
 from raytrain.training.hooks import Hooks, Metrics
@@ -64,14 +65,17 @@ def train(
     Raises:
         RaytrainError: of the kind that fits, with nothing started where that can be known before.
     """
+    runs.check_name(name)
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
-    with held(storage.join(recipe.storage, name)), session():
-        check_cluster(recipe)
-        run = runs.create(recipe, name, dataset)
-        say(f"run {run.name} in {run.place}")
-        return _attempt(run, recipe, say, on_batch)
+    with held(storage.join(recipe.storage, name)):
+        runs.refuse_taken(name, recipe.storage)
+        with session():
+            check_cluster(recipe)
+            run = runs.create(recipe, name, dataset)
+            say(f"run {run.name} in {run.place}")
+            return _attempt(run, recipe, say, on_batch)
 
 
 def resume(
@@ -84,20 +88,22 @@ def resume(
 
     Args:
         run: an existing run.
-        overrides: only the number of workers, the use of GPUs and the place of decoded tiles may change.
+        overrides: nested values of fields that may change, `runs.PLACEMENT`: workers, where tiles are, how often it saves.
         say: receives lines.
         on_batch: as in `train`.
 
     Raises:
         ConfigError: another field would change.
+        DataError: the dataset is not the one that the run was trained on.
     """
-    recipe = run.recipe.model_copy(update=runs.placement(run, overrides))
+    recipe = Recipe.model_validate(merge(run.recipe.model_dump(), runs.placement(run, overrides)))
     check_group(recipe)
     recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
     recipe, dataset = check_recipe(recipe, run)
     check_memory(recipe, len(dataset.classes))
     with held(run.place), session():
         check_cluster(recipe)
+        runs.write_places(run, recipe)
         storage.remove(storage.join(run.place, "failure.json"))
         say(f"run {run.name} in {run.place}")
         return _attempt(run, recipe, say, on_batch)
@@ -108,13 +114,16 @@ def _attempt(
 ) -> Trained:
     try:
         metrics = _while_it_gets_on(run, recipe, say, on_batch)
-        if metrics.get("stopped"):
-            raise _stopped(run, metrics)
+        if name := metrics.get("stopped"):
+            raise _stopped(run, signal.Signals[name], metrics["checkpoint"])
         return Trained(run, metrics)
-    except BaseException as error:
+    except BaseException as raised:
+        error = _ended(run, raised)
         with suppress(StorageError):  # which may be what ails; the error itself is the one to tell
             runs.write_failure(run, error, exit_code_of(error))
-        raise
+        if error is raised:
+            raise
+        raise error from None
 
 
 def _while_it_gets_on(
@@ -133,12 +142,24 @@ def _while_it_gets_on(
             say(f"{error.what}; they are waited for again, since the run got further")
 
 
-def _stopped(run: runs.Run, metrics: Metrics) -> UnfinishedError:
-    return UnfinishedError(
-        f"stopped by {metrics['stopped']}, with everything kept in {metrics['checkpoint']}",
-        "",
-        f"raytrain train --resume {run.name} --storage {typed(storage.parent(run.place))}",
-    )
+def _ended(run: runs.Run, raised: BaseException) -> BaseException:
+    """The error that a run ends with. A first signal beside a worker group, or before its steps, has cost nothing."""
+    if isinstance(raised.__context__, Interrupted):  # it came while another one ended the run
+        return raised
+    if isinstance(raised, Unstarted):
+        return _stopped(run, signal.Signals(raised.number))
+    if type(raised) is KeyboardInterrupt:
+        return _stopped(run, signal.SIGINT)
+    return raised
+
+
+def _stopped(run: runs.Run, number: signal.Signals, newest: str | None = None) -> UnfinishedError | Interrupted:
+    """How a run ends that a first signal has stopped: nothing is lost, and without a checkpoint nothing was trained."""
+    again = runs.resume_command(run.name, storage.parent(run.place))
+    checkpoints = storage.join(run.place, "checkpoints")
+    if checkpoint.furthest(checkpoints) == checkpoint.BEGINNING:
+        return Interrupted(number, f" before its first step: there is nothing to keep\n  next: {again}")
+    return UnfinishedError(f"stopped by {number.name}, with everything kept in {newest or checkpoints}", "", again)
 
 
 def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) -> dict[int, Curve]:
@@ -183,19 +204,20 @@ def _group(
                 # `restarts` decides: a number for the whole run would end one that gets further between its failures.
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
                 logging_config=ray.train.LoggingConfig("ERROR"),
-                callbacks=[restarts(lines, place)],
+                callbacks=[restarts(lines, place, box)],
             ),
         )
 
-        def deliver(name: str) -> None:
-            say(f"{name}: a checkpoint follows after the next step, then the run stops; once more stops it at once")
-            box.put.remote(name)
-
+        outbox, caught = Outbox(box, say), list[tuple[int, float]]()
         try:
             # A range test keeps nothing that a signal could wait for.
-            return interruptible(trainer.fit, deliver if function is train_worker else None).return_value
+            deliver = outbox.deliver if function is train_worker else None
+            return interruptible(trainer.fit, deliver, caught).return_value
         except ray.train.TrainingFailedError as error:
-            raise not_placed(error, recipe.num_workers) or own_cause(error) from None
+            no_room = not_placed(error, recipe.num_workers)
+            if no_room and caught:  # it came while this wait for room ended; another one would not hear of it
+                raise Unstarted(caught[0][0]) from None
+            raise no_room or own_cause(error) from None
 
 
 def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomError | None:
@@ -233,7 +255,7 @@ def _place_in_group(
     say = print if lines is None else lines.put
     hooks = Hooks(say, report, on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None)
     if config.get("mailbox") is not None:  # not in Ray's local mode, where this process is the driver's
-        hooks = replace(hooks, stalled=lambda: os._exit(STALLED))
+        hooks = replace(hooks, stalled=lambda: os._exit(STALLED), saves=GroupSaves(config["mailbox"]))
         if rank == 0:
             inbox = Inbox(config["mailbox"], say)
             hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raytrain import storage
-from raytrain.evaluation import predictions, thresholds
+from raytrain.errors import DataError
+from raytrain.evaluation import thresholds
 from raytrain.report import page
+from raytrain.report.record import read_run
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,13 @@ def conclude(run: str) -> Conclusion:
     Raises:
         DataError: the run has no predictions.
     """
-    judgement = thresholds.judge(predictions.read(storage.join(run, "predictions.parquet")))
-    thresholds.write(judgement, run)
-    page.model_card(run)
-    return Conclusion(judgement, page.write(run))
+    record = read_run(run)
+    if record.judgement is None:
+        raise DataError(
+            f"{run} has no predictions with labels",
+            "training writes predictions.parquet after each epoch; there is nothing to judge",
+            f"raytrain runs show {storage.name_of(run)} --storage {storage.parent(run)}",
+        )
+    thresholds.write(record.judgement, run)
+    page.write_card(record)
+    return Conclusion(record.judgement, page.write_report(record))

@@ -25,6 +25,7 @@ from raytrain import storage
 from raytrain.errors import DataError, StorageError
 from raytrain.evaluation import metrics
 from raytrain.evaluation.metrics import THRESHOLD
+from raytrain.evaluation.thresholds import Judgement
 from raytrain.report import plots, rates, tiles
 from raytrain.report.record import Record, read_evaluation, read_run
 
@@ -64,17 +65,27 @@ def write(run: str) -> str:
         DataError: no history.csv, or damaged files; a missing optional file only shortens the report.
         StorageError: the run directory cannot be read or written.
     """
-    return _write(read_run(run), "training report")
+    return write_report(read_run(run))
 
 
-def write_evaluation(out: str, predictions_place: str) -> str:
+def write_report(record: Record) -> str:
+    """`write` for a run directory that was read."""
+    return _write(record, "training report")
+
+
+def write_evaluation(out: str, predictions_place: str, judgement: Judgement | None = None) -> str:
     """Renders the parts of the report that need nothing but a predictions file into `out`; returns the place.
+
+    Args:
+        out: directory.
+        predictions_place: of the file.
+        judgement: of these predictions, where they were judged already.
 
     Raises:
         DataError: the predictions cannot be read.
         StorageError: `out` cannot be written.
     """
-    return _write(read_evaluation(out, predictions_place), "evaluation")
+    return _write(read_evaluation(out, predictions_place, judgement), "evaluation")
 
 
 def model_card(run: str) -> str:
@@ -83,7 +94,11 @@ def model_card(run: str) -> str:
     Raises:
         DataError, StorageError: as `write`.
     """
-    record = read_run(run)
+    return write_card(read_run(run))
+
+
+def write_card(record: Record) -> str:
+    """`model_card` for a run directory that was read."""
     place = storage.join(record.place, "model_card.md")
     storage.write_text(place, render("model_card.md.j2", _context(record, "model card"), autoescape=False))
     return place

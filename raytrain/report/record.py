@@ -94,18 +94,24 @@ def read_run(place: str) -> Record:
     return _judged(record, predictions) if storage.exists(predictions) else record
 
 
-def read_evaluation(out: str, predictions_place: str) -> Record:
+def read_evaluation(out: str, predictions_place: str, judgement: Judgement | None = None) -> Record:
     """The record of an evaluation without a run: predictions, and a judgement if they have targets.
+
+    Args:
+        out: directory of the evaluation.
+        predictions_place: of the file.
+        judgement: of these predictions, where they were judged already: it takes most of the time.
 
     Raises:
         DataError: the predictions cannot be used.
     """
-    return _judged(Record(place=storage.absolute(out)), predictions_place)
+    return _judged(Record(place=storage.absolute(out)), predictions_place, judgement)
 
 
-def _judged(record: Record, place: str) -> Record:
+def _judged(record: Record, place: str, judgement: Judgement | None = None) -> Record:
     predictions = prediction_files.read(place)
-    judgement = judge(predictions) if predictions.target is not None else None
+    if judgement is None and predictions.target is not None:
+        judgement = judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from raytrain.training.step import Batch
+from raytrain.training.watchdog import Saves
 
 Metrics = dict[str, Any]
 
@@ -19,7 +20,7 @@ class Hooks:
 
     Rank 0 asks between steps: `stop` for the reason to stop now, such as the name of a signal, or None; `keep` whether a
     checkpoint is wanted now, for example since a machine will be taken away. `stalled` is called, from another thread, in a
-    process whose batches have stopped coming, after it has told where it stands.
+    process whose batches have stopped coming, after it has told where it stands. `saves`: what other ranks write.
     """
 
     say: Callable[[str], None] = print
@@ -29,3 +30,4 @@ class Hooks:
     stop: Callable[[], str | None] = lambda: None
     keep: Callable[[], bool] = lambda: False
     stalled: Callable[[], None] = lambda: None
+    saves: Saves = field(default_factory=Saves)

@@ -40,7 +40,6 @@ from raytrain.training.step import Batch, Outcome, Stepper, Worker
 from raytrain.training.tasks import MultiLabel
 from raytrain.training.watchdog import Watchdog
 
-AUTO_RULE = "minimum/10"
 # On the peak rates of a run that diverged, from the checkpoint on that it goes back to.
 BACKOFF = 0.5
 
@@ -88,7 +87,10 @@ def _run(trainer: Trainer) -> Metrics:
 
 def _fit(trainer: Trainer) -> Metrics:
     for number, stage in trainer.stages_left():
-        step = trainer.start_stage(number)
+        try:
+            step = trainer.start_stage(number)
+        except lr_find.Stopped:
+            return trainer.stopped()
         for epoch in range(trainer.start.epochs_done(number) + 1, stage.epochs + 1):
             if trainer.train_epoch(step, number, epoch):
                 return trainer.stopped()
@@ -142,7 +144,9 @@ class Trainer:
         self.waiting = True  # for the first step
         self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s, self.say)
         self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
-        self.watchdog = Watchdog(run, worker.rank, recipe.train.stall_s, hooks.say, hooks.stalled)
+        self.watchdog = Watchdog(
+            run, worker.rank, recipe.train.stall_s, hooks.say, hooks.stalled, lambda: self.saver.writing, hooks.saves
+        )
         self.reason: str | None = None  # to stop
         self.newest = self.start.parent  # checkpoint of this run
 
@@ -384,6 +388,8 @@ class Trainer:
                 total = next(outcomes).values[0]
                 if self.worker.world > 1:
                     dist.all_reduce(total)
+                if self.decisions.after_step() is Action.STOP:
+                    raise lr_find.Stopped
                 return float(total)
 
             curve = lr_find.range_test(loss, step.optimizer)
@@ -401,19 +407,8 @@ class Trainer:
         stage = self.recipe.stages[number - 1]
         if self.recipe.lr != "auto":
             return stage.lr
-        curve = self.range_test(number)
-        found = lr_find.suggestions(curve)
-        known = ", ".join(f"{rule} {lr:.1e}" for rule, lr in found.items())
-        if lr_find.fall(curve) < lr_find.CLEAR_FALL:
-            self.say(
-                f"stage {number}: in the range test the loss falls by {lr_find.fall(curve):.0%} only, which says nothing about "
-                f"rates ({known}); peak lr stays {_readable(stage.lr)}"
-            )
-            return stage.lr
-        peak = lr_find.scaled(stage.lr, found[AUTO_RULE])
-        self.say(
-            f"stage {number}: the range test suggests {known}; peak lr {_readable(peak)} instead of {_readable(stage.lr)}"
-        )
+        peak, sentence = lr_find.peak(self.range_test(number), stage.lr)
+        self.say(f"stage {number}: {sentence}")
         return peak
 
     def _stepper(self, recipe: Recipe, number: int, lr: float | tuple[float, float], ema: Ema | None) -> Stepper:
@@ -488,7 +483,3 @@ class Trainer:
         stages = list(enumerate(self.recipe.stages, 1))[number - 1 : self.recipe.selected[1]]
         epochs = sum((stage.epochs - (epoch if n == number else 0)) * stage.size**2 for n, stage in stages)
         return row.seconds * epochs / row.size**2
-
-
-def _readable(lr: float | tuple[float, float]) -> str:
-    return " to ".join(f"{value:.1e}" for value in (lr if isinstance(lr, tuple) else (lr,)))

@@ -28,9 +28,16 @@ DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED_START, SKIPPED_END = 10, 5
 # Of the loss: the curve of a network that is trained already is flat before it rises, and its minimum is chance.
 CLEAR_FALL = 0.2
+# Of the suggestions, the one that `--lr auto` takes.
+AUTO_RULE = "minimum/10"
 
 
+Rate = float | tuple[float, float]
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+class Stopped(Exception):
+    """A range test was stopped before its end; the weights are those from before it."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,23 @@ def fall(curve: Curve) -> float:
     """How far the smoothed loss falls from the first step that counts to its minimum, as a share of the former."""
     loss = _kept(curve.smoothed)
     return float(1 - loss.min() / loss[0])
+
+
+def peak(curve: Curve, planned: Rate) -> tuple[Rate, str]:
+    """The peak rate that a range test finds for a stage, or the planned one where it says nothing; and why."""
+    found = suggestions(curve)
+    known = ", ".join(f"{rule} {lr:.1e}" for rule, lr in found.items())
+    if fall(curve) < CLEAR_FALL:
+        return planned, (
+            f"in the range test the loss falls by {fall(curve):.0%} only, which says nothing about rates ({known}); "
+            f"peak lr stays {_readable(planned)}"
+        )
+    chosen = scaled(planned, found[AUTO_RULE])
+    return chosen, f"the range test suggests {known}; peak lr {_readable(chosen)} instead of {_readable(planned)}"
+
+
+def _readable(lr: Rate) -> str:
+    return " to ".join(f"{value:.1e}" for value in (lr if isinstance(lr, tuple) else (lr,)))
 
 
 def scaled(lr: float | tuple[float, float], suggestion: float) -> float | tuple[float, float]:

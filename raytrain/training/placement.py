@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from raytrain.data.cache import Store, open_store, store_bytes
+from raytrain.data.cache import Store, check_store, default_directory, open_store, store_bytes
 from raytrain.data.dataset import Dataset
 from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.training.feed import CacheFeed, DeviceFeed, Feed
@@ -87,6 +87,27 @@ def _uploaded(store: Store, device: torch.device) -> DeviceFeed:
         "training reads them from there, and needs room beside them",
         "--tiles cache, or leave --tiles out",
     )
+
+
+def planned(dataset: Dataset, size: int, device: torch.device, choice: str) -> str:
+    """Where a run here would have its tiles, in words; refuses what `place_tiles` refuses before it decodes.
+
+    Raises:
+        ConfigError: `device` without a GPU.
+        StorageError: the cache was asked for, or the GPU's memory behind it, and cannot be written or is too small.
+    """
+    if choice == "stream":
+        return "tiles: streamed from the shards (as asked)"
+    needed = store_bytes(dataset, size)
+    try:
+        check_store(dataset, size)
+    except StorageError as error:
+        if choice != "auto":
+            raise
+        return f"tiles: streamed from the shards ({error.what})"
+    on_gpu, reason = goes_to_gpu(choice, needed, device)
+    behind = f", and on the GPU ({reason})" if on_gpu else ""
+    return f"tile cache: {needed / 1e6:.0f} MB at {size} px in {default_directory()}{behind}"
 
 
 def goes_to_gpu(choice: str, size: int, device: torch.device) -> tuple[bool, str]:

@@ -33,10 +33,11 @@ class Saver:
         self.directory, self.every_s, self.say = directory, every_s, say
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.pending: Future[None] | None = None
+        self.newest: Future[None] | None = None
         self.cost_s, self.failures = 0.0, 0
         self.within = False  # an epoch: what is being written
         self.best: ckpt.Snapshot | None = None  # not yet written
-        self.writing: ckpt.Snapshot | None = None  # as the best
+        self.best_in_save: ckpt.Snapshot | None = None  # the best that is being written
         self.token: str | None = None
         self.began = time.monotonic()
 
@@ -44,6 +45,11 @@ class Saver:
     def interval_s(self) -> float:
         """Seconds between two saves within an epoch."""
         return max(LEAST_INTERVAL_S, TIMES_COST * self.cost_s) if self.every_s is None else self.every_s
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written now; also while `wait` waits for it."""
+        return self.newest is not None and not self.newest.done()
 
     def due(self) -> bool:
         """Whether it is time to save within an epoch.
@@ -64,7 +70,7 @@ class Saver:
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
-            self.failures, self.writing = 0, None
+            self.failures, self.best_in_save = 0, None
 
     def settle(self) -> None:
         """As `wait`, but goes on without a checkpoint within an epoch: older ones are intact, and storage may come back.
@@ -79,7 +85,7 @@ class Saver:
             self.failures += 1
             if not self.within or self.failures == MOST_FAILURES:
                 raise
-            self.best, self.writing = self.best or self.writing, None
+            self.best, self.best_in_save = self.best or self.best_in_save, None
             self.say(f"no checkpoint: {error.what}; training goes on ({self.failures} of {MOST_FAILURES} in a row)")
 
     def keep_best(self, state: ckpt.Snapshot) -> None:
@@ -101,8 +107,8 @@ class Saver:
         newer = dict(entries).get(ckpt.BEST)
         if newer is None and self.best is not None:
             entries = [(ckpt.BEST, self.best), *entries]
-        self.writing, self.best = newer or self.best, None
-        self.pending = self.thread.submit(self._write, entries)
+        self.best_in_save, self.best = newer or self.best, None
+        self.pending = self.newest = self.thread.submit(self._write, entries)
 
     def claim(self) -> None:
         """Makes this process the one that writes the run, and removes what a killed save left half-written.

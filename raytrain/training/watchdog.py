@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import statistics
 import tempfile
 import threading
@@ -20,21 +21,48 @@ REMEMBERED = 50
 TELLING_S = 20.0
 
 
+class Saves:
+    """Whether checkpoints are being written, for watchdogs: ranks wait for the one that writes. Here, a process alone."""
+
+    def note(self, writing: bool) -> None:
+        """This process begins to write a checkpoint, or has written it."""
+
+    def ago(self) -> float:
+        """Seconds since another process was writing one: 0 for now, infinite for never."""
+        return math.inf
+
+
 class Watchdog:
     """Watches the batches of a process, from the first one on; writes `stacks/rank-<r>.txt` into the run, once a stall.
 
     Then it calls `stalled`. A rank that waits for one that hangs stalls with it; the file that is missing names the latter.
+    The time in which a checkpoint is written does not count: storage may be slow.
     """
 
     def __init__(
         self, run: str, rank: int, stall_s: float, say: Callable[[str], None],
-        stalled: Callable[[], None] = lambda: None,
+        stalled: Callable[[], None] = lambda: None, writes: Callable[[], bool] = lambda: False,
+        saves: Saves | None = None,
     ) -> None:  # fmt: skip
+        """Makes a watchdog that does not watch yet.
+
+        Args:
+            run: its directory.
+            rank: of this process.
+            stall_s: seconds without a batch that are a stall.
+            say: receives lines.
+            stalled: called after a stall was told.
+            writes: whether this process is writing a checkpoint.
+            saves: the same of the others.
+        """
         self.place, self.rank = storage.join(run, "stacks", f"rank-{rank}.txt"), rank
         self.stall_s, self.say, self.stalled = stall_s, say, stalled
+        self.writes, self.saves = writes, saves or Saves()
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.beaten: float | None = None
-        self.told = False
+        # When a checkpoint was last being written, as far as this process knows.
+        self.written, self.noted = -math.inf, False
+        self.told, self.waits = False, False
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -47,7 +75,7 @@ class Watchdog:
         now = time.monotonic()
         if self.beaten is not None:
             self.durations.append(now - self.beaten)
-        self.beaten, self.told = now, False
+        self.beaten, self.told, self.waits = now, False, False
 
     def close(self) -> None:
         """Ends watching."""
@@ -63,15 +91,36 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self.ended.wait(min(1.0, self.stall_s / 10)):
+            self._note_writing()
             if self.beaten is None or self.told:
                 continue
-            silent = time.monotonic() - self.beaten
+            if self._silent() <= self.limit_s:
+                continue
+            self.written = max(self.written, time.monotonic() - self.saves.ago())
+            silent = self._silent()
             if silent > self.limit_s:
                 self.told = True
                 teller = threading.Thread(target=self._tell, args=(silent,), daemon=True)
                 teller.start()
                 teller.join(TELLING_S)
                 self.stalled()
+
+    def _note_writing(self) -> None:
+        """Tells the others when this process begins and ends to write, and once that training waits for it."""
+        writing = self.writes()
+        if writing != self.noted:
+            self.noted = writing
+            self.saves.note(writing)
+        if not writing:
+            return
+        self.written = time.monotonic()
+        if self.beaten is not None and self.written - self.beaten > self.limit_s and not self.waits:
+            self.waits = True
+            self.say(f"no batch for {self.written - self.beaten:.0f} s: training waits for a checkpoint to be written")
+
+    def _silent(self) -> float:
+        """Seconds in which neither a batch has begun nor a checkpoint was being written."""
+        return time.monotonic() - max(self.beaten or 0.0, self.written)
 
     def _tell(self, silent: float) -> None:
         with tempfile.TemporaryFile("w+") as file:

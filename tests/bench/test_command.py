@@ -102,3 +102,17 @@ def test_the_rate_of_predict_counts_from_the_first_block_of_every_process():
                   (9.5, "predict: 192 of 256 tiles"), (10.5, "predict: 256 of 256 tiles")]  # fmt: skip
     assert _after_first_blocks(lines, 2) == (8.5, 64.0)
     assert _after_first_blocks(lines, 9) == (10.5, 256 / 10.5)
+
+
+def test_the_checkpoint_that_predict_is_measured_with_can_be_read(tmp_path):
+    from handmade import NETWORK
+
+    from raytrain.bench.generate import write_tiles
+    from raytrain.config import load_recipe
+    from raytrain.distributed.bench import _checkpoint
+    from raytrain.distributed.predict import Predictor
+
+    recipe = load_recipe("smoke", {"model": {"arch": NETWORK, "weights": "none"}})
+    dataset = write_tiles(str(tmp_path / "dataset"), 8, 32)
+    predictor = Predictor(_checkpoint(recipe, dataset, str(tmp_path / "checkpoint")), False)
+    assert predictor.meta["classes"] == dataset.classes

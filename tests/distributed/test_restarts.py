@@ -1,15 +1,23 @@
 """Which failures of workers start the group again."""
 
 import json
+import os
+import signal
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import ray
+import ray.train.torch
 import torch
 
 from raytrain import machine
+from raytrain.config import load_recipe
 from raytrain.distributed import train
 from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
-from raytrain.errors import DivergedError, NoRoomError, ResourceError
+from raytrain.distributed.signals import Unstarted
+from raytrain.errors import DivergedError, Interrupted, NoRoomError, ResourceError, UnfinishedError, exit_code_of
 from raytrain.runs import Run
 
 DEAD = ray.exceptions.RayActorError()
@@ -47,12 +55,22 @@ class Lines:
         self.said.append(line)
 
 
+class Box:
+    """Stands for the mailbox, as its own remote method."""
+
+    def __init__(self):
+        self.told, self.step = [], self
+
+    def remote(self, stepping):
+        self.told.append(stepping)
+
+
 def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
-    lines, memory = Lines(), ray.exceptions.OutOfMemoryError("node is running low on memory")
-    callback = restarts(lines, str(tmp_path))
+    lines, box, memory = Lines(), Box(), ray.exceptions.OutOfMemoryError("node is running low on memory")
+    callback = restarts(lines, str(tmp_path), box)
     callback.after_exception(None, {1: memory, 0: BROKEN})
     callback.after_exception(None, {0: DEAD})
-    assert len(lines.said) == 2
+    assert len(lines.said) == 2 and box.told == [False, False]  # no step is under way
     with pytest.raises(ResourceError, match=r"rank 1 .* for the 2nd time"):
         callback.after_exception(None, {1: memory, 0: BROKEN})
 
@@ -131,6 +149,63 @@ def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeyp
     with pytest.raises(NoRoomError):
         train._while_it_gets_on(run, None, lines.append, None)
     assert len(groups) == 3 and len(lines) == 2 and "the run got further" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(Interrupted(15), 143), (KeyboardInterrupt(), 75), (Unstarted(1), 75), (ValueError("x"), 1)]
+)
+def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code):
+    saved(tmp_path / "checkpoints", 3)
+    run = Run(str(tmp_path))
+    assert exit_code_of(train._ended(run, raised)) == code
+    # A third signal, while a second one ends the run and its steps are lost.
+    raised.__context__ = Interrupted(15)
+    assert train._ended(run, raised) is raised
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, trained):
+    run, groups = Run(str(tmp_path)), []
+
+    def group(function, place, recipe, say, on_batch):
+        groups.append(place)
+        if trained:
+            saved(tmp_path / "checkpoints", 3)
+        raise Unstarted(signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_group", group)
+    with pytest.raises(UnfinishedError if trained else Interrupted) as caught:
+        train._attempt(run, None, print, None)
+    code = 75 if trained else 143
+    failure = json.loads((tmp_path / "failure.json").read_text())
+    assert len(groups) == 1 and exit_code_of(caught.value) == failure["exit_code"] == code
+    assert "stopped by SIGTERM" in failure["message"] and "raytrain train --resume" in failure["message"]
+
+
+def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
+    """Ray says that there was no room, before the signal was delivered."""
+
+    class Error(ray.train.TrainingFailedError):
+        controller_failure = type("WorkerGroupStartupTimeoutError", (Exception,), {})()
+
+    def fit(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+        raise Error
+
+    @contextmanager
+    def nothing(*arguments):
+        yield None
+
+    monkeypatch.setattr(train, "_lines", nothing)
+    monkeypatch.setattr(train, "mailbox", nothing)
+    monkeypatch.setattr(train, "use_gpu", lambda recipe: False)
+    monkeypatch.setattr(train, "cpus", lambda: 2)
+    monkeypatch.setattr(
+        ray.train.torch, "TorchTrainer", lambda *arguments, **named: SimpleNamespace(fit=lambda: fit(0))
+    )
+    with pytest.raises(Unstarted):
+        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), print, None)
 
 
 def saved(checkpoints, step):

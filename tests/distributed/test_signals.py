@@ -1,12 +1,13 @@
 """What rank 0 hears between steps: a reason to stop, and that a machine will be taken away."""
 
+import math
 import time
 
 import pytest
 import ray
 
 from raytrain.distributed import signals
-from raytrain.distributed.signals import Inbox, mailbox
+from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, mailbox
 
 
 @pytest.fixture
@@ -53,6 +54,39 @@ def test_a_head_that_does_not_answer_is_no_news(cluster, often, monkeypatch):
         assert not inbox.keep()
         ray.get(box.put.remote("SIGTERM"))
         wait_until(inbox.stop)
+
+
+def test_the_driver_waits_for_steps_and_for_nothing_else(cluster, often):
+    with mailbox() as box:
+        lines = []
+        outbox = Outbox(box, lines.append)
+        # Nothing is under way; it asks twice, since the first step may just have ended.
+        assert outbox.deliver("SIGHUP") and not outbox.deliver("SIGHUP") and not lines
+        inbox = Inbox(box, print)
+        wait_until(lambda: inbox.stop() == "SIGHUP")
+        wait_until(lambda: outbox.deliver("SIGHUP") and lines)
+        assert outbox.deliver("SIGHUP") and outbox.deliver("SIGHUP") and len(lines) == 1
+        assert lines[0].startswith("SIGHUP: a checkpoint follows after the next step")
+        # The group has died; the next one begins from its checkpoint.
+        Inbox(box, print)
+        assert [outbox.deliver("SIGHUP") for _ in range(2)] == [True, False]
+
+
+def test_ranks_know_when_another_one_writes_a_checkpoint(cluster):
+    with mailbox() as box:
+        saves = GroupSaves(box)
+        assert saves.ago() == math.inf
+        saves.note(True)
+        assert saves.ago() == 0.0
+        time.sleep(0.1)
+        assert saves.ago() == 0.0
+        saves.note(False)
+        time.sleep(0.1)
+        assert 0.1 <= saves.ago() < 10
+        saves.note(True)
+        Inbox(box, print)  # of the next group: rank 0 has died while it wrote
+        assert 0.0 < saves.ago() < 10
+    assert saves.ago() == math.inf  # the driver is gone
 
 
 def test_the_cluster_of_this_ray_tells_which_machines_go(cluster):

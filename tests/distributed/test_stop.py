@@ -2,10 +2,14 @@
 
 import json
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -31,6 +35,26 @@ def whole(recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     run_group(recipe, run, 2, record=False)
     return trace(run)
+
+
+class Terminal:
+    """A command in a terminal of its own, as its session's leader; its lines are read as they come."""
+
+    def __init__(self, *arguments):
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.execv(PROGRAM[0], [*PROGRAM, *map(str, arguments)])
+        self.text = ""
+
+    def wait_for(self, words):
+        """Reads up to these words."""
+        while words not in self.text:
+            self.text += os.read(self.screen, 65536).decode(errors="replace")
+
+    def close(self):
+        """Closes the terminal: every process in it gets SIGHUP, and writing fails. Returns the exit code."""
+        os.close(self.screen)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class Command:
@@ -89,6 +113,66 @@ def test_a_signal_and_then_the_death_of_a_worker_cost_no_bit(recipe, whole, tmp_
     assert not (run / "failure.json").exists()
 
 
+def test_a_closed_terminal_is_a_stop_with_a_checkpoint(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    where = ["--storage", tmp_path]
+    terminal = Terminal("train", "--config", tmp_path / "recipe.yaml", "--name", "run", *where)
+    terminal.wait_for("first step of")
+    sent = time.time()
+    assert terminal.close() == 75, terminal.text
+    said = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert said["exit_code"] == 75 and "stopped by SIGHUP, with everything kept in " in said["message"]
+    kept = said["message"].split(" kept in ")[1].splitlines()[0]
+    assert os.stat(f"{kept}/MANIFEST.json").st_mtime > sent
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_before_the_first_step_ends_the_command(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    terminal = Terminal("train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path)
+    terminal.wait_for("starting 2 CPU workers")
+    assert terminal.close() == 129, terminal.text
+    said = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert said["exit_code"] == 129 and "stopped by SIGHUP before its first step" in said["message"]
+    assert not (tmp_path / "run" / "checkpoints").exists() or not os.listdir(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+def test_a_run_whose_supervisor_is_killed_ends_with_a_checkpoint(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    arguments = ["--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path, "--restarts", "2"]
+    command = Command("train", *arguments)
+    command.wait_for("first step of")
+    os.kill(command.process.pid, signal.SIGKILL)
+    command.end()  # the child holds the other end of the pipe
+    said = json.loads((tmp_path / "run" / "failure.json").read_text())
+    assert said["exit_code"] == 75 and "stopped by SIGTERM" in said["message"], command.text
+    # What was killed could not remove the recipe that it had written for its child.
+    for folder in Path(tempfile.gettempdir()).glob("raytrain-*"):
+        shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_range_test_keeps_the_stage_before(recipe, tmp_path):
+    auto = recipe.model_copy(update={"lr": "auto"})
+    (tmp_path / "recipe.yaml").write_text(auto.to_yaml())
+    where = ["--storage", tmp_path]
+    command = Command("train", "--config", tmp_path / "recipe.yaml", "--name", "run", *where)
+    command.wait_for("tiles: in")
+    time.sleep(3)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.end() == 143, command.text
+    assert "before its first step" in command.text and "range test" not in command.text
+    command = Command("train", "--resume", "run", *where)
+    command.wait_for("192 px frozen    epoch 3/3")
+    time.sleep(1)
+    command.process.send_signal(signal.SIGTERM)
+    assert command.end() == 75, command.text
+    assert "stage 2" not in command.text and "kept in" in command.text
+    command = Command("train", "--resume", "run", *where)
+    assert command.end() == 0, command.text
+
+
 @pytest.mark.slow
 def test_the_supervisor_finishes_a_run_whose_driver_is_killed(recipe, whole, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
@@ -103,14 +187,12 @@ def test_the_supervisor_finishes_a_run_whose_driver_is_killed(recipe, whole, tmp
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_the_command_at_once(recipe, tmp_path):
+def test_ctrl_c_before_the_first_step_ends_the_command(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     command = Command("train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path)
     command.wait_for("starting 2 CPU workers")
     time.sleep(3)
     command.process.send_signal(signal.SIGINT)
-    command.wait_for("SIGINT: a checkpoint follows")
-    time.sleep(2.5)
-    command.process.send_signal(signal.SIGINT)
     assert command.end() == 130, command.text
-    assert "stopped from the keyboard" in command.text and "Traceback" not in command.text
+    assert "stopped from the keyboard before its first step" in command.text and "Traceback" not in command.text
+    assert "next: raytrain train --resume run" in command.text

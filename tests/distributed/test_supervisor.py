@@ -3,16 +3,18 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raytrain import runs
 from raytrain.cli import run_command
-from raytrain.distributed import supervisor
+from raytrain.distributed import stopping, supervisor
 from raytrain.errors import ResourceError
 
 # Plays the program: notes its arguments, then does what the next word of the script says.
@@ -137,7 +139,7 @@ def test_a_setting_that_cannot_change_is_refused_before_anything_runs(monkeypatc
     (tmp_path / "n" / "config.yaml").write_text("{}")
     where = ["--storage", str(tmp_path), "--restarts", "2"]
     assert run_command(["train", "--resume", "n", "--train.batch-size", "8", *where]) == 2
-    assert "train cannot change now" in capsys.readouterr().err
+    assert "train.batch_size cannot change now" in capsys.readouterr().err
     assert run_command(["train", "--restarts", "-1"]) == 2
 
 
@@ -153,6 +155,73 @@ def test_a_signal_reaches_the_process_and_ends_the_supervision(supervise, tmp_pa
     assert supervise("wait 0", 5)[:2] == (75, ["first"])
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+CHILD = """
+import os, signal, sys, time
+from raytrain.distributed.stopping import end_with_supervisor
+folder = os.environ["FAKE"]
+
+def stopped(number, frame):
+    open(folder + "/stopped", "w").write(signal.Signals(number).name)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stopped)
+time.sleep(float(os.environ.get("LATE", "0")))
+end_with_supervisor()
+assert "RAYTRAIN_SUPERVISOR" not in os.environ
+open(folder + "/ready", "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+SUPERVISOR = """
+import sys
+from raytrain.distributed import stopping, supervisor
+supervisor.PROGRAM = [sys.executable, "-c", sys.argv[1]]
+supervisor.supervise(["first"], ["again"], sys.argv[2], 5)
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_supervisor_that_is_killed_takes_its_process_with_it_as_by_sigterm(tmp_path, monkeypatch, late):
+    """Also where it dies while the process is started."""
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    monkeypatch.setenv("LATE", "1" if late else "0")
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, CHILD, str(tmp_path / "run")])
+    wait_for(lambda: psutil.Process(process.pid).children() if late else (tmp_path / "ready").exists())
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    wait_for((tmp_path / "stopped").exists)
+    psutil.wait_procs([child], timeout=20)
+    assert (tmp_path / "stopped").read_text() == "SIGTERM" and not child.is_running()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_a_process_without_a_supervisor_stays(monkeypatch):
+    monkeypatch.delenv("RAYTRAIN_SUPERVISOR", raising=False)
+    stopping.end_with_supervisor()
+
+
+def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(supervise, tmp_path, monkeypatch):
+    word = "import os, signal, sys, time\n"
+    word += "signal.signal(signal.SIGHUP, lambda *args: sys.exit(75))\n"
+    word += "open(os.environ['FAKE'] + '/log', 'a').write('[0]\\n')\n"
+    word += "os.kill(os.getppid(), signal.SIGHUP)\ntime.sleep(float(os.environ['SECONDS']))\n"
+    monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", word])
+    monkeypatch.setenv("SECONDS", "60")
+    assert supervise("", 5)[0] == 75
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setenv("SECONDS", "0.3")
+    try:
+        assert supervise("", 5)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_commands_are_those_of_the_run(monkeypatch, tmp_path):

@@ -151,6 +151,24 @@ def bomb(rank: int, batch: Batch) -> None:
         batch.tensors["target"].fill_(float("nan"))
 
 
+def slow_storage(rank: int, batch: Batch) -> None:
+    """Makes each checkpoint of the worker take five seconds."""
+    if getattr(ckpt, "quick_write", None) is None:
+        ckpt.quick_write = ckpt.write
+        ckpt.write = lambda place, state: (time.sleep(5), ckpt.quick_write(place, state))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(dataset, tmp_path):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"stall_s": 1.0})})
+    lines = []
+    train(settings, name="slow", say=lines.append, on_batch=slow_storage)
+    assert any("training waits for a checkpoint to be written" in line for line in lines), lines
+    assert not any("start again" in line or "begun no batch" in line for line in lines), lines
+
+
 def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(dataset, tmp_path, capsys):
     # Workers cannot import this file: the bomb travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

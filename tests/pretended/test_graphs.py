@@ -12,7 +12,8 @@ from raytrain.bench.generate import write_tiles
 from raytrain.config import load_recipe
 from raytrain.training import execution, loop, lr_find, models
 from raytrain.training.epoch import GroupDiverged
-from raytrain.training.loop import Hooks, fit
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import fit
 from raytrain.training.step import Stepper, Worker
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -20,8 +20,9 @@ from session import PATIENCE_S, Session, kill
 from workshop import dataset, recipe
 
 from raytrain import runs, storage
-from raytrain.cli import _Masked, run_command
+from raytrain.cli import run_command
 from raytrain.data.dataset import open_dataset
+from raytrain.output import Output
 from raytrain.report.conclude import conclude
 
 KEY, SECRET, OTHERS = "AKIACANARY", "c4n4ry-of-a-uri", "c4n4ry-of-the-environment"
@@ -63,7 +64,7 @@ def _trained(bucket: Path) -> list[str]:
     settings = settings.model_copy(update={"storage": f"{STORE}/runs", "select": "1"})
     data = open_dataset(f"{STORE}/data")
     run = runs.create(settings, "a", data)
-    with captured() as streams, patch("sys.stdout", _Masked(streams[0])):
+    with captured() as streams, patch("sys.stdout", Output(streams[0])):
         print(f"run {run.name} in {run.place}")
         run_alone(settings, run.place, report=print)
         conclude(run.place)

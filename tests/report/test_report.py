@@ -16,10 +16,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from raytrain.cli import run_command
 from raytrain.config import Recipe
 from raytrain.data import dataset as ds
 from raytrain.errors import DataError
 from raytrain.evaluation import predictions as prediction_files
+from raytrain.evaluation import thresholds
 from raytrain.evaluation.predictions import Predictions
 from raytrain.report import page, plots, tiles
 
@@ -334,3 +336,23 @@ def test_the_report_imports_neither_torch_nor_ray():
     code = "import sys, raytrain.report.page\nprint(sorted({'torch', 'ray', 'matplotlib.pyplot'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_thresholds_are_fitted_once_on_each_half_and_once_on_all(run: Path, tmp_path: Path, command, monkeypatch):
+    fitted, fit = [], thresholds.fit
+    monkeypatch.setattr(thresholds, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more))
+    if command == "evaluate":
+        out = tmp_path / "evaluation"
+        assert run_command(["evaluate", str(run / "predictions.parquet"), "--out", str(out)]) == 0
+    else:
+        out = run
+        assert run_command(["runs", "report", run.name, "--storage", str(run.parent)]) == 0
+    assert fitted == [15, 15, 30]
+    assert (out / "thresholds.json").exists() and (out / "report.html").exists()
+
+
+def test_a_run_without_predictions_has_nothing_to_conclude(run: Path, capsys):
+    (run / "predictions.parquet").unlink()
+    assert run_command(["runs", "report", run.name, "--storage", str(run.parent)]) == 3
+    assert "has no predictions with labels" in capsys.readouterr().err

@@ -283,7 +283,7 @@ def test_a_range_test_chooses_each_stages_rate_and_leaves_the_weights_alone(reci
     hooks = loop.Hooks(say=lines.append)
     settings = recipe.model_copy(update={"lr": "auto", "select": "1-2"})
     loop.fit(settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
-    chosen = json.loads((tmp_path / "run" / "lr-find" / "stage-1-32.json").read_text())[loop.AUTO_RULE]
+    chosen = json.loads((tmp_path / "run" / "lr-find" / "stage-1-32.json").read_text())[lr_find.AUTO_RULE]
     meta = [ckpt.load(str(tmp_path / "run" / "checkpoints" / name)).meta for name in ("stage-1-32", "stage-2-32")]
     assert meta[0]["lr"] == chosen
     first, second = recipe.stages[1].lr
@@ -292,7 +292,7 @@ def test_a_range_test_chooses_each_stages_rate_and_leaves_the_weights_alone(reci
     assert chosen / 4 < peak <= chosen * 1.0001
     assert sum("the range test suggests" in line for line in lines) == 2
     # The rate of the recipe, written in by hand, gives the bits of a run that never made the test.
-    monkeypatch.setattr(lr_find, "suggestions", lambda curve: {loop.AUTO_RULE: recipe.stages[0].lr})
+    monkeypatch.setattr(lr_find, "suggestions", lambda curve: {lr_find.AUTO_RULE: recipe.stages[0].lr})
     settings = recipe.model_copy(update={"lr": "auto", "select": "1"})
     run_alone(settings, tmp_path / "same")
     assert_same_bits(weights(whole, "stage-1-32"), weights(tmp_path / "same", "stage-1-32"))

@@ -17,7 +17,7 @@ from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import ConfigError, DivergedError, StorageError
 from raytrain.training import checkpoint as ckpt
-from raytrain.training import loop, lr_find, start
+from raytrain.training import decision, loop, lr_find, start
 from raytrain.training.hooks import Hooks
 from raytrain.training.step import Worker
 
@@ -108,6 +108,32 @@ def test_every_option_goes_on_in_the_middle_of_an_epoch(recipe, tmp_path, monkey
             run_alone(often(recipe), tmp_path / "cut", on_batch=stop_at(passes))
     run_alone(recipe, tmp_path / "cut")
     assert trace(tmp_path / "cut") == trace(tmp_path / "whole")
+
+
+def stop_after(steps):
+    """A hook that gives a reason to stop when it is asked for the n-th time."""
+    asked = iter(range(10**6))
+    return lambda: "SIGHUP" if next(asked) == steps else None
+
+
+def test_a_range_test_stops_at_a_signal_and_what_was_trained_before_is_kept(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
+    # Every step is a decision.
+    monkeypatch.setattr(decision, "EVERY_S", 0.0)
+    auto = recipe.model_copy(update={"lr": "auto", "select": "1-2"})
+    run_alone(auto, tmp_path / "whole")
+    run = tmp_path / "run"
+    batches = []
+    done = run_alone(auto, run, stop=stop_after(5), on_batch=batches.append)
+    # At the first range test: nothing to keep, and no step of the stage.
+    assert done == {"stopped": "SIGHUP", "checkpoint": None} and len(batches) == 6
+    assert not (run / "lr-find").exists() and not (run / "checkpoints").exists()
+    done = run_alone(auto, run, stop=stop_after(35 + 2 * STEPS + 5), on_batch=batches.append)
+    assert done["stopped"] == "SIGHUP" and done["stage"] == 1
+    assert ckpt.load(done["checkpoint"]).position == (1, 2, 0)
+    assert sorted(p.name for p in (run / "lr-find").iterdir()) == ["stage-1-32.csv", "stage-1-32.json"]
+    run_alone(auto, run)
+    assert trace(run) == trace(tmp_path / "whole")
 
 
 def test_the_newest_checkpoint_is_damaged_and_the_one_before_gives_the_same_bits(recipe, whole, tmp_path):

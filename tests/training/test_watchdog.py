@@ -8,7 +8,8 @@ import pytest
 from raytrain import storage
 from raytrain.errors import StorageError
 from raytrain.training import watchdog as watching
-from raytrain.training.watchdog import TIMES_MEDIAN, Watchdog
+from raytrain.training.saver import Saver
+from raytrain.training.watchdog import TIMES_MEDIAN, Saves, Watchdog
 
 
 @pytest.fixture
@@ -71,6 +72,79 @@ def test_after_a_stall_was_told_it_acts_even_where_telling_hangs(tmp_path, monke
     freed.set()
     watchdog.close()
     assert len(acted) == 1 and len(acted[0]) == (telling == "works")
+
+
+class Others(Saves):
+    """Another rank writes until it is told to end; afterwards it counts the seconds, as a mailbox does."""
+
+    def __init__(self):
+        self.ended, self.asked = None, 0
+
+    def ago(self):
+        self.asked += 1
+        return 0.0 if self.ended is None else time.monotonic() - self.ended
+
+
+def test_a_checkpoint_being_written_here_is_no_stall_and_is_told_once(tmp_path):
+    writing, noted, said = [True], [], []
+
+    class Noted(Saves):
+        def note(self, writing):
+            noted.append(writing)
+
+    watchdog = Watchdog(str(tmp_path), 0, 0.2, said.append, writes=lambda: writing[0], saves=Noted())
+    watchdog.start()
+    watchdog.beat()
+    wait_until(lambda: said)
+    time.sleep(0.6)
+    assert len(said) == 1 and "training waits for a checkpoint to be written" in said[0] and noted == [True]
+    writing[0] = False
+    ended = time.monotonic()
+    wait_until(lambda: len(said) == 2)  # what hangs after it is a stall
+    watchdog.close()
+    assert time.monotonic() - ended >= 0.2 and "has begun no batch" in said[1] and noted == [True, False]
+
+
+def test_a_checkpoint_that_another_rank_writes_is_no_stall(tmp_path):
+    others, said = Others(), []
+    watchdog = Watchdog(str(tmp_path), 1, 0.2, said.append, saves=others)
+    watchdog.start()
+    watchdog.beat()
+    wait_until(lambda: others.asked > 3)
+    assert not said
+    others.ended = time.monotonic()
+    asked = others.asked
+    wait_until(lambda: others.asked > asked or said)
+    wait_until(lambda: said)
+    assert time.monotonic() - others.ended >= 0.2
+    watchdog.close()
+
+
+def test_no_rank_asks_for_the_others_while_batches_come(tmp_path):
+    others = Others()
+    watchdog = Watchdog(str(tmp_path), 1, 5.0, print, saves=others)
+    watchdog.start()
+    watchdog.beat()
+    time.sleep(1.2)
+    watchdog.close()
+    assert others.asked == 0
+
+
+def test_a_saver_writes_until_what_it_was_given_is_written(tmp_path, monkeypatch):
+    """Also while the training thread waits for it, which is when a watchdog asks."""
+    go_on, seen = threading.Event(), []
+    saver = Saver(str(tmp_path / "checkpoints"), None)
+    monkeypatch.setattr(saver, "_write", lambda entries: go_on.wait(20))
+    assert not saver.writing
+    saver.save([("last", None)], time.monotonic())
+    thread = threading.Thread(target=saver.wait)
+    thread.start()
+    wait_until(lambda: saver.pending is None)
+    seen.append(saver.writing)
+    go_on.set()
+    thread.join()
+    saver.close()
+    assert seen == [True] and not saver.writing
 
 
 def test_without_storage_the_stacks_are_said(watched, monkeypatch):
