@@ -1,6 +1,7 @@
 """What tests share: a home of their own, one small synthetic dataset, at most one local Ray at a time."""
 
 import os
+import signal
 
 # Before torch is imported: threads that wait for each other sleep, instead of spinning on a core that another test needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,6 +26,14 @@ def surroundings(temporary_directory, tmp_path_factory):
     os.environ[ARCH] = NETWORK
     for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def hangups():
+    """SIGHUP ends a process, as in a terminal: under nohup the tests would find it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -49,11 +49,14 @@ def hangups_blocked() -> Iterator[None]:
 
 
 def end_with_supervisor() -> None:
-    """Lets the kernel send SIGTERM to this process when the one that supervises it dies; nothing where none does."""
+    """Lets Linux send SIGTERM to this process when the one that supervises it dies; nothing where none does."""
     supervisor = os.environ.pop(SUPERVISOR, None)
     if supervisor is None:
         return
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:  # no Linux
+        return
     # The kernel watches the thread that started this process: the supervisor's main thread, which ends with its process.
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(supervisor):  # it died before the kernel was asked
         os.kill(os.getpid(), signal.SIGTERM)

@@ -89,7 +89,7 @@ def test_the_second_kill_by_the_kernel_without_progress_ends_the_run_with_what_h
 ):
     held = [("ray::RayTrainWorker", 1_500_000_000), ("raytrain", 700_000_000)]
     monkeypatch.setattr(machine, "holders", lambda: held)
-    callback = restarts(Lines(), str(tmp_path))
+    callback = restarts(Lines(), str(tmp_path), Box())
     callback.after_report(None, None, None)
     monkeypatch.setattr(machine, "holders", lambda: held[1:])  # the largest is gone
     kernel[0] += 1
@@ -199,7 +199,7 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "_lines", nothing)
     monkeypatch.setattr(train, "mailbox", nothing)
-    monkeypatch.setattr(train, "use_gpu", lambda recipe: False)
+    monkeypatch.setattr(train, "use_gpu", lambda recipe, say: False)
     monkeypatch.setattr(train, "cpus", lambda: 2)
     monkeypatch.setattr(
         ray.train.torch, "TorchTrainer", lambda *arguments, **named: SimpleNamespace(fit=lambda: fit(0))

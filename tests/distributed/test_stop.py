@@ -17,7 +17,7 @@ from group import run_group, trace
 
 from raytrain.config import load_recipe
 
-pytestmark = pytest.mark.usefixtures("no_cluster")
+pytestmark = pytest.mark.usefixtures("no_cluster", "hangups")
 PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
 
 

@@ -14,6 +14,7 @@ from raytrain.distributed import signals, stopping
 from raytrain.distributed.signals import Unstarted, interruptible, terminates_as_interrupt
 from raytrain.errors import Interrupted, exit_code_of
 
+pytestmark = pytest.mark.usefixtures("hangups")
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 

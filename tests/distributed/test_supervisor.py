@@ -208,7 +208,7 @@ def test_a_process_without_a_supervisor_stays(monkeypatch):
     stopping.end_with_supervisor()
 
 
-def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(supervise, tmp_path, monkeypatch):
+def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(hangups, supervise, tmp_path, monkeypatch):
     word = "import os, signal, sys, time\n"
     word += "signal.signal(signal.SIGHUP, lambda *args: sys.exit(75))\n"
     word += "open(os.environ['FAKE'] + '/log', 'a').write('[0]\\n')\n"
