@@ -48,7 +48,7 @@ def test_the_quick_cases_of_every_figure_pass(no_cluster, tmp_path):
     assert found == sorted(found) and {*range(1, 8), 12, 17, 18, 20, 21, 24, 25, 26} <= set(found)
 
 
-def test_no_file_and_no_line_of_a_run_holds_a_key(no_cluster, tmp_path):
+def test_no_file_and_no_line_of_a_run_holds_a_key(no_cluster, own_network, tmp_path):
     found = canary.scanned(tmp_path)
     assert found.passed == found.of > 0, found.failures
 
