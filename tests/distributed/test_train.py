@@ -304,7 +304,7 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
             return SimpleNamespace(return_value="done")
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    monkeypatch.setattr(train_module, "use_gpu", lambda recipe: False)
+    monkeypatch.setattr(train_module, "use_gpu", lambda recipe, say: False)
     monkeypatch.setattr(train_module, "_lines", lambda say: nullcontext())
     monkeypatch.setattr(train_module, "mailbox", nullcontext)
     place = "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"

@@ -102,11 +102,12 @@ def tuner(monkeypatch):
 
     monkeypatch.setattr(module.ray.tune, "Tuner", Tuner)
     monkeypatch.setattr(
-        module.ray.tune, "with_parameters", lambda function, given: lambda config: function(config, given)
+        module.ray.tune, "with_parameters", lambda function, **given: lambda config: function(config, **given)
     )
     monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2}, raising=False)
     monkeypatch.setattr(module, "session", nullcontext)
     monkeypatch.setattr(module, "check_workers", lambda number: None)
+    monkeypatch.setattr(module.gpus, "needed", lambda use_gpu, say: [])
     monkeypatch.setattr(module, "check_reach", lambda place: told.order.append(f"reach {place}"))
     monkeypatch.setattr(module.storage, "probe", lambda place: None)
     return told
@@ -116,14 +117,14 @@ def tuner(monkeypatch):
 def test_tune_keeps_its_files_out_of_a_bucket_and_tidies_them_up(tuner, fails):
     place, tuner.fails = "s3://KEY:S3CRET@bucket/runs/s?region=us-east-1", fails
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        module._tune(module._trial, ({}, place), {}, place, 1, None, print)
+        module._tune(module._trial, ({}, place), {}, place, 1, None, print, None)
     assert tuner.order == [f"reach {place}", "tuner"]
     assert "S3CRET" not in str(tuner.folder) and str(tuner.folder).startswith(tempfile.gettempdir())
     assert not tuner.folder.exists()
 
 
 def test_tune_keeps_its_files_beside_a_local_search(tuner, tmp_path):
-    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print)
+    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print, None)
     assert tuner.folder == tmp_path and (tmp_path / "ray" / "tuner.pkl").exists()
 
 
@@ -131,5 +132,5 @@ def test_keys_of_the_environment_are_no_settings_of_trials(tuner, tmp_path, monk
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S3CRET")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "S3CRET")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print)
+    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print, None)
     assert tuner.trial["env_vars"]["RAY_CHDIR_TO_TRIAL_DIR"] == "0" and "S3CRET" not in str(tuner.trial)
