@@ -15,24 +15,27 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the processes of a command may use together from now on, and what sets that bound."""
+    """Bytes that the processes of a command may use together from now on, what sets that bound, and all that it allows."""
 
     free: int
     bound: str
+    whole: int
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Names of a control group's files: the limit, the use, and where use that can be given back and kills are counted."""
+    """Names of a control group's files: the limit, the use, where kills are counted; and what of the use are files in memory."""
 
     limit: str
     used: str
-    cache: str
     kills: str
+    cache: tuple[str, str]
 
 
-V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory.oom_control")
-V2 = _Files("memory.max", "memory.current", "inactive_file", "memory.events")
+V1 = _Files(
+    "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", ("total_inactive_file", "total_active_file")
+)
+V2 = _Files("memory.max", "memory.current", "memory.events", ("inactive_file", "active_file"))
 
 
 def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
@@ -45,15 +48,19 @@ def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
     Returns:
         None where the kernel tells neither, as on a Mac.
     """
-    found = [Memory(free, "free on this machine")] if (free := _available(proc)) is not None else []
+    found = []
+    available = 1024 * _counter(proc / "meminfo", "MemAvailable:")
+    if available:
+        found.append(Memory(available, "free on this machine", 1024 * _counter(proc / "meminfo", "MemTotal:")))
     for group, files in _groups(cgroups, proc):
         limit = _number(group / files.limit)
         used = _number(group / files.used)
         if limit is None or used is None:
             continue
-        # Pages of files that were read once are given back when memory is short.
-        left = max(0, limit - used + _counter(group / "memory.stat", files.cache))
-        found.append(Memory(left, f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})"))
+        # Pages of files are given back when memory is short.
+        cached = sum(_counter(group / "memory.stat", name) for name in files.cache)
+        left = min(limit, max(0, limit - used + cached))
+        found.append(Memory(left, f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})", limit))
     return min(found, key=lambda bound: bound.free, default=None)
 
 
@@ -63,15 +70,15 @@ def kills(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
 
 
 def resident(pid: int | str = "self", proc: Path = PROC) -> int:
-    """Bytes of memory that a process holds; what it shares with others counts whole. 0 where there is no such process."""
-    return 1024 * _counter(proc / str(pid) / "status", "VmRSS:")
+    """Bytes of memory that a process holds for itself, without those of files. 0 where there is no such process."""
+    return 1024 * _counter(proc / str(pid) / "status", "RssAnon:")
 
 
 def holders(proc: Path = PROC) -> list[tuple[str, int]]:
     """Name and own bytes (shared ones not counted) of each process of this user's session group, the largest first."""
     found = []
     for place in proc.glob("[0-9]*"):
-        size = 1024 * _counter(place / "status", "RssAnon:")
+        size = resident(place.name, proc)
         if size and _same_group(place, proc):
             found.append((_name(place), size))
     return sorted(found, key=lambda holder: -holder[1])
@@ -117,11 +124,6 @@ def _upwards(root: Path, path: str, files: _Files) -> list[tuple[Path, _Files]]:
         group = root
     above = [group, *group.parents]
     return [(place, files) for place in above[: above.index(root) + 1]]
-
-
-def _available(proc: Path) -> int | None:
-    found = _counter(proc / "meminfo", "MemAvailable:")
-    return 1024 * found if found else None
 
 
 def _number(file: Path) -> int | None:

@@ -23,13 +23,13 @@ def system(tmp_path, cgroup, files, available_kb=8_000_000):
 V2 = {
     "job/memory.max": f"{4 * GB}\n",
     "job/memory.current": f"{2 * GB}\n",
-    "job/memory.stat": f"anon 5\ninactive_file {GB}\n",
+    "job/memory.stat": f"anon 5\ninactive_file {GB // 2}\nactive_file {GB // 2}\n",
     "job/memory.events": "low 0\noom 3\noom_kill 2\n",
 }
 V1 = {
     "memory/job/memory.limit_in_bytes": f"{4 * GB}\n",
     "memory/job/memory.usage_in_bytes": f"{2 * GB}\n",
-    "memory/job/memory.stat": f"cache 7\ntotal_inactive_file {GB}\n",
+    "memory/job/memory.stat": f"cache 7\ntotal_inactive_file {GB // 2}\ntotal_active_file {GB // 2}\n",
     "memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
 }
 V1_LINES = "5:cpu,cpuacct:/job\n4:memory:/job\n0::/\n"
@@ -46,7 +46,7 @@ def test_what_is_left_of_a_limit_counts_files_in_memory_as_free(tmp_path, lines,
 @pytest.mark.parametrize(("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"])
 def test_a_machine_with_less_free_memory_than_the_limit_is_the_bound(tmp_path, lines, files):
     found = machine.memory(*system(tmp_path, lines, files, available_kb=1000))
-    assert found == machine.Memory(1_024_000, "free on this machine")
+    assert found == machine.Memory(1_024_000, "free on this machine", 9_216_000_000)
 
 
 def test_the_limit_of_a_group_above_counts_too(tmp_path):
@@ -64,7 +64,7 @@ def test_a_container_that_sees_its_own_group_as_the_root(tmp_path):
 
 def test_no_limit_and_no_groups_leave_the_free_memory(tmp_path):
     found = machine.memory(*system(tmp_path, "0::/job\n", {**V2, "job/memory.max": "max\n"}))
-    assert found == machine.Memory(8_192_000_000, "free on this machine")
+    assert found == machine.Memory(8_192_000_000, "free on this machine", 9_216_000_000)
     assert machine.memory(tmp_path / "nothing", tmp_path / "proc").bound == "free on this machine"
 
 

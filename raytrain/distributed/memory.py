@@ -6,7 +6,8 @@ Only a session on this machine is judged: what the machines of a cluster have, t
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +22,8 @@ from raytrain.training.precision import agreed_precision
 WORKER_BYTES = 800_000_000  # Python, torch, Ray: before there is a network
 RAY_BYTES = 1_900_000_000  # this command, Ray's servers and the run's controller
 MOST_ACCUMULATE = 64
+# What Ray's processes take to end after their session.
+ENDING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ def needed(recipe: Recipe, classes: int) -> Need:
 def available() -> machine.Memory | None:
     """The memory that a run may use; what this process holds already is part of what the run needs."""
     found = machine.memory()
-    return machine.Memory(found.free + machine.resident(), found.bound) if found else None
+    if found is None:
+        return None
+    return replace(found, free=min(found.whole, found.free + machine.resident()))
 
 
 def check_memory(recipe: Recipe, classes: int) -> None:
@@ -69,14 +74,25 @@ def check_memory(recipe: Recipe, classes: int) -> None:
     Raises:
         ResourceError: with the command that fits, where one does.
     """
-    bound, need = available(), needed(recipe, classes)
-    if "RAY_ADDRESS" in os.environ or bound is None or need.total <= bound.free:
+    if "RAY_ADDRESS" in os.environ:
+        return
+    need = needed(recipe, classes)
+    bound = _awaited(need.total)
+    if bound is None or need.total <= bound.free:
         return
     raise ResourceError(
         f"this run needs {need}; {bound.free / 1e9:.1f} GB are {bound.bound}",
         "the kernel would kill a worker again and again",
         _smaller(recipe, classes, bound.free) or f"a machine or a container with {need.total / 1e9:.0f} GB",
     )
+
+
+def _awaited(total: int) -> machine.Memory | None:
+    """The memory that there is; where it is too little, after the processes of a session that has just ended are gone."""
+    end = time.monotonic() + ENDING_S
+    while (bound := available()) and bound.free < total <= bound.whole and time.monotonic() < end:
+        time.sleep(0.2)
+    return bound
 
 
 def workers_that_fit(recipe: Recipe, classes: int) -> int:

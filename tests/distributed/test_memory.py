@@ -28,7 +28,8 @@ def free(monkeypatch):
     monkeypatch.setattr(machine, "resident", lambda: 0)
 
     def set_free(size):
-        monkeypatch.setattr(machine, "memory", lambda: machine.Memory(size, "left of the limit of 4.0 GB (memory.max)"))
+        bound = machine.Memory(size, "left of the limit of 4.0 GB (memory.max)", size)
+        monkeypatch.setattr(machine, "memory", lambda: bound)
 
     return set_free
 
@@ -94,6 +95,15 @@ def test_where_one_worker_is_too_large_smaller_passes_are_tried(own_network, fre
     with pytest.raises(ResourceError) as caught:
         check_memory(one, CLASSES)
     assert caught.value.fix == "--num-workers 1 --train.accumulate 4"
+
+
+def test_memory_that_an_ending_session_still_holds_is_waited_for(own_network, monkeypatch):
+    need = needed(recipe(), CLASSES).total
+    found = iter([need - 2, need - 1, need])
+    monkeypatch.setattr(machine, "resident", lambda: 0)
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(next(found), "free on this machine", 10**12))
+    check_memory(recipe(), CLASSES)
+    assert list(found) == []
 
 
 def test_where_nothing_fits_the_memory_that_would_is_named(own_network, free):

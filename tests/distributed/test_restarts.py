@@ -80,7 +80,9 @@ def kernel(monkeypatch):
     """A control group whose counter of kills a test moves."""
     kills = [3]
     monkeypatch.setattr(machine, "kills", lambda: kills[0])
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)"))
+    monkeypatch.setattr(
+        machine, "memory", lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9)
+    )
     return kills
 
 
