@@ -39,8 +39,9 @@ class Need:
         return RAY_BYTES + self.workers * self.worker
 
     def __str__(self) -> str:
+        noun = "worker" if self.workers == 1 else "workers"
         return (
-            f"{self.total / 1e9:.1f} GB: {self.workers} workers of {self.worker / 1e9:.1f} GB and "
+            f"{self.total / 1e9:.1f} GB: {self.workers} {noun} of {self.worker / 1e9:.1f} GB and "
             f"{RAY_BYTES / 1e9:.1f} GB for Ray and this command"
         )
 

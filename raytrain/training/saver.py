@@ -27,7 +27,7 @@ class Saver:
 
         Args:
             directory: the folder; made by the first save.
-            every_s: seconds between two saves within an epoch; None: by what they cost.
+            every_s: seconds between two saves within a stage; None: by what they cost.
             say: hears of a save that failed, where training goes on without it.
         """
         self.directory, self.every_s, self.say = directory, every_s, say
@@ -43,7 +43,7 @@ class Saver:
 
     @property
     def interval_s(self) -> float:
-        """Seconds between two saves within an epoch."""
+        """Seconds between two saves within a stage."""
         return max(LEAST_INTERVAL_S, TIMES_COST * self.cost_s) if self.every_s is None else self.every_s
 
     @property
@@ -52,7 +52,7 @@ class Saver:
         return self.newest is not None and not self.newest.done()
 
     def due(self) -> bool:
-        """Whether it is time to save within an epoch.
+        """Whether it is time to save within a stage.
 
         Raises:
             DivergedError, StorageError: as `settle`.
