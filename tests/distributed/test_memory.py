@@ -7,7 +7,7 @@ from raytrain import machine
 from raytrain import quickstart as quickstarting
 from raytrain.cli import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed.memory import RAY_BYTES, WORKER_BYTES, check_memory, needed, workers_that_fit
+from raytrain.distributed.memory import RAY_BYTES, WORKER_BYTES, available, check_memory, needed, workers_that_fit
 from raytrain.errors import ResourceError
 from raytrain.training import models
 from raytrain.training.footprint import footprint
@@ -95,6 +95,13 @@ def test_where_one_worker_is_too_large_smaller_passes_are_tried(own_network, fre
     with pytest.raises(ResourceError) as caught:
         check_memory(one, CLASSES)
     assert caught.value.fix == "--num-workers 1 --train.accumulate 4"
+
+
+@pytest.mark.parametrize(("whole", "free"), [(100, 13), (12, 12)])
+def test_what_this_process_holds_is_part_of_what_a_run_needs_but_never_more_than_the_whole(monkeypatch, whole, free):
+    monkeypatch.setattr(machine, "resident", lambda: 3)
+    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(10, "free on this machine", whole))
+    assert available().free == free
 
 
 def test_memory_that_an_ending_session_still_holds_is_waited_for(own_network, monkeypatch):
