@@ -31,7 +31,7 @@ from raytrain.output import Output, ReaderLeft, open_closed_streams
 
 # Set before ray is imported; whoever sets them differently keeps their value.
 RAY_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: each report and the end of a run would wait for it
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default: the end of a run, and reports in a row, wait for it
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # logs a harmless error at every start
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of workers would appear twice
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -41,6 +41,7 @@ RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actor pools log a harmless error; `info` brings all of it back
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; silences a warning at every start
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_enable_metrics_collection": "0",  # nobody reads them in a session that ends with its command
     "RAY_worker_niceness": "0",  # 15 by default: a step waits for its slowest thread, and any other program comes first
 }
 

@@ -42,6 +42,8 @@ def session() -> Iterator[None]:
             # A session that ends with its command needs no dashboard, which takes memory and a part of a core.
             local = {} if remote else {"address": "local", "include_dashboard": False}
             ray.init(**local, log_to_driver=False, logging_level=logging.ERROR)
+            if not remote:
+                _end_idle_processes()
     except ConnectionError as error:
         raise ResourceError(
             f"no Ray cluster answers at {os.environ['RAY_ADDRESS']}: {str(error).splitlines()[0]}",
@@ -53,6 +55,16 @@ def session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _end_idle_processes() -> None:
+    """Ends two processes of a new session, which poll for nothing: one forwards logs to the driver, one asks for machines.
+
+    `ray.init` has no setting for them.
+    """
+    node = ray._private.worker._global_node
+    node.kill_log_monitor(check_alive=False)
+    node.kill_monitor(check_alive=False)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.util.queue import Queue
 from torch.distributed import DistError
 
 from raytrain import machine, storage
@@ -67,13 +66,12 @@ class Judge:
         return killed_by_kernel(by_kernel[0], self.held) if by_kernel else None
 
 
-def restarts(lines: Queue, run: str, mailbox: Any) -> Any:
+def restarts(run: str, mailbox: Any) -> Any:
     """A callback for Ray's controller: ends the run at a failure that another start would only repeat.
 
     Args:
-        lines: hears why the workers start again.
         run: its directory.
-        mailbox: hears that no step is under way until the workers have started again.
+        mailbox: hears why the workers start again, and that no step is under way until they have.
     """
     judge = Judge(storage.join(run, "checkpoints"))
 
@@ -86,7 +84,7 @@ def restarts(lines: Queue, run: str, mailbox: Any) -> Any:
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        lines.put(f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again")
+        mailbox.say.remote(f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again")
 
     # Made here, since the base has no type that mypy would let a class have.
     methods = {"after_report": after_report, "after_exception": after_exception}

@@ -1,10 +1,13 @@
-"""How a signal to the driver stops a run: the driver tells an actor, rank 0 asks it, and stops after its next step.
+"""What the driver and the workers tell each other: an actor beside the driver holds lines, and the reason to stop.
 
-`ray job stop` and `kill` reach the driver's process alone: workers run elsewhere, often on other machines.
+`ray job stop` and `kill` reach the driver's process alone: workers run elsewhere, often on other machines. Rank 0 hears of
+the reason from the actor and stops after its next step. Both sides wait in the actor for what comes: asking again and again
+would take the cores of the step.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import threading
@@ -20,8 +23,8 @@ from raytrain.distributed.stopping import handled, stopping_signals
 from raytrain.errors import Interrupted
 from raytrain.training.watchdog import Saves
 
-# Seconds between two looks of rank 0 at the actor.
-LOOK_EVERY_S = 0.5
+# Seconds between two deliveries of a signal that was caught.
+DELIVER_EVERY_S = 0.5
 # Seconds between two looks at the machines that will be taken away: the notice of a cloud is half a minute or more.
 NODES_EVERY_S = 2.0
 # A signal that comes as often as this is the same one, sent to a process and to the one that started it.
@@ -35,32 +38,44 @@ class Unstarted(Interrupted):
 
 
 class Mailbox:
-    """The actor: holds the reason to stop, whether steps are under way, and when a checkpoint was last being written."""
+    """The actor: lines for the driver, the reason to stop, whether steps are under way, when a checkpoint was last written."""
 
     def __init__(self) -> None:
+        self.lines: asyncio.Queue[str | None] = asyncio.Queue()
         self.reason: str | None = None
+        self.stopping = asyncio.Event()
         self.stepping, self.writing = False, False
         self.written: float | None = None
 
-    def put(self, reason: str) -> bool:
-        """Leaves a reason. Returns whether steps are under way, after one of which rank 0 will read it."""
+    async def say(self, line: str | None) -> None:
+        """Leaves a line for the driver; None: there will be no more."""
+        self.lines.put_nowait(line)
+
+    async def next_line(self) -> str | None:
+        """The next line, when there is one; None after the last one."""
+        return await self.lines.get()
+
+    async def put(self, reason: str) -> bool:
+        """Leaves a reason to stop. Returns whether steps are under way, after one of which rank 0 will stop."""
         self.reason = reason
+        self.stopping.set()
         return self.stepping
 
-    def read(self) -> str | None:
-        """The reason, if there is one."""
+    async def reason_to_stop(self) -> str | None:
+        """The reason, when there is one."""
+        await self.stopping.wait()
         return self.reason
 
-    def step(self, stepping: bool) -> None:
+    async def step(self, stepping: bool) -> None:
         """Rank 0 has begun to look for a reason between its steps, or its group has ended, with what it was writing."""
         self.stepping = stepping
         self.writing = self.writing and stepping
 
-    def write(self, writing: bool) -> None:
+    async def write(self, writing: bool) -> None:
         """Rank 0 begins to write a checkpoint, or has written it."""
         self.writing, self.written = writing, time.monotonic()
 
-    def since_written(self) -> float:
+    async def since_written(self) -> float:
         """Seconds since a checkpoint was being written: 0 for now, infinite for never."""
         if self.writing:
             return 0.0
@@ -74,14 +89,38 @@ def beside_driver() -> dict[str, Any]:
 
 
 @contextmanager
-def mailbox() -> Iterator[Any]:
-    """A handle of a new mailbox, which is gone at the end."""
+def mailbox(say: Callable[[str], None]) -> Iterator[Any]:
+    """A handle of a new mailbox, which is gone at the end. Its lines are said in this process, in their order.
+
+    Worker output through Ray's log would be prefixed and doubled.
+    """
     handle = ray.remote(Mailbox).options(**beside_driver()).remote()
+    thread = threading.Thread(target=_say_lines, args=(handle, say), daemon=True)
+    thread.start()
     try:
         yield handle
     finally:
         with suppress(ray.exceptions.RayError):
+            handle.say.remote(None)
+            thread.join(timeout=ANSWERS_S)
             ray.kill(handle)
+
+
+def _say_lines(handle: Any, say: Callable[[str], None]) -> None:
+    with suppress(ray.exceptions.RayError):  # the mailbox is gone
+        while (line := ray.get(handle.next_line.remote())) is not None:
+            say(line)
+
+
+def _tell(method: Any, value: bool) -> None:
+    """Returns when the mailbox has it: Ray keeps no order among calls of an actor whose methods wait."""
+    with suppress(ray.exceptions.RayError):  # the driver is gone, or does not answer
+        ray.get(method.remote(value), timeout=ANSWERS_S)
+
+
+def say_to_driver(handle: Any, line: str) -> None:
+    """Says a line in the driver's process; returns when the mailbox has it."""
+    ray.get(handle.say.remote(line))
 
 
 class GroupSaves(Saves):
@@ -92,7 +131,7 @@ class GroupSaves(Saves):
 
     def note(self, writing: bool) -> None:
         """This process begins to write a checkpoint, or has written it."""
-        self.handle.write.remote(writing)
+        _tell(self.handle.write, writing)
 
     def ago(self) -> float:
         """Seconds since some process was writing one."""
@@ -129,22 +168,22 @@ class Outbox:
 
 
 class Inbox:
-    """Rank 0's side: threads ask the mailbox and look at the cluster's machines, so that no step waits for an answer."""
+    """Rank 0's side: threads wait at the mailbox and look at the cluster's machines, so that no step waits for an answer."""
 
     def __init__(self, handle: Any, say: Callable[[str], None]) -> None:
         self.handle, self.say = handle, say
         self.reason: str | None = None
         self.leaving: set[str] = set()
         self.noticed, self.asked = False, False
-        handle.step.remote(False)
-        for function in (self._look, self._watch_nodes):
+        _tell(handle.step, False)
+        for function in (self._wait_for_reason, self._watch_nodes):
             threading.Thread(target=function, daemon=True).start()
 
     def stop(self) -> str | None:
         """The reason to stop, if there is one. Rank 0 asks between its steps, from the first one on."""
         if not self.asked:
             self.asked = True
-            self.handle.step.remote(True)
+            _tell(self.handle.step, True)
         return self.reason
 
     def keep(self) -> bool:
@@ -152,13 +191,9 @@ class Inbox:
         noticed, self.noticed = self.noticed, False
         return noticed
 
-    def _look(self) -> None:
-        while self.reason is None:
-            try:
-                self.reason = ray.get(self.handle.read.remote())
-            except ray.exceptions.RayError:  # the driver is gone, and with it the run
-                return
-            time.sleep(LOOK_EVERY_S)
+    def _wait_for_reason(self) -> None:
+        with suppress(ray.exceptions.RayError):  # the driver is gone, and with it the run
+            self.reason = ray.get(self.handle.reason_to_stop.remote())
 
     def _watch_nodes(self) -> None:
         while self.reason is None:
@@ -210,7 +245,7 @@ def interruptible(
                 continue
             if deliver is None or caught[-1][1] - caught[0][1] > SAME_SIGNAL_S:
                 raise Interrupted(caught[-1][0])
-            if time.monotonic() - delivered < LOOK_EVERY_S:
+            if time.monotonic() - delivered < DELIVER_EVERY_S:
                 continue
             delivered = time.monotonic()
             if not deliver(signal.Signals(caught[0][0]).name):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.util.queue import Empty, Queue
 
 from raytrain import runs, storage
 from raytrain.config import Recipe, merge
@@ -25,7 +24,7 @@ from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
-from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, Unstarted, beside_driver, interruptible, mailbox
+from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, Unstarted, interruptible, mailbox, say_to_driver
 from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
 from raytrain.training import checkpoint, loop
@@ -184,9 +183,9 @@ def _group(
     """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
     gpu = use_gpu(recipe, say)
     say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
-    with _lines(say) as lines, mailbox() as box:
+    with mailbox(say) as box:
         config = {
-            "recipe": recipe.model_dump(mode="json"), "run": place, "lines": lines, "on_batch": on_batch, "mailbox": box,
+            "recipe": recipe.model_dump(mode="json"), "run": place, "on_batch": on_batch, "mailbox": box,
             "device": gpus.device(gpu).type,
         }  # fmt: skip
         fs, path = storage.filesystem(storage.join(place, "ray"))
@@ -204,7 +203,7 @@ def _group(
                 # `restarts` decides: a number for the whole run would end one that gets further between its failures.
                 failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
                 logging_config=ray.train.LoggingConfig("ERROR"),
-                callbacks=[restarts(lines, place, box)],
+                callbacks=[restarts(place, box)],
             ),
         )
 
@@ -246,18 +245,18 @@ def _place_in_group(
 ) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
     context = ray.train.get_context()
     recipe = Recipe.model_validate(config["recipe"])
-    rank, lines, on_batch = context.get_world_rank(), config["lines"], config["on_batch"]
+    rank, on_batch, box = context.get_world_rank(), config["on_batch"], config["mailbox"]
     worker = Worker(
         rank, context.get_world_size(), context.get_local_rank(), context.get_local_world_size(),
         ray.train.torch.get_device() if config.get("device") == "cuda" else torch.device("cpu"),
         len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    say = print if lines is None else lines.put
-    hooks = Hooks(say, report, on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None)
-    if config.get("mailbox") is not None:  # not in Ray's local mode, where this process is the driver's
-        hooks = replace(hooks, stalled=lambda: os._exit(STALLED), saves=GroupSaves(config["mailbox"]))
+    hooks = Hooks(print, report, on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None)
+    if box is not None:  # not in Ray's local mode, where this process is the driver's
+        say = partial(say_to_driver, box)
+        hooks = replace(hooks, say=say, stalled=lambda: os._exit(STALLED), saves=GroupSaves(box))
         if rank == 0:
-            inbox = Inbox(config["mailbox"], say)
+            inbox = Inbox(box, say)
             hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
@@ -267,31 +266,3 @@ def _resources(workers: int, gpu: bool) -> dict[str, float]:
     """Leaves a CPU to Ray Data and to the driver; a GPU worker asks for one GPU beside it."""
     share = max(0.01, min(1.0, (cpus() - 1) / workers))
     return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
-
-
-@contextmanager
-def _lines(say: Callable[[str], None]) -> Iterator[Queue]:
-    """A queue whose lines are said in this process: worker output through Ray's log would be prefixed and doubled."""
-    queue = Queue(actor_options=beside_driver())
-    done = threading.Event()
-    thread = threading.Thread(target=_drain, args=(queue, done, say), daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        done.set()
-        thread.join(timeout=10)
-        queue.shutdown(force=True)
-
-
-def _drain(queue: Queue, done: threading.Event, say: Callable[[str], None]) -> None:
-    while True:
-        finishing = done.is_set()
-        try:
-            while True:
-                say(queue.get(timeout=0.2))
-        except Empty:
-            if finishing:
-                return
-        except ray.exceptions.RayError:
-            return

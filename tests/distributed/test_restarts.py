@@ -45,32 +45,29 @@ def test_an_error_of_the_program_would_come_again(error):
         assert permanent_failure({0: wrapped}) is error
 
 
-class Lines:
-    """Stands for the queue of lines."""
+class Call:
+    """Stands for a remote method: keeps what it was called with."""
 
     def __init__(self):
-        self.said = []
+        self.told = []
 
-    def put(self, line):
-        self.said.append(line)
+    def remote(self, value):
+        self.told.append(value)
 
 
 class Box:
-    """Stands for the mailbox, as its own remote method."""
+    """Stands for the mailbox."""
 
     def __init__(self):
-        self.told, self.step = [], self
-
-    def remote(self, stepping):
-        self.told.append(stepping)
+        self.say, self.step = Call(), Call()
 
 
 def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
-    lines, box, memory = Lines(), Box(), ray.exceptions.OutOfMemoryError("node is running low on memory")
-    callback = restarts(lines, str(tmp_path), box)
+    box, memory = Box(), ray.exceptions.OutOfMemoryError("node is running low on memory")
+    callback = restarts(str(tmp_path), box)
     callback.after_exception(None, {1: memory, 0: BROKEN})
     callback.after_exception(None, {0: DEAD})
-    assert len(lines.said) == 2 and box.told == [False, False]  # no step is under way
+    assert len(box.say.told) == 2 and box.step.told == [False, False]  # no step is under way
     with pytest.raises(ResourceError, match=r"rank 1 .* for the 2nd time"):
         callback.after_exception(None, {1: memory, 0: BROKEN})
 
@@ -91,7 +88,7 @@ def test_the_second_kill_by_the_kernel_without_progress_ends_the_run_with_what_h
 ):
     held = [("ray::RayTrainWorker", 1_500_000_000), ("raytrain", 700_000_000)]
     monkeypatch.setattr(machine, "holders", lambda: held)
-    callback = restarts(Lines(), str(tmp_path), Box())
+    callback = restarts(str(tmp_path), Box())
     callback.after_report(None, None, None)
     monkeypatch.setattr(machine, "holders", lambda: held[1:])  # the largest is gone
     kernel[0] += 1
@@ -199,7 +196,6 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
     def nothing(*arguments):
         yield None
 
-    monkeypatch.setattr(train, "_lines", nothing)
     monkeypatch.setattr(train, "mailbox", nothing)
     monkeypatch.setattr(train, "use_gpu", lambda recipe, say: False)
     monkeypatch.setattr(train, "cpus", lambda: 2)

@@ -32,3 +32,4 @@ def test_workers_have_the_niceness_of_the_command_and_nothing_runs_that_nobody_l
     started = " ".join(line for line in lines if line.startswith("process"))
     # Of the dashboard Ray starts one process in any case; without it, none for its pages.
     assert "raylet" in started and "ray-dashboard-" not in started
+    assert "log_monitor.py" not in started and "autoscaler/" not in started

@@ -7,12 +7,11 @@ import pytest
 import ray
 
 from raytrain.distributed import signals
-from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, mailbox
+from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, mailbox, say_to_driver
 
 
 @pytest.fixture
 def often(monkeypatch):
-    monkeypatch.setattr(signals, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(signals, "NODES_EVERY_S", 0.02)
 
 
@@ -26,7 +25,7 @@ def wait_until(condition):
 def test_a_machine_that_will_go_asks_for_one_checkpoint_and_the_run_goes_on(cluster, often, monkeypatch):
     nodes, lines = {}, []
     monkeypatch.setattr(signals, "draining_nodes", lambda: dict(nodes))
-    with mailbox() as box:
+    with mailbox(print) as box:
         inbox = Inbox(box, lines.append)
         time.sleep(0.2)
         assert not inbox.keep() and not lines
@@ -48,7 +47,7 @@ def test_a_head_that_does_not_answer_is_no_news(cluster, often, monkeypatch):
         raise RuntimeError("no connection")
 
     monkeypatch.setattr(signals, "draining_nodes", silent)
-    with mailbox() as box:
+    with mailbox(print) as box:
         inbox = Inbox(box, print)
         wait_until(lambda: len(asked) > 3)
         assert not inbox.keep()
@@ -57,7 +56,7 @@ def test_a_head_that_does_not_answer_is_no_news(cluster, often, monkeypatch):
 
 
 def test_the_driver_waits_for_steps_and_for_nothing_else(cluster, often):
-    with mailbox() as box:
+    with mailbox(print) as box:
         lines = []
         outbox = Outbox(box, lines.append)
         # Nothing is under way; it asks twice, since the first step may just have ended.
@@ -72,8 +71,16 @@ def test_the_driver_waits_for_steps_and_for_nothing_else(cluster, often):
         assert [outbox.deliver("SIGHUP") for _ in range(2)] == [True, False]
 
 
+def test_lines_are_said_in_their_order_and_the_last_one_before_the_mailbox_goes(cluster):
+    lines = []
+    with mailbox(lines.append) as box:
+        for number in range(100):
+            say_to_driver(box, f"line {number}")
+    assert lines == [f"line {number}" for number in range(100)]
+
+
 def test_ranks_know_when_another_one_writes_a_checkpoint(cluster):
-    with mailbox() as box:
+    with mailbox(print) as box:
         saves = GroupSaves(box)
         assert saves.ago() == math.inf
         saves.note(True)

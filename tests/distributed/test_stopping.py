@@ -63,7 +63,7 @@ def test_where_nothing_has_to_be_kept_a_first_signal_ends_it(number):
 
 def test_what_was_under_way_and_has_died_is_not_waited_for(monkeypatch):
     """Each look asks again: the workers may have died since, and start anew."""
-    monkeypatch.setattr(signals, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(signals, "DELIVER_EVERY_S", 0.05)
     answers, ended = [True, True, False], threading.Event()
     send(signal.SIGTERM)
     with pytest.raises(Unstarted):

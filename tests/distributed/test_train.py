@@ -41,7 +41,7 @@ def recipe(dataset, storage, **changes):
 def test_the_real_worker_function_runs_in_local_mode(dataset, tmp_path):
     config = {
         "recipe": recipe(dataset, tmp_path, select="1").model_dump(mode="json"),
-        "run": str(tmp_path / "run"), "lines": None, "on_batch": None,
+        "run": str(tmp_path / "run"), "mailbox": None, "on_batch": None,
     }  # fmt: skip
     trainer = ray.train.torch.TorchTrainer(
         train_worker, train_loop_config=config, scaling_config=ray.train.ScalingConfig(num_workers=0)
@@ -305,8 +305,7 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
     monkeypatch.setattr(train_module, "use_gpu", lambda recipe, say: False)
-    monkeypatch.setattr(train_module, "_lines", lambda say: nullcontext())
-    monkeypatch.setattr(train_module, "mailbox", nullcontext)
+    monkeypatch.setattr(train_module, "mailbox", lambda say: nullcontext())
     place = "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
     recipe = load_recipe("smoke", {"dataset": "s3://KEY:S3CRET@bucket/data"})
     assert train_module._group(train_module.train_worker, place, recipe, print, None) == "done"
