@@ -42,6 +42,7 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the future default; silences a warning at every start
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "RAY_enable_metrics_collection": "0",  # nobody reads them in a session that ends with its command
+    "RAY_prestart_worker_first_driver": "0",  # one of them would stay idle; actors start their own as fast
     "RAY_worker_niceness": "0",  # 15 by default: a step waits for its slowest thread, and any other program comes first
 }
 

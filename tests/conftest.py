@@ -23,6 +23,7 @@ def surroundings(temporary_directory, tmp_path_factory):
     """A temporary HOME and tile cache; Ray without tokens; recipes train the small network, unless `own_network`."""
     home = tmp_path_factory.mktemp("home")
     os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # their epochs are as short as that
     os.environ[ARCH] = NETWORK
     for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
         os.environ.pop(name, None)

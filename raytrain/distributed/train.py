@@ -15,6 +15,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from raytrain import runs, storage
 from raytrain.config import Recipe, merge
@@ -207,6 +208,7 @@ def _group(
             ),
         )
 
+        leave_cleaner_out(trainer)
         outbox, caught = Outbox(box, say), list[tuple[int, float]]()
         try:
             # A range test keeps nothing that a signal could wait for.
@@ -217,6 +219,22 @@ def _group(
             if no_room and caught:  # it came while this wait for room ended; another one would not hear of it
                 raise Unstarted(caught[0][0]) from None
             raise no_room or own_cause(error) from None
+
+
+def leave_cleaner_out(trainer: ray.train.torch.TorchTrainer) -> None:
+    """Leaves out the actor of Ray's that looks every second whether the controller has died and left its place behind.
+
+    Only in a session that this process started: it ends with it, and so does the place.
+    """
+    node = ray._private.worker._global_node
+    if node is None or not node.head:
+        return
+    made = trainer._create_default_callbacks
+
+    def callbacks() -> list[Any]:
+        return [one for one in made() if not isinstance(one, PlacementGroupCleanerCallback)]
+
+    trainer._create_default_callbacks = callbacks
 
 
 def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomError | None:
@@ -232,17 +250,15 @@ def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomErro
 
 def train_worker(config: dict[str, Any]) -> Metrics:
     """What every worker runs: builds its place in the group and fits. Also runs in Ray's local mode (0 workers)."""
-    return loop.fit(*_place_in_group(config, ray.train.report), backoff=True)
+    return loop.fit(*_place_in_group(config), backoff=True)
 
 
 def lr_find_worker(config: dict[str, Any]) -> dict[int, Curve]:
     """As `train_worker`, for the range test."""
-    return loop.find_rates(*_place_in_group(config, lambda metrics: None))
+    return loop.find_rates(*_place_in_group(config))
 
 
-def _place_in_group(
-    config: dict[str, Any], report: Callable[[Metrics], None]
-) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
+def _place_in_group(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
     context = ray.train.get_context()
     recipe = Recipe.model_validate(config["recipe"])
     rank, on_batch, box = context.get_world_rank(), config["on_batch"], config["mailbox"]
@@ -251,7 +267,10 @@ def _place_in_group(
         ray.train.torch.get_device() if config.get("device") == "cuda" else torch.device("cpu"),
         len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    hooks = Hooks(print, report, on_batch=(lambda batch: on_batch(rank, batch)) if on_batch else lambda batch: None)
+    # Ray hears of an epoch where its checkpoint is written: a report takes 7 ms, or the time to Ray's next look at the group.
+    hooks = Hooks(saved=ray.train.report)
+    if on_batch:
+        hooks = replace(hooks, on_batch=lambda batch: on_batch(rank, batch))
     if box is not None:  # not in Ray's local mode, where this process is the driver's
         say = partial(say_to_driver, box)
         hooks = replace(hooks, say=say, stalled=lambda: os._exit(STALLED), saves=GroupSaves(box))

@@ -16,7 +16,8 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Hooks:
-    """Where lines, metrics and (in tests) batches go. `report` is called by every rank after each epoch.
+    """Where lines, metrics and (in tests) batches go. Every rank calls `report` after each epoch, and `saved` after those of
+    them whose checkpoint is being written.
 
     Rank 0 asks between steps: `stop` for the reason to stop now, such as the name of a signal, or None; `keep` whether a
     checkpoint is wanted now, for example since a machine will be taken away. `stalled` is called, from another thread, in a
@@ -25,6 +26,7 @@ class Hooks:
 
     say: Callable[[str], None] = print
     report: Callable[[Metrics], None] = lambda metrics: None
+    saved: Callable[[Metrics], None] = lambda metrics: None
     on_batch: Callable[[Batch], None] = lambda batch: None
     on_stage_end: Callable[[int, nn.Module], None] = lambda stage, model: None
     stop: Callable[[], str | None] = lambda: None

@@ -346,6 +346,8 @@ class Trainer:
             contention = waits.sentence(paces.waits)
             self.hooks.say(f"{line}\n  {contention}" if contention else line)
         self.hooks.report(self.last)
+        if save:
+            self.hooks.saved(self.last)
 
     def _losses(self, number: int) -> list[float]:
         """Losses of the stage's steps before this epoch: fastai starts its smoothed loss anew at each `fit`, not epoch."""
