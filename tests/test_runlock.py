@@ -149,7 +149,7 @@ def test_a_process_in_a_namespace_of_its_own_is_not_taken_for_dead(tmp_path):
         with pytest.raises(ConfigError, match="is being trained"), runlock.held(str(tmp_path)):
             pass
     finally:
-        subprocess.run(["kill", str(next(iter(children(process.pid))))])
+        os.kill(next(iter(children(process.pid))), signal.SIGKILL)  # SIGTERM does not end the first process of a namespace
         process.wait()
 
 

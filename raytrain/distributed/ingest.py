@@ -30,7 +30,7 @@ from raytrain.data.inspection import weather_rules
 from raytrain.data.listing import said_of_left_out
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
-from raytrain.distributed.preflight import check_reach
+from raytrain.distributed.reach import check_reach
 from raytrain.errors import DataError, StorageError, masked
 
 Record = dict[str, Any]

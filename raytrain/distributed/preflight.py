@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import gpus, surroundings
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
+from raytrain.distributed.reach import NODE_ANSWERS_S, check_reach, working_nodes
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.training import checkpoint, models
 from raytrain.training.start import initial
@@ -29,7 +29,6 @@ BYTES_PER_WEIGHT = 4
 ADAM_MOMENTS = 2
 # The last epoch's, those within an epoch, and the one that is being written.
 FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
-NODE_ANSWERS_S = 60.0
 
 
 def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, Dataset]:
@@ -181,22 +180,6 @@ def check_cluster(recipe: Recipe) -> None:
         check_networks(recipe.num_workers, gpu)
 
 
-def check_reach(place: str, flag: str = "--storage") -> None:
-    """Tries a place from every node of the connected cluster where work will be done, if that is not this machine alone.
-
-    Args:
-        place: directory or URI.
-        flag: that names it on the command line.
-
-    Raises:
-        StorageError: as `probe_from`.
-    """
-    nodes = _working_nodes()
-    here = ray.get_runtime_context().get_node_id()
-    if any(node["NodeID"] != here for node in nodes):
-        probe_from(nodes, storage.absolute(place), flag)
-
-
 def check_networks(num_workers: int, gpu: bool) -> None:
     """Asks every node of the connected cluster by which network interfaces workers there would meet the others.
 
@@ -204,7 +187,7 @@ def check_networks(num_workers: int, gpu: bool) -> None:
         ConfigError: a variable names none that is there, or workers on several machines would not find each other.
         ResourceError: a node does not answer.
     """
-    nodes = _working_nodes()
+    nodes = working_nodes()
     ask = ray.remote(num_cpus=0)(network)
     asked = [ask.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
     answers = [one.remote(gpu) for one in asked]
@@ -224,58 +207,6 @@ def check_networks(num_workers: int, gpu: bool) -> None:
             raise unknown_interface(found, where, " there, before ray start")
         if several and found.alone:
             raise only_here(found, where)
-
-
-def _working_nodes() -> list[dict[str, Any]]:
-    """Nodes that declare a CPU, as `ray.nodes` describes them."""
-    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-
-
-def probe_from(nodes: list[dict[str, Any]], place: str, flag: str = "--storage") -> None:
-    """Writes, reads and removes a file from each of some nodes, and has them read one that was written here.
-
-    Args:
-        nodes: as `ray.nodes` describes them.
-        place: storage path.
-        flag: that names it on the command line.
-
-    Raises:
-        StorageError: naming the node that cannot, such as one with a disk of its own under this path.
-    """
-    marker = storage.join(place, f".raytrain-marker-{uuid.uuid4().hex[:8]}")
-    storage.write_bytes(marker, b"marker")
-    probe = ray.remote(num_cpus=0)(_probe)
-    asked = [probe.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
-    try:
-        for node, answer in [(node, one.remote(place, marker)) for node, one in zip(nodes, asked, strict=True)]:
-            _hear(node, answer, place, flag)
-    finally:
-        storage.remove(marker)
-
-
-def _probe(place: str, marker: str) -> str:
-    """What is wrong with a storage path, as a node sees it; nothing if all is well."""
-    try:
-        storage.read_bytes(marker)
-        storage.probe(place)
-    except FileNotFoundError:
-        return "what this machine wrote is not there"
-    except StorageError as error:
-        return error.what
-    return ""
-
-
-def _hear(node: dict[str, Any], answer: Any, place: str, flag: str) -> None:
-    try:
-        wrong = ray.get(answer, timeout=NODE_ANSWERS_S)
-    except ray.exceptions.RayError as error:
-        wrong = f"no answer ({str(error).splitlines()[0]})"
-    if wrong:
-        raise StorageError(
-            f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}) cannot use {place}: {wrong}",
-            "what is written there would be lost",
-            f"a {flag} that every node reaches: a shared disk, s3:// or gs://",
-        )
 
 
 def use_gpu(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> bool:

@@ -31,7 +31,8 @@ from raytrain.data.dataset import open_dataset
 from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.memory import trials_that_fit
-from raytrain.distributed.preflight import check_reach, check_workers
+from raytrain.distributed.preflight import check_workers
+from raytrain.distributed.reach import check_reach
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.hooks import Hooks

@@ -118,7 +118,7 @@ def test_one_machine_with_such_a_name_trains_and_several_are_refused(monkeypatch
     monkeypatch.setattr(preflight, "network", lambda gpu: alone)
     preflight.check_networks(2, gpu=False)
     here = ray.nodes()
-    monkeypatch.setattr(preflight, "_working_nodes", lambda: here * 2)
+    monkeypatch.setattr(preflight, "working_nodes", lambda: here * 2)
     preflight.check_networks(1, gpu=False)  # who has nobody to meet
     with pytest.raises(ConfigError, match=r"workers on the node \S+ \(.*\) would be known by 127\.0\.1\.1") as caught:
         preflight.check_networks(2, gpu=False)
@@ -126,6 +126,6 @@ def test_one_machine_with_such_a_name_trains_and_several_are_refused(monkeypatch
     monkeypatch.setattr(preflight, "network", lambda gpu: module.Network('GLOO_SOCKET_IFNAME="eth99"', "", ("lo",)))
     with pytest.raises(ConfigError, match=r'GLOO_SOCKET_IFNAME="eth99" names no network interface of the node'):
         preflight.check_networks(1, gpu=False)
-    monkeypatch.setattr(preflight, "_working_nodes", lambda: [here[0] | {"NodeID": "0" * 56}])
+    monkeypatch.setattr(preflight, "working_nodes", lambda: [here[0] | {"NodeID": "0" * 56}])
     with pytest.raises(ResourceError, match=r"the node \S+ \(.*\) does not answer"):
         preflight.check_networks(1, gpu=False)

@@ -13,8 +13,9 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from raytrain import storage
 from raytrain.cli import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed import preflight
-from raytrain.distributed.preflight import check_disk, probe_from
+from raytrain.distributed import preflight, reach
+from raytrain.distributed.preflight import check_disk
+from raytrain.distributed.reach import probe_from
 from raytrain.distributed.train import not_placed
 from raytrain.errors import ResourceError, StorageError
 from raytrain.evaluation import predictions
@@ -65,7 +66,7 @@ def test_every_command_whose_work_is_spread_tries_its_place_from_every_node_firs
     command, cluster, tiles, dataset, tmp_path, monkeypatch, capsys
 ):
     gone = ray.nodes()[0] | {"NodeID": "0" * 56, "NodeManagerHostname": "gone"}
-    monkeypatch.setattr(preflight, "_working_nodes", lambda: [*ray.nodes(), gone])
+    monkeypatch.setattr(reach, "working_nodes", lambda: [*ray.nodes(), gone])
     (tmp_path / "space.yaml").write_text("train.wd: {uniform: [0.1, 0.2]}")
     target = np.array([[0, 1], [1, 0]] * 8, np.uint8)
     found = predictions.Predictions(tuple(map(str, range(16))), target - 0.5, target, ("a", "b"), {})

@@ -22,6 +22,8 @@ from raytrain.training.saver import Saver
 from raytrain.training.step import Batch, Worker
 
 TIMES = ("seconds", "images_per_s")
+# One server imports torch and the network's library, and forks the members: a spawned one would take 5 to 10 seconds of a core.
+multiprocessing.set_forkserver_preload(["raytrain.training.loop", "timm"])
 
 
 def run_group(recipe: Recipe, run: Path, world: int, record: bool = True, kill: tuple[int, int] | None = None) -> None:
@@ -46,8 +48,6 @@ def _start_group(recipe: Recipe, run: Path, world: int, record: bool, kill: tupl
     if world == 1 and kill is None:
         _member(0, *arguments)
     else:
-        # One server imports torch and forks the members: a spawned one would take 5 to 10 seconds of a core.
-        multiprocessing.set_forkserver_preload(["raytrain.training.loop"])
         try:
             mp.start_processes(_member, arguments, nprocs=world, start_method="forkserver")
         finally:
