@@ -85,12 +85,13 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
     space = storage / "space.yaml"
     space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
     small = ["--config", "smoke", "--dataset", planet, "--storage", runs, "--stages", "1", "--train.batch-size", "32"]
-    judged, test = str(storage / "runs" / "job" / "predictions.parquet"), str(storage / "test.parquet")
+    answers, test = str(storage / "valid.parquet"), str(storage / "test.parquet")
+    judged = str(storage / "runs" / "job" / "predictions.parquet")
     jobs = {
         "ingest": ["--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", planet],
         "train": [*small, "--num-workers", "2", "--name", "job"],
         "tune": [*small, "--space", str(space), "--num-samples", "2", "--name", "search"],
-        "predict": ["--checkpoint", "job", "--storage", runs, "--dataset", planet, "--out", str(storage / "valid.parquet")],
+        "predict": ["--checkpoint", "job", "--storage", runs, "--dataset", planet, "--out", answers],
         "evaluate": [judged, "--out", str(storage / "evaluation")],
         "submission": [test, "--out", str(storage / "submission.csv")],
     }
@@ -106,7 +107,7 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
     assert (storage / "dataset" / "dataset.json").exists()
     assert (storage / "runs" / "job" / "report.html").exists()
     assert len(pd.read_csv(storage / "runs" / "search" / "trials.csv")) == 2
-    assert predictions.read(str(storage / "valid.parquet")).names == found.names
+    assert predictions.read(answers).names == found.names
     assert json.loads((storage / "evaluation" / "metrics.json").read_text())
     assert len(pd.read_csv(storage / "submission.csv")) == len(found.names)
 

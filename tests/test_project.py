@@ -55,6 +55,11 @@ def test_imports_run_one_way(packages, forbidden):
     assert done.stdout.strip() == "[]"
 
 
+def test_moving_tiles_imports_no_torch():
+    code = "import sys, raytrain.distributed.ingest\nprint('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize("module", ["errors", "config", "storage", "runs", "runlock"])
 def test_the_ground_floor_imports_no_room(module):
     rooms = tuple(f"raytrain.{room}" for room in ("data", "training", "evaluation", "distributed", "report", "bench"))

@@ -149,7 +149,8 @@ def test_a_process_in_a_namespace_of_its_own_is_not_taken_for_dead(tmp_path):
         with pytest.raises(ConfigError, match="is being trained"), runlock.held(str(tmp_path)):
             pass
     finally:
-        os.kill(next(iter(children(process.pid))), signal.SIGKILL)  # SIGTERM does not end the first process of a namespace
+        # SIGTERM does not end the first process of a namespace.
+        os.kill(next(iter(children(process.pid))), signal.SIGKILL)
         process.wait()
 
 

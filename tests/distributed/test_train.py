@@ -303,6 +303,9 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
         def fit(self):
             return SimpleNamespace(return_value="done")
 
+        def _create_default_callbacks(self):
+            return []
+
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
     monkeypatch.setattr(train_module, "use_gpu", lambda recipe, say: False)
     monkeypatch.setattr(train_module, "mailbox", lambda say: nullcontext())

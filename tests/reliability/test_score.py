@@ -21,7 +21,7 @@ from raytrain.errors import ConfigError  # noqa: E402
 
 QUICK_S = 400
 # These start no Ray, and take a third of the time of all.
-WITHOUT_RAY = ("R2", "R5", "R6", "R7", "R12", "R17", "R20", "R21", "R25")
+WITHOUT_RAY = ("R5", "R7", "R12", "R20", "R21")
 needs_tracing = pytest.mark.skipif(not syscalls.possible(), reason="R5 and R6 trace system calls: Linux on x86-64")
 
 
