@@ -4,7 +4,7 @@ saves    one stage of 150 epochs of about a second: with checkpoints / without a
 epochs   epochs 2 to 8 of a stage, as a user runs it / the same loop without Ray that writes no file; at least 0.95
 busy     the same two beside one process that takes a core; at least 0.8
 
-ResNet-18 at 64 px, batch 64, one worker with a thread for each core, on the real tiles under RAYTRAIN_REAL_DATA. A rate is
+ResNet-18 at 64 px (saves: at 48 px, for epochs of a second), batch 64, one worker with a thread for each core, on the real tiles under RAYTRAIN_REAL_DATA. A rate is
 training tiles by the time from the line of the first epoch to that of the last: validation and files are in it. The sides
 take turns; a ratio is of the two sides of a round. The table goes to standard output.
 """
@@ -26,11 +26,11 @@ RECIPE = """
 model: {{arch: resnet18, weights: none, dropout: 0.5}}
 train: {{batch_size: 64}}
 stages:
-  - {{size: 64, epochs: {epochs}, freeze: false, lr: [0.001, 0.001]}}
+  - {{size: {size}, epochs: {epochs}, freeze: false, lr: [0.001, 0.001]}}
 """
 NEVER = "1e9"
 CONTENTION = "other processes take the CPU"
-PARTS = {"saves": (150, 3, 0.98), "epochs": (8, 10, 0.95), "busy": (8, 5, 0.8)}  # epochs, rounds, target
+PARTS = {"saves": (48, 150, 3, 0.98), "epochs": (64, 8, 10, 0.95), "busy": (64, 8, 5, 0.8)}  # px, epochs, rounds, target
 
 
 def main():
@@ -48,8 +48,7 @@ def main():
     dataset = ingested(out)
     print("| part | ratio: median (range) | target | rates of the two sides, tiles a second |\n|---|---|---|---|")
     for part in arguments.only.split(","):
-        epochs, rounds, target = PARTS[part]
-        print(measured(part, out, dataset, epochs, arguments.pairs or rounds, target), flush=True)
+        print(measured(part, out, dataset, arguments.pairs), flush=True)
     print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs")
     return 0
 
@@ -72,10 +71,12 @@ def ingested(out):
     return place
 
 
-def measured(part, out, dataset, epochs, rounds, target):
+def measured(part, out, dataset, pairs):
     """A row of the table."""
+    size, epochs, rounds, target = PARTS[part]
+    rounds = pairs or rounds
     recipe = out / f"{part}.yaml"
-    recipe.write_text(RECIPE.format(epochs=epochs))
+    recipe.write_text(RECIPE.format(size=size, epochs=epochs))
     rates, ratios, said = ([], []), [], []
     for number in range(rounds):
         with beside(busy=part == "busy"):

@@ -94,7 +94,7 @@ def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(grante
     monkeypatch.setattr(torch.cuda, "is_available", lambda: not granted)
     config = {"recipe": recipe.model_dump(mode="json"), "run": "r", "mailbox": None, "on_batch": None}
     config |= {"device": gpus.device(granted).type}
-    worker = _place_in_group(config, print)[3]
+    worker = _place_in_group(config)[3]
     assert worker.device == (torch.device("cuda", 1) if granted else torch.device("cpu"))
     assert gpus.device(granted).type == worker.device.type
 
