@@ -4,9 +4,10 @@ saves    one stage of 150 epochs of about a second: with checkpoints / without a
 epochs   epochs 2 to 8 of a stage, as a user runs it / the same loop without Ray that writes no file; at least 0.95
 busy     the same two beside one process that takes a core; at least 0.8
 
-ResNet-18 at 64 px (saves: at 48 px, for epochs of a second), batch 64, one worker with a thread for each core, on the real tiles under RAYTRAIN_REAL_DATA. A rate is
-training tiles by the time from the line of the first epoch to that of the last: validation and files are in it. The sides
-take turns; a ratio is of the two sides of a round. The table goes to standard output.
+ResNet-18 at 64 px (saves: at 48 px, for epochs of a second), batch 64, one worker with a thread for each core, on the real
+tiles under RAYTRAIN_REAL_DATA. A rate is training tiles by the time from the line of the first epoch to that of the last:
+validation and files are in it. The sides take turns; a ratio is of the two sides of a round. The table goes to standard
+output.
 """
 
 import argparse
@@ -30,7 +31,11 @@ stages:
 """
 NEVER = "1e9"
 CONTENTION = "other processes take the CPU"
-PARTS = {"saves": (48, 150, 3, 0.98), "epochs": (64, 8, 10, 0.95), "busy": (64, 8, 5, 0.8)}  # px, epochs, rounds, target
+PARTS = {
+    "saves": (48, 150, 3, 0.98),
+    "epochs": (64, 8, 10, 0.95),
+    "busy": (64, 8, 5, 0.8),
+}  # px, epochs, rounds, target
 
 
 def main():
