@@ -20,7 +20,7 @@ from figures import Case, Checks, Figure, Ledger, Outcome, spread  # noqa: E402
 from raytrain.errors import ConfigError  # noqa: E402
 
 QUICK_S = 400
-# These start no Ray, and take a third of the time of all.
+# These start no Ray, and take a few seconds each.
 WITHOUT_RAY = ("R5", "R7", "R12", "R20", "R21")
 needs_tracing = pytest.mark.skipif(not syscalls.possible(), reason="R5 and R6 trace system calls: Linux on x86-64")
 

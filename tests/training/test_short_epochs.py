@@ -49,7 +49,9 @@ def settled(monkeypatch):
 
 def test_epochs_within_the_interval_write_no_checkpoint_until_their_stage_ends(recipe, tmp_path, monkeypatch):
     settled(monkeypatch)
-    seen = observed(recipe, tmp_path / "run")
+    saved = []
+    seen = observed(recipe, tmp_path / "run", saved=lambda metrics: saved.append((metrics["stage"], metrics["epoch"])))
+    assert saved == [(1, 3), (2, 2)]
     assert seen == [[], [], ["best", "last", "stage-1-32"], ["best", "last", "stage-1-32"], sorted(
         {"best", "last", "stage-1-32", "stage-2-32"}
     )]  # fmt: skip
@@ -58,7 +60,9 @@ def test_epochs_within_the_interval_write_no_checkpoint_until_their_stage_ends(r
 def test_epochs_that_are_due_are_written_each(recipe, tmp_path, monkeypatch):
     settled(monkeypatch)
     often = recipe.model_copy(update={"train": recipe.train.model_copy(update={"save_every_s": 0.0})})
-    seen = observed(often, tmp_path / "run")
+    saved = []
+    seen = observed(often, tmp_path / "run", saved=lambda metrics: saved.append((metrics["stage"], metrics["epoch"])))
+    assert saved == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
     assert all("last" in names and "best" in names for names in seen)
 
 
