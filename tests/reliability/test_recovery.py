@@ -3,21 +3,16 @@
 import json
 import os
 import sys
-from pathlib import Path
 
+import deaths
+import modules
 import pytest
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import deaths  # noqa: E402
-import modules  # noqa: E402
-import refusals  # noqa: E402
-import stops  # noqa: E402
-from canary import Search  # noqa: E402
-from figures import Outcome  # noqa: E402
-from recovery import Recovery, batches, driver  # noqa: E402
-from session import MARK, Ended, Session  # noqa: E402
+import refusals
+import stops
+from canary import Search
+from figures import Outcome
+from recovery import Recovery, batches, driver
+from session import MARK, Ended, Session
 
 DRIVER, OLD, NEW = 1, (10, 11), (20, 21)
 

@@ -6,18 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import canary
 import pytest
+import score
+import sentences
+import syscalls
+from figures import Case, Checks, Figure, Ledger, Outcome, spread
+
+from raytrain.errors import ConfigError
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import canary  # noqa: E402
-import score  # noqa: E402
-import sentences  # noqa: E402
-import syscalls  # noqa: E402
-from figures import Case, Checks, Figure, Ledger, Outcome, spread  # noqa: E402
-
-from raytrain.errors import ConfigError  # noqa: E402
 
 QUICK_S = 400
 # These start no Ray, and take a few seconds each.
