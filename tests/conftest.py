@@ -1,4 +1,8 @@
-"""What tests share: a home of their own, one small synthetic dataset, at most one local Ray at a time."""
+"""What tests share: a home of their own, one small synthetic dataset, at most one local Ray at a time.
+
+`./dev test` runs them in two processes of pytest-xdist. All files that start a Ray run in the same one, so that two never
+stand beside each other.
+"""
 
 import os
 import signal
@@ -7,6 +11,7 @@ import signal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from filelock import FileLock
 from handmade import NETWORK
 
 from raytrain.cli import RAY_ENVIRONMENT, run_command
@@ -16,6 +21,20 @@ from raytrain.data.dataset import open_dataset
 pytest_plugins = ["leaks"]
 TILES = 160
 ARCH = "RAYTRAIN_MODEL__ARCH"
+# A test that starts a Ray has one of these fixtures, or lies in tests/distributed.
+STARTS_RAY = {"cluster", "no_cluster", "head", "declared", "usable"}
+
+
+def pytest_collection_modifyitems(items):
+    """Files that start a Ray are one group of pytest-xdist; each other file is one of its own."""
+    with_ray = {item.path for item in items if starts_ray(item)}
+    for item in items:
+        group = "ray" if item.path in with_ray else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def starts_ray(item):
+    return item.path.parent.name == "distributed" or not STARTS_RAY.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,9 +76,17 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tiles(tmp_path_factory):
+def shared(tmp_path_factory, worker_id):
+    """A folder that all processes of these tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def tiles(shared):
     """(image folder, label file) of 160 synthetic tiles."""
-    return synthetic.write(tmp_path_factory.mktemp("tiles"), TILES, seed=1)
+    with FileLock(shared / "tiles.lock"):
+        return synthetic.write(shared / "tiles", TILES, seed=1)
 
 
 @pytest.fixture
@@ -82,12 +109,21 @@ def no_cluster():
 
 
 @pytest.fixture(scope="session")
-def dataset(tiles, tmp_path_factory):
+def dataset(tiles, shared):
     """The ingested dataset of the tiles: 3 shards, 128 training and 32 validation tiles."""
+    out = shared / "synthetic"
+    with FileLock(shared / "synthetic.lock"):
+        if not out.exists():
+            ingest_once(tiles, out)
+    return open_dataset(str(out))
+
+
+def ingest_once(tiles, out):
     import ray
 
-    if not ray.is_initialized():
+    started = not ray.is_initialized()
+    if started:
         ray.init(address="local", num_cpus=2, log_to_driver=False)
-    out = tmp_path_factory.mktemp("datasets") / "synthetic"
     assert run_command(["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]) == 0
-    return open_dataset(str(out))
+    if started:
+        ray.shutdown()

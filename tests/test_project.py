@@ -175,6 +175,7 @@ OLD_PYTHON = f"""#!/bin/sh
 exec {sys.executable} -c 'import sys; sys.version_info = (3, 10, 9); exec(sys.argv[1])' "$2"
 """
 SHIM = "#!/bin/sh\necho 'pyenv: command not found: python3.11' >&2\nexit 127\n"
+TWO_PROCESSES = "--numprocesses 2 --dist loadgroup"
 NINE_GIGABYTES = "#!/bin/sh\necho 'Filesystem 1024-blocks Used Available'\necho '/dev/sda 99999999 1 9500000'\n"
 PLENTY = NINE_GIGABYTES.replace("9500000", "95000000")
 
@@ -252,7 +253,7 @@ def test_dev_installs_once_goes_on_after_an_interruption_and_follows_the_pins(de
     program(dev.programs / "df", NINE_GIGABYTES)  # half of the packages are there already
     assert dev("test", "-k", "two words").returncode == 0
     assert log(dev) == [install, install, "-m pytest -k two words"]
-    assert dev("test").stderr == "" and log(dev) == ["-m pytest"]
+    assert dev("test").stderr == "" and log(dev) == [f"-m pytest {TWO_PROCESSES}"]
     (dev.tree / "constraints.txt").write_text("numpy==2.4.6\n")
     dev("lint")
     assert log(dev) == [install, "-m ruff check .", "-m ruff format --check .", "-m mypy"]
@@ -268,7 +269,7 @@ def test_dev_takes_only_torch_from_the_index_the_user_names(dev):
 def test_dev_uses_uv_where_there_is_one(dev):
     program(dev.programs / "uv", '#!/bin/sh\necho "uv $*" >>../log\n')
     dev("test")
-    assert log(dev) == ["uv pip install -q --python .venv/bin/python -c constraints.txt -e .[dev]", "-m pytest"]
+    assert log(dev) == ["uv pip install -q --python .venv/bin/python -c constraints.txt -e .[dev]", f"-m pytest {TWO_PROCESSES}"]
 
 
 def test_the_scripts_can_be_called():
