@@ -25,6 +25,7 @@ ARCH = "RAYTRAIN_MODEL__ARCH"
 STARTS_RAY = {"cluster", "no_cluster", "head", "declared", "usable"}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Files that start a Ray are one group of pytest-xdist; each other file is one of its own."""
     with_ray = {item.path for item in items if starts_ray(item)}
