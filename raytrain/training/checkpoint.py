@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -150,8 +151,16 @@ def snapshot(
     model: nn.Module, meta: dict[str, Any], train_state: dict[str, Any] | None = None, averaged: nn.Module | None = None
 ) -> Snapshot:
     """Copies a state of training into host memory; the only part of a save that training waits for."""
-    weights = _copied(model.state_dict())
-    return Snapshot(meta, weights, _copied(averaged.state_dict()) if averaged else None, _copied(train_state))
+    return Snapshot(meta, _weights(model), _weights(averaged) if averaged else None, _copied(train_state))
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies in the order of memory that their file has."""
+    state = model.state_dict()
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
 
 
 def _copied(value: Any) -> Any:
@@ -175,6 +184,10 @@ def save(
 
 def write(place: str, state: Snapshot, twin: str | None = None) -> None:
     """Writes a checkpoint so that at every moment the old one or the new one is complete. Holds no second copy of the state.
+
+    No operation of torch runs here that takes several threads. Each thread that starts one keeps a pool of its own, and with
+    more of them than CPUs, OpenMP lets every later step sleep where it would spin: training was 17 % slower from the first
+    save on.
 
     Locally: temporary directory, rename, with the old one kept as `<place>.old` until the new one stands. In an object
     store the old manifest goes first and the new one is written last, so the old one is gone meanwhile.
@@ -250,7 +263,7 @@ def _save_tensors(state: dict[str, torch.Tensor], path: Path) -> None:
     import safetensors.torch
 
     try:
-        safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, path)
+        safetensors.torch.save_file(state, path)
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from None  # its own way to say that the disk is full
 
@@ -280,7 +293,7 @@ def thin(directory: str, step: int, keep: int = KEPT_STEPS) -> None:
 def _check_finite(place: str, state: Snapshot) -> None:
     for tensors in (state.weights, state.averaged or {}):
         for name, value in tensors.items():
-            if not bool(value.isfinite().all()):
+            if not np.isfinite(value.numpy()).all():
                 raise DivergedError(
                     f"{name} is not finite, so {place} was not written",
                     "its weights are useless",

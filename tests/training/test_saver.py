@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from raytrain import storage
 from raytrain.errors import ConfigError, StorageError
 from raytrain.training import checkpoint as ckpt
+from raytrain.training import models
 from raytrain.training.saver import LEAST_INTERVAL_S, TIMES_COST, Saver
 
 
@@ -48,6 +50,20 @@ def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, 
     assert saver.due()
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="with one thread torch keeps no pool")
+def test_a_save_leaves_no_pool_of_threads_behind(saver):
+    threads = Path("/proc/self/task")
+    network = models.placed(torch.nn.Sequential(torch.nn.Conv2d(64, 256, 3)), torch.device("cpu"))
+    assert network[0].weight.numel() > 100_000, "so many that torch divides them among threads"
+    snapshot = ckpt.snapshot(
+        network, {"stage": 1, "epoch": 0, "epoch_steps": 1, "step": 1}, {"momentum": network.state_dict()}
+    )
+    before = set(threads.iterdir())
+    saver.save([("step-00000001", snapshot)], time.monotonic())
+    saver.wait()
+    assert len(set(threads.iterdir()) - before) == 1, "the saver's own"
 
 
 @pytest.fixture
