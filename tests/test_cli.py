@@ -96,10 +96,6 @@ MISTAKES = {
     "more workers than CPUs": (
         lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", str(t / "runs"), "--num-workers", "500"],
         5, "500 workers are asked for"),
-    "GPUs that are not there": (
-        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", str(t / "runs"), "--use-gpu",
-                         "--train.batch-size", "32", "--num-workers", "2"],
-        5, "the cluster declares 0 GPUs"),
     "synchronised BatchNorm without GPUs": (
         lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", str(t / "runs"), "--model.batch-norm", "sync"],
         2, "needs GPUs"),
@@ -163,12 +159,8 @@ def good_predictions(folder):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_a_sentence_with_its_exit_code_and_leaves_nothing(
-    mistake, tmp_path, tiles, dataset, capfd, request
-):
+def test_a_mistake_is_a_sentence_with_its_exit_code_and_leaves_nothing(mistake, tmp_path, tiles, dataset, capfd):
     make, code, words = MISTAKES[mistake]
-    if "GPUs" in mistake:
-        request.getfixturevalue("cluster")
     arguments = make(tmp_path, tiles, dataset)
     before = sorted(p.name for p in tmp_path.iterdir())
     assert run_command(arguments) == code

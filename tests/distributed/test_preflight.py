@@ -86,6 +86,17 @@ def test_every_command_whose_work_is_spread_tries_its_place_from_every_node_firs
     assert sorted(path.name for path in written) == ["p.parquet", "space.yaml"]
 
 
+def test_gpus_that_are_not_there_are_refused_before_a_run_stands(cluster, dataset, tmp_path, capfd):
+    runs = tmp_path / "runs"
+    command = ["train", "--config", "smoke", "--dataset", dataset.place, "--storage", str(runs), "--use-gpu"]
+    assert run_command([*command, "--train.batch-size", "32", "--num-workers", "2"]) == 5
+    message = capfd.readouterr().err
+    assert "the cluster declares 0 GPUs" in message and "Traceback" not in message
+    assert "next: " in message and "exit code 5" in message.splitlines()[-1]
+    assert len(message.splitlines()) <= 5
+    assert not list(runs.glob("*")), "the storage path was probed; no run stands in it"
+
+
 def test_a_group_that_finds_no_room_is_a_want_of_resources():
     # As it comes out of the controller's process.
     error = pickle.loads(pickle.dumps(ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))))  # noqa: S301
