@@ -269,7 +269,10 @@ def test_dev_takes_only_torch_from_the_index_the_user_names(dev):
 def test_dev_uses_uv_where_there_is_one(dev):
     program(dev.programs / "uv", '#!/bin/sh\necho "uv $*" >>../log\n')
     dev("test")
-    assert log(dev) == ["uv pip install -q --python .venv/bin/python -c constraints.txt -e .[dev]", f"-m pytest {TWO_PROCESSES}"]
+    assert log(dev) == [
+        "uv pip install -q --python .venv/bin/python -c constraints.txt -e .[dev]",
+        f"-m pytest {TWO_PROCESSES}",
+    ]
 
 
 def test_the_scripts_can_be_called():
