@@ -15,7 +15,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from raytrain import runs, storage
 from raytrain.config import Recipe, merge
@@ -26,6 +25,7 @@ from raytrain.distributed.memory import check_memory
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, Unstarted, interruptible, mailbox, say_to_driver
+from raytrain.distributed.unused_actors import leave_unused_actors_out
 from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
 from raytrain.training import checkpoint, loop
@@ -208,7 +208,7 @@ def _group(
             ),
         )
 
-        leave_cleaner_out(trainer)
+        leave_unused_actors_out(trainer)
         outbox, caught = Outbox(box, say), list[tuple[int, float]]()
         try:
             # A range test keeps nothing that a signal could wait for.
@@ -219,22 +219,6 @@ def _group(
             if no_room and caught:  # it came while this wait for room ended; another one would not hear of it
                 raise Unstarted(caught[0][0]) from None
             raise no_room or own_cause(error) from None
-
-
-def leave_cleaner_out(trainer: ray.train.torch.TorchTrainer) -> None:
-    """Leaves out the actor of Ray's that looks every second whether the controller has died and left its place behind.
-
-    Only in a session that this process started: it ends with it, and so does the place.
-    """
-    node = ray._private.worker._global_node
-    if node is None or not node.head:
-        return
-    made = trainer._create_default_callbacks
-
-    def callbacks() -> list[Any]:
-        return [one for one in made() if not isinstance(one, PlacementGroupCleanerCallback)]
-
-    trainer._create_default_callbacks = callbacks
 
 
 def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomError | None:
