@@ -202,7 +202,7 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ray.train.torch,
         "TorchTrainer",
-        lambda *arguments, **named: SimpleNamespace(fit=lambda: fit(0), _create_default_callbacks=list),
+        lambda *arguments, **named: SimpleNamespace(fit=lambda: fit(0), _initialize_and_run_controller=None),
     )
     with pytest.raises(Unstarted):
         train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), print, None)

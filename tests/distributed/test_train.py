@@ -303,8 +303,8 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
         def fit(self):
             return SimpleNamespace(return_value="done")
 
-        def _create_default_callbacks(self):
-            return []
+        def _initialize_and_run_controller(self):
+            raise AssertionError("nothing is started here")
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
     monkeypatch.setattr(train_module, "use_gpu", lambda recipe, say: False)
