@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/evaluate.py /shared/valid.parquet 
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     main(["evaluate", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/ingest.py --images /shared/train-j
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     main(["ingest", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/predict.py --checkpoint RUN --stor
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     main(["predict", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/submission.py /shared/test.parquet
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     main(["submission", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/tune.py --config planet-resnet50 -
 
 import sys
 
-from raytrain.cli import main
+from raytrain.cli.main import main
 
 if __name__ == "__main__":
     main(["tune", *sys.argv[1:]])

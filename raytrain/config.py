@@ -34,7 +34,17 @@ ENV_OTHER = {"RAYTRAIN_CACHE", "RAYTRAIN_CACHE_GB", "RAYTRAIN_REAL_DATA", "RAYTR
 
 
 # Flags of commands that are no fields of a recipe.
-FLAGS_ONLY = {"config", "name", "resume", "restarts", "dry-run", "print-config", "space", "num-samples", "out"}
+FLAGS_ONLY = {
+    "config",
+    "name",
+    "resume",
+    "restarts",
+    "dry-run",
+    "print-config",
+    "space",
+    "num-samples",
+    "out",
+}
 SELECTION = r"\d+(-\d+)?"
 SPLIT_NAME = r"^[A-Za-z0-9_.-]+$"
 # Stem to the eighth of the tile's size, the rest of the body, the head: fastai 1's groups of a ResNet.
@@ -51,25 +61,38 @@ class Augment(Settings):
     """Random changes of training tiles; the defaults are the lesson's."""
 
     flip: Literal["dihedral", "dihedral-2018", "horizontal", "none"] = Field(
-        "dihedral", description="dihedral: the 8 symmetries of the square; -2018: the identity twice as often"
+        "dihedral",
+        description="dihedral: the 8 symmetries of the square; -2018: the identity twice as often",
     )
     rotate: float = Field(10.0, ge=0, le=180, description="largest rotation either way, degrees")
     zoom: float = Field(1.05, ge=1, le=4, description="largest magnification, a factor")
-    lighting: float = Field(0.1, ge=0, lt=1, description="largest change of brightness and contrast, a fraction")
-    p_affine: float = Field(0.75, ge=0, le=1, description="probability of the rotation, and of the zoom")
-    p_lighting: float = Field(0.75, ge=0, le=1, description="probability of the brightness and contrast change")
+    lighting: float = Field(
+        0.1, ge=0, lt=1, description="largest change of brightness and contrast, a fraction"
+    )
+    p_affine: float = Field(
+        0.75, ge=0, le=1, description="probability of the rotation, and of the zoom"
+    )
+    p_lighting: float = Field(
+        0.75, ge=0, le=1, description="probability of the brightness and contrast change"
+    )
 
 
 class Model(Settings):
     """The network."""
 
     arch: str = Field(
-        "resnet50", description="torchvision ResNet, ConvNeXt, EfficientNet or Swin by name; timm:NAME with the extra"
+        "resnet50",
+        description="torchvision ResNet, ConvNeXt, EfficientNet or Swin by name; timm:NAME with the extra",
     )
-    weights: str = Field("imagenet", description="imagenet (torchvision's IMAGENET1K_V1), none, or a file")
-    dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the last layer; half of it before the first")
+    weights: str = Field(
+        "imagenet", description="imagenet (torchvision's IMAGENET1K_V1), none, or a file"
+    )
+    dropout: float = Field(
+        0.5, ge=0, lt=1, description="dropout before the last layer; half of it before the first"
+    )
     batch_norm: Literal["worker", "sync", "fixed"] = Field(
-        "worker", description="normalise by a worker's tiles, by the global batch (GPUs), or by fixed statistics"
+        "worker",
+        description="normalise by a worker's tiles, by the global batch (GPUs), or by fixed statistics",
     )
 
 
@@ -77,7 +100,9 @@ class Data(Settings):
     """Which rows are trained on, and how tiles become tensors."""
 
     split: str = Field("random", description="name of a split of the dataset", pattern=SPLIT_NAME)
-    normalize: Literal["imagenet", "none"] = Field("imagenet", description="mean and deviation per channel")
+    normalize: Literal["imagenet", "none"] = Field(
+        "imagenet", description="mean and deviation per channel"
+    )
     window_gb: float = Field(
         2.0, gt=0, description="encoded tiles shuffled together where tiles are streamed, gigabytes"
     )
@@ -92,24 +117,47 @@ class Train(Settings):
         "auto", description="auto: bf16 where the processor has it; fp64 is for comparing numbers"
     )
     wd: float = Field(0.01, ge=0, lt=1, description="decoupled weight decay, a fraction of lr")
-    optimizer: Literal["adamw"] = Field("adamw", description="AdamW with betas (momentum of the schedule, 0.99)")
+    optimizer: Literal["adamw"] = Field(
+        "adamw", description="AdamW with betas (momentum of the schedule, 0.99)"
+    )
     schedule: Literal["one-cycle-2018", "one-cycle-2019"] = Field(
-        "one-cycle-2018", description="2018: linear warm-up, earlier groups lr/3; 2019: cosine, lr/10"
+        "one-cycle-2018",
+        description="2018: linear warm-up, earlier groups lr/3; 2019: cosine, lr/10",
     )
     drop_last: bool = Field(False, description="drop the last, smaller training batch of an epoch")
-    seed: int = Field(42, ge=0, lt=2**31, description="seed of order, augmentation, dropout and new weights")
-    threads: int | None = Field(None, ge=1, le=512, description="torch threads per worker; by default CPUs / workers")
+    seed: int = Field(
+        42, ge=0, lt=2**31, description="seed of order, augmentation, dropout and new weights"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=512, description="torch threads per worker; by default CPUs / workers"
+    )
     loss: Literal["bce", "asymmetric", "soft-f2"] = Field("bce", description="what is minimised")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a target that moves to one half")
-    mixup: float = Field(0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha); 0 mixes nothing")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then judged; 0 averages none")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of the global batch")
-    accumulate: int = Field(1, ge=1, le=4096, description="passes a batch is computed in, to save memory")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of a target that moves to one half"
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha); 0 mixes nothing"
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of averaged weights, which are then judged; 0 averages none",
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of the gradient of the global batch"
+    )
+    accumulate: int = Field(
+        1, ge=1, le=4096, description="passes a batch is computed in, to save memory"
+    )
     execution: Literal["auto", "eager", "graphs", "compiled"] = Field(
-        "auto", description="how the network runs: by default CUDA graphs or torch.compile where the steps earn it back"
+        "auto",
+        description="how the network runs: by default CUDA graphs or torch.compile where the steps earn it back",
     )
     save_every_s: float | None = Field(
-        None, ge=0, description="seconds between two checkpoints of a stage; by default 60, or 50 times what one costs"
+        None,
+        ge=0,
+        description="seconds between two checkpoints of a stage; by default 60, or 50 times what one costs",
     )
     stall_s: float = Field(
         300.0,
@@ -121,18 +169,26 @@ class Train(Settings):
 class Stage(Settings):
     """One entry of the resize schedule."""
 
-    size: int = Field(ge=16, le=4096, description="side of the tiles as the network sees them, pixels")
+    size: int = Field(
+        ge=16, le=4096, description="side of the tiles as the network sees them, pixels"
+    )
     epochs: int = Field(ge=1, le=10000, description="passes over the training part")
     freeze: StrictBool | StrictInt = Field(
-        False, description="true: train only the head (and BatchNorm); a number: freeze that many layer groups of 3"
+        False,
+        description="true: train only the head (and BatchNorm); a number: freeze that many layer groups of 3",
     )
     lr: float | tuple[float, float] = Field(
         description="peak learning rate: a number for the head, a pair spread geometrically over the layer groups"
     )
     start_size: int | None = Field(
-        None, ge=16, le=4096, description="size of the first epoch, pixels; rises to `size` in steps of 32"
+        None,
+        ge=16,
+        le=4096,
+        description="size of the first epoch, pixels; rises to `size` in steps of 32",
     )
-    batch_size: int | None = Field(None, ge=2, le=65536, description="instead of train.batch_size, tiles")
+    batch_size: int | None = Field(
+        None, ge=2, le=65536, description="instead of train.batch_size, tiles"
+    )
     augment: Augment | None = Field(None, description="where it differs from data.augment")
 
     @field_validator("lr")
@@ -146,7 +202,9 @@ class Stage(Settings):
     @classmethod
     def _head_trains(cls, freeze: bool | int) -> bool | int:
         if not 0 <= freeze < LAYER_GROUPS:
-            raise ValueError(f"true, false, or a number of layer groups from 0 to {LAYER_GROUPS - 1}")
+            raise ValueError(
+                f"true, false, or a number of layer groups from 0 to {LAYER_GROUPS - 1}"
+            )
         return freeze
 
     @model_validator(mode="after")
@@ -167,7 +225,11 @@ class Stage(Settings):
         if self.start_size is None or epoch >= self.epochs:
             return self.size
         exact = self.start_size + (self.size - self.start_size) * (epoch - 1) / (self.epochs - 1)
-        return self.start_size if epoch == 1 else min(self.size, max(self.start_size, round(exact / 32) * 32))
+        return (
+            self.start_size
+            if epoch == 1
+            else min(self.size, max(self.start_size, round(exact / 32) * 32))
+        )
 
 
 LESSON_STAGES = (
@@ -184,23 +246,36 @@ class Recipe(Settings):
     model: Model = Model()
     data: Data = Data()
     train: Train = Train()
-    stages: tuple[Stage, ...] = Field(LESSON_STAGES, min_length=1, description="the resize schedule")
-    select: str | None = Field(
-        None, pattern=f"^{SELECTION}$", description="run only these stages of the list, such as 3 or 3-4"
+    stages: tuple[Stage, ...] = Field(
+        LESSON_STAGES, min_length=1, description="the resize schedule"
     )
-    dataset: str | None = Field(None, description="dataset directory or URI written by `raytrain ingest`")
+    select: str | None = Field(
+        None,
+        pattern=f"^{SELECTION}$",
+        description="run only these stages of the list, such as 3 or 3-4",
+    )
+    dataset: str | None = Field(
+        None, description="dataset directory or URI written by `raytrain ingest`"
+    )
     storage: str = Field("runs", description="directory or URI that holds the runs")
     lr: Literal["auto"] | None = Field(
-        None, description="auto: a range test before each stage finds its peak; a pair keeps its ratio"
+        None,
+        description="auto: a range test before each stage finds its peak; a pair keeps its ratio",
     )
-    init_from: str | None = Field(None, description="start from a checkpoint: a path, RUN or RUN:stage-2-128")
+    init_from: str | None = Field(
+        None, description="start from a checkpoint: a path, RUN or RUN:stage-2-128"
+    )
     remap_labels: bool = Field(
-        False, description="take an --init-from of the same classes in another order: its head's rows change places"
+        False,
+        description="take an --init-from of the same classes in another order: its head's rows change places",
     )
     tiles: Literal["auto", "device", "cache", "stream"] = Field(
-        "auto", description="where decoded tiles lie: GPU memory, this node's disk, or decoded anew; by size by default"
+        "auto",
+        description="where decoded tiles lie: GPU memory, this node's disk, or decoded anew; by size by default",
     )
-    num_workers: int = Field(1, ge=1, le=4096, description="Ray Train workers, one GPU each where GPUs are used")
+    num_workers: int = Field(
+        1, ge=1, le=4096, description="Ray Train workers, one GPU each where GPUs are used"
+    )
     use_gpu: bool | None = Field(None, description="by default GPUs where there are any")
 
     @model_validator(mode="before")
@@ -210,13 +285,22 @@ class Recipe(Settings):
         if not isinstance(values, Mapping) or not isinstance(values.get("stages"), list | tuple):
             return values
         data = values.get("data")
-        common = data.get("augment") if isinstance(data, Mapping) else getattr(data, "augment", None)
-        common = common if isinstance(common, Mapping) else common.model_dump() if isinstance(common, Augment) else {}
+        common = (
+            data.get("augment") if isinstance(data, Mapping) else getattr(data, "augment", None)
+        )
+        common = (
+            common
+            if isinstance(common, Mapping)
+            else common.model_dump()
+            if isinstance(common, Augment)
+            else {}
+        )
         stages = [
             {**stage, "augment": {**common, **stage["augment"]}}
-            if isinstance(stage, Mapping) and isinstance(stage.get("augment"), Mapping) else stage
+            if isinstance(stage, Mapping) and isinstance(stage.get("augment"), Mapping)
+            else stage
             for stage in values["stages"]
-        ]  # fmt: skip
+        ]
         return {**values, "stages": stages}
 
     @property
@@ -239,7 +323,9 @@ class Recipe(Settings):
 
     def at_last_sizes(self) -> Recipe:
         """The same, with every stage at its size from its first epoch on."""
-        return self.model_copy(update={"stages": tuple(s.model_copy(update={"start_size": None}) for s in self.stages)})
+        return self.model_copy(
+            update={"stages": tuple(s.model_copy(update={"start_size": None}) for s in self.stages)}
+        )
 
     def augment(self, stage: Stage) -> Augment:
         """Random changes of training tiles in a stage."""
@@ -248,7 +334,9 @@ class Recipe(Settings):
     def to_yaml(self) -> str:
         """This recipe as YAML text that `load_recipe` reads back to an equal recipe."""
         values = self.model_dump(mode="json")
-        values["stages"] = [{k: v for k, v in stage.items() if v is not None} for stage in values["stages"]]
+        values["stages"] = [
+            {k: v for k, v in stage.items() if v is not None} for stage in values["stages"]
+        ]
         import yaml
 
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
@@ -342,12 +430,18 @@ def _no_setting(name: str, value: str) -> ConfigError:
         )
     flag = words[0].replace("_", "-")
     if len(words) == 1 and flag in FLAGS_ONLY:
-        return ConfigError(what, f"--{flag} is given on the command line only", f"unset {name}, and give --{flag}")
+        return ConfigError(
+            what, f"--{flag} is given on the command line only", f"unset {name}, and give --{flag}"
+        )
     leaves = [path for path in _leaves() if path != ["stages"]]
     # RAYTRAIN_WD means train.wd, though other variables look more like it.
     meant = [path for path in leaves if path[-1] == words[-1]] or leaves
     known = [ENV_PREFIX + "__".join(path).upper() for path in meant] + sorted(ENV_OTHER)
-    return ConfigError(f"{what}.{did_you_mean(name, known)}", "it would be ignored silently otherwise", f"unset {name}")
+    return ConfigError(
+        f"{what}.{did_you_mean(name, known)}",
+        "it would be ignored silently otherwise",
+        f"unset {name}",
+    )
 
 
 def parse_yaml(text: str, label: str) -> dict[str, Any]:
@@ -395,7 +489,9 @@ def _recipe_text(source: str) -> str:
     )
 
 
-def _models(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], type[BaseModel]]:
+def _models(
+    model: type[BaseModel], prefix: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], type[BaseModel]]:
     """Every nested settings model by its path."""
     found = {prefix: model}
     for name, field in model.model_fields.items():
@@ -406,7 +502,12 @@ def _models(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> dict[tuple[
 
 def _leaves() -> list[list[str]]:
     models = _models(Recipe)
-    return [[*path, key] for path, m in models.items() for key in m.model_fields if (*path, key) not in models]
+    return [
+        [*path, key]
+        for path, m in models.items()
+        for key in m.model_fields
+        if (*path, key) not in models
+    ]
 
 
 def _is_leaf(path: list[str]) -> bool:
@@ -422,17 +523,29 @@ def sentences(error: ValidationError, text: str = "") -> str:
 
 def _sentence(loc: tuple[int | str, ...], kind: str, message: str, value: Any, text: str) -> str:
     # A tuple[...] | float field reports once per branch and puts the branch's name at the end of the path.
-    path = tuple(p for p in loc if isinstance(p, int) or (re.fullmatch(r"\w+", p) and p not in ("float", "tuple")))
+    path = tuple(
+        p
+        for p in loc
+        if isinstance(p, int) or (re.fullmatch(r"\w+", p) and p not in ("float", "tuple"))
+    )
     key = ".".join(map(str, path)) or "recipe"
     line = _line_of(path, text)
     where = f"{key} (line {line})" if line else key
     if kind == "extra_forbidden":
-        parent = Stage if path and path[0] == "stages" else _models(Recipe).get(tuple(map(str, path[:-1])), Recipe)
+        parent = (
+            Stage
+            if path and path[0] == "stages"
+            else _models(Recipe).get(tuple(map(str, path[:-1])), Recipe)
+        )
         return f'unknown key "{where}".{did_you_mean(str(path[-1]), parent.model_fields)}'
     if kind == "missing":
         return f"{where} is missing"
     message = message.removeprefix("Value error, ")
-    return f"{where}: {message}" if kind == "value_error" and not path else f"{where} = {value!r}: {message}"
+    return (
+        f"{where}: {message}"
+        if kind == "value_error" and not path
+        else f"{where} = {value!r}: {message}"
+    )
 
 
 def _line_of(path: tuple[int | str, ...], text: str) -> int | None:
@@ -449,7 +562,9 @@ def _line_of(path: tuple[int | str, ...], text: str) -> int | None:
             if pair is None:
                 return None
             line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:

@@ -97,7 +97,11 @@ class Interrupted(KeyboardInterrupt):
         self.number, self.note, self.exit_code = number, note, 128 + number
 
     def __str__(self) -> str:
-        how = "from the keyboard" if self.number == signal.SIGINT else f"by {signal.Signals(self.number).name}"
+        how = (
+            "from the keyboard"
+            if self.number == signal.SIGINT
+            else f"by {signal.Signals(self.number).name}"
+        )
         return f"stopped {how}{self.note}"
 
 

@@ -33,7 +33,10 @@ class _Files:
 
 
 V1 = _Files(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", ("total_inactive_file", "total_active_file")
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.oom_control",
+    ("total_inactive_file", "total_active_file"),
 )
 V2 = _Files("memory.max", "memory.current", "memory.events", ("inactive_file", "active_file"))
 
@@ -51,7 +54,11 @@ def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
     found = []
     available = 1024 * _counter(proc / "meminfo", "MemAvailable:")
     if available:
-        found.append(Memory(available, "free on this machine", 1024 * _counter(proc / "meminfo", "MemTotal:")))
+        found.append(
+            Memory(
+                available, "free on this machine", 1024 * _counter(proc / "meminfo", "MemTotal:")
+            )
+        )
     for group, files in _groups(cgroups, proc):
         limit = _number(group / files.limit)
         used = _number(group / files.used)
@@ -60,13 +67,19 @@ def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
         # Pages of files are given back when memory is short.
         cached = sum(_counter(group / "memory.stat", name) for name in files.cache)
         left = min(limit, max(0, limit - used + cached))
-        found.append(Memory(left, f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})", limit))
+        found.append(
+            Memory(
+                left, f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})", limit
+            )
+        )
     return min(found, key=lambda bound: bound.free, default=None)
 
 
 def kills(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """How many processes of this one's control group the kernel has killed so far because its memory was used up."""
-    return sum(_counter(group / files.kills, "oom_kill") for group, files in _groups(cgroups, proc)[:1])
+    return sum(
+        _counter(group / files.kills, "oom_kill") for group, files in _groups(cgroups, proc)[:1]
+    )
 
 
 def resident(pid: int | str = "self", proc: Path = PROC) -> int:

@@ -37,9 +37,12 @@ def held(place: str) -> Iterator[None]:
     """
     storage.make_dir(place)
     mine = {
-        "host": platform.node(), "processes": _process_namespace(), "pid": os.getpid(), "started": _started(os.getpid()),
+        "host": platform.node(),
+        "processes": _process_namespace(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
         "token": uuid.uuid4().hex,
-    }  # fmt: skip
+    }
     _acquire(place, mine)
     ended = threading.Event()
     thread = threading.Thread(target=_beat, args=(place, mine, ended), daemon=True)
@@ -132,7 +135,9 @@ def _beat(place: str, mine: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _release(place: str, mine: dict[str, Any]) -> None:
-    with suppress(StorageError):  # the lock of a process that has ended is none, and how it ended must be heard
+    with suppress(
+        StorageError
+    ):  # the lock of a process that has ended is none, and how it ended must be heard
         owner = _owner(place)
         if owner is not None and owner["token"] == mine["token"]:
             storage.remove(storage.join(place, FILE))
@@ -170,7 +175,11 @@ def _alone(place: str) -> Iterator[None]:
 
 
 def _taken(place: str, owner: dict[str, Any]) -> ConfigError:
-    beat = f", last heard of {max(0.0, time.time() - owner['beat']):.0f} s ago" if "beat" in owner else ""
+    beat = (
+        f", last heard of {max(0.0, time.time() - owner['beat']):.0f} s ago"
+        if "beat" in owner
+        else ""
+    )
     return ConfigError(
         f"the run {storage.name_of(place)} is being trained by process {owner['pid']} on {owner['host']}{beat}",
         "two processes would write the same checkpoints",

@@ -33,7 +33,17 @@ RESERVED = ("stages", "auto")
 MOST_NAME_BYTES = 255 - len("..01234567.partial")
 # The first five mean something in a path, in RUN:CHECKPOINT or in a URI; the others no file may have on some systems.
 NOT_IN_NAMES = '/\\:?#%*"<>|'
-PACKAGES = ("raytrain", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "pydantic")
+PACKAGES = (
+    "raytrain",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "pydantic",
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,10 @@ def refuse_taken(name: str, place: str) -> None:
     """
     check_name(name)
     base = storage.join(storage.absolute(place), name)
-    if any(storage.exists(storage.join(base, file)) for file in ("config.yaml", "trials.csv", "lr-find")):
+    if any(
+        storage.exists(storage.join(base, file))
+        for file in ("config.yaml", "trials.csv", "lr-find")
+    ):
         raise ConfigError(
             f'there is already a run "{name}" in {place}',
             "a second one under its name would mix two results",
@@ -207,7 +220,9 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
     """The paths of the fields that nested values set, such as train.wd."""
     paths = set[str]()
     for key, value in values.items():
-        paths |= _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}"}
+        paths |= (
+            _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}"}
+        )
     return paths
 
 
@@ -251,9 +266,10 @@ def find_checkpoint(text: str, place: str) -> str:
     name, which = _run_and_checkpoint(text, place)
     if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
         raise ConfigError(
-            f"there is no checkpoint at {text}", "a checkpoint is a directory with a MANIFEST.json, written last",
+            f"there is no checkpoint at {text}",
+            "a checkpoint is a directory with a MANIFEST.json, written last",
             f"raytrain runs list --storage {typed(place)}",
-        )  # fmt: skip
+        )
     run = find(name, place)
     which = which or "last"
     # A crash in the middle of a save leaves the previous checkpoint of that name as NAME.old.
@@ -270,7 +286,9 @@ def find_checkpoint(text: str, place: str) -> str:
 
 def _run_and_checkpoint(text: str, place: str) -> tuple[str, str]:
     """The two parts of RUN:CHECKPOINT; the name of a run from before names were checked may hold a colon."""
-    if storage.is_uri(text) or storage.exists(storage.join(storage.absolute(place), text, "config.yaml")):
+    if storage.is_uri(text) or storage.exists(
+        storage.join(storage.absolute(place), text, "config.yaml")
+    ):
         return text, ""
     name, colon, which = text.rpartition(":")
     return (name, which) if colon else (text, "")

@@ -188,7 +188,9 @@ def read_bytes(place: str, most: int = -1) -> bytes:
         if not is_uri(place):
             with open(absolute(place), "rb") as file:
                 # read(n) would set n bytes aside, however small the file is. A file of /proc says that it has none.
-                return file.read(min(most, os.fstat(file.fileno()).st_size + 1) if most >= 0 else -1)
+                return file.read(
+                    min(most, os.fstat(file.fileno()).st_size + 1) if most >= 0 else -1
+                )
         fs, path = filesystem(place)
         with fs.open_input_file(path) as stream:
             content: bytes = stream.read(None if most < 0 else most)
@@ -325,7 +327,9 @@ def locked(place: str, doing: str) -> Iterator[None]:
     try:
         if not _lock(handle, absolute(place)):
             raise StorageError(
-                f"another process {doing} {place}", "two would write the same files", "wait for its end, then try again"
+                f"another process {doing} {place}",
+                "two would write the same files",
+                "wait for its end, then try again",
             )
         yield
     finally:
@@ -403,5 +407,9 @@ def probe(place: str) -> None:
     make_dir(place)
     write_bytes(file, b"probe")
     if read_bytes(file) != b"probe":
-        raise StorageError(f"{place} does not return what was written", "checkpoints would be lost", "give another one")
+        raise StorageError(
+            f"{place} does not return what was written",
+            "checkpoints would be lost",
+            "give another one",
+        )
     remove(file)

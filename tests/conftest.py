@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 from handmade import NETWORK
 
-from raytrain.cli import RAY_ENVIRONMENT, run_command
+from raytrain.cli.main import RAY_ENVIRONMENT, run_command
 from raytrain.data import synthetic
 from raytrain.data.dataset import open_dataset
 
@@ -42,7 +42,12 @@ def starts_ray(item):
 def surroundings(temporary_directory, tmp_path_factory):
     """A temporary HOME and tile cache; Ray without tokens; recipes train the small network, unless `own_network`."""
     home = tmp_path_factory.mktemp("home")
-    os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
+    os.environ.update(
+        HOME=str(home),
+        RAYTRAIN_CACHE=str(home / "cache"),
+        RAY_AUTH_MODE="disabled",
+        **RAY_ENVIRONMENT,
+    )
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # their epochs are as short as that
     os.environ[ARCH] = NETWORK
     for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
@@ -68,7 +73,7 @@ def in_this_process(monkeypatch):
     """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
     from raytrain.training.hooks import Hooks
     from raytrain.training.loop import fit
-    from raytrain.training.step import Worker
+    from raytrain.worker import Worker
 
     def group(function, place, recipe, say, on_batch):
         return fit(recipe, open_dataset(recipe.dataset), place, Worker(), Hooks(say=say))
@@ -125,6 +130,11 @@ def ingest_once(tiles, out):
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", num_cpus=2, log_to_driver=False)
-    assert run_command(["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]) == 0
+    assert (
+        run_command(
+            ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]
+        )
+        == 0
+    )
     if started:
         ray.shutdown()

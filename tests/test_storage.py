@@ -77,10 +77,15 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path):
 
 
 def test_keys_of_uris_are_not_written_and_come_back_from_the_place_that_was_named(tmp_path):
-    storage.write_json(str(tmp_path / "a.json"), {"dataset": "s3://KEY:SE%2FCRET@bucket/data?region=x", "lr": "a:b@c"})
+    storage.write_json(
+        str(tmp_path / "a.json"),
+        {"dataset": "s3://KEY:SE%2FCRET@bucket/data?region=x", "lr": "a:b@c"},
+    )
     written = storage.read_json(str(tmp_path / "a.json"))
     assert written == {"dataset": "s3://***@bucket/data?region=x", "lr": "a:b@c"}
     named = "s3://KEY:SE%2FCRET@bucket/runs"
-    assert storage.with_keys_of(written["dataset"], named) == "s3://KEY:SE%2FCRET@bucket/data?region=x"
+    assert (
+        storage.with_keys_of(written["dataset"], named) == "s3://KEY:SE%2FCRET@bucket/data?region=x"
+    )
     assert storage.with_keys_of(written["dataset"], str(tmp_path)) == written["dataset"]
     assert storage.filesystem("s3://***@bucket/data?region=x")[1] == "bucket/data"

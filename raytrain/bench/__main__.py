@@ -77,7 +77,9 @@ def _measured(options: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> 
         return whole_schedule(recipe, dataset, _say)
     parts = [*options.only, *["peer"] * options.peer]
     found = decode_rate(dataset, options.pairs) if "decode" in parts else []
-    found += measure(recipe, dataset, pairs=options.pairs, block=options.steps, parts=parts, say=_say)
+    found += measure(
+        recipe, dataset, pairs=options.pairs, block=options.steps, parts=parts, say=_say
+    )
     return found + (growth(options.pairs, _say) if "growth" in parts else [])
 
 
@@ -88,12 +90,15 @@ def _say(line: str) -> None:
 def _recipe(options: argparse.Namespace) -> Recipe:
     sizes = options.stage or DEFAULT_STAGES
     each = tuple(
-        Stage(size=size, epochs=options.epochs, freeze=False, lr=LR, batch_size=batch) for size, batch in sizes
+        Stage(size=size, epochs=options.epochs, freeze=False, lr=LR, batch_size=batch)
+        for size, batch in sizes
     )
     return Recipe(
         model=Model(arch=options.arch, weights="none"),
         data=Data(split=options.split),
-        train=Train(precision=options.precision, execution=options.execution, batch_size=sizes[0][1]),
+        train=Train(
+            precision=options.precision, execution=options.execution, batch_size=sizes[0][1]
+        ),
         stages=stages(sizes, options.epochs) if options.schedule else each,
         tiles=options.place,
     )
@@ -101,14 +106,22 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m raytrain.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m raytrain.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--dataset", help="directory written by raytrain ingest; without it tiles are generated")
     add("--split", default="random", help="of the dataset")
     add("--tiles", type=_count, default=2000, help="how many are generated")
     add("--arch", default="resnet50", help="torchvision's name of the network")
-    add("--stage", type=_size_and_batch, action="append", metavar="SIZE:BATCH", help="may be repeated; 128:64 256:64")
+    add(
+        "--stage",
+        type=_size_and_batch,
+        action="append",
+        metavar="SIZE:BATCH",
+        help="may be repeated; 128:64 256:64",
+    )
     add(
         "--epochs",
         type=_count,
@@ -117,12 +130,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     add("--execution", choices=("auto", "eager", "graphs", "compiled"), default="auto")
-    add("--place", choices=("auto", "device", "cache", "stream"), default="auto", help="where decoded tiles lie")
+    add(
+        "--place",
+        choices=("auto", "device", "cache", "stream"),
+        default="auto",
+        help="where decoded tiles lie",
+    )
     add("--pairs", type=_count, default=5, help="rounds of the sides that train in turn")
     add("--steps", type=_count, default=12, help="steps of a side before the other's turn")
     add("--peer", action="store_true", help="also against a plain PyTorch loop on JPEG files")
-    add("--only", type=_parts, default=_parts(DEFAULT_PARTS), metavar="A,B", help=f"of {', '.join(_known())}")
-    add("--schedule", action="store_true", help="instead, run a whole schedule: each stage frozen, then unfrozen")
+    add(
+        "--only",
+        type=_parts,
+        default=_parts(DEFAULT_PARTS),
+        metavar="A,B",
+        help=f"of {', '.join(_known())}",
+    )
+    add(
+        "--schedule",
+        action="store_true",
+        help="instead, run a whole schedule: each stage frozen, then unfrozen",
+    )
     add(
         "--check",
         action="store_true",
@@ -139,7 +167,9 @@ def _known() -> tuple[str, ...]:
 def _parts(text: str) -> list[str]:
     parts = text.split(",")
     if unknown := set(parts) - set(_known()):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not of {', '.join(_known())}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(unknown))}: not of {', '.join(_known())}"
+        )
     return parts
 
 

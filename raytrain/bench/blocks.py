@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from raytrain.training.history import duration
+from raytrain.checkpoints.history import duration
 
 TIMEOUT_S, END_TIMEOUT_S = 1800.0, 60.0
 Say = Callable[[str], None]
@@ -82,7 +82,9 @@ class Group:
         self.pipes, self.processes = [], []
         for rank in range(world):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, make, rank, arguments), daemon=False)
+            process = context.Process(
+                target=_serve, args=(there, make, rank, arguments), daemon=False
+            )
             process.start()
             there.close()
             self.pipes.append(here)
@@ -119,11 +121,15 @@ class Group:
             try:
                 found.append(pipe.recv())
             except EOFError:
-                raise RuntimeError("a process of the bench ended; what it said stands above") from None
+                raise RuntimeError(
+                    "a process of the bench ended; what it said stands above"
+                ) from None
         return found
 
 
-def _serve(pipe: Connection, make: Callable[..., Side], rank: int, arguments: tuple[Any, ...]) -> None:
+def _serve(
+    pipe: Connection, make: Callable[..., Side], rank: int, arguments: tuple[Any, ...]
+) -> None:
     # Closed also where the bench was stopped: a side may hold processes that rest, and they would rest for ever.
     with closing(make(rank, *arguments)) as side:
         pipe.send(0.0)

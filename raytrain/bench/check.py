@@ -70,7 +70,9 @@ def check(say: Callable[[str], None]) -> dict[str, Any]:
         )
     began = time.monotonic()
     with workplace(None, TILES, SIDE) as dataset:
-        setting = Setting(dataset.place, speed=tuple(SPEED.split()), schedule=tuple(SCHEDULE.split()))
+        setting = Setting(
+            dataset.place, speed=tuple(SPEED.split()), schedule=tuple(SCHEDULE.split())
+        )
         found = run_parts(setting, say, began + WHOLE_S)
     return document(found, time.monotonic() - began)
 
@@ -80,7 +82,12 @@ def document(found: list[Verdict], seconds: float) -> dict[str, Any]:
     outcomes = [verdict.outcome for verdict in found]
     counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
     verdicts = [asdict(verdict) for verdict in found]
-    return {"machine": machine(), "seconds": round(seconds, 1), "outcomes": counts, "verdicts": verdicts}
+    return {
+        "machine": machine(),
+        "seconds": round(seconds, 1),
+        "outcomes": counts,
+        "verdicts": verdicts,
+    }
 
 
 def run_parts(
@@ -99,12 +106,19 @@ def run_parts(
     return found
 
 
-def run_part(name: str, setting: Setting, limit: float, say: Callable[[str], None]) -> list[Verdict]:
+def run_part(
+    name: str, setting: Setting, limit: float, say: Callable[[str], None]
+) -> list[Verdict]:
     """Runs one part in a process of its own, ended at its limit with all that it has started."""
     words = [sys.executable, "-u", "-m", "raytrain.bench.check", name, json.dumps(asdict(setting))]
     found, lines, late = list[Verdict](), list[str](), threading.Event()
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
     ) as process:
 
         def stop() -> None:
@@ -141,7 +155,10 @@ def _end(name: str, late: bool, code: int, limit: float, lines: list[str]) -> Ve
         return Verdict(name, "the rest of it", SKIPPED, f"its limit of {limit:.0f} s was reached")
     if code:
         return Verdict(
-            name, "its process", FAIL, f"exit code {code}: {lines[-1] if lines else 'it said nothing'}"[:400]
+            name,
+            "its process",
+            FAIL,
+            f"exit code {code}: {lines[-1] if lines else 'it said nothing'}"[:400],
         )
     return None
 

@@ -12,13 +12,13 @@ import torch
 
 from raytrain.bench.check_numbers import in_stage
 from raytrain.bench.verdicts import NEEDS_GPU, Found, Setting, Skip, Verdict, tried
-from raytrain.data.cache import open_store, stored_size
 from raytrain.data.dataset import open_dataset
-from raytrain.training.feed import CacheFeed, DeviceFeed, Feed
+from raytrain.tiles.cache import open_store, stored_size
+from raytrain.tiles.feeds import CacheFeed, DeviceFeed, Feed
+from raytrain.tiles.sampling import Rows
+from raytrain.tiles.stream import StreamFeed
 from raytrain.training.loop import Trainer
 from raytrain.training.step import Stepper
-from raytrain.training.stream import StreamFeed
-from raytrain.training.tiles import Rows
 
 BATCHES = 200
 # About 2 ms of the training stream for each batch, so that copies get ahead of it.
@@ -41,14 +41,22 @@ def _no_wait(setting: Setting, tiles: str, how: str) -> Found:
     def work(trainer: Trainer, step: Stepper) -> None:
         # Longer than one epoch of the few tiles: no epoch's end falls into the steps that are watched.
         batches = (trainer.batches(1, 1) * setting.steps)[: setting.steps + 1]
-        outcomes = step.epoch([rows for rows in batches if len(rows) == setting.batch][: setting.steps], 1)
+        outcomes = step.epoch(
+            [rows for rows in batches if len(rows) == setting.batch][: setting.steps], 1
+        )
         trainer.model.train()
         next(outcomes)
         with _waits_refused(setting.on_gpu):
             for _ in outcomes:
                 done[0] += 1
 
-    in_stage(setting, how, [{}], {"tiles": tiles, "precision": "bf16" if setting.on_gpu else "fp32"}, work)
+    in_stage(
+        setting,
+        how,
+        [{}],
+        {"tiles": tiles, "precision": "bf16" if setting.on_gpu else "fp32"},
+        work,
+    )
     return True, f"{done[0]} steps without a wait", {"steps": done[0]}
 
 
@@ -70,10 +78,14 @@ def feeds(setting: Setting) -> Iterator[Verdict]:
     side = stored_size(dataset.tile_size, [setting.size])
     store = open_store(dataset, side)
     device = torch.device(setting.device)
-    streamed = StreamFeed(dataset, side, window=None, processes=2 if setting.on_gpu else 0, device=device)
+    streamed = StreamFeed(
+        dataset, side, window=None, processes=2 if setting.on_gpu else 0, device=device
+    )
     made: dict[str, Feed] = {
-        "device": DeviceFeed(store.pixels, device), "cache": CacheFeed(store.pixels, device), "stream": streamed,
-    }  # fmt: skip
+        "device": DeviceFeed(store.pixels, device),
+        "cache": CacheFeed(store.pixels, device),
+        "stream": streamed,
+    }
     chance = np.random.default_rng(0)
     count = BATCHES if setting.on_gpu else setting.steps
     wanted = [chance.integers(0, dataset.rows, setting.batch) for _ in range(count)]
@@ -82,7 +94,9 @@ def feeds(setting: Setting) -> Iterator[Verdict]:
             yield tried("feeds", name, partial(_same_pictures, feed, store.pixels, wanted, device))
 
 
-def _same_pictures(feed: Feed, pixels: np.ndarray[Any, Any], wanted: list[Rows], device: torch.device) -> Found:
+def _same_pictures(
+    feed: Feed, pixels: np.ndarray[Any, Any], wanted: list[Rows], device: torch.device
+) -> Found:
     places = _weights(pixels.shape[1:], device)
     found = torch.stack(list(_sums(feed(iter(wanted)), places, device))).cpu()
     host = _weights(pixels.shape[1:], torch.device("cpu"))
@@ -91,7 +105,9 @@ def _same_pictures(feed: Feed, pixels: np.ndarray[Any, Any], wanted: list[Rows],
     return wrong == 0, f"{wrong} of {len(wanted)} batches differ from the store", {"wrong": wrong}
 
 
-def _sums(pictures: Iterable[torch.Tensor], places: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+def _sums(
+    pictures: Iterable[torch.Tensor], places: torch.Tensor, device: torch.device
+) -> Iterator[torch.Tensor]:
     for picture in pictures:
         if device.type == "cuda":
             torch.cuda._sleep(BUSY_CYCLES)

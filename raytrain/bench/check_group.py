@@ -22,7 +22,8 @@ from raytrain.bench.verdicts import Found, Setting, Verdict, close, tried
 from raytrain.data.dataset import open_dataset
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import Trainer
-from raytrain.training.step import Stepper, Worker
+from raytrain.training.step import Stepper
+from raytrain.worker import Worker
 
 WORLDS = (2, 3)
 STEPS = 4
@@ -42,12 +43,16 @@ def processes(setting: Setting) -> Iterator[Verdict]:
                 # A CUDA context does not survive a fork.
                 spawn(member, (world, asdict(setting), ways, directory), nprocs=world)
             except Exception as error:
-                said = next((line for line in reversed(str(error).strip().splitlines()) if line), type(error).__name__)
+                said = next(
+                    (line for line in reversed(str(error).strip().splitlines()) if line),
+                    type(error).__name__,
+                )
             for how in ways:
                 yield tried(
-                    "processes", f"{world} processes, {how}",
+                    "processes",
+                    f"{world} processes, {how}",
                     partial(_compared, directory, world, how, alone, said),
-                )  # fmt: skip
+                )
     yield tried("processes", "NCCL alone, then graphs", lambda: _nccl(setting))
 
 
@@ -58,7 +63,13 @@ def _recipe(setting: Setting, how: str) -> Any:
 
 def _losses(setting: Setting, how: str, worker: Worker, run: str) -> list[float]:
     """Global losses of some steps; all ranks call it together."""
-    trainer = Trainer(_recipe(setting, how), open_dataset(setting.dataset), run, worker, Hooks(say=lambda line: None))
+    trainer = Trainer(
+        _recipe(setting, how),
+        open_dataset(setting.dataset),
+        run,
+        worker,
+        Hooks(say=lambda line: None),
+    )
     with closing(trainer.placed.feed), closing(trainer.saver):
         step, found = trainer.start_stage(1), list[torch.Tensor]()
         trainer.model.train()
@@ -76,10 +87,14 @@ def _losses_of_one(setting: Setting, directory: str) -> list[float]:
     return _losses(setting, "eager", setting.worker, f"{directory}/alone")
 
 
-def member(rank: int, world: int, settings: dict[str, Any], ways: tuple[str, ...], directory: str) -> None:
+def member(
+    rank: int, world: int, settings: dict[str, Any], ways: tuple[str, ...], directory: str
+) -> None:
     """One process of a group; rank 0 leaves the losses of each way in a file."""
     setting = Setting(**settings)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/group-{world}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/group-{world}", rank=rank, world_size=world
+    )
     worker = Worker(rank, world, rank, world, device=torch.device(setting.device))
     for how in ways:
         found = _losses(setting, how, worker, f"{directory}/{world}-{how}-{rank}")
@@ -94,7 +109,9 @@ def _compared(directory: str, world: int, how: str, alone: list[float], said: st
         return False, said or "no losses", {}
     found = json.loads(file.read_text())
     difference = max(abs(a - b) / abs(a) for a, b in zip(alone, found, strict=True))
-    return close(difference, ROUNDING, f"losses of {STEPS} steps differ from those of one process by")
+    return close(
+        difference, ROUNDING, f"losses of {STEPS} steps differ from those of one process by"
+    )
 
 
 def _nccl(setting: Setting) -> Found:
@@ -105,7 +122,9 @@ def _nccl(setting: Setting) -> Found:
         mock.patch.dict(os.environ, LOCAL_RANK="0"),
         tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory,
     ):
-        dist.init_process_group("nccl", init_method=f"file://{directory}/group", rank=0, world_size=1)
+        dist.init_process_group(
+            "nccl", init_method=f"file://{directory}/group", rank=0, world_size=1
+        )
         try:
             values = torch.ones(ELEMENTS, device=setting.device)
             dist.all_reduce(values)

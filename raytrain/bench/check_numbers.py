@@ -16,12 +16,22 @@ from torch import nn
 
 from raytrain.bench.figures import machine
 from raytrain.bench.schedule import NEEDED
-from raytrain.bench.verdicts import NEEDS_GPU, Found, Setting, Skip, Verdict, close, replays_counted, tried
+from raytrain.bench.verdicts import (
+    NEEDS_GPU,
+    Found,
+    Setting,
+    Skip,
+    Verdict,
+    close,
+    replays_counted,
+    tried,
+)
 from raytrain.data.dataset import open_dataset
-from raytrain.training import execution, models
+from raytrain.models import networks
+from raytrain.models.precision import keep_fp32
+from raytrain.training import execution
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import Trainer, fit
-from raytrain.training.precision import keep_fp32
 from raytrain.training.step import Stepper
 
 STEPS = 3
@@ -41,7 +51,11 @@ def _versions(setting: Setting) -> Found:
     if setting.on_gpu:
         found["capability"] = list(torch.cuda.get_device_capability())
         found["memory_gb"] = torch.cuda.get_device_properties(0).total_memory / 1e9
-    return True, f"{found['gpu'] or found['cpu']}, torch {torch.__version__}, CUDA {found['cuda']}", found
+    return (
+        True,
+        f"{found['gpu'] or found['cpu']}, torch {torch.__version__}, CUDA {found['cuda']}",
+        found,
+    )
 
 
 def _one_graph(setting: Setting) -> Found:
@@ -50,8 +64,8 @@ def _one_graph(setting: Setting) -> Found:
     keep_fp32()
     device, shape = torch.device(setting.device), (setting.batch, 3, setting.size, setting.size)
     torch.manual_seed(SEED)
-    model = models.build(setting.arch, 5, 0.0)
-    models.placed(model, device)
+    model = networks.build(setting.arch, 5, 0.0)
+    networks.placed(model, device)
     pixels = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
     statistics = [buffer.clone() for buffer in model.buffers()]
     found = []
@@ -90,10 +104,14 @@ def _alike(setting: Setting, stage: dict[str, Any], changes: dict[str, Any]) -> 
     """The gradients of three steps of an epoch, the last and smaller batch among them."""
     changes = {"dropout": 0.0} | changes
     found = [_gradients(setting, how, stage, changes) for how in ("eager", "graphs")]
-    return close(_difference(*found), ROUNDING, f"largest difference of a gradient in {STEPS} steps")
+    return close(
+        _difference(*found), ROUNDING, f"largest difference of a gradient in {STEPS} steps"
+    )
 
 
-def _gradients(setting: Setting, how: str, stage: dict[str, Any], changes: dict[str, Any]) -> list[torch.Tensor]:
+def _gradients(
+    setting: Setting, how: str, stage: dict[str, Any], changes: dict[str, Any]
+) -> list[torch.Tensor]:
     """All gradients of some steps, all at the same weights, in one list."""
     found: list[torch.Tensor] = []
 
@@ -115,13 +133,18 @@ def _gradients(setting: Setting, how: str, stage: dict[str, Any], changes: dict[
 
 
 def in_stage(
-    setting: Setting, how: str, stages: list[dict[str, Any]], changes: dict[str, Any],
+    setting: Setting,
+    how: str,
+    stages: list[dict[str, Any]],
+    changes: dict[str, Any],
     work: Callable[[Trainer, Stepper], None],
-) -> None:  # fmt: skip
+) -> None:
     """Begins the first stage of a recipe and does some work in it."""
     recipe = setting.recipe(stages, execution=how if setting.on_gpu else "eager", **changes)
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as run:
-        trainer = Trainer(recipe, open_dataset(setting.dataset), run, setting.worker, Hooks(say=_refuse_graphs))
+        trainer = Trainer(
+            recipe, open_dataset(setting.dataset), run, setting.worker, Hooks(say=_refuse_graphs)
+        )
         with closing(trainer.placed.feed), closing(trainer.saver):
             work(trainer, trainer.start_stage(1))
 
@@ -137,7 +160,11 @@ def _replays(setting: Setting) -> Found:
         def note(number: int, model: nn.Module) -> None:
             counts.append(count[0] - sum(counts))
 
-        finished(lambda: fit(recipe, dataset, run, setting.worker, Hooks(say=_refuse_graphs, on_stage_end=note)))
+        finished(
+            lambda: fit(
+                recipe, dataset, run, setting.worker, Hooks(say=_refuse_graphs, on_stage_end=note)
+            )
+        )
     wanted = 2 * (len(dataset.part_rows("random", "train")) // setting.batch)
     return counts == [wanted] * 4, f"{counts}, {wanted} each are right", {"replays": counts}
 
@@ -151,7 +178,9 @@ def _range_test(setting: Setting) -> Found:
 
         def noted(*arguments: Any) -> Stepper:
             made = make(*arguments)
-            made.optimizer.register_step_pre_hook(lambda *_: lacking.append(sum(p.grad is None for p in made.trained)))
+            made.optimizer.register_step_pre_hook(
+                lambda *_: lacking.append(sum(p.grad is None for p in made.trained))
+            )
             return made
 
         with mock.patch.object(trainer, "_stepper", noted):
@@ -178,7 +207,11 @@ def _infinite(setting: Setting) -> Found:
         moved.extend(not torch.equal(a, b) for a, b in zip(before, step.trained, strict=True))
 
     in_stage(setting, "graphs", [{}], {}, work)
-    return told == [1.0] and not any(moved), f"{sum(moved)} of {len(moved)} weights moved, told {bool(told[0])}", {}
+    return (
+        told == [1.0] and not any(moved),
+        f"{sum(moved)} of {len(moved)} weights moved, told {bool(told[0])}",
+        {},
+    )
 
 
 def _difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:

@@ -15,13 +15,14 @@ import torch
 from raytrain import storage
 from raytrain.bench.check_numbers import finished, need_gpu
 from raytrain.bench.verdicts import Found, Setting, Verdict, tried
+from raytrain.checkpoints.history import read_epochs
+from raytrain.checkpoints.layout import STEP
 from raytrain.config import LAYER_GROUPS, Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import ResourceError
-from raytrain.training import execution, models, optim
-from raytrain.training.checkpoint import STEP
-from raytrain.training.feed import CacheFeed, Source
-from raytrain.training.history import read_epochs
+from raytrain.models import networks
+from raytrain.tiles.feeds import CacheFeed, Source
+from raytrain.training import execution, optim
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.training.step import Stepper
@@ -50,7 +51,11 @@ def _advice(setting: Setting, how: str) -> Found:
             return False, f"{batch} tiles do not fit, advised is: {advice}", {"batch": batch}
         passes = int(advised[1])
         _steps(setting, how, batch, passes, 3)
-    return True, f"{batch} tiles do not fit in one pass, in {passes} they do", {"batch": batch, "accumulate": passes}
+    return (
+        True,
+        f"{batch} tiles do not fit in one pass, in {passes} they do",
+        {"batch": batch, "accumulate": passes},
+    )
 
 
 @contextmanager
@@ -85,13 +90,15 @@ def _steps(setting: Setting, how: str, batch: int, passes: int, steps: int) -> N
     device = torch.device(setting.device)
     precision = "bf16" if setting.on_gpu else "fp32"
     recipe = setting.recipe(batch_size=batch, accumulate=passes, precision=precision)
-    model = models.build(setting.arch, OUTPUTS, 0.5)
-    models.placed(model, device)
+    model = networks.build(setting.arch, OUTPUTS, 0.5)
+    networks.placed(model, device)
     if setting.on_gpu:
         shape = (-(-batch // passes), 3, setting.size, setting.size)
         execution.set_execution(model, how, shape, precision, device, lambda line: None)
     optimizer = optim.make_optimizer(model, [1e-3] * LAYER_GROUPS, 0.01)
-    pixels = np.random.default_rng(0).integers(0, 256, (STORED, setting.size, setting.size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (STORED, setting.size, setting.size, 3), dtype=np.uint8
+    )
     targets = torch.zeros(STORED, OUTPUTS, dtype=torch.uint8, device=device)
     source = Source(CacheFeed(pixels, device), targets)
     step = Stepper(recipe, 1, model.train(), optimizer, source, setting.worker)
@@ -106,13 +113,19 @@ def resume(setting: Setting) -> Iterator[Verdict]:
 
 
 def _resumed(setting: Setting) -> Found:
-    recipe = setting.recipe([{"epochs": 2}, {"epochs": 1}], execution="graphs" if setting.on_gpu else "eager")
+    recipe = setting.recipe(
+        [{"epochs": 2}, {"epochs": 1}], execution="graphs" if setting.on_gpu else "eager"
+    )
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory:
         whole, stopped = f"{directory}/whole", f"{directory}/stopped"
         _fit(setting, recipe, whole, Hooks(say=_nothing))
         first = _fit(setting, recipe, stopped, Hooks(say=_nothing, stop=lambda: "the check"))
         if not storage.name_of(first["checkpoint"]).startswith(STEP):
-            return False, f"the run did not stop within an epoch, but with {first['checkpoint']}", {}
+            return (
+                False,
+                f"the run did not stop within an epoch, but with {first['checkpoint']}",
+                {},
+            )
         _fit(setting, recipe, stopped, Hooks(say=_nothing))
         one, other = ([row.train_loss for row in read_epochs(run)] for run in (whole, stopped))
     if len(one) != len(other):
@@ -124,7 +137,9 @@ def _resumed(setting: Setting) -> Found:
 
 def _fit(setting: Setting, recipe: Recipe, run: str, hooks: Hooks) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    finished(lambda: found.update(fit(recipe, open_dataset(setting.dataset), run, setting.worker, hooks)))
+    finished(
+        lambda: found.update(fit(recipe, open_dataset(setting.dataset), run, setting.worker, hooks))
+    )
     return found
 
 
@@ -139,7 +154,11 @@ def _memory_of_stages(setting: Setting) -> Found:
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as run:
         _fit(setting, recipe, run, Hooks(say=_nothing, on_stage_end=note))
     well = reserved[3] <= GROWTH * reserved[1]
-    return well, ", ".join(f"{value:.2f}" for value in reserved) + " GB reserved", {"reserved_gb": reserved}
+    return (
+        well,
+        ", ".join(f"{value:.2f}" for value in reserved) + " GB reserved",
+        {"reserved_gb": reserved},
+    )
 
 
 def _nothing(line: str) -> None:

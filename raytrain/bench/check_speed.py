@@ -33,7 +33,9 @@ ENVIRONMENT = {"TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1"}
 def speed(setting: Setting) -> Iterator[Verdict]:
     """What a choice that is off is worth, then the bench's figures of one stage."""
     yield tried("speed", "cudnn.benchmark", lambda: _in_turn(setting, "eager", _set_benchmark))
-    yield tried("speed", "warnings of another stream", lambda: _in_turn(setting, "graphs", _set_warnings))
+    yield tried(
+        "speed", "warnings of another stream", lambda: _in_turn(setting, "graphs", _set_warnings)
+    )
     yield from benched("speed", setting.speed)
 
 
@@ -103,7 +105,10 @@ def benched(part: str, words: Sequence[str]) -> Iterator[Verdict]:
         done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdin=subprocess.DEVNULL)
         if done.returncode:
             yield Verdict(
-                part, "the bench", FAIL, f"it ended with exit code {done.returncode}; what it said stands above"
+                part,
+                "the bench",
+                FAIL,
+                f"it ended with exit code {done.returncode}; what it said stands above",
             )
             return
         for figure in json.loads(file.read_text())["figures"]:

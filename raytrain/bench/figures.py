@@ -54,7 +54,8 @@ def table(figures: Sequence[Figure]) -> str:
     left = (True, False, False, True, True)
     lines = (
         "  ".join(
-            cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in zip(row, widths, left, strict=True)
+            cell.ljust(w) if to_left else cell.rjust(w)
+            for cell, w, to_left in zip(row, widths, left, strict=True)
         )
         for row in rows
     )

@@ -16,7 +16,9 @@ from raytrain.data import images
 from raytrain.data.dataset import Dataset, labels_of, read_images
 
 
-def write_jpegs(dataset: Dataset, rows: Sequence[int], directory: Path) -> tuple[list[Path], np.ndarray[Any, Any]]:
+def write_jpegs(
+    dataset: Dataset, rows: Sequence[int], directory: Path
+) -> tuple[list[Path], np.ndarray[Any, Any]]:
     """Writes the encoded bytes of some rows as files named by their tiles.
 
     Returns:

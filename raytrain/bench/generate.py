@@ -61,16 +61,22 @@ def write_tiles(place: str, count: int, side: int = 256) -> ds.Dataset:
     if count < POOL_FROM_TILES:
         shards = list(map(_write_shard, *work))
     else:
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+        ) as pool:
             shards = list(pool.map(_write_shard, *work))
     split = as_split([_name(i) for i in range(count)], random_parts(count))
     content = ds.split_bytes(split)
     storage.write_bytes(storage.join(place, "splits", "random.parquet"), content)
     manifest = {
-        "schema_version": ds.SCHEMA_VERSION, "task": "multi-label", "source": {"images": "synthetic, for a bench"},
-        "classes": list(CLASSES), "tile_size": side, "shards": shards,
+        "schema_version": ds.SCHEMA_VERSION,
+        "task": "multi-label",
+        "source": {"images": "synthetic, for a bench"},
+        "classes": list(CLASSES),
+        "tile_size": side,
+        "shards": shards,
         "splits": [ds.split_entry("random", content, split)],
-    }  # fmt: skip
+    }
     storage.write_json(storage.join(place, "dataset.json"), manifest)
     return ds.open_dataset(place)
 
@@ -83,7 +89,9 @@ def picture(target: Array, side: int, generator: np.random.Generator) -> bytes:
     coarse = np.clip(middle + generator.integers(-60, 61, (8, 8, 3)), 0, 255).astype(np.uint8)
     grain = generator.normal(0, 4, (side // 4, side // 4)).astype(np.float32)
     smooth = np.asarray(_enlarged(coarse, side), np.float32)
-    pixels = np.clip(smooth + np.asarray(_enlarged(grain, side))[..., None], 0, 255).astype(np.uint8)
+    pixels = np.clip(smooth + np.asarray(_enlarged(grain, side))[..., None], 0, 255).astype(
+        np.uint8
+    )
     # Planet's are of this kind: inverted colours and an empty fourth component.
     inverted = np.concatenate([255 - pixels, np.zeros((side, side, 1), np.uint8)], 2)
     sink = io.BytesIO()

@@ -14,7 +14,8 @@ from raytrain.bench.blocks import Say, Side, alternate
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import Ceiling, Loop, wait_for
 from raytrain.config import LAYER_GROUPS
-from raytrain.training import execution, models, optim
+from raytrain.models import layer_groups, networks
+from raytrain.training import execution, optim
 
 # Backward computes two products for each one of forward.
 PASSES = 3
@@ -24,7 +25,9 @@ EXECUTIONS = ("eager", "graphs", "compiled")
 Span = tuple[float, float]
 
 
-def figures(loop: Loop, rates: list[float], *, pairs: int, block: int, say: Say) -> Iterator[Figure]:
+def figures(
+    loop: Loop, rates: list[float], *, pairs: int, block: int, say: Say
+) -> Iterator[Figure]:
     """Of one stage: share of the matrix rate, idle shares, ceilings; nothing without a GPU.
 
     Args:
@@ -36,14 +39,18 @@ def figures(loop: Loop, rates: list[float], *, pairs: int, block: int, say: Say)
         return
     work = operations_per_tile(loop.trainer.model, loop.stage.size, loop.device)
     reachable = matrix_rate(loop.device)
-    yield Figure(f"{loop.name}.matrix", "matrix product, bf16", "TFLOP/s", (reachable / 1e12,), loop.about)
+    yield Figure(
+        f"{loop.name}.matrix", "matrix product, bf16", "TFLOP/s", (reachable / 1e12,), loop.about
+    )
     shares = tuple(rate * work / reachable for rate in rates)
     counted = "" if not loop.stage.freeze else "; counted as if nothing was frozen"
     yield Figure(f"{loop.name}.chip", "share of the matrix rate", "", shares, loop.about + counted)
     sides: dict[str, Side] = {"loop": loop, "ceiling": Ceiling.of(loop)}
     for name, side in sides.items():
         idle = tuple(idle_share(side, block) for _ in range(pairs))
-        yield Figure(f"{loop.name}.idle.{name}", f"GPU without a kernel, {name}", "", idle, loop.about)
+        yield Figure(
+            f"{loop.name}.idle.{name}", f"GPU without a kernel, {name}", "", idle, loop.about
+        )
     yield from _ceilings(loop, pairs=pairs, block=block, say=say)
 
 
@@ -62,17 +69,26 @@ def _ceilings(loop: Loop, *, pairs: int, block: int, say: Say) -> Iterator[Figur
     rates = alternate(sides, pairs=pairs, steps=block, say=say)
     chosen = rates.pop("chosen")
     for how, found in rates.items():
-        yield Figure(f"{loop.name}.ceiling.{how}", f"step only, {how}", "tiles/s", tuple(found), loop.about)
+        yield Figure(
+            f"{loop.name}.ceiling.{how}", f"step only, {how}", "tiles/s", tuple(found), loop.about
+        )
     shares = tuple(own / max(others) for own, *others in zip(chosen, *rates.values(), strict=True))
     yield Figure(f"{loop.name}.ceiling.share", "step only / best of these", "", shares, loop.about)
 
 
 def _ceiling(loop: Loop, how: str, say: Say) -> Ceiling:
     """That of a network of its own, run in one way."""
-    recipe, stage, device, outputs = loop.recipe, loop.stage, loop.device, len(loop.trainer.dataset.classes)
-    model = models.build(recipe.model.arch, outputs, recipe.model.dropout, recipe.model.batch_norm)
-    models.placed(model, device)
-    models.set_frozen(model, stage.frozen_groups)
+    recipe, stage, device, outputs = (
+        loop.recipe,
+        loop.stage,
+        loop.device,
+        len(loop.trainer.dataset.classes),
+    )
+    model = networks.build(
+        recipe.model.arch, outputs, recipe.model.dropout, recipe.model.batch_norm
+    )
+    networks.placed(model, device)
+    layer_groups.set_frozen(model, stage.frozen_groups)
     shape = (recipe.batch_size(stage), 3, stage.size, stage.size)
     execution.set_execution(model, how, shape, recipe.train.precision, device, say)
     optimizer = optim.make_optimizer(model, [RATE] * LAYER_GROUPS, recipe.train.wd)
@@ -92,7 +108,9 @@ def operations_per_tile(model: nn.Module, size: int, device: torch.device) -> in
     return PASSES * int(counter.get_total_flops())
 
 
-def matrix_rate(device: torch.device, side: int = MATRIX_SIDE, rounds: int = MATRIX_ROUNDS) -> float:
+def matrix_rate(
+    device: torch.device, side: int = MATRIX_SIDE, rounds: int = MATRIX_ROUNDS
+) -> float:
     """Floating point operations per second of a bf16 matrix product of this side."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):

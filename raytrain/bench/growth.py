@@ -21,9 +21,9 @@ from raytrain.bench.figures import Figure
 from raytrain.bench.generate import workplace, write_tiles
 from raytrain.bench.sides import Loop, alone
 from raytrain.bench.training import epoch_seconds
+from raytrain.checkpoints.history import duration
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.training.history import duration
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 
@@ -36,7 +36,9 @@ ABOUT = f"resnet18 {SIDE // 2} px batch {BATCH}"
 def recipe_of(epochs: int) -> Recipe:
     """A small network, one stage, tiles of half the size that they are stored at."""
     stage = Stage(size=SIDE // 2, epochs=epochs, freeze=False, lr=1e-4)
-    return Recipe(model=Model(weights="none", arch="resnet18"), train=Train(batch_size=BATCH), stages=(stage,))
+    return Recipe(
+        model=Model(weights="none", arch="resnet18"), train=Train(batch_size=BATCH), stages=(stage,)
+    )
 
 
 def growth(rounds: int, say: Say = print, tiles: int = TILES, epochs: int = EPOCHS) -> list[Figure]:
@@ -48,7 +50,10 @@ def growth(rounds: int, say: Say = print, tiles: int = TILES, epochs: int = EPOC
         tiles: at 1 times.
         epochs: of the run whose memory is watched.
     """
-    with workplace(None, tiles, SIDE) as least, tempfile.TemporaryDirectory(prefix="raytrain-bench-") as run:
+    with (
+        workplace(None, tiles, SIDE) as least,
+        tempfile.TemporaryDirectory(prefix="raytrain-bench-") as run,
+    ):
         return [*_times(least, run, rounds, say), *_memory(least, run, epochs, say)]
 
 
@@ -57,7 +62,9 @@ def _times(least: Dataset, run: str, rounds: int, say: Say) -> list[Figure]:
     with ExitStack() as stack:
         loops = {}
         for factor in FACTORS:
-            data = write_tiles(f"{run}/{factor}", factor * least.rows, SIDE) if factor > 1 else least
+            data = (
+                write_tiles(f"{run}/{factor}", factor * least.rows, SIDE) if factor > 1 else least
+            )
             loops[factor] = stack.enter_context(closing(Loop(recipe, data, 1, alone(recipe), run)))
             loops[factor].block(2)
         for number in range(rounds):
@@ -72,22 +79,28 @@ def _times(least: Dataset, run: str, rounds: int, say: Say) -> list[Figure]:
 def _per_tile(seconds: dict[int, list[float]], least: Dataset) -> list[Figure]:
     return [
         Figure(
-            f"growth.tiles.{factor}x", f"training per tile, {factor}x", "ms", tuple(1000 * s for s in found),
+            f"growth.tiles.{factor}x",
+            f"training per tile, {factor}x",
+            "ms",
+            tuple(1000 * s for s in found),
             f"{ABOUT}, {factor * least.rows} tiles",
         )
         for factor, found in seconds.items()
-    ]  # fmt: skip
+    ]
 
 
 def _linear(seconds: dict[int, list[float]]) -> list[Figure]:
     once = seconds[FACTORS[0]]
     return [
         Figure(
-            f"growth.linear.{factor}x", f"epoch time at {factor}x / {factor} epochs at 1x", "",
-            tuple(many / one for many, one in zip(seconds[factor], once, strict=True)), ABOUT,
+            f"growth.linear.{factor}x",
+            f"epoch time at {factor}x / {factor} epochs at 1x",
+            "",
+            tuple(many / one for many, one in zip(seconds[factor], once, strict=True)),
+            ABOUT,
         )
         for factor in FACTORS[1:]
-    ]  # fmt: skip
+    ]
 
 
 def _memory(dataset: Dataset, run: str, epochs: int, say: Say) -> list[Figure]:
@@ -120,9 +133,19 @@ def memory_figures(resident: Sequence[int], who: str = "worker") -> list[Figure]
     slope = float(np.polyfit(np.arange(len(last)), last, 1)[0])
     about = f"{ABOUT}, {len(resident)} epochs"
     return [
-        Figure(f"growth.{who}", f"memory of a {who}, by epoch", "MB", tuple(b / 1e6 for b in resident), about),
         Figure(
-            f"growth.{who}.slope", f"memory of a {who}, growth per epoch", "kB", (slope,), f"{about}, last {len(last)}"
+            f"growth.{who}",
+            f"memory of a {who}, by epoch",
+            "MB",
+            tuple(b / 1e6 for b in resident),
+            about,
+        ),
+        Figure(
+            f"growth.{who}.slope",
+            f"memory of a {who}, growth per epoch",
+            "kB",
+            (slope,),
+            f"{about}, last {len(last)}",
         ),
     ]
 

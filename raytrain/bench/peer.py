@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from raytrain.data import images
-from raytrain.training import models
+from raytrain.models import networks
+from raytrain.models.precision import autocast
 from raytrain.training.memory import keep_freed_memory
-from raytrain.training.precision import autocast
 from raytrain.training.transforms import NORMALIZE
 
 LR = 1e-3
@@ -76,25 +76,43 @@ class PlainLoop:
     """
 
     def __init__(
-        self, files: Sequence[Path], targets: np.ndarray[Any, Any], arch: str, size: int, batch: int, loaders: int,
-        *, precision: str = "fp32", channels_last: bool = False, our_network: bool = False,
+        self,
+        files: Sequence[Path],
+        targets: np.ndarray[Any, Any],
+        arch: str,
+        size: int,
+        batch: int,
+        loaders: int,
+        *,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        our_network: bool = False,
         device: torch.device | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = precision
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.loader = DataLoader(
-            Tiles(files, targets, size), batch_size=batch, shuffle=True, drop_last=True, num_workers=loaders,
-            persistent_workers=loaders > 0, pin_memory=self.device.type == "cuda",
-        )  # fmt: skip
+            Tiles(files, targets, size),
+            batch_size=batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=loaders,
+            persistent_workers=loaders > 0,
+            pin_memory=self.device.type == "cuda",
+        )
         if not len(self.loader):
             raise ValueError(f"{len(files)} tiles make no batch of {batch}")
         if our_network:
             keep_freed_memory()
-        network = _ours(arch, targets.shape[1]) if our_network else _torchvisions(arch, targets.shape[1])
+        network = (
+            _ours(arch, targets.shape[1]) if our_network else _torchvisions(arch, targets.shape[1])
+        )
         self.network = network.to(self.device).to(memory_format=self.format)
         self.criterion = nn.BCEWithLogitsLoss()
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=LR, fused=our_network or None)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=LR, fused=our_network or None
+        )
         self.steps = self._steps()
 
     def block(self, steps: int) -> float:
@@ -132,4 +150,4 @@ def _torchvisions(arch: str, outputs: int) -> nn.Module:
 
 
 def _ours(arch: str, outputs: int) -> nn.Module:
-    return models.build(arch, outputs, DROPOUT)
+    return networks.build(arch, outputs, DROPOUT)

@@ -20,10 +20,20 @@ def profiled(loop: Loop, rounds: int, steps: int) -> list[Figure]:
     """
     loop.block(steps)
     found = [_shares(loop, steps) for _ in range(rounds)]
-    medians = {name: sorted(shares.get(name, 0.0) for shares in found)[rounds // 2] for name in found[0]}
-    largest = sorted((name for name, share in medians.items() if share >= LEAST_SHARE), key=lambda n: -medians[n])
+    medians = {
+        name: sorted(shares.get(name, 0.0) for shares in found)[rounds // 2] for name in found[0]
+    }
+    largest = sorted(
+        (name for name, share in medians.items() if share >= LEAST_SHARE), key=lambda n: -medians[n]
+    )
     return [
-        Figure(f"{loop.name}.profile.{name}", name, "%", tuple(shares.get(name, 0.0) for shares in found), loop.about)
+        Figure(
+            f"{loop.name}.profile.{name}",
+            name,
+            "%",
+            tuple(shares.get(name, 0.0) for shares in found),
+            loop.about,
+        )
         for name in largest
     ]
 
@@ -33,6 +43,10 @@ def _shares(loop: Loop, steps: int) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         loop.block(steps)
     events = watched.events() or ()
-    whole = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
-    shares = {event.key: 100 * event.self_cpu_time_total / whole for event in watched.key_averages()}
+    whole = max(event.time_range.end for event in events) - min(
+        event.time_range.start for event in events
+    )
+    shares = {
+        event.key: 100 * event.self_cpu_time_total / whole for event in watched.key_averages()
+    }
     return shares | {"outside torch": max(0.0, 100 - sum(shares.values()))}

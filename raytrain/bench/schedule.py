@@ -21,10 +21,10 @@ from typing import Any
 from raytrain.bench.blocks import Say
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import alone
+from raytrain.checkpoints.history import read_epochs
 from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.errors import ConfigError
-from raytrain.training.history import read_epochs
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 
@@ -39,8 +39,12 @@ def stages(sizes: list[tuple[int, int]], epochs: int) -> tuple[Stage, ...]:
     for number, (size, batch) in enumerate(sizes):
         low, high = UNFROZEN_LR
         scale = 1.0 if number == 0 else 0.5
-        made.append(Stage(size=size, epochs=epochs, freeze=True, lr=scale * FROZEN_LR, batch_size=batch))
-        made.append(Stage(size=size, epochs=epochs, freeze=False, lr=(low, scale * high), batch_size=batch))
+        made.append(
+            Stage(size=size, epochs=epochs, freeze=True, lr=scale * FROZEN_LR, batch_size=batch)
+        )
+        made.append(
+            Stage(size=size, epochs=epochs, freeze=False, lr=(low, scale * high), batch_size=batch)
+        )
     return tuple(made)
 
 
@@ -57,19 +61,31 @@ def whole_schedule(recipe: Recipe, dataset: Dataset, say: Say = print) -> list[F
     """
     if importlib.util.find_spec(NEEDED) is None:
         raise ConfigError(
-            f"the package {NEEDED} is not installed", "a schedule writes checkpoints with it", f"pip install {NEEDED}"
+            f"the package {NEEDED} is not installed",
+            "a schedule writes checkpoints with it",
+            f"pip install {NEEDED}",
         )
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as directory:
         path, run = Path(directory) / "recipe.json", f"{directory}/run"
         path.write_text(recipe.model_dump_json())
-        command = [sys.executable, "-u", "-m", "raytrain.bench.schedule", dataset.place, str(path), run]
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "raytrain.bench.schedule",
+            dataset.place,
+            str(path),
+            run,
+        ]
         began = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             first = _passed_on(process.stdout, began, say)
         seconds = time.monotonic() - began
         if process.returncode:
-            raise RuntimeError(f"the schedule ended with exit code {process.returncode}; what it said stands above")
+            raise RuntimeError(
+                f"the schedule ended with exit code {process.returncode}; what it said stands above"
+            )
         return _figures(recipe, dataset, run, seconds, first)
 
 
@@ -83,17 +99,35 @@ def _passed_on(lines: Any, began: float, say: Say) -> float:
     return first
 
 
-def _figures(recipe: Recipe, dataset: Dataset, run: str, seconds: float, first: float) -> list[Figure]:
+def _figures(
+    recipe: Recipe, dataset: Dataset, run: str, seconds: float, first: float
+) -> list[Figure]:
     epochs = read_epochs(run)
     sizes = ", ".join(f"{size}" for size in dict.fromkeys(stage.size for stage in recipe.stages))
     about = f"{recipe.model.arch}, {dataset.rows} tiles, {len(epochs)} epochs, {sizes} px"
     return [
         Figure("schedule", "command to last file", "s", (seconds,), about),
-        Figure("schedule.first-step", "command to first step", "s", (first,), f"{about}; decodes what is not cached"),
         Figure(
-            "schedule.epoch", "an epoch with validation and files", "s", tuple(row.seconds for row in epochs), about
+            "schedule.first-step",
+            "command to first step",
+            "s",
+            (first,),
+            f"{about}; decodes what is not cached",
         ),
-        Figure("schedule.rate", "training of an epoch", "tiles/s", tuple(row.images_per_s for row in epochs), about),
+        Figure(
+            "schedule.epoch",
+            "an epoch with validation and files",
+            "s",
+            tuple(row.seconds for row in epochs),
+            about,
+        ),
+        Figure(
+            "schedule.rate",
+            "training of an epoch",
+            "tiles/s",
+            tuple(row.images_per_s for row in epochs),
+            about,
+        ),
         Figure("schedule.f2", "F2 after each epoch", "", tuple(row.f2 for row in epochs), about),
     ]
 
@@ -101,7 +135,10 @@ def _figures(recipe: Recipe, dataset: Dataset, run: str, seconds: float, first: 
 def run_schedule(recipe: Recipe, dataset: Dataset, run: str, say: Say = print) -> None:
     """Trains and writes the report. What needs a package that is missing is left out, and said."""
     _without(
-        lambda: fit(recipe, dataset, run, alone(recipe), Hooks(say=say)), "tensorboardX", "TensorBoard events", say
+        lambda: fit(recipe, dataset, run, alone(recipe), Hooks(say=say)),
+        "tensorboardX",
+        "TensorBoard events",
+        say,
     )
 
     def report() -> None:
@@ -124,4 +161,8 @@ def _without(do: Callable[[], object], package: str, what: str, say: Say) -> Non
 
 if __name__ == "__main__":
     place, recipe_path, run_place = sys.argv[1:]
-    run_schedule(Recipe.model_validate(json.loads(Path(recipe_path).read_text())), open_dataset(place), run_place)
+    run_schedule(
+        Recipe.model_validate(json.loads(Path(recipe_path).read_text())),
+        open_dataset(place),
+        run_place,
+    )

@@ -14,17 +14,19 @@ from torch import nn
 from raytrain.bench.blocks import Side, children_stopped
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
+from raytrain.models.precision import autocast, dtype_of
 from raytrain.training.epoch import EpochRecord
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import Trainer
-from raytrain.training.precision import autocast, dtype_of
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 
 class Loop:
     """The program's own loop in one stage, in blocks of steps that go on over the ends of epochs; nothing is validated."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str
+    ) -> None:
         self.trainer = Trainer(recipe, dataset, run, worker, Hooks(say=lambda line: None))
         self.recipe, self.stage = self.trainer.recipe, self.trainer.recipe.stages[number - 1]
         self.number, self.device = number, worker.device
@@ -88,7 +90,9 @@ class Saving(Loop):
     A block goes on for the steps in which its last checkpoint is still being written.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str
+    ) -> None:
         super().__init__(recipe, dataset, number, worker, run)
         self.saver, self.saves, self.rested = self.trainer.saver, 0, time.monotonic()
 
@@ -124,10 +128,20 @@ class Ceiling:
     """Forward, backward and optimiser step on one random batch that lies on the device: what a loop can reach at most."""
 
     def __init__(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, shape: tuple[int, ...], outputs: int,
-        precision: str, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.network, self.optimizer, self.precision, self.device = network, optimizer, precision, device
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        shape: tuple[int, ...],
+        outputs: int,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.network, self.optimizer, self.precision, self.device = (
+            network,
+            optimizer,
+            precision,
+            device,
+        )
         pixels = torch.randn(shape, dtype=dtype_of(precision), device=device)
         self.pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.target = torch.randint(0, 2, (shape[0], outputs), device=device).to(pixels.dtype)
@@ -137,7 +151,9 @@ class Ceiling:
         """That of a loop of one worker: its network and optimiser as they are, in turn with it."""
         step, stage, outputs = loop.step, loop.stage, len(loop.trainer.dataset.classes)
         shape = (loop.recipe.batch_size(stage), 3, stage.size, stage.size)
-        return cls(step.network, step.optimizer, shape, outputs, loop.recipe.train.precision, loop.device)
+        return cls(
+            step.network, step.optimizer, shape, outputs, loop.recipe.train.precision, loop.device
+        )
 
     def block(self, steps: int) -> float:
         """See `Side`."""
@@ -147,7 +163,9 @@ class Ceiling:
         for _ in range(steps):
             with autocast(self.precision, self.device):
                 logits = self.network(self.pixels)
-            nn.functional.binary_cross_entropy_with_logits(logits.to(self.target.dtype), self.target).backward()
+            nn.functional.binary_cross_entropy_with_logits(
+                logits.to(self.target.dtype), self.target
+            ).backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         wait_for(self.device)

@@ -27,12 +27,12 @@ from raytrain.bench.peer import PlainLoop
 from raytrain.bench.profiles import profiled
 from raytrain.bench.sides import Ceiling, Loop, Resting, Saving, alone, wait_for
 from raytrain.bench.variants import variants
+from raytrain.checkpoints.layout import STEP
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.training.checkpoint import STEP
-from raytrain.training.models import TIMM
-from raytrain.training.precision import dtype_of
-from raytrain.training.step import Worker
+from raytrain.models.bodies import TIMM
+from raytrain.models.precision import dtype_of
+from raytrain.worker import Worker
 
 TILES = "tiles/s"
 PEER_LOADERS = 2
@@ -42,7 +42,13 @@ PARTS = ("train", "workers", "stream", "peer", "variants", "profile", "checkpoin
 
 
 def measure(
-    recipe: Recipe, dataset: Dataset, *, pairs: int, block: int, parts: Collection[str], say: Say = print
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    pairs: int,
+    block: int,
+    parts: Collection[str],
+    say: Say = print,
 ) -> list[Figure]:
     """Measures the selected stages of a recipe; the network has random weights.
 
@@ -76,11 +82,21 @@ def stage_figures(
     name, about = loop.name, loop.about
     say(f"{about}: the loop and its ceiling in turn")
     with closing(loop):
-        rates = alternate({"loop": loop, "ceiling": Ceiling.of(loop)}, pairs=pairs, steps=block, say=say)
+        rates = alternate(
+            {"loop": loop, "ceiling": Ceiling.of(loop)}, pairs=pairs, steps=block, say=say
+        )
         return [
-            Figure(f"{name}.ceiling", "step only, one batch", TILES, tuple(rates["ceiling"]), about),
+            Figure(
+                f"{name}.ceiling", "step only, one batch", TILES, tuple(rates["ceiling"]), about
+            ),
             Figure(f"{name}.loop", "training, whole loop", TILES, tuple(rates["loop"]), about),
-            Figure(f"{name}.ratio", "training / step only", "", ratios(rates["loop"], rates["ceiling"]), about),
+            Figure(
+                f"{name}.ratio",
+                "training / step only",
+                "",
+                ratios(rates["loop"], rates["ceiling"]),
+                about,
+            ),
             *_batches(loop, pairs),
             *_epochs(loop, min(pairs, EPOCHS), say),
             *gpu.figures(loop, rates["loop"], pairs=pairs, block=block, say=say),
@@ -101,11 +117,15 @@ def _batches(loop: Loop, rounds: int) -> Iterator[Figure]:
         gathered.append(sum(map(len, batches)) / (time.perf_counter() - began))
         began = time.perf_counter()
         for i, batch in enumerate(trainer.source.batches(iter(batches), dtype)):
-            step.augmented(batch["image"], step.plan(batches[i], epoch, i).draws.augment, loop.stage.epochs)
+            step.augmented(
+                batch["image"], step.plan(batches[i], epoch, i).draws.augment, loop.stage.epochs
+            )
         wait_for(loop.device)
         augmented.append(sum(map(len, batches)) / (time.perf_counter() - began))
     yield Figure(f"{loop.name}.cache", "cache to batch", TILES, tuple(gathered), loop.about)
-    yield Figure(f"{loop.name}.augmented", "cache to augmented batch", TILES, tuple(augmented), loop.about)
+    yield Figure(
+        f"{loop.name}.augmented", "cache to augmented batch", TILES, tuple(augmented), loop.about
+    )
 
 
 def _epochs(loop: Loop, rounds: int, say: Say) -> Iterator[Figure]:
@@ -121,7 +141,9 @@ def _epochs(loop: Loop, rounds: int, say: Say) -> Iterator[Figure]:
         if sum(seconds) > EPOCHS_S:
             break
     tiles = len(trainer.valid_rows)
-    yield Figure(f"{loop.name}.validation", "validation", TILES, tuple(tiles / s for s in judged), loop.about)
+    yield Figure(
+        f"{loop.name}.validation", "validation", TILES, tuple(tiles / s for s in judged), loop.about
+    )
     about = f"{loop.about}, {len(trainer.train_rows)} + {tiles} tiles"
     yield Figure(f"{loop.name}.epoch", "an epoch with validation", "s", tuple(seconds), about)
 
@@ -137,9 +159,17 @@ def epoch_seconds(loop: Loop, epoch: int) -> float:
 
 def member(rank: int, world: int, recipe_json: str, dataset: str, number: int, run: str) -> Loop:
     """A worker of a group on this machine's CPUs: one core or more for each."""
-    dist.init_process_group("gloo", init_method=f"file://{run}/group-{world}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{run}/group-{world}", rank=rank, world_size=world
+    )
     worker = Worker(rank, world, rank, world, cpus=len(os.sched_getaffinity(0)))
-    return Loop(Recipe.model_validate_json(recipe_json), open_dataset(dataset), number, worker, f"{run}/{rank}")
+    return Loop(
+        Recipe.model_validate_json(recipe_json),
+        open_dataset(dataset),
+        number,
+        worker,
+        f"{run}/{rank}",
+    )
 
 
 def stranger(rank: int, world: int, recipe_json: str, dataset: str, number: int, run: str) -> Loop:
@@ -148,12 +178,17 @@ def stranger(rank: int, world: int, recipe_json: str, dataset: str, number: int,
         Recipe.model_validate_json(recipe_json),
         Worker(0, 1, rank, world, cpus=len(os.sched_getaffinity(0))),
     )
-    stages = [stage.model_copy(update={"batch_size": recipe.batch_size(stage) // world}) for stage in recipe.stages]
+    stages = [
+        stage.model_copy(update={"batch_size": recipe.batch_size(stage) // world})
+        for stage in recipe.stages
+    ]
     recipe = recipe.model_copy(update={"stages": tuple(stages)})
     return Loop(recipe, open_dataset(dataset), number, worker, f"{run}/apart-{rank}")
 
 
-def scaling(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
+def scaling(
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+) -> list[Figure]:
     """Two workers with half the CPUs each against one worker with all of them. On GPUs there is nothing to divide.
 
     Two processes that exchange nothing show what two workers could reach at most.
@@ -161,41 +196,78 @@ def scaling(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int,
     worker = alone(recipe)
     if worker.device.type != "cpu" or worker.cpus < 2:
         return []
-    say("one worker with all CPUs, two workers with half of them each, and two that exchange nothing, in turn")
+    say(
+        "one worker with all CPUs, two workers with half of them each, and two that exchange nothing, in turn"
+    )
     arguments = (2, recipe.model_dump_json(), dataset.place, number, run)
     with (
         closing(Loop(recipe, dataset, number, worker, run)) as one,
         closing(Group(2, member, *arguments)) as two,
         closing(Group(2, stranger, *arguments)) as apart,
     ):
-        rates = alternate({"one": one, "two": two, "apart": apart}, pairs=pairs, steps=block, say=say)
+        rates = alternate(
+            {"one": one, "two": two, "apart": apart}, pairs=pairs, steps=block, say=say
+        )
     return [
         Figure("workers.one", "one worker", TILES, tuple(rates["one"]), one.about),
         Figure("workers.two", "two workers", TILES, tuple(rates["two"]), one.about),
-        Figure("workers.ratio", "two workers / one", "", ratios(rates["two"], rates["one"]), one.about),
-        Figure("workers.apart", "two that exchange nothing / one", "", ratios(rates["apart"], rates["one"]), one.about),
+        Figure(
+            "workers.ratio", "two workers / one", "", ratios(rates["two"], rates["one"]), one.about
+        ),
+        Figure(
+            "workers.apart",
+            "two that exchange nothing / one",
+            "",
+            ratios(rates["apart"], rates["one"]),
+            one.about,
+        ),
     ]
 
 
-def streamed(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
+def streamed(
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+) -> list[Figure]:
     """Tiles streamed from the shards against cached ones."""
     say("cached and streamed tiles in turn")
     worker = alone(recipe)
     with (
-        closing(Loop(recipe.model_copy(update={"tiles": "cache"}), dataset, number, worker, run)) as cached,
-        closing(Resting(Loop(recipe.model_copy(update={"tiles": "stream"}), dataset, number, worker, run))) as stream,
+        closing(
+            Loop(recipe.model_copy(update={"tiles": "cache"}), dataset, number, worker, run)
+        ) as cached,
+        closing(
+            Resting(
+                Loop(recipe.model_copy(update={"tiles": "stream"}), dataset, number, worker, run)
+            )
+        ) as stream,
     ):
         rates = alternate({"cached": cached, "streamed": stream}, pairs=pairs, steps=block, say=say)
     return [
-        Figure("stream.loop", "training on streamed tiles", TILES, tuple(rates["streamed"]), cached.about),
-        Figure("stream.ratio", "streamed / cached", "", ratios(rates["streamed"], rates["cached"]), cached.about),
+        Figure(
+            "stream.loop",
+            "training on streamed tiles",
+            TILES,
+            tuple(rates["streamed"]),
+            cached.about,
+        ),
+        Figure(
+            "stream.ratio",
+            "streamed / cached",
+            "",
+            ratios(rates["streamed"], rates["cached"]),
+            cached.about,
+        ),
     ]
 
 
 def plain(
-    rank: int, files: list[Path], targets: np.ndarray[Any, Any], arch: str, size: int, batch: int,
+    rank: int,
+    files: list[Path],
+    targets: np.ndarray[Any, Any],
+    arch: str,
+    size: int,
+    batch: int,
     options: dict[str, Any],
-) -> Resting:  # fmt: skip
+) -> Resting:
     """A plain loop in a process of its own, with torch's default threads; its loader rests between blocks."""
     return Resting(PlainLoop(files, targets, arch, size, batch, PEER_LOADERS, **options))
 
@@ -206,33 +278,62 @@ def against_plain(
     """Our loop against a plain PyTorch loop, as people write it and with our network and formats."""
     stage = recipe.stages[number - 1]
     if recipe.model.arch.startswith(TIMM) or stage.freeze:
-        say("no plain loop: it knows torchvision's networks, whole; select a stage that is not frozen")
+        say(
+            "no plain loop: it knows torchvision's networks, whole; select a stage that is not frozen"
+        )
         return []
     say("our loop, a plain PyTorch loop, and that with our network and formats, in turn")
     with closing(Loop(recipe, dataset, number, alone(recipe), run)) as ours:
         files, targets = write_jpegs(dataset, ours.trainer.train_rows.tolist(), Path(run) / "jpegs")
         common = (files, targets, recipe.model.arch, stage.size, recipe.batch_size(stage))
-        equal = {"precision": ours.recipe.train.precision, "channels_last": True, "our_network": True}
-        with closing(Group(1, plain, *common, {})) as written, closing(Group(1, plain, *common, equal)) as formats:
+        equal = {
+            "precision": ours.recipe.train.precision,
+            "channels_last": True,
+            "our_network": True,
+        }
+        with (
+            closing(Group(1, plain, *common, {})) as written,
+            closing(Group(1, plain, *common, equal)) as formats,
+        ):
             sides: dict[str, Side] = {"ours": ours, "plain": written, "plain, our formats": formats}
             rates = alternate(sides, pairs=pairs, steps=block, say=say)
     about, alike = ours.about, "plain, our formats"
     return [
-        Figure("plain.loop", "plain PyTorch loop", TILES, tuple(rates["plain"]), ours.about_in("fp32")),
-        Figure("plain.ratio", "ours / plain loop", "", ratios(rates["ours"], rates["plain"]), about),
-        Figure("plain.formats", "plain loop, our network and formats", TILES, tuple(rates[alike]), about),
-        Figure("plain.input", "ours / that: the input alone", "", ratios(rates["ours"], rates[alike]), about),
+        Figure(
+            "plain.loop", "plain PyTorch loop", TILES, tuple(rates["plain"]), ours.about_in("fp32")
+        ),
+        Figure(
+            "plain.ratio", "ours / plain loop", "", ratios(rates["ours"], rates["plain"]), about
+        ),
+        Figure(
+            "plain.formats",
+            "plain loop, our network and formats",
+            TILES,
+            tuple(rates[alike]),
+            about,
+        ),
+        Figure(
+            "plain.input",
+            "ours / that: the input alone",
+            "",
+            ratios(rates["ours"], rates[alike]),
+            about,
+        ),
     ]
 
 
-def choices(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
+def choices(
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+) -> list[Figure]:
     """What each choice of the step is worth, on a CPU."""
     if alone(recipe).device.type != "cpu":
         return []
     return variants(recipe, len(dataset.classes), number, pairs, block, say)
 
 
-def profile(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
+def profile(
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+) -> list[Figure]:
     """Where the time of the loop's steps goes, on a CPU."""
     worker = alone(recipe)
     if worker.device.type != "cpu":
@@ -257,7 +358,9 @@ def checkpointed(
         began = time.perf_counter()
         without.block(block)
         steps = max(block, round(interval * block / (time.perf_counter() - began)))
-        say(f"{saving.about}: with a checkpoint every {interval:.0f} s and without, {steps} steps in turn")
+        say(
+            f"{saving.about}: with a checkpoint every {interval:.0f} s and without, {steps} steps in turn"
+        )
         saving.saves = 0
         rates = alternate({"with": saving, "without": without}, pairs=pairs, steps=steps, say=say)
         saving.saver.wait()
@@ -267,7 +370,13 @@ def checkpointed(
     return [
         Figure("checkpoints.loop", "training with checkpoints", TILES, tuple(rates["with"]), about),
         Figure("checkpoints.without", "training without", TILES, tuple(rates["without"]), about),
-        Figure("checkpoints.ratio", "with checkpoints / without", "", ratios(rates["with"], rates["without"]), about),
+        Figure(
+            "checkpoints.ratio",
+            "with checkpoints / without",
+            "",
+            ratios(rates["with"], rates["without"]),
+            about,
+        ),
         Figure("checkpoints.saves", "checkpoints in all rounds", "", (float(saving.saves),), about),
         Figure(
             "checkpoints.cost",
@@ -293,7 +402,9 @@ def memory(device: torch.device) -> list[Figure]:
     """The most memory that this process has had."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     about = "with the pages of mapped tiles"
-    figures = [Figure("memory.host", "host memory of the process, at most", "GB", (host / 1e9,), about)]
+    figures = [
+        Figure("memory.host", "host memory of the process, at most", "GB", (host / 1e9,), about)
+    ]
     if device.type == "cuda":
         used = torch.cuda.max_memory_allocated(device)
         figures.append(Figure("memory.gpu", "GPU memory, at most", "GB", (used / 1e9,)))

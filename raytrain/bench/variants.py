@@ -13,12 +13,19 @@ from raytrain.bench.blocks import Group, Say, alternate, ratios
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import Ceiling
 from raytrain.config import LAYER_GROUPS, Recipe
-from raytrain.training import execution, models, optim
+from raytrain.models import networks
+from raytrain.models.precision import agreed_precision
+from raytrain.training import execution, optim
 from raytrain.training.memory import keep_freed_memory
-from raytrain.training.precision import agreed_precision
 
 RATE = 1e-4
-OURS: dict[str, Any] = {"precision": "auto", "keeps_memory": True, "channels_last": True, "fused": True, "how": "eager"}
+OURS: dict[str, Any] = {
+    "precision": "auto",
+    "keeps_memory": True,
+    "channels_last": True,
+    "fused": True,
+    "how": "eager",
+}
 # What is changed, and in which words.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp32": ("fp32 instead of bf16", {"precision": "fp32"}),
@@ -29,7 +36,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def variants(recipe: Recipe, outputs: int, number: int, pairs: int, block: int, say: Say) -> list[Figure]:
+def variants(
+    recipe: Recipe, outputs: int, number: int, pairs: int, block: int, say: Say
+) -> list[Figure]:
     """Each variant's rate as a share of ours, and its first step; one stage, on the CPU, each side in a process of its own.
 
     Args:
@@ -50,21 +59,35 @@ def variants(recipe: Recipe, outputs: int, number: int, pairs: int, block: int, 
                 first = time.perf_counter() - began
                 rates = alternate({"ours": ours, name: other}, pairs=pairs, steps=block, say=say)
             found += [
-                Figure(f"variants.{name}", f"{words} / as it is", "", ratios(rates[name], rates["ours"]), about),
-                Figure(f"variants.{name}.first", "  its first step, compiling included", "s", (first,), about),
+                Figure(
+                    f"variants.{name}",
+                    f"{words} / as it is",
+                    "",
+                    ratios(rates[name], rates["ours"]),
+                    about,
+                ),
+                Figure(
+                    f"variants.{name}.first",
+                    "  its first step, compiling included",
+                    "s",
+                    (first,),
+                    about,
+                ),
             ]
     return found
 
 
-def step_only(rank: int, arch: str, outputs: int, shape: tuple[int, ...], options: dict[str, Any]) -> Ceiling:
+def step_only(
+    rank: int, arch: str, outputs: int, shape: tuple[int, ...], options: dict[str, Any]
+) -> Ceiling:
     """The step alone in this process, with all of its CPUs."""
     cpu = torch.device("cpu")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if options["keeps_memory"]:
         keep_freed_memory()
     precision = agreed_precision(options["precision"], cpu, 1)
-    model = models.build(arch, outputs, 0.5)
-    models.placed(model, cpu)
+    model = networks.build(arch, outputs, 0.5)
+    networks.placed(model, cpu)
     execution.set_execution(model, options["how"], shape, precision, cpu, print)
     optimizer = optim.make_optimizer(model, [RATE] * LAYER_GROUPS, 0.01)
     for group in optimizer.param_groups:

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from raytrain.config import Data, Model, Recipe, Stage, Train
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 PASS, FAIL, SKIPPED = "PASS", "FAIL", "SKIPPED"
 NEEDS_GPU = "needs a GPU"
@@ -86,11 +86,20 @@ class Setting:
         made = tuple(Stage.model_validate(usual | stage) for stage in stages or [{}])
         model = {name: changes.pop(name) for name in ("dropout", "batch_norm") if name in changes}
         above = {name: changes.pop(name) for name in ("tiles", "lr") if name in changes}
-        train = {"precision": "fp32", "batch_size": self.batch, "execution": "eager", "save_every_s": 9999.0} | changes
+        train = {
+            "precision": "fp32",
+            "batch_size": self.batch,
+            "execution": "eager",
+            "save_every_s": 9999.0,
+        } | changes
         return Recipe(
-            model=Model(arch=self.arch, weights="none", **model), data=Data(split="random"),
-            train=Train.model_validate(train), stages=made, dataset=self.dataset, **above,
-        )  # fmt: skip
+            model=Model(arch=self.arch, weights="none", **model),
+            data=Data(split="random"),
+            train=Train.model_validate(train),
+            stages=made,
+            dataset=self.dataset,
+            **above,
+        )
 
 
 class Skip(Exception):
@@ -116,7 +125,11 @@ def tried(part: str, name: str, find: Callable[[], Found]) -> Verdict:
 
 def close(found: float, limit: float, what: str) -> Found:
     """The finding of a difference that must not be larger than a limit."""
-    return found <= limit, f"{what} {found:.1e}, at most {limit:.0e} is right", {"difference": found}
+    return (
+        found <= limit,
+        f"{what} {found:.1e}, at most {limit:.0e} is right",
+        {"difference": found},
+    )
 
 
 @contextmanager

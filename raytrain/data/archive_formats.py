@@ -29,7 +29,16 @@ from raytrain.errors import DataError, RaytrainError, StorageError
 _ZIP_ENCRYPTED = 1
 # Numbers of APPNOTE 4.4.5. zipfile knows the first four; others are told apart so that a user knows what to unpack with.
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
-_ZIP_NAMES = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 96: "JPEG", 98: "PPMd", 99: "AES"}
+_ZIP_NAMES = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    93: "Zstandard",
+    95: "XZ",
+    96: "JPEG",
+    98: "PPMd",
+    99: "AES",
+}
 _CHUNK = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 # tarfile reads the long names of a header in one piece, however long the header says they are.
@@ -48,13 +57,17 @@ class Member:
 class Sink(Py7zIO):
     """A file that is being written: never through a link, never over another file, never more than was declared."""
 
-    def __init__(self, path: Path, member: Member, archive: Path, tell: Callable[[int], None]) -> None:
+    def __init__(
+        self, path: Path, member: Member, archive: Path, tell: Callable[[int], None]
+    ) -> None:
         self.path, self.member, self.archive, self.tell = path, member, archive, tell
         self.left, self.done, self._file = member.size, False, -1
 
     def __enter__(self) -> Sink:
         with self._failures():
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            self._file = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644
+            )
         return self
 
     def write(self, data: bytes | bytearray) -> int:
@@ -69,7 +82,12 @@ class Sink(Py7zIO):
         self.tell(len(data))
         return len(data)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         os.close(self._file)
         self._file = -1
         if kind is None and self.left:
@@ -116,7 +134,9 @@ class Sink(Py7zIO):
             raise StorageError(
                 f"cannot write {self.path}: {'the disk is full' if full else error.strerror}",
                 "the archive is kept, what was unpacked of it is removed",
-                "free some space (df -h) and run the same command again" if full else "check the folder's permissions",
+                "free some space (df -h) and run the same command again"
+                if full
+                else "check the folder's permissions",
             ) from None
 
 
@@ -155,7 +175,11 @@ class _Tar:
         with self._opened() as tar:
             for info in tar:
                 self._end = tar.offset  # of the next header
-                yield Member(info.name, info.size, "file" if info.isreg() else "folder" if info.isdir() else "special")
+                yield Member(
+                    info.name,
+                    info.size,
+                    "file" if info.isreg() else "folder" if info.isdir() else "special",
+                )
             file = tar.fileobj
             assert file is not None
             file.seek(self._end)
@@ -171,7 +195,9 @@ class _Tar:
                         shutil.copyfileobj(stream, sink, _CHUNK)
 
     def missing(self) -> int | None:
-        return None if self.sequential else max(0, self._end + 2 * _BLOCK - self.path.stat().st_size)
+        return (
+            None if self.sequential else max(0, self._end + 2 * _BLOCK - self.path.stat().st_size)
+        )
 
 
 class _Reader:
@@ -321,7 +347,9 @@ def open_archive(path: Path, limit: int) -> Archive:
     if looks_like_html(head) or not head:
         raise DataError(
             f"{path} {'is an HTML page' if head else 'has no bytes'}, not an archive",
-            "a sign-in or error page was probably saved in its place" if head else "its download never began",
+            "a sign-in or error page was probably saved in its place"
+            if head
+            else "its download never began",
             f"remove it (rm {path}) and download it again",
         )
     if path.name.lower().endswith(".csv"):

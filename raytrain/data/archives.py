@@ -91,18 +91,28 @@ def extract(
     limits, taken = limits or Limits(), set() if taken is None else taken
     archive = open_archive(path, limits.total)
     with damage(archive):
-        wanted, done = _judged(archive, place if depth < DEPTH else _without_inner(place), limits, taken)
+        wanted, done = _judged(
+            archive, place if depth < DEPTH else _without_inner(place), limits, taken
+        )
         _check_space(target, [member.size for member in wanted.values()])
     with storage.failures("write", str(target)):
         for folder in {str(PurePosixPath(name).parent) for name in wanted}:
             (target / folder).mkdir(parents=True, exist_ok=True)
-    sinks = {member.name: Sink(target / name, member, path, tell) for name, member in wanted.items()}
+    sinks = {
+        member.name: Sink(target / name, member, path, tell) for name, member in wanted.items()
+    }
     with damage(archive):
         archive.pour(sinks)
         if left := [sink.member.name for sink in sinks.values() if not sink.done]:
-            raise ValueError(f"{len(left)} of {len(sinks)} files did not come out, such as {left[0]!r}")
+            raise ValueError(
+                f"{len(left)} of {len(sinks)} files did not come out, such as {left[0]!r}"
+            )
     for name in sorted(name for name in wanted if name.startswith(f"{INNER}/")):
-        rest = replace(limits, total=limits.total - done.bytes.total(), members=limits.members - done.files.total())
+        rest = replace(
+            limits,
+            total=limits.total - done.bytes.total(),
+            members=limits.members - done.files.total(),
+        )
         done += extract(target / name, target, place, rest, tell, depth=depth + 1, taken=taken)
         with storage.failures("remove", str(target / name)):
             (target / name).unlink()
@@ -119,7 +129,9 @@ def _without_inner(place: Place) -> Place:
     return placed
 
 
-def _judged(archive: Archive, place: Place, limits: Limits, taken: set[str]) -> tuple[dict[str, Member], Extracted]:
+def _judged(
+    archive: Archive, place: Place, limits: Limits, taken: set[str]
+) -> tuple[dict[str, Member], Extracted]:
     """The members to write by their place in the target, and their counts; refuses the archive if one is wrong."""
     wanted: dict[str, Member] = {}
     done, total = Extracted(), 0
@@ -148,21 +160,30 @@ def _judged(archive: Archive, place: Place, limits: Limits, taken: set[str]) -> 
 def _refuse_hostile(path: Path, member: Member) -> None:
     parts = re.split(r"[/\\]", member.name)
     if "\0" in member.name or ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", member.name):
-        raise _refusal(path, f"holds {member.name[:80]!r}, a name that leads out of the target folder")
+        raise _refusal(
+            path, f"holds {member.name[:80]!r}, a name that leads out of the target folder"
+        )
     if member.kind == "special":
-        raise _refusal(path, f"holds {member.name[:80]!r}, which is a link or a device and not a file")
+        raise _refusal(
+            path, f"holds {member.name[:80]!r}, which is a link or a device and not a file"
+        )
     if member.size < 0:
         raise _refusal(path, f"gives {member.name[:80]!r} a size of {member.size} bytes")
 
 
-def _refuse_target(path: Path, member: Member, target: str, limits: Limits, taken: set[str]) -> None:
+def _refuse_target(
+    path: Path, member: Member, target: str, limits: Limits, taken: set[str]
+) -> None:
     name, limit = target.rsplit("/", 1)[-1], limits.of(target)
     if not SAFE_NAME.fullmatch(name):
         raise _refusal(
-            path, f"holds {member.name[:80]!r}; file names are made of up to 255 letters, digits, _, . and -"
+            path,
+            f"holds {member.name[:80]!r}; file names are made of up to 255 letters, digits, _, . and -",
         )
     if member.size > limit:
-        raise _refusal(path, f"gives {member.name[:80]!r} {member.size} bytes, at most {limit} are taken")
+        raise _refusal(
+            path, f"gives {member.name[:80]!r} {member.size} bytes, at most {limit} are taken"
+        )
     if target.lower() in taken:
         raise _refusal(path, f"holds two files that would both become {target}")
 

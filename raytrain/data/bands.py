@@ -77,7 +77,9 @@ def to_png(content: bytes, rule: BandRule) -> bytes:
     if pixels.shape[2] < max(rule.bands):
         raise BadImage("bands", f"{pixels.shape[2]} bands, band {max(rule.bands)} was asked for")
     chosen = pixels[:, :, [band - 1 for band in rule.bands]].astype(np.float64)
-    scaled = np.nan_to_num(np.rint(255 * (chosen - rule.low) / (rule.high - rule.low)))  # no number: 0
+    scaled = np.nan_to_num(
+        np.rint(255 * (chosen - rule.low) / (rule.high - rule.low))
+    )  # no number: 0
     buffer = io.BytesIO()
     Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -86,23 +88,36 @@ def to_png(content: bytes, rule: BandRule) -> bytes:
 def _pixels(content: bytes) -> np.ndarray[Any, Any]:
     """(height, width, bands) of the first picture of a TIFF."""
     if not content or len(content) > MAX_BYTES:
-        raise BadImage("too-large" if content else "empty", f"{len(content)} bytes, at most {MAX_BYTES}")
+        raise BadImage(
+            "too-large" if content else "empty", f"{len(content)} bytes, at most {MAX_BYTES}"
+        )
     try:
         import tifffile
     except ImportError:
         raise ConfigError(
-            "--bands needs the package tifffile", "Pillow cannot read such files", "pip install 'raytrain[tiff]'"
+            "--bands needs the package tifffile",
+            "Pillow cannot read such files",
+            "pip install 'raytrain[tiff]'",
         ) from None
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
             if series.axes[0] in "IQ" and len(file.pages) > 1:
                 raise BadImage("animated", f"{len(file.pages)} pages")
-            axes, shape = series.axes.replace("I", "S").replace("Q", "S").replace("C", "S"), series.shape
+            axes, shape = (
+                series.axes.replace("I", "S").replace("Q", "S").replace("C", "S"),
+                series.shape,
+            )
             if axes not in ("YX", "YXS", "SYX"):
                 raise BadImage("bands", f"axes {series.axes} of shape {shape}: not one picture")
-            if shape[axes.index("Y")] * shape[axes.index("X")] > MAX_PIXELS or series.nbytes > MAX_DECODED:
-                raise BadImage("too-many-pixels", f"shape {shape}, at most {MAX_PIXELS} pixels and {MAX_DECODED} bytes")
+            if (
+                shape[axes.index("Y")] * shape[axes.index("X")] > MAX_PIXELS
+                or series.nbytes > MAX_DECODED
+            ):
+                raise BadImage(
+                    "too-many-pixels",
+                    f"shape {shape}, at most {MAX_PIXELS} pixels and {MAX_DECODED} bytes",
+                )
             pixels = series.asarray()
     except tifffile.TiffFileError as error:
         raise BadImage("not-an-image", str(error)) from None

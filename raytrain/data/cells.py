@@ -107,7 +107,9 @@ def _check_all_written(cells: Sequence[Cell], written: Sequence[bool], source: S
             )
 
 
-def _from_written(cells: Sequence[Cell], source: Source, separator: str | None, check: bool) -> list[Tags]:
+def _from_written(
+    cells: Sequence[Cell], source: Source, separator: str | None, check: bool
+) -> list[Tags]:
     inner = [str(cell).strip()[1:-1].strip() if cell else "" for cell in cells]
     bare = [text for text in inner if not _has_quotes(text)]
     # Without quotes and commas, `[haze primary]` is cut as the text `haze primary` is.
@@ -137,7 +139,9 @@ def _has_quotes(text: str) -> bool:
 def _bare_items(text: str, separator: str | None) -> list[str] | None:
     """The items of a list without quotes, or None where it holds other lists or the word for no value."""
     items = text.split(separator)
-    if any(mark in text for mark in "[]{}'\"") or any(item.strip().casefold() in _NO_LABEL for item in items):
+    if any(mark in text for mark in "[]{}'\"") or any(
+        item.strip().casefold() in _NO_LABEL for item in items
+    ):
         return None
     return items
 
@@ -185,7 +189,9 @@ def _check_separated(cells: Sequence[Cell], source: Source) -> None:
             )
 
 
-def _check_stray(cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: set[str]) -> None:
+def _check_stray(
+    cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: set[str]
+) -> None:
     suspects = {tag for tags in found for tag in tags if _is_stray(tag)} - known
     for cell, tags, line in zip(cells, found, source.lines, strict=True):
         wrong = next((tag for tag in tags if tag in suspects), None)

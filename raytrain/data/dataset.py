@@ -64,7 +64,9 @@ class Dataset:
     @property
     def shards(self) -> list[str]:
         """Places of the shards, in the order that numbers the rows."""
-        return [storage.join(self.place, "shards", shard["file"]) for shard in self.manifest["shards"]]
+        return [
+            storage.join(self.place, "shards", shard["file"]) for shard in self.manifest["shards"]
+        ]
 
     @property
     def shard_rows(self) -> list[int]:
@@ -88,14 +90,23 @@ class Dataset:
         Raises:
             DataError: a shard is missing or damaged, or its labels are not those that were written.
         """
-        tables = [_labels(place, entry) for place, entry in zip(self.shards, self.manifest["shards"], strict=True)]
+        tables = [
+            _labels(place, entry)
+            for place, entry in zip(self.shards, self.manifest["shards"], strict=True)
+        ]
         names = [name for t in tables for name in t.column("image_name").to_pylist()]
-        return pd.DataFrame({"image_name": names, "target": list(_targets(tables, len(self.classes)))})
+        return pd.DataFrame(
+            {"image_name": names, "target": list(_targets(tables, len(self.classes)))}
+        )
 
     @cached_property
     def targets(self) -> np.ndarray[Any, Any]:
         """uint8 (rows, K): 1 where the tile has the label."""
-        return np.stack(list(self.table["target"])) if self.rows else np.zeros((0, len(self.classes)), np.uint8)
+        return (
+            np.stack(list(self.table["target"]))
+            if self.rows
+            else np.zeros((0, len(self.classes)), np.uint8)
+        )
 
     def split(self, name: str) -> pd.DataFrame:
         """The rows of a named split: image_name, part, fold.
@@ -108,9 +119,13 @@ class Dataset:
             raise DataError(
                 f'{self.place} has no split "{name}" (it has: {", ".join(known) or "none"}).{did_you_mean(name, known)}',
                 "training and validation rows would be undefined",
-                f"--data.split {known[0]}" if known else f"raytrain data split {self.place} --name {name}",
+                f"--data.split {known[0]}"
+                if known
+                else f"raytrain data split {self.place} --name {name}",
             )
-        content = self._verified("splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"])
+        content = self._verified(
+            "splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"]
+        )
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
     def part_rows(self, split: str, part: str) -> np.ndarray[Any, Any]:
@@ -165,9 +180,13 @@ def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
         check_parts(name, entry["parts"])
     new = [name for name in entries if name not in there]
     for name in new:
-        storage.write_bytes(storage.join(dataset.place, "splits", f"{name}.parquet"), contents[name])
+        storage.write_bytes(
+            storage.join(dataset.place, "splits", f"{name}.parquet"), contents[name]
+        )
     if new:
-        manifest = dataset.manifest | {"splits": dataset.manifest["splits"] + [entries[name] for name in new]}
+        manifest = dataset.manifest | {
+            "splits": dataset.manifest["splits"] + [entries[name] for name in new]
+        }
         storage.write_json(storage.join(dataset.place, "dataset.json"), manifest)
     return new
 
@@ -197,7 +216,9 @@ def split_entry(name: str, content: bytes, table: pd.DataFrame) -> dict[str, Any
     return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "parts": parts}
 
 
-def shard_entry(file: str, content: bytes | memoryview, names: Sequence[str], targets: Any) -> dict[str, Any]:
+def shard_entry(
+    file: str, content: bytes | memoryview, names: Sequence[str], targets: Any
+) -> dict[str, Any]:
     """What dataset.json says of a shard: file, rows, sha256 of the file, and `labels`, the hash of names and targets.
 
     Labels are read at every start, the pictures once: so that the file need not be read whole for them.
@@ -221,7 +242,10 @@ def _labels(place: str, entry: dict[str, Any]) -> pa.Table:
     flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     # Older datasets have no hash of their labels.
     known = entry.get("labels")
-    if table.num_rows != entry["rows"] or known not in (None, _labels_hash(table.column(0).to_pylist(), flat)):
+    if table.num_rows != entry["rows"] or known not in (
+        None,
+        _labels_hash(table.column(0).to_pylist(), flat),
+    ):
         raise DataError(
             f"the names or labels in shard {place} are not those that were written",
             "the network would learn other labels than the dataset's",
@@ -251,7 +275,9 @@ def open_dataset(place: str) -> Dataset:
         manifest = storage.read_json(storage.join(place, "dataset.json"))
         if not isinstance(manifest, dict):
             raise ValueError("it is no JSON object")
-        if manifest.get("schema_version") == SCHEMA_VERSION and (lacking := MANIFEST_KEYS - manifest.keys()):
+        if manifest.get("schema_version") == SCHEMA_VERSION and (
+            lacking := MANIFEST_KEYS - manifest.keys()
+        ):
             raise ValueError(f"it has no {min(lacking)}")
     except FileNotFoundError:
         raise DataError(
@@ -260,7 +286,9 @@ def open_dataset(place: str) -> Dataset:
             f"raytrain ingest --images DIR --labels CSV --out {place}",
         ) from None
     except ValueError as error:
-        raise DataError(f"{place}/dataset.json is damaged: {error}", "", f"ingest {place} again") from None
+        raise DataError(
+            f"{place}/dataset.json is damaged: {error}", "", f"ingest {place} again"
+        ) from None
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
             f"{place} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}",
@@ -293,7 +321,9 @@ def read_shard(place: str, columns: list[str], sha256: str | None = None) -> pa.
         else:
             fs, path = storage.filesystem(place)
         with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as file:
-            unexpected = [c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type]
+            unexpected = [
+                c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type
+            ]
             if unexpected:
                 raise DataError(
                     f"the column {unexpected[0]} of shard {place} has another type than raytrain writes",
@@ -316,11 +346,16 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
     found: dict[int, bytes] = {}
     for shard in np.unique(shard_of):
         column = read_shard(dataset.shards[shard], ["image"]).column("image")
-        found |= {row: column[int(row - starts[shard])].as_py() for row in np.asarray(rows)[shard_of == shard].tolist()}
+        found |= {
+            row: column[int(row - starts[shard])].as_py()
+            for row in np.asarray(rows)[shard_of == shard].tolist()
+        }
     yield from (found[row] for row in rows)
 
 
-def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator[np.ndarray[Any, Any]]:
+def decoded_images(
+    dataset: Dataset, rows: Sequence[int], size: int
+) -> Iterator[np.ndarray[Any, Any]]:
     """Tiles of single rows as uint8 (size, size, 3), in the order asked for.
 
     Raises:
@@ -341,7 +376,9 @@ def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator
 def sides(dataset: Dataset) -> np.ndarray[Any, Any]:
     """int32 (rows, 2): width and height of every tile as stored, pixels."""
     tables = [read_shard(place, ["width", "height"]) for place in dataset.shards]
-    return np.concatenate([np.stack([column.to_numpy() for column in table.columns], 1) for table in tables])
+    return np.concatenate(
+        [np.stack([column.to_numpy() for column in table.columns], 1) for table in tables]
+    )
 
 
 def labels_of(dataset: Dataset, row: int) -> tuple[str, ...]:
@@ -349,29 +386,43 @@ def labels_of(dataset: Dataset, row: int) -> tuple[str, ...]:
     return tuple(dataset.classes[k] for k in np.flatnonzero(dataset.targets[row]))
 
 
-def shard_bytes(rows: Sequence[tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]]) -> memoryview:
+def shard_bytes(
+    rows: Sequence[tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]],
+) -> memoryview:
     """Rows (the columns of `SHARD_SCHEMA`) as Parquet bytes: page checksums, no clock times.
 
     Not compressed, since JPEG bytes do not shrink; without statistics, which would hold the smallest picture.
     """
     columns = list(zip(*rows, strict=True)) or [()] * len(SHARD_SCHEMA)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns[:-1], SHARD_SCHEMA, strict=False)]
+    arrays = [
+        pa.array(column, field.type)
+        for column, field in zip(columns[:-1], SHARD_SCHEMA, strict=False)
+    ]
     lengths = np.cumsum([0, *map(len, columns[-1])], dtype=np.int32)
     flat = np.concatenate([np.zeros(0, np.uint8), *columns[-1]]).astype(np.uint8)
     arrays.append(pa.ListArray.from_arrays(lengths, flat))
     sink = pa.BufferOutputStream()
     pq.write_table(
-        pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA), sink, row_group_size=256, compression="none",
-        write_page_checksum=True, use_dictionary=False, write_statistics=False,
-    )  # fmt: skip
+        pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA),
+        sink,
+        row_group_size=256,
+        compression="none",
+        write_page_checksum=True,
+        use_dictionary=False,
+        write_statistics=False,
+    )
     return memoryview(sink.getvalue())
 
 
 def split_bytes(split: pd.DataFrame) -> bytes:
     """A split (image_name, part, fold) as Parquet bytes, sorted by name so that equal splits are equal bytes."""
-    table = pa.Table.from_pandas(split.sort_values("image_name"), schema=SPLIT_SCHEMA, preserve_index=False)
+    table = pa.Table.from_pandas(
+        split.sort_values("image_name"), schema=SPLIT_SCHEMA, preserve_index=False
+    )
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table.replace_schema_metadata(None), sink, compression="zstd", write_page_checksum=True
+    )
     return sink.getvalue()
 
 
@@ -388,7 +439,11 @@ def damages(dataset: Dataset) -> list[str]:
 def examples(dataset: Dataset) -> list[str]:
     """The first quarantined file of each kind with the reason, a sentence each; none where nothing was left out."""
     try:
-        lines = storage.read_bytes(storage.join(dataset.place, "quarantine.jsonl")).decode().splitlines()
+        lines = (
+            storage.read_bytes(storage.join(dataset.place, "quarantine.jsonl"))
+            .decode()
+            .splitlines()
+        )
     except FileNotFoundError:
         return []
     found: dict[str, str] = {}
@@ -408,10 +463,16 @@ def _damages_of(dataset: Dataset, folder: str, file: str, entry: dict[str, Any])
     table = pq.read_table(io.BytesIO(content), columns=["image_name", "image", "crc32"])
     wrong = [
         f"{file}: the picture of {name} does not match its crc32"
-        for name, image, check in zip(*(table.column(c).to_pylist() for c in table.column_names), strict=True)
+        for name, image, check in zip(
+            *(table.column(c).to_pylist() for c in table.column_names), strict=True
+        )
         if crc32(image) != check
     ]
-    return wrong + ([] if table.num_rows == entry["rows"] else [f"{file}: {table.num_rows} rows, not {entry['rows']}"])
+    return wrong + (
+        []
+        if table.num_rows == entry["rows"]
+        else [f"{file}: {table.num_rows} rows, not {entry['rows']}"]
+    )
 
 
 def _targets(tables: list[pa.Table], width: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -419,5 +480,7 @@ def _targets(tables: list[pa.Table], width: int) -> Iterator[np.ndarray[Any, Any
         column = table.column("target").combine_chunks()
         flat = column.flatten().to_numpy(zero_copy_only=False)
         if len(flat) != len(column) * width:
-            raise DataError("a target has another length than the list of classes", "labels would be shifted")
+            raise DataError(
+                "a target has another length than the list of classes", "labels would be shifted"
+            )
         yield from flat.reshape(-1, width)

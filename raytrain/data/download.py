@@ -36,7 +36,10 @@ PREFIXES = {"train_": "train-jpg", "test_": "test-jpg", "file_": "test-jpg-addit
 # Our name of a table, and its names at the sources.
 LABELS, SAMPLE = "train_v2.csv", "sample_submission_v2.csv"
 OTHER_LABELS = "labels.csv"  # in fastai's samples, planet_sample.tgz and planet_tiny.tgz
-TABLES = {LABELS: (LABELS, "train_classes.csv", OTHER_LABELS), SAMPLE: (SAMPLE, "sample_submission.csv")}
+TABLES = {
+    LABELS: (LABELS, "train_classes.csv", OTHER_LABELS),
+    SAMPLE: (SAMPLE, "sample_submission.csv"),
+}
 # What these samples call the folder of the training tiles.
 OTHER_FOLDERS = {"train": "train-jpg"}
 # What a browser calls the competition or the dataset when it is downloaded as one file.
@@ -58,7 +61,9 @@ def place_of(name: str) -> str | None:
         of_planet = base != OTHER_LABELS or not folders or folders[-1].startswith("planet")
         return table if of_planet else None
     if base.lower().endswith(PICTURES):
-        by_prefix = next((folder for prefix, folder in PREFIXES.items() if base.startswith(prefix)), None)
+        by_prefix = next(
+            (folder for prefix, folder in PREFIXES.items() if base.startswith(prefix)), None
+        )
         folder = next((folder for folder in reversed(folders) if folder in EXPECTED), by_prefix)
         return f"{folder}/{base}" if folder else None
     inner = base.lower().endswith(archives.SUFFIXES) and "tif" not in base.lower()
@@ -70,7 +75,10 @@ def choose(names: list[str], wanted: str) -> str | None:
     stems = TABLES.get(wanted, (wanted,))
     suffixes = ("", ".zip", ".7z") if wanted in TABLES else archives.SUFFIXES
     found = {name.rsplit("/", 1)[-1]: name for name in reversed(names)}
-    return next((found[stem + suffix] for stem in stems for suffix in suffixes if stem + suffix in found), None)
+    return next(
+        (found[stem + suffix] for stem in stems for suffix in suffixes if stem + suffix in found),
+        None,
+    )
 
 
 def download(out: str, source: str, say: Say = print) -> None:
@@ -86,7 +94,9 @@ def download(out: str, source: str, say: Say = print) -> None:
         StorageError: not enough disk, or it cannot be written.
     """
     if storage.is_uri(out):
-        raise ConfigError(f"--out {out} is not a local folder", "archives are unpacked on a disk", "--out DIR")
+        raise ConfigError(
+            f"--out {out} is not a local folder", "archives are unpacked on a disk", "--out DIR"
+        )
     base = Path(storage.absolute(out))
     storage.make_dir(str(base))
     with storage.locked(str(base), "is filling"):
@@ -122,11 +132,16 @@ class _Planet:
                 self.records, self.plans = known["archives"], known["plans"]
             except (OSError, ValueError, KeyError, TypeError):
                 raise DataError(
-                    f"{place} cannot be read as a record of downloads", "it says what is complete", f"rm {place}"
+                    f"{place} cannot be read as a record of downloads",
+                    "it says what is complete",
+                    f"rm {place}",
                 ) from None
 
     def save(self) -> None:
-        content = {"archives": dict(sorted(self.records.items())), "plans": dict(sorted(self.plans.items()))}
+        content = {
+            "archives": dict(sorted(self.records.items())),
+            "plans": dict(sorted(self.plans.items())),
+        }
         storage.write_json(str(self.base / "download.json"), content)
 
     def finish(self) -> None:
@@ -140,7 +155,9 @@ class _Planet:
         self._clear()
         # What a kill left in the middle of an atomic write, and between the end of a transfer and that of its record.
         torn = [*self.base.glob(".download.json.*.partial"), *self.base.glob("archives/.*.partial")]
-        torn += [p for p in self.base.glob("archives/*.partial.json") if not p.with_suffix("").exists()]
+        torn += [
+            p for p in self.base.glob("archives/*.partial.json") if not p.with_suffix("").exists()
+        ]
         for path in torn:
             storage.remove(str(path))
         storage.sync_directory(self.base)
@@ -157,12 +174,16 @@ class _Planet:
             DataError: a folder of it has lost or gained files.
         """
         record = self.records.get(name, {})
-        if not record.get("unpacked") or not all((self.base / part).exists() for part in record["contents"]):
+        if not record.get("unpacked") or not all(
+            (self.base / part).exists() for part in record["contents"]
+        ):
             return False
         for part, counts in record["contents"].items():
             place = self.base / part
             files = len(os.listdir(place)) if place.is_dir() else 1
-            if files != counts["files"] or (place.is_file() and place.stat().st_size != counts["bytes"]):
+            if files != counts["files"] or (
+                place.is_file() and place.stat().st_size != counts["bytes"]
+            ):
                 raise DataError(
                     f"{place} has {files} files, {counts['files']} came out of {name}",
                     "files were lost, added or changed since",
@@ -192,8 +213,16 @@ class _Planet:
             raise
         # Once for all files, which takes a moment; a sync after each of forty thousand would take an hour on some disks.
         os.sync()
-        contents = {part: {"files": done.files[part], "bytes": done.bytes[part]} for part in sorted(done.files)}
-        self.records[name] = {**found, "contents": contents, "others": done.others, "unpacked": True}
+        contents = {
+            part: {"files": done.files[part], "bytes": done.bytes[part]}
+            for part in sorted(done.files)
+        }
+        self.records[name] = {
+            **found,
+            "contents": contents,
+            "others": done.others,
+            "unpacked": True,
+        }
         self.save()
         self.finish()
         left = f"; {done.others} other files left out" if done.others else ""
@@ -251,7 +280,9 @@ class _Planet:
             if not (self.base / name).exists():
                 self.say(f"{name}: not there")
             elif name in EXPECTED:
-                count = sum(file.lower().endswith(PICTURES) for file in os.listdir(self.base / name))
+                count = sum(
+                    file.lower().endswith(PICTURES) for file in os.listdir(self.base / name)
+                )
                 self.say(f"{name}: {count:,} pictures (the competition has {EXPECTED[name]:,})")
         absent = [name for name in ("train-jpg", LABELS) if not (self.base / name).exists()]
         if absent:
@@ -265,7 +296,11 @@ class _Planet:
         found = read_labels(str(labels))
         pictures = KnownNames(os.listdir(images))
         missing = [name for name in found.table["image_name"] if not pictures.whole(name)]
-        each = f"{len(missing):,} without a picture, such as {missing[0]}" if missing else "each has its picture"
+        each = (
+            f"{len(missing):,} without a picture, such as {missing[0]}"
+            if missing
+            else "each has its picture"
+        )
         self.say(f"{LABELS}: {len(found.table):,} tiles with {len(found.classes)} labels; {each}")
         paths = (shlex.quote(str(path)) for path in (images, labels))
         self.say("next: raytrain ingest --images {} --labels {} --out planet".format(*paths))
@@ -312,7 +347,10 @@ def _say_plan(planet: _Planet, chosen: list[tuple[str | None, str, int]]) -> Non
     for name, size in left:
         planet.say(f"  {name}  {size_text(size) if size else 'size not listed'}")
     here = planet.base / "archives"
-    come = {name: sum(p.stat().st_size for p in here.glob(f"{name}*") if p.suffix != ".json") for name, _ in left}
+    come = {
+        name: sum(p.stat().st_size for p in here.glob(f"{name}*") if p.suffix != ".json")
+        for name, _ in left
+    }
     needed = sum(size - min(size, come[name]) for name, size in left)
     needed += _room([(name, size) for name, size in left])
     free = shutil.disk_usage(planet.base).free
@@ -354,7 +392,11 @@ def _from_path(planet: _Planet, path: Path) -> None:
         planet.unpack(path)
         return
     files, folders = _found_in(path)
-    parts = {name: found for name in (*EXPECTED, *TABLES) if name not in folders and (found := choose(files, name))}
+    parts = {
+        name: found
+        for name in (*EXPECTED, *TABLES)
+        if name not in folders and (found := choose(files, name))
+    }
     if "train-jpg" not in folders and parts.get(LABELS, "").rsplit("/", 1)[-1] == OTHER_LABELS:
         del parts[LABELS]  # of other tiles
     if not folders and "train-jpg" not in parts:
@@ -385,7 +427,11 @@ def _found_in(path: Path) -> tuple[list[str], dict[str, Path]]:
             continue
         deep = len(here.relative_to(path).parts) >= _DEPTH
         inside[:] = [] if deep else sorted(name for name in inside if name != STAGING)
-        files += [str((here / name).relative_to(path)) for name in sorted(names) if not name.lower().endswith(PICTURES)]
+        files += [
+            str((here / name).relative_to(path))
+            for name in sorted(names)
+            if not name.lower().endswith(PICTURES)
+        ]
     return files, folders
 
 
@@ -432,7 +478,9 @@ class Progress:
         self._told = now
         left = (self._whole - self._count) * (now - self._began) / max(1, self._count - self._start)
         end = time.strftime("%H:%M:%S", time.localtime(time.time() + max(0, left)))
-        line = f"{self._label}: {size_text(self._count)} of {size_text(self._whole)}, end about {end}"
+        line = (
+            f"{self._label}: {size_text(self._count)} of {size_text(self._whole)}, end about {end}"
+        )
         if self._watched:
             print(f"\r\033[K{line}", end="", flush=True)
         else:

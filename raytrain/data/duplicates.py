@@ -35,7 +35,6 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from raytrain.data import images
-from raytrain.data.cache import POOL_FROM_TILES, PROGRESS_EVERY_S
 from raytrain.data.dataset import Dataset, read_shard
 from raytrain.errors import DataError
 
@@ -72,7 +71,11 @@ class Group:
 
 
 def fingerprints(
-    dataset: Dataset, *, decode: bool = True, processes: int | None = None, say: Callable[[str], None] = print
+    dataset: Dataset,
+    *,
+    decode: bool = True,
+    processes: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> Array:
     """The fingerprint of every row, decoded by all CPUs of this process.
 
@@ -97,7 +100,9 @@ def fingerprints(
         if time.monotonic() - said > PROGRESS_EVERY_S:
             said = time.monotonic()
             left = round((said - began) / done * (dataset.rows - done))
-            say(f"check: {done} of {dataset.rows} tiles looked at, {left // 60}:{left % 60:02} to go")
+            say(
+                f"check: {done} of {dataset.rows} tiles looked at, {left // 60}:{left % 60:02} to go"
+            )
     return np.concatenate(found)
 
 
@@ -113,8 +118,13 @@ def _map(shards: list[str], decode: bool, processes: int) -> Iterator[Array]:
 def _fingerprint_shard(place: str, decode: bool) -> Array:
     table = read_shard(place, ["image_name", "image", "width", "height"])
     found = np.zeros(table.num_rows, FINGERPRINT)
-    found["width"], found["height"] = table.column("width").to_numpy(), table.column("height").to_numpy()
-    for row, (name, content) in enumerate(zip(table.column("image_name"), table.column("image"), strict=True)):
+    found["width"], found["height"] = (
+        table.column("width").to_numpy(),
+        table.column("height").to_numpy(),
+    )
+    for row, (name, content) in enumerate(
+        zip(table.column("image_name"), table.column("image"), strict=True)
+    ):
         try:
             _fill(found[row], content.as_py(), decode)
         except images.BadImage as error:
@@ -173,7 +183,11 @@ def groups(prints: Array) -> list[Group]:
         alone = np.setdiff1d(np.arange(len(prints)), links[:, 1])  # one of each group that is known
         links = np.concatenate([links, alone[near(prints[alone])]])
     label = _components(links, len(prints))
-    members = np.split(np.argsort(label, kind="stable"), np.cumsum(np.bincount(label))[:-1]) if len(prints) else []
+    members = (
+        np.split(np.argsort(label, kind="stable"), np.cumsum(np.bincount(label))[:-1])
+        if len(prints)
+        else []
+    )
     found = [Group(_kind(prints[rows]), tuple(rows.tolist())) for rows in members if len(rows) > 1]
     return sorted(found, key=lambda group: (-len(group.rows), group.rows))
 
@@ -194,13 +208,18 @@ def near(prints: Array) -> Array:
     hashes = np.ascontiguousarray(prints["dhash"])
     found, links = [np.zeros((0, 2), np.int64)], 0
     for start in range(0, len(prints), BLOCK):
-        close = np.bitwise_count(hashes[start : start + BLOCK, None] ^ hashes[None, start:]) <= MAX_DISTANCE
+        close = (
+            np.bitwise_count(hashes[start : start + BLOCK, None] ^ hashes[None, start:])
+            <= MAX_DISTANCE
+        )
         close = np.triu(close, 1)
         if not close.any():
             continue
         first, second = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
         alike = close[np.ix_(first, second)] & _alike(prints[start + first], prints[start + second])
-        found.append(start + np.stack([first[np.nonzero(alike)[0]], second[np.nonzero(alike)[1]]], 1))
+        found.append(
+            start + np.stack([first[np.nonzero(alike)[0]], second[np.nonzero(alike)[1]]], 1)
+        )
         links += len(found[-1])
         if links > MAX_LINKS:
             found = [star(_components(np.concatenate(found), len(prints)))]
@@ -237,5 +256,7 @@ def star(keys: Array) -> Array:
 
 def _components(links: Array, count: int) -> Array:
     """int (count,): number of the group that each row belongs to."""
-    graph = coo_matrix((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(count, count))
+    graph = coo_matrix(
+        (np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(count, count)
+    )
     return np.asarray(connected_components(graph, directed=False)[1])

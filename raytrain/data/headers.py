@@ -66,7 +66,9 @@ def tiff_header(content: bytes) -> TiffHeader:
     kinds: list[int] = []
     seen: set[int] = set()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of other, damaged tags, which the pixels do not need
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of other, damaged tags, which the pixels do not need
         while directory.next and directory.next not in seen and len(kinds) < _MAX_PAGES:
             seen.add(directory.next)
             file.seek(directory.next)

@@ -20,7 +20,9 @@ from raytrain.data.headers import is_tiff, png_bits, tiff_header
 from raytrain.data.names import SUFFIXES
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_FORMAT_OF = dict(zip(SUFFIXES, ("JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "TIFF"), strict=True))
+_FORMAT_OF = dict(
+    zip(SUFFIXES, ("JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "TIFF"), strict=True)
+)
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096
 MIN_SIDE = 16
@@ -117,7 +119,8 @@ def _open(content: bytes) -> Image.Image:
     if png_bits(content) == 16 or image.mode.startswith(("I", "F")):
         # convert("RGB") would clip every value above 255 to white, or keep the upper 8 bits alone.
         raise BadImage(
-            "16-bit", f"{'16 bits a sample' if image.format == 'PNG' else image.mode}: rescale it to 8 bits first"
+            "16-bit",
+            f"{'16 bits a sample' if image.format == 'PNG' else image.mode}: rescale it to 8 bits first",
         )
     frames = 1 if image.format in (_JPEG_WITH_MORE, "TIFF") else _frames(image)
     if frames > 1:
@@ -144,9 +147,13 @@ def _opened(content: bytes) -> Image.Image | None:
 
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise BadImage("too-many-pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels")
+        raise BadImage(
+            "too-many-pixels", f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels"
+        )
     if min(image.size) < MIN_SIDE:
-        raise BadImage("too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side")
+        raise BadImage(
+            "too-small", f"{image.width}x{image.height}, at least {MIN_SIDE} pixels a side"
+        )
 
 
 def _check_tiff(content: bytes, *, known: bool) -> None:

@@ -110,13 +110,22 @@ class Inspection:
     @cached_property
     def split_parts(self) -> list[tuple[str, str, Array]]:
         """(split, part, row numbers) of every part that has tiles."""
-        found = [(split, part, np.flatnonzero(of == part)) for split, of in self.parts.items() for part in PARTS]
+        found = [
+            (split, part, np.flatnonzero(of == part))
+            for split, of in self.parts.items()
+            for part in PARTS
+        ]
         return [(split, part, rows) for split, part, rows in found if len(rows)]
 
     @cached_property
     def leaks(self) -> list[Leak]:
         """Duplicates on several sides of a split, by split."""
-        return [leak for split, of in self.parts.items() for group in self.groups if (leak := _leak(split, of, group))]
+        return [
+            leak
+            for split, of in self.parts.items()
+            for group in self.groups
+            if (leak := _leak(split, of, group))
+        ]
 
     @cached_property
     def group_table(self) -> pd.DataFrame:
@@ -131,12 +140,18 @@ class Inspection:
     def contradictions(self) -> list[Group]:
         """Groups of tiles that show the same and have different labels."""
         targets = self.dataset.targets
-        return [group for group in self.groups if (targets[list(group.rows)] != targets[group.rows[0]]).any()]
+        return [
+            group
+            for group in self.groups
+            if (targets[list(group.rows)] != targets[group.rows[0]]).any()
+        ]
 
     @cached_property
     def sizes(self) -> dict[str, Array]:
         """Row numbers by `width x height`, most frequent size first."""
-        return _by_value([f"{w}x{h}" for w, h in zip(self.prints["width"], self.prints["height"], strict=True)])
+        return _by_value(
+            [f"{w}x{h}" for w, h in zip(self.prints["width"], self.prints["height"], strict=True)]
+        )
 
     @cached_property
     def modes(self) -> dict[str, Array]:
@@ -145,48 +160,85 @@ class Inspection:
 
     def names(self, rows: Sequence[int] | Array, first: int = FIRST) -> str:
         """The first names of some rows in a sentence: `train_1, train_7 and 12 more`."""
-        return first_of([str(self.dataset.table["image_name"].iloc[row]) for row in rows[:first]], len(rows))
+        return first_of(
+            [str(self.dataset.table["image_name"].iloc[row]) for row in rows[:first]], len(rows)
+        )
 
     def sides_of(self, leak: Leak) -> str:
         """`train_1 (train) and train_7 (valid)`."""
-        return " and ".join(f"{self.names([row])} ({part})" for row, part in zip(leak.rows, leak.parts, strict=True))
+        return " and ".join(
+            f"{self.names([row])} ({part})" for row, part in zip(leak.rows, leak.parts, strict=True)
+        )
 
     @cached_property
     def warnings(self) -> list[str]:
         """What a person should look at, one sentence each, worst first."""
-        return [*self._leak_warnings(), *self._duplicate_warnings(), *self._rule_warnings(), *self._label_warnings()]
+        return [
+            *self._leak_warnings(),
+            *self._duplicate_warnings(),
+            *self._rule_warnings(),
+            *self._label_warnings(),
+        ]
 
     def _leak_warnings(self) -> list[str]:
         found = []
         for split in self.parts:
             leaks = [leak for leak in self.leaks if leak.split == split]
             found += [
-                f"split {split} leaks: {self.sides_of(leak)} show the same ({leak.kind})" for leak in leaks[:FIRST]
+                f"split {split} leaks: {self.sides_of(leak)} show the same ({leak.kind})"
+                for leak in leaks[:FIRST]
             ]
             more = len(leaks) - FIRST
-            found += [f"split {split} leaks: {count_of(more, 'more group')} on several sides"] if more > 0 else []
+            found += (
+                [f"split {split} leaks: {count_of(more, 'more group')} on several sides"]
+                if more > 0
+                else []
+            )
         return found
 
     def _duplicate_warnings(self) -> list[str]:
         tiles = sum(len(group.rows) for group in self.groups)
-        found = [f"{count_of(len(self.groups), 'group')} of duplicates, {tiles:,} tiles"] if self.groups else []
+        found = (
+            [f"{count_of(len(self.groups), 'group')} of duplicates, {tiles:,} tiles"]
+            if self.groups
+            else []
+        )
         wrong = self.contradictions
-        found += [f"tiles that show the same have different labels: {self.names(g.rows)}" for g in wrong[:FIRST]]
+        found += [
+            f"tiles that show the same have different labels: {self.names(g.rows)}"
+            for g in wrong[:FIRST]
+        ]
         more = len(wrong) - FIRST
-        return found + ([f"{count_of(more, 'more group')} of duplicates with different labels"] if more > 0 else [])
+        return found + (
+            [f"{count_of(more, 'more group')} of duplicates with different labels"]
+            if more > 0
+            else []
+        )
 
     def _rule_warnings(self) -> list[str]:
-        return [f"the rule “{rule}” is {verdict(rows)}: {self.names(rows)}" for rule, rows in self.rules if len(rows)]
+        return [
+            f"the rule “{rule}” is {verdict(rows)}: {self.names(rows)}"
+            for rule, rows in self.rules
+            if len(rows)
+        ]
 
     def _label_warnings(self) -> list[str]:
         found = []
         for split in self.parts:
-            counts = {part: self.labels[f"{split} {part}"] for of, part, _ in self.split_parts if of == split}
-            none = np.zeros(len(self.dataset.classes), np.int64)  # a split of a single tile has one part
+            counts = {
+                part: self.labels[f"{split} {part}"]
+                for of, part, _ in self.split_parts
+                if of == split
+            }
+            none = np.zeros(
+                len(self.dataset.classes), np.int64
+            )  # a split of a single tile has one part
             only = np.asarray((counts.get("train", none) == 0) & (counts.get("valid", none) > 0))
             if only.any():
                 labels = first_of(list(self.labels["label"][only]))
-                found.append(f"split {split}: {labels} in validation only; what is not trained is not learned")
+                found.append(
+                    f"split {split}: {labels} in validation only; what is not trained is not learned"
+                )
             few = []
             for k in np.flatnonzero(~only):
                 rare = [f"{part} {of[k]}" for part, of in counts.items() if of[k] < FEW]
@@ -287,7 +339,8 @@ def companions(targets: Array, classes: Sequence[str]) -> list[str]:
     excess = share - np.diag(counts) / max(len(targets), 1)
     np.fill_diagonal(excess, 0)
     return [
-        f"{classes[b]} {100 * share[k, b]:.0f} %" if excess[k, b] > 0 else "" for k, b in enumerate(excess.argmax(1))
+        f"{classes[b]} {100 * share[k, b]:.0f} %" if excess[k, b] > 0 else ""
+        for k, b in enumerate(excess.argmax(1))
     ]
 
 
@@ -295,7 +348,10 @@ def _by_value(values: Sequence[str]) -> dict[str, Array]:
     found: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         found.setdefault(value, []).append(row)
-    return {value: np.array(rows) for value, rows in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))}
+    return {
+        value: np.array(rows)
+        for value, rows in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    }
 
 
 def _leak(split: str, parts: Array, group: Group) -> Leak | None:

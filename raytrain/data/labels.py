@@ -88,7 +88,11 @@ def read_labels(
 
 
 def labels_in(
-    table: Table, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None, *, allow_empty: bool = False
+    table: Table,
+    form: LabelFormat = KAGGLE_FORMAT,
+    classes: Sequence[str] | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> Labels:
     """The labels in a table whose header was read; arguments and errors as `read_labels`."""
     tagged = tagged_in(table, form, classes)
@@ -97,7 +101,9 @@ def labels_in(
     return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
 
 
-def labels_of(names: Sequence[str], cells: Sequence[Cell], source: str, classes: Sequence[str] | None = None) -> Labels:
+def labels_of(
+    names: Sequence[str], cells: Sequence[Cell], source: str, classes: Sequence[str] | None = None
+) -> Labels:
     """Labels that are in memory, treated as those of a file.
 
     Args:
@@ -110,13 +116,17 @@ def labels_of(names: Sequence[str], cells: Sequence[Cell], source: str, classes:
         DataError: no rows, lists that cannot be read, or a label that is not in `classes`.
     """
     if not names:
-        raise DataError(f"{source} have no rows", "there is nothing to learn from", "check where they come from")
+        raise DataError(
+            f"{source} have no rows", "there is nothing to learn from", "check where they come from"
+        )
     lines = list(range(1, len(names) + 1))
     tags = tags_of(cells, Source(source, lines), None, classes)
     return tidied(Tagged(list(names), tags, lines, source, hash_of(names, tags, lines)), classes)
 
 
-def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None) -> Labels:
+def labels_of_folders(
+    names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None
+) -> Labels:
     """Labels of tiles from the folder each lies in: its whole name is one label, whatever characters it has.
 
     Raises:
@@ -128,7 +138,11 @@ def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Seq
 
 
 def tidied(
-    tagged: Tagged, classes: Sequence[str] | None, *, allow_empty: bool = False, join_rows: bool = False
+    tagged: Tagged,
+    classes: Sequence[str] | None,
+    *,
+    allow_empty: bool = False,
+    join_rows: bool = False,
 ) -> Labels:
     """Labels with one spelling for each class, no repeats, and the problem of every row that cannot be used.
 
@@ -147,7 +161,9 @@ def tidied(
     spelled = _spellings(counts, classes)
     one_spelling = [tuple(spelled[tag] for tag in tags) for tags in clean]
     unique = [tuple(dict.fromkeys(tags)) for tags in one_spelling]
-    names = [name.replace("\\", "/").removeprefix("./") for name in tagged.names]  # as Windows and `find .` write them
+    names = [
+        name.replace("\\", "/").removeprefix("./") for name in tagged.names
+    ]  # as Windows and `find .` write them
     table = pd.DataFrame({"image_name": names, "tags": unique, "line": tagged.lines})
     rows = len(table)
     if join_rows:
@@ -157,14 +173,20 @@ def tidied(
     if classes is not None:
         _check_known(found, list(classes), tagged)
     notes = {
-        "rows that repeat a label": sum(len(a) != len(b) for a, b in zip(one_spelling, unique, strict=True)),
+        "rows that repeat a label": sum(
+            len(a) != len(b) for a, b in zip(one_spelling, unique, strict=True)
+        ),
         "labels written in another case": sum(
             n for tag, n in counts.items() if same_form(tag) != same_form(spelled[tag])
         ),
         "labels written in another Unicode form": sum(
-            n for tag, n in counts.items() if tag != spelled[tag] and same_form(tag) == same_form(spelled[tag])
+            n
+            for tag, n in counts.items()
+            if tag != spelled[tag] and same_form(tag) == same_form(spelled[tag])
         ),
-        "labels with invisible characters, now without": sum(a != b for a, b in zip(tagged.tags, clean, strict=True)),
+        "labels with invisible characters, now without": sum(
+            a != b for a, b in zip(tagged.tags, clean, strict=True)
+        ),
         "rows that repeat the header, left out": tagged.headers,
         "rows joined to another row of their tile": rows - len(table),
         "rows repeated word for word": int((table["problem"] == "repeated").sum()),

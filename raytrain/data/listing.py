@@ -46,7 +46,11 @@ class Listing:
 
 
 def pictures_in(
-    folder: str, *, subfolders: bool, suffixes: Sequence[str] = SUFFIXES, folders: Sequence[str] = ()
+    folder: str,
+    *,
+    subfolders: bool,
+    suffixes: Sequence[str] = SUFFIXES,
+    folders: Sequence[str] = (),
 ) -> Listing:
     """The picture files in a folder; nothing is opened.
 
@@ -66,10 +70,16 @@ def pictures_in(
     def counts(path: str) -> bool:
         return not is_junk(path) and (not wanted or path.split("/")[0] in wanted)
 
-    files = [file for file in found.files if counts(file.path) and file.path.lower().endswith(endings)]
+    files = [
+        file for file in found.files if counts(file.path) and file.path.lower().endswith(endings)
+    ]
     # A folder that was left out counts whatever it is called, a file only where it would be a picture.
-    left = [entry for entry in found.left_out if counts(entry.path) and _may_be_picture(entry, endings)]
-    return Listing(sorted(files, key=lambda file: file.path), sorted(left, key=lambda entry: entry.path))
+    left = [
+        entry for entry in found.left_out if counts(entry.path) and _may_be_picture(entry, endings)
+    ]
+    return Listing(
+        sorted(files, key=lambda file: file.path), sorted(left, key=lambda entry: entry.path)
+    )
 
 
 def _files_in(folder: str, subfolders: bool, folders: Sequence[str]) -> Listing:
@@ -134,16 +144,25 @@ class _Walk:
 
     def _enter(self, path: str) -> None:
         if not is_utf8(path):
-            self._leave_out(f"{path}/", "unsafe-name", "the folder's name has bytes that are not UTF-8")
+            self._leave_out(
+                f"{path}/", "unsafe-name", "the folder's name has bytes that are not UTF-8"
+            )
             return
         try:
             real = os.path.realpath(self._root / path)
-            if f"{os.path.realpath(self._root)}/".startswith(f"{real}/") and real not in self._taken:
-                self._leave_out(f"{path}/", "same-folder", "it is a folder above --images, which holds it")
+            if (
+                f"{os.path.realpath(self._root)}/".startswith(f"{real}/")
+                and real not in self._taken
+            ):
+                self._leave_out(
+                    f"{path}/", "same-folder", "it is a folder above --images, which holds it"
+                )
                 return
             if real in self._taken:
                 other = visible(os.path.relpath(real, os.path.realpath(self._root)))
-                self._leave_out(f"{path}/", "same-folder", f"it is the folder {other}, which is taken already")
+                self._leave_out(
+                    f"{path}/", "same-folder", f"it is the folder {other}, which is taken already"
+                )
                 return
             self._visit(f"{path}/", os.scandir(self._root / path))
         except OSError as error:
@@ -170,11 +189,16 @@ def is_list(source: str) -> bool:
     if path.name.lower().endswith(SUFFIXES):
         what, fix = "a picture", f"--images {visible(str(Path(source).parent))}"
     elif path.name.lower().endswith(ARCHIVES):
-        what, fix = "an archive", "unpack it, then --images with the folder; or raytrain download planet --from ARCHIVE"
+        what, fix = (
+            "an archive",
+            "unpack it, then --images with the folder; or raytrain download planet --from ARCHIVE",
+        )
     else:
         what, fix = "a file", "--images DIR or LIST.txt; a table of labels belongs to --labels"
     raise ConfigError(
-        f"--images {name} is {what}", "tiles are looked for in a folder, or in a list that ends in .txt", fix
+        f"--images {name} is {what}",
+        "tiles are looked for in a folder, or in a list that ends in .txt",
+        fix,
     )
 
 
@@ -189,7 +213,12 @@ def listed_pictures(source: str) -> list[str]:
 
 
 def _listed(line: str, folder: str) -> str:
-    if storage.is_uri(line) or os.path.isabs(line) or line.startswith(("~", "file://")) or os.path.exists(line):
+    if (
+        storage.is_uri(line)
+        or os.path.isabs(line)
+        or line.startswith(("~", "file://"))
+        or os.path.exists(line)
+    ):
         return line
     path = line.replace("\\", "/")  # as Windows writes it
     beside = storage.join(folder, path)

@@ -40,7 +40,9 @@ def is_junk(path: str) -> bool:
 def is_listed_junk(path: str) -> bool:
     """Whether a listed path is what a system left, as the resource fork `._x.jpg` of a picture. Hidden folders may be meant."""
     parts = path.lower().split("/")
-    return parts[-1].startswith("._") or any(part in _JUNK or part == ".ipynb_checkpoints" for part in parts)
+    return parts[-1].startswith("._") or any(
+        part in _JUNK or part == ".ipynb_checkpoints" for part in parts
+    )
 
 
 def trimmed(text: str) -> str:
@@ -77,14 +79,26 @@ def why_unsafe(name: str) -> str:
     """Why a name cannot be that of a tile: one reason in words, or an empty string."""
     if not name:
         return "the name is empty"
-    if name.isascii() and name.replace("_", "").isalnum():  # nearly every name: 40,000 of them take no time
-        return "" if len(name) <= MAX_COMPONENT else f"the name is longer than {MAX_COMPONENT} bytes"
+    if (
+        name.isascii() and name.replace("_", "").isalnum()
+    ):  # nearly every name: 40,000 of them take no time
+        return (
+            "" if len(name) <= MAX_COMPONENT else f"the name is longer than {MAX_COMPONENT} bytes"
+        )
     odd = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     if odd is not None:
-        what = "bytes that are not UTF-8" if unicodedata.category(odd) == "Cs" else f"the character U+{ord(odd):04X}"
+        what = (
+            "bytes that are not UTF-8"
+            if unicodedata.category(odd) == "Cs"
+            else f"the character U+{ord(odd):04X}"
+        )
         return f"the name has {what}"
     if _DRIVE.match(name) or len(name) > MAX_NAME:
-        return "the name leads out of the folder" if _DRIVE.match(name) else f"the name has over {MAX_NAME} characters"
+        return (
+            "the name leads out of the folder"
+            if _DRIVE.match(name)
+            else f"the name has over {MAX_NAME} characters"
+        )
     for part in re.split(r"[/\\]", name):
         if part in ("", ".", ".."):
             return "the name leads out of the folder"
@@ -108,7 +122,9 @@ def spelling(name: str) -> str:
 
     Unicode form (NFC), invisible characters, `\\` for `/`, `./` in front and the case of a picture's suffix do not count.
     """
-    name = unicodedata.normalize("NFC", without_invisible(name)).replace("\\", "/").removeprefix("./")
+    name = (
+        unicodedata.normalize("NFC", without_invisible(name)).replace("\\", "/").removeprefix("./")
+    )
     base = stem(name)
     return base + name[len(base) :].lower()
 

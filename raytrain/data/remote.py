@@ -92,9 +92,13 @@ class Kaggle:
             ask = self._api.competition_list_files if competition else self._api.dataset_list_files
             answer = ask(self.slug, token, _PAGE_SIZE)
         rows = answer.files if competition else answer.dataset_files
-        return [RemoteFile(str(row.name), int(row.total_bytes or 0)) for row in rows], answer.next_page_token
+        return [
+            RemoteFile(str(row.name), int(row.total_bytes or 0)) for row in rows
+        ], answer.next_page_token
 
-    def fetch(self, name: str | None, to: Path, size: int, ready: Ready, tell: Callable[[int], None]) -> None:
+    def fetch(
+        self, name: str | None, to: Path, size: int, ready: Ready, tell: Callable[[int], None]
+    ) -> None:
         """Downloads a file of the competition, or with None the whole dataset as one zip; goes on with a part of it.
 
         Args:
@@ -111,7 +115,9 @@ class Kaggle:
         """
         part = _Part(to, self._say)
         if not part.complete():
-            self._persist(to.name, lambda: part.transfer(*self._address(name), size, ready, tell), part.length)
+            self._persist(
+                to.name, lambda: part.transfer(*self._address(name), size, ready, tell), part.length
+            )
         part.finish()
 
     def _address(self, name: str | None) -> tuple[str, dict[str, str]]:
@@ -129,10 +135,16 @@ class Kaggle:
                 file.competition_name, file.file_name = self.slug, name
                 response = client.competitions.competition_api_client.download_data_file(file)
             response.close()  # its body would come from the first byte on, and without a timeout
-        kept = {key: value for key, value in response.request.headers.items() if key in ("Authorization", "User-Agent")}
+        kept = {
+            key: value
+            for key, value in response.request.headers.items()
+            if key in ("Authorization", "User-Agent")
+        }
         return str(response.url), kept
 
-    def _persist(self, label: str, act: Callable[[], T], length: Callable[[], int] = lambda: 0) -> T:
+    def _persist(
+        self, label: str, act: Callable[[], T], length: Callable[[], int] = lambda: 0
+    ) -> T:
         """Does something over the network until it is done, refused, or has failed `ATTEMPTS` times without progress."""
         best, failed = length(), 0
         while True:
@@ -147,20 +159,26 @@ class Kaggle:
             seconds = BACKOFF_S * 2 ** (failed - 1) if wait is None else wait
             if failed >= ATTEMPTS or seconds > MAX_WAIT_S:
                 after = (
-                    "" if wait is None else f" after {time.strftime('%H:%M:%S', time.localtime(time.time() + wait))}"
+                    ""
+                    if wait is None
+                    else f" after {time.strftime('%H:%M:%S', time.localtime(time.time() + wait))}"
                 )
                 raise UnfinishedError(
                     f"stopped at {label}: {what}, {failed} times in a row{kept}",
                     "trying on would not help now, and nothing that came is lost",
                     f"run the same command again{after}; it goes on from there",
                 )
-            self._say(f"{label}: {what}{kept}; trying again in {seconds:.0f} s ({failed} of {ATTEMPTS - 1})")
+            self._say(
+                f"{label}: {what}{kept}; trying again in {seconds:.0f} s ({failed} of {ATTEMPTS - 1})"
+            )
             time.sleep(seconds)
 
     def _trouble(self, error: Exception, label: str) -> tuple[str, float | None]:
         """What passes by itself, and the seconds that the server asks to wait; raises RemoteError for the rest."""
         if not isinstance(error, requests.HTTPError) or error.response is None:
-            return str(error) if isinstance(error, Cut) else f"the connection failed ({type(error).__name__})", None
+            return str(error) if isinstance(
+                error, Cut
+            ) else f"the connection failed ({type(error).__name__})", None
         status = error.response.status_code
         if status == 429:
             return "Kaggle takes no more requests for now (429)", _retry_after(error.response)
@@ -172,7 +190,9 @@ class Kaggle:
         competition = self.source == "competition"
         if status == 401:
             return RemoteError(
-                "Kaggle does not accept the credentials (401)", "the token or key has expired or is mistyped", _LOGIN
+                "Kaggle does not accept the credentials (401)",
+                "the token or key has expired or is mistyped",
+                _LOGIN,
             )
         if status == 403:
             return RemoteError(
@@ -187,16 +207,22 @@ class Kaggle:
         if status == 404:
             return missing(label, self.slug, self.available, competition=competition)
         return RemoteError(
-            f"Kaggle refuses {label} of {self.slug} ({status})", "", "try again later, or give --from PATH"
+            f"Kaggle refuses {label} of {self.slug} ({status})",
+            "",
+            "try again later, or give --from PATH",
         )
 
 
 def missing(label: str, slug: str, available: list[str], *, competition: bool) -> RemoteError:
     """The error for a file that Kaggle does not have (any more), with what it has."""
-    listed = ", ".join(available[:12]) + (f" and {len(available) - 12} more" if len(available) > 12 else "")
+    listed = ", ".join(available[:12]) + (
+        f" and {len(available) - 12} more" if len(available) > 12 else ""
+    )
     return RemoteError(
         f"{slug} has no {label}; available files: {listed or 'none'}",
-        "Kaggle withdrew the pictures from the competition at times" if competition else "the dataset may be withdrawn",
+        "Kaggle withdrew the pictures from the competition at times"
+        if competition
+        else "the dataset may be withdrawn",
         f"raytrain download planet --from {'dataset' if competition else 'competition'} --out DIR, "
         "or give an archive or folder that you have with --from PATH",
     )
@@ -224,7 +250,9 @@ def _signed_in() -> Any:
         ) from None
     except ImportError as error:
         raise RemoteError(
-            f"Kaggle's client cannot be imported: {error}", "it signs in and lists the files", "pip install kaggle six"
+            f"Kaggle's client cannot be imported: {error}",
+            "it signs in and lists the files",
+            "pip install kaggle six",
         ) from None
 
 
@@ -232,7 +260,10 @@ def _retry_after(response: requests.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
     try:
         return max(
-            0.0, float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+            0.0,
+            float(value)
+            if value.strip().isdigit()
+            else parsedate_to_datetime(value).timestamp() - time.time(),
         )
     except ValueError:
         return None
@@ -271,7 +302,14 @@ class _Part:
             self._marker.unlink(missing_ok=True)
             storage.sync_directory(self.to.parent)
 
-    def transfer(self, url: str, headers: dict[str, str], size: int, ready: Ready, tell: Callable[[int], None]) -> None:
+    def transfer(
+        self,
+        url: str,
+        headers: dict[str, str],
+        size: int,
+        ready: Ready,
+        tell: Callable[[int], None],
+    ) -> None:
         """Gets what is missing in one request.
 
         Raises:
@@ -304,8 +342,13 @@ class _Part:
             raise _web_page(self.to.name)
         begin, whole = 0, int(response.headers.get("Content-Length", size))
         if response.status_code == 206:
-            span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-            begin, whole = int(span.partition("-")[0] or -1), int(total) if total.isdigit() else whole + start
+            span, _, total = (
+                response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+            )
+            begin, whole = (
+                int(span.partition("-")[0] or -1),
+                int(total) if total.isdigit() else whole + start,
+            )
         if size and whole != size:
             raise RemoteError(
                 f"Kaggle lists {self.to.name} with {size} bytes and sends {whole}",
@@ -315,10 +358,14 @@ class _Part:
         if response.status_code == 206 and begin == start:
             return start, whole
         if start:
-            self._say(f"{self.to.name}: it has changed at Kaggle since {size_text(start)} came; beginning anew")
+            self._say(
+                f"{self.to.name}: it has changed at Kaggle since {size_text(start)} came; beginning anew"
+            )
         etag = response.headers.get("ETag", "")
         # A weak ETag names a meaning, not bytes.
-        validator = response.headers.get("Last-Modified") if not etag or etag.startswith("W/") else etag
+        validator = (
+            response.headers.get("Last-Modified") if not etag or etag.startswith("W/") else etag
+        )
         self._begin({"validator": validator, "size": whole} if validator and whole else {})
         if response.status_code == 206:
             raise Cut("another part came than was asked for")

@@ -65,7 +65,10 @@ class Images:
         return self._label(labels, {"file": storage.name_of(place), "form": form.content()})
 
     def label_from_table(
-        self, table: pd.DataFrame, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None
+        self,
+        table: pd.DataFrame,
+        form: LabelFormat = KAGGLE_FORMAT,
+        classes: Sequence[str] | None = None,
     ) -> Tiles:
         """Takes the labels from a table in memory; cells of the tags column are text or lists of text.
 
@@ -92,7 +95,9 @@ class Images:
         labels = labels_of_folders(names, [name.split("/")[-2] for name in names], classes)
         return self._label(labels, {"made from": "the folder names"})
 
-    def label_with(self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None) -> Tiles:
+    def label_with(
+        self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None
+    ) -> Tiles:
         """Takes as labels what a function makes of each image_name: one text (white space separates) or several.
 
         Raises:
@@ -112,10 +117,19 @@ class Images:
                 _where_to_look(table, self.table, self.source["images"]),
             )
         # Sizes, not times: a copy of the pictures makes the same dataset.
-        pictures = [f"{row.image_name} {row.stamp.split()[0] if row.stamp else row.path}" for row in table.itertuples()]
+        pictures = [
+            f"{row.image_name} {row.stamp.split()[0] if row.stamp else row.path}"
+            for row in table.itertuples()
+        ]
         known = {"pictures_sha256": hashlib.sha256("\n".join(pictures).encode()).hexdigest()}
-        source = self.source | known | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
-        return Tiles(table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out)
+        source = (
+            self.source
+            | known
+            | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
+        )
+        return Tiles(
+            table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out
+        )
 
 
 @dataclass(frozen=True)
@@ -144,17 +158,29 @@ class Tiles:
 
     def __str__(self) -> str:
         usable = self.table["problem"] == ""
-        labels = int(np.sum(list(self.table.loc[usable, "target"]), axis=(0, 1))) if usable.any() else 0
-        said = [f"{n} {kind}" for kind, n in self.table.loc[~usable, "problem"].value_counts().items()]
+        labels = (
+            int(np.sum(list(self.table.loc[usable, "target"]), axis=(0, 1))) if usable.any() else 0
+        )
+        said = [
+            f"{n} {kind}" for kind, n in self.table.loc[~usable, "problem"].value_counts().items()
+        ]
         said += [f"{n} {note}" for note, n in self.notes.items() if n]
         said += [f"{len(self.unlisted)} pictures without labels left out"] if self.unlisted else []
-        return f"{usable.sum()} tiles, {len(self.classes)} classes, {labels} labels" + "".join(f"; {s}" for s in said)
+        return f"{usable.sum()} tiles, {len(self.classes)} classes, {labels} labels" + "".join(
+            f"; {s}" for s in said
+        )
 
     def counts(self) -> str:
         """Every class with the number of its usable tiles, in one line."""
         usable = self.table.loc[self.table["problem"] == "", "target"]
-        tiles = np.sum(list(usable), axis=0, dtype=int) if len(usable) else np.zeros(len(self.classes), int)
-        return ", ".join(f"{visible(name)} {count}" for name, count in zip(self.classes, tiles, strict=True))
+        tiles = (
+            np.sum(list(usable), axis=0, dtype=int)
+            if len(usable)
+            else np.zeros(len(self.classes), int)
+        )
+        return ", ".join(
+            f"{visible(name)} {count}" for name, count in zip(self.classes, tiles, strict=True)
+        )
 
     def split(
         self,
@@ -178,10 +204,14 @@ class Tiles:
         Raises:
             DataError: too few groups, a value that no tile has, or a part without tiles.
         """
-        return self.divide(Rule(by, valid, None, tuple(valid_values), tuple(test_values), seed), groups)
+        return self.divide(
+            Rule(by, valid, None, tuple(valid_values), tuple(test_values), seed), groups
+        )
 
     def divide(
-        self, rule: Rule, groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None = None
+        self,
+        rule: Rule,
+        groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None = None,
     ) -> DividedTiles:
         """`split` by a rule."""
         names = self.table["image_name"].to_list()
@@ -250,15 +280,25 @@ class DividedTiles:
         if index.empty:
             return "no usable tile"
         lost = self.rule.unmatched(self.table["image_name"].to_list())
-        counts = ", ".join(f"{part} {count}" for part, count in sorted(index["part"].value_counts().items()))
+        counts = ", ".join(
+            f"{part} {count}" for part, count in sorted(index["part"].value_counts().items())
+        )
         alone = only_in_valid(index["part"], np.stack(list(index["target"])), self.tiles.classes)
         said = [f"only in validation, so never learned: {', '.join(alone)}"] if alone else []
-        said += [f"{len(lost)} listed names are no tiles: {visible(', '.join(lost[:3]))}"] if lost else []
+        said += (
+            [f"{len(lost)} listed names are no tiles: {visible(', '.join(lost[:3]))}"]
+            if lost
+            else []
+        )
         return "; ".join([counts, *said])
 
 
 def images_in(
-    place: str, *, subfolders: bool = False, suffixes: Iterable[str] = SUFFIXES, folders: Iterable[str] = ()
+    place: str,
+    *,
+    subfolders: bool = False,
+    suffixes: Iterable[str] = SUFFIXES,
+    folders: Iterable[str] = (),
 ) -> Images:
     """The pictures in a folder.
 
@@ -275,8 +315,16 @@ def images_in(
     found = pictures_in(place, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
     if not found.files:
         missing = not storage.exists(place)
-        left = f"; {len(found.left_out)} were left out, such as {found.left_out[0]}" if found.left_out else ""
-        below = [] if missing or subfolders else pictures_in(place, subfolders=True, suffixes=endings).files
+        left = (
+            f"; {len(found.left_out)} were left out, such as {found.left_out[0]}"
+            if found.left_out
+            else ""
+        )
+        below = (
+            []
+            if missing or subfolders
+            else pictures_in(place, subfolders=True, suffixes=endings).files
+        )
         raise DataError(
             f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}{left}",
             f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
@@ -309,13 +357,22 @@ def images_at(places: Iterable[str]) -> Images:
     twice = pd.Series(names, dtype=str).duplicated()
     if twice.any() or not paths:
         raise DataError(
-            f"two of the listed pictures are named {names[int(twice.argmax())]}" if paths else "no picture is listed",
+            f"two of the listed pictures are named {names[int(twice.argmax())]}"
+            if paths
+            else "no picture is listed",
             "labels are looked up by name",
             "give each picture a file name of its own",
         )
-    table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))})
-    left = tuple(LeftOut(visible(path), "system-file", "a thumbnail, or what a system leaves") for path in junk)
-    return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"}, "", left)
+    table = pd.DataFrame(
+        {"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))}
+    )
+    left = tuple(
+        LeftOut(visible(path), "system-file", "a thumbnail, or what a system leaves")
+        for path in junk
+    )
+    return Images(
+        table.sort_values("path", ignore_index=True), {"images": "a list of places"}, "", left
+    )
 
 
 def _stamp(path: str) -> str:
@@ -408,7 +465,11 @@ def _of_each(
         return list(groups)
     missing = [name for name in names if name not in groups]
     if missing:
-        raise DataError(f"the mapping has no group for {len(missing)} tiles, such as {missing[0]}", "", "add them")
+        raise DataError(
+            f"the mapping has no group for {len(missing)} tiles, such as {missing[0]}",
+            "",
+            "add them",
+        )
     return [groups[name] for name in names]
 
 

@@ -139,7 +139,9 @@ def parts_by_value(values: Iterable[str], valid: Iterable[str], test: Iterable[s
 
 def stratified_parts(targets: Array, valid: float = 0.2, seed: int = 42) -> Array:
     """`stratified` into "train" and "valid", str array (rows,)."""
-    return np.where(stratified(targets, (1 - valid, valid), seed) == 1, "valid", "train").astype(object)
+    return np.where(stratified(targets, (1 - valid, valid), seed) == 1, "valid", "train").astype(
+        object
+    )
 
 
 BY = ("random", "stratified", "group", "column", "folder", "list")
@@ -166,9 +168,15 @@ class Rule:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        both = {self._key(value) for value in self.valid_values} & {self._key(value) for value in self.test_values}
+        both = {self._key(value) for value in self.valid_values} & {
+            self._key(value) for value in self.test_values
+        }
         if self.by not in BY or both:
-            what = f"{sorted(both)[0]} is to validate and to test" if both else f"there is no division by {self.by!r}"
+            what = (
+                f"{sorted(both)[0]} is to validate and to test"
+                if both
+                else f"there is no division by {self.by!r}"
+            )
             raise DataError(
                 f"{what}.{'' if both else did_you_mean(self.by, BY)}",
                 "tiles would get a wrong part",
@@ -180,7 +188,9 @@ class Rule:
         values = {key: _short(getattr(self, key)) for key in ("valid_values", "test_values")}
         return asdict(self) | values
 
-    def tables(self, name: str, names: Sequence[str], targets: Array, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
+    def tables(
+        self, name: str, names: Sequence[str], targets: Array, groups: Sequence[str]
+    ) -> dict[str, pd.DataFrame]:
         """The splits by name, as a dataset keeps them (image_name, part, fold): `name`, or `name-1` ... `name-K` for folds.
 
         Args:
@@ -197,7 +207,9 @@ class Rule:
         self._check_groups(names, groups)
         folds = self._folds(targets, groups, self.folds)
         parts = (np.where(folds == fold, "valid", "train") for fold in range(self.folds))
-        return {f"{name}-{number}": as_split(names, part, folds) for number, part in enumerate(parts, 1)}
+        return {
+            f"{name}-{number}": as_split(names, part, folds) for number, part in enumerate(parts, 1)
+        }
 
     def parts(self, names: Sequence[str], targets: Array, groups: Sequence[str]) -> Array:
         """The part of each tile, str array (rows,); arguments and errors as `tables`."""
@@ -219,7 +231,9 @@ class Rule:
         if self.by != "list":
             return []
         known = KnownNames(names)
-        return sorted(name for name in {*self.valid_values, *self.test_values} if not known.find(name))
+        return sorted(
+            name for name in {*self.valid_values, *self.test_values} if not known.find(name)
+        )
 
     def _parts_of_list(self, names: Sequence[str]) -> Array:
         known = KnownNames(names)
@@ -260,7 +274,9 @@ class Rule:
 
     def _raise_unknown(self, value: str, known: set[str]) -> None:
         example = f", such as {visible(sorted(known)[0])!r}" if known else ""
-        folders = "; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""
+        folders = (
+            "; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""
+        )
         what = {"list": "the name", "folder": "the folder"}.get(self.by, "the value")
         raise DataError(
             f'no tile has {what} "{visible(value)}" ({len(known)} others{example}).{did_you_mean(value, known)}',

@@ -24,9 +24,24 @@ from raytrain import storage
 from raytrain.data.synthetic_paint import paint
 
 CLASSES = (
-    "agriculture", "artisinal_mine", "bare_ground", "blooming", "blow_down", "clear", "cloudy", "conventional_mine",
-    "cultivation", "habitation", "haze", "partly_cloudy", "primary", "road", "selective_logging", "slash_burn", "water",
-)  # fmt: skip
+    "agriculture",
+    "artisinal_mine",
+    "bare_ground",
+    "blooming",
+    "blow_down",
+    "clear",
+    "cloudy",
+    "conventional_mine",
+    "cultivation",
+    "habitation",
+    "haze",
+    "partly_cloudy",
+    "primary",
+    "road",
+    "selective_logging",
+    "slash_burn",
+    "water",
+)
 # Counts of label sets are raised to this power, so that the rarest labels occur a few times in two thousand tiles.
 TEMPER = 0.85
 # The quirks of the real file, at fixed places: a tile without weather label, one with nine labels, and in the CSV a
@@ -82,7 +97,11 @@ def write(out: Path, rows: int, seed: int = 0, processes: int | None = None) -> 
     Returns:
         The image folder `out/synthetic-jpg` and the label file `out/synthetic_v2.csv`, which is written last.
     """
-    folder, label_file, text = out / "synthetic-jpg", out / "synthetic_v2.csv", _label_text(rows, seed)
+    folder, label_file, text = (
+        out / "synthetic-jpg",
+        out / "synthetic_v2.csv",
+        _label_text(rows, seed),
+    )
     if label_file.exists() and label_file.read_text() == text:
         return folder, label_file
     storage.make_dir(str(folder))

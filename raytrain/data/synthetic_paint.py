@@ -17,7 +17,12 @@ Array = np.ndarray[Any, Any]
 SIZE = 256
 _BANK_SIZE = 1024
 # Name: exponent of the 1/f spectrum, lowest frequency, width of the blur in pixels.
-_NOISES = {"canopy": (0.6, 0.03, 1.0), "mid": (1.4, 0.008, 0.8), "low": (2.0, 0.002, 0.0), "cloud": (2.1, 0.004, 0.0)}
+_NOISES = {
+    "canopy": (0.6, 0.03, 1.0),
+    "mid": (1.4, 0.008, 0.8),
+    "low": (2.0, 0.002, 0.0),
+    "cloud": (2.1, 0.004, 0.0),
+}
 _Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
@@ -37,7 +42,12 @@ def paint(labels: frozenset[str], r: np.random.Generator) -> Array:
         _habitation(image, r, path)
     _weather(image, labels, r)
     # Sun, haze and sensor differ from scene to scene, so the mean colour alone says little, as with real tiles.
-    image = image * r.normal(1, 0.09) + r.normal(0, 7) + r.normal(0, 3, 3) + r.normal(0, 0.7, image.shape)
+    image = (
+        image * r.normal(1, 0.09)
+        + r.normal(0, 7)
+        + r.normal(0, 3, 3)
+        + r.normal(0, 0.7, image.shape)
+    )
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -49,9 +59,12 @@ def _bank() -> dict[str, Array]:
     bank = {}
     for name, (exponent, lowest, blur) in _NOISES.items():
         spectrum = (
-            np.fft.rfft2(r.standard_normal((_BANK_SIZE, _BANK_SIZE))) * np.maximum(frequency, lowest) ** -exponent
+            np.fft.rfft2(r.standard_normal((_BANK_SIZE, _BANK_SIZE)))
+            * np.maximum(frequency, lowest) ** -exponent
         )
-        noise = ndi.gaussian_filter(np.fft.irfft2(spectrum, s=(_BANK_SIZE, _BANK_SIZE)), blur, mode="wrap")
+        noise = ndi.gaussian_filter(
+            np.fft.irfft2(spectrum, s=(_BANK_SIZE, _BANK_SIZE)), blur, mode="wrap"
+        )
         bank[name] = ((noise - noise.mean()) / noise.std()).astype(np.float32)
     return bank
 
@@ -153,7 +166,11 @@ def _slash_burn(image: Array, r: np.random.Generator) -> None:
     angle = r.uniform(0, 2 * np.pi)
     along = (_X - x) * np.cos(angle) + (_Y - y) * np.sin(angle)
     across = (_Y - y) * np.cos(angle) - (_X - x) * np.sin(angle) + 6 * _noise(r, "mid")
-    plume = np.exp(-((across / (6 + 0.22 * np.maximum(along, 0))) ** 2)) * (along > 0) * np.exp(-along / 150)
+    plume = (
+        np.exp(-((across / (6 + 0.22 * np.maximum(along, 0))) ** 2))
+        * (along > 0)
+        * np.exp(-along / 150)
+    )
     _mix(image, plume.astype(np.float32), (176, 180, 186), 0.75)
 
 
@@ -184,7 +201,12 @@ def _conventional_mine(image: Array, r: np.random.Generator) -> None:
     radius, stretch = r.uniform(42, 70), r.uniform(0.75, 1.3)
     distance = np.hypot((_Y - y) * stretch, (_X - x) / stretch) + 4 * _noise(r, "mid")
     terraces = 12 * np.sign(np.sin(distance * 2 * np.pi / 9))
-    _mix(image, _soft(distance, radius, 3), _colour(r, (172, 158, 138), 6) + terraces[..., None], 0.97)
+    _mix(
+        image,
+        _soft(distance, radius, 3),
+        _colour(r, (172, 158, 138), 6) + terraces[..., None],
+        0.97,
+    )
     _mix(image, _soft(distance, radius * 0.35, 3), _colour(r, (104, 128, 116), 5))
 
 
@@ -195,7 +217,12 @@ def _selective_logging(image: Array, r: np.random.Generator) -> None:
         _mix(image, _soft(_distance(points), 1.2), _colour(r, (112, 104, 76), 5), 0.75)
         spots = points[r.integers(0, len(points), 10)]
         for y, x in spots:
-            _mix(image, _soft(np.hypot(_Y - y, _X - x), r.uniform(2.5, 4.5)), _colour(r, (118, 110, 80), 5), 0.8)
+            _mix(
+                image,
+                _soft(np.hypot(_Y - y, _X - x), r.uniform(2.5, 4.5)),
+                _colour(r, (118, 110, 80), 5),
+                0.8,
+            )
 
 
 def _water(image: Array, r: np.random.Generator) -> Array:
@@ -206,7 +233,10 @@ def _water(image: Array, r: np.random.Generator) -> Array:
         width = r.uniform(5, 20) * (1 + 0.2 * _noise(r, "low"))
     else:
         lake = _blob(r, r.uniform(0.06, 0.2))
-        distance, width = np.asarray(ndi.distance_transform_edt(lake < 0.5), np.float32), np.full(1, 0.5)
+        distance, width = (
+            np.asarray(ndi.distance_transform_edt(lake < 0.5), np.float32),
+            np.full(1, 0.5),
+        )
     _mix(image, _soft(distance, width + 2.5, 2), colour * 0.75 + 22, 0.5)
     _mix(image, _soft(distance, width, 2), colour + 1.2 * _noise(r, "low")[..., None])
     return distance
@@ -214,7 +244,11 @@ def _water(image: Array, r: np.random.Generator) -> Array:
 
 def _artisinal_mine(image: Array, r: np.random.Generator, river: Array | None) -> None:
     """Pale pits with turquoise ponds, near a river where there is one."""
-    near = np.argwhere((river > 10) & (river < 32)) if river is not None else np.argwhere(np.ones((SIZE, SIZE), bool))
+    near = (
+        np.argwhere((river > 10) & (river < 32))
+        if river is not None
+        else np.argwhere(np.ones((SIZE, SIZE), bool))
+    )
     near = near if len(near) else np.argwhere(np.ones((SIZE, SIZE), bool))
     for y, x in near[r.integers(0, len(near), int(r.integers(9, 18)))]:
         distance = np.hypot(_Y - y, _X - x) + 1.5 * _noise(r, "mid")
@@ -236,8 +270,17 @@ def _roads(image: Array, r: np.random.Generator) -> Array:
 def _habitation(image: Array, r: np.random.Generator, path: Array | None) -> None:
     """Clusters of bright roofs, beside a road where there is one."""
     inside = None if path is None else path[((path > 40) & (path < SIZE - 40)).all(1)]
-    centre = inside[len(inside) // 2] if inside is not None and len(inside) else r.uniform(0.3, 0.7, 2) * SIZE
-    _mix(image, _soft(np.hypot(_Y - centre[0], _X - centre[1]) + 8 * _noise(r, "mid"), 30, 12), (132, 120, 98), 0.55)
+    centre = (
+        inside[len(inside) // 2]
+        if inside is not None and len(inside)
+        else r.uniform(0.3, 0.7, 2) * SIZE
+    )
+    _mix(
+        image,
+        _soft(np.hypot(_Y - centre[0], _X - centre[1]) + 8 * _noise(r, "mid"), 30, 12),
+        (132, 120, 98),
+        0.55,
+    )
     for _ in range(int(r.integers(35, 95))):
         y, x = (centre + r.normal(0, 20, 2)).astype(int)
         h, w = r.integers(2, 6, 2)
@@ -260,7 +303,9 @@ def _clouds(image: Array, r: np.random.Generator, cover: float, density: float) 
     noise = _noise(r, "cloud") + 0.12 * _noise(r, "mid")
     mask = np.clip((noise - np.quantile(noise, 1 - cover)) / 0.5 + 0.1, 0, 1) ** 0.8
     if cover < 0.5:
-        shadow = ndi.shift(mask, r.uniform(8, 20, 2) * r.choice([-1, 1], 2), order=1, mode="nearest")
+        shadow = ndi.shift(
+            mask, r.uniform(8, 20, 2) * r.choice([-1, 1], 2), order=1, mode="nearest"
+        )
         image *= (1 - 0.45 * np.clip(shadow - mask, 0, 1))[..., None]
     white = _colour(r, (178, 180, 176), 6) + 9 * _noise(r, "low")[..., None]
     _mix(image, mask.astype(np.float32), white, density)

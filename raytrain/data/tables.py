@@ -115,7 +115,9 @@ def read_rows(table: Table, columns: Sequence[Column], fix: str) -> Rows:
     found = without_headers(table.cells(columns), [column.name for column in columns], table.path)
     if not found.rows:
         raise DataError(
-            f"{table.path} has a header in line 1 but no rows", "there is nothing to read from it", "check the file"
+            f"{table.path} has a header in line 1 but no rows",
+            "there is nothing to read from it",
+            "check the file",
         )
     return found
 
@@ -176,13 +178,19 @@ class _CsvTable:
     def _check_header(self) -> None:
         if not self.header:
             raise DataError(
-                f"{self.path} is empty, it has no line 1", "a table begins with the names of its columns", "check it"
+                f"{self.path} is empty, it has no line 1",
+                "a table begins with the names of its columns",
+                "check it",
             )
         if len(self.header) > 1:
             return
         other = next((mark for mark in ",;\t|" if mark in self.header[0]), None)
         if other is not None:
-            flag = f"--separator {'tab' if other == chr(9) else repr(other)}, or " if self._kind.separated else ""
+            flag = (
+                f"--separator {'tab' if other == chr(9) else repr(other)}, or "
+                if self._kind.separated
+                else ""
+            )
             raise DataError(
                 f"line 1 of {self.path} is separated by {other!r}, expected {self._separator!r}",
                 "all columns would be read as one",
@@ -205,7 +213,9 @@ class _CsvTable:
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Trimmed cells with the line they start in; without blank rows, and blank cells beyond the header are cut off."""
-        reader = csv.reader(io.StringIO(self._text, newline=""), strict=True, delimiter=self._separator)
+        reader = csv.reader(
+            io.StringIO(self._text, newline=""), strict=True, delimiter=self._separator
+        )
         width, line = 0, 0
         try:
             for row in reader:
@@ -295,7 +305,13 @@ class _ParquetTable:
         values = self._values(columns)
         for line, row in enumerate(zip(*values, strict=True), 1):
             if any(value not in (None, "", []) for value in row):
-                yield Row(line, tuple(self._cell(value, column) for value, column in zip(row, columns, strict=True)))
+                yield Row(
+                    line,
+                    tuple(
+                        self._cell(value, column)
+                        for value, column in zip(row, columns, strict=True)
+                    ),
+                )
 
     def _values(self, columns: Sequence[Column]) -> list[list[Any]]:
         """The values of each column. A column of a foreign type is never converted: an extension type may run code."""
@@ -312,7 +328,10 @@ class _ParquetTable:
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
         found = {name: table.column(self._stored(name)).to_pylist() for name in names}
-        return [found.get(column.name, [f"a value of type {kinds[column.name]}"] * rows) for column in columns]
+        return [
+            found.get(column.name, [f"a value of type {kinds[column.name]}"] * rows)
+            for column in columns
+        ]
 
     def _stored(self, name: str) -> str:
         """The name of a column as the file has it, with the white space around it."""
@@ -377,9 +396,16 @@ def _fits(kind: pa.DataType, holds: Holds) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    lists = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+    )
     return any(is_one(kind) for is_one in lists) or bool(pa.types.is_large_list_view(kind))

@@ -20,7 +20,9 @@ from raytrain.errors import DataError
 OTHER_COLUMNS = "rename the columns, or give --name-column and --tags-column (or --label-columns)"
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 _SLIPS = ("", "-1", "2", "x", "yes", "no", "y", "n", "t", "f")  # what people write for 0 and 1
-_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")  # pandas' names for a column of row numbers
+_INDEX = re.compile(
+    r"Unnamed: \d+|__index_level_\d+__"
+)  # pandas' names for a column of row numbers
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ def _of_label_columns(table: Table, name_column: str, label_columns: Sequence[st
     labels = [tidy_label(column) for column in label_columns]
     _check_different(labels, table.path)
     columns = [Column(name_column, "name"), *(Column(column, "flag") for column in label_columns)]
-    rows = read_rows(table, columns, "--name-column NAME --label-columns A,B,C with columns of the file")
+    rows = read_rows(
+        table, columns, "--name-column NAME --label-columns A,B,C with columns of the file"
+    )
     tags = [tuple(_labels_of_row(row, labels, table.path)) for row in rows.rows]
     count = f"{len(labels)} column{'s' * (len(labels) != 1)}"
     remark = f'{count} of 0 and 1, one for each label: {", ".join(labels)}; tiles are named by "{visible(name_column)}"'
@@ -149,7 +153,11 @@ def _labels_of_row(row: Row, labels: Sequence[str], path: str) -> Iterator[str]:
 
 
 def _tagged(
-    table: Table, rows: Rows, tags: list[Tags], remarks: tuple[str, ...], columns: tuple[str, ...] = ()
+    table: Table,
+    rows: Rows,
+    tags: list[Tags],
+    remarks: tuple[str, ...],
+    columns: tuple[str, ...] = (),
 ) -> Tagged:
     names = [str(row.cells[0]) for row in rows.rows]
     lines = [row.line for row in rows.rows]
@@ -165,7 +173,12 @@ def _layout(table: Table, form: LabelFormat) -> LabelFormat:
     """
     asked = form.label_columns or form.tags_column != KAGGLE_FORMAT.tags_column
     columns = [name for name in table.header if name and not _INDEX.fullmatch(name)]
-    if asked or form.tags_column in table.header or len(columns) < 3 or len(set(columns)) != len(columns):
+    if (
+        asked
+        or form.tags_column in table.header
+        or len(columns) < 3
+        or len(set(columns)) != len(columns)
+    ):
         return form
     odd = _odd_cells(table, columns)
     name_column = _name_column(form, columns, list(odd))

@@ -49,9 +49,19 @@ class FileKind:
     separated: bool = False
 
 
-NAMES = FileKind("list of names", "it says which tiles belong to a part", "give a text file with a name on each line")
-PICTURES = FileKind("list of pictures", "it says where the tiles are", "give a text file with a path on each line")
-CLASSES = FileKind("list of classes", "it says which labels there are", "give a text file with a class on each line")
+NAMES = FileKind(
+    "list of names",
+    "it says which tiles belong to a part",
+    "give a text file with a name on each line",
+)
+PICTURES = FileKind(
+    "list of pictures", "it says where the tiles are", "give a text file with a path on each line"
+)
+CLASSES = FileKind(
+    "list of classes",
+    "it says which labels there are",
+    "give a text file with a class on each line",
+)
 
 
 def read_bytes(path: str, kind: FileKind, *, force: bool = False) -> bytes:
@@ -94,11 +104,22 @@ def unpacked(content: bytes, path: str, *, force: bool = False) -> bytes:
             with gzip.open(io.BytesIO(content)) as stream:
                 found = stream.read(most + 1)
         elif content.startswith(_ZIP):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(_only_member(archive, path)) as stream:
+            with (
+                zipfile.ZipFile(io.BytesIO(content)) as archive,
+                archive.open(_only_member(archive, path)) as stream,
+            ):
                 found = stream.read(most + 1)
         else:
             return content
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise DataError(
             f"{path} cannot be unpacked, so not read from line 1 on: {error}",
             "it is damaged, cut off, or packed by an unusual method",
@@ -117,7 +138,9 @@ def _only_member(archive: zipfile.ZipFile, path: str) -> zipfile.ZipInfo:
     names = {info.filename for info in archive.infolist()}
     if names & {"[Content_Types].xml", "content.xml"}:
         raise _workbook(path)
-    members = [info for info in archive.infolist() if not info.is_dir() and not is_junk(info.filename)]
+    members = [
+        info for info in archive.infolist() if not info.is_dir() and not is_junk(info.filename)
+    ]
     if len(members) != 1:
         raise DataError(
             f"{path} is not read from line 1 on: it is a zip archive of {len(members)} files",
@@ -169,7 +192,9 @@ def decoded(content: bytes, path: str) -> str:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         raise DataError(
             f"{path} is not UTF-8 (byte 0x{content[error.start]:02x} at line {line})",
-            "it is UTF-16 or UTF-32, as Excel's Unicode text is" if wide else "names and labels could be misread",
+            "it is UTF-16 or UTF-32, as Excel's Unicode text is"
+            if wide
+            else "names and labels could be misread",
             "save it again as UTF-8",
         ) from None
     if "\0" in text:
@@ -184,7 +209,11 @@ def decoded(content: bytes, path: str) -> str:
 
 def looks_like_html(head: bytes) -> bool:
     """Whether a file or an answer begins as an HTML page does."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower().startswith((b"<!doctype", b"<html", b"<head"))
+    return (
+        head.lstrip(b"\xef\xbb\xbf \t\r\n")[:9]
+        .lower()
+        .startswith((b"<!doctype", b"<html", b"<head"))
+    )
 
 
 def read_lines(path: str, kind: FileKind) -> list[str]:

@@ -10,12 +10,19 @@ from raytrain.data.text import FileKind
 from raytrain.errors import DataError
 
 TABLE = FileKind(
-    "table", "it says where each tile belongs", "--table FILE, a CSV or Parquet file with a row a tile", True
+    "table",
+    "it says where each tile belongs",
+    "--table FILE, a CSV or Parquet file with a row a tile",
+    True,
 )
 
 
 def column_of(
-    names: Sequence[str], path: str, column: str, name_columns: Sequence[str] = ("image_name",), separator: str = ","
+    names: Sequence[str],
+    path: str,
+    column: str,
+    name_columns: Sequence[str] = ("image_name",),
+    separator: str = ",",
 ) -> list[str]:
     """One column of a table for the named tiles, such as the scene or region they belong to; suffixes may be left out.
 

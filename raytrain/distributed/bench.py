@@ -24,8 +24,8 @@ from raytrain.bench.blocks import Say
 from raytrain.bench.figures import Figure
 from raytrain.bench.files import write_labelled
 from raytrain.bench.generate import workplace
+from raytrain.checkpoints import writing
 from raytrain.config import Recipe
-from raytrain.data.cache import stored_size
 from raytrain.data.dataset import Dataset
 from raytrain.data.sources import DividedTiles, images_in
 from raytrain.distributed import gpus
@@ -33,8 +33,10 @@ from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.ingest import ingest
 from raytrain.distributed.predict import predict, processes
 from raytrain.distributed.train import train
-from raytrain.training import checkpoint, models, transforms
-from raytrain.training.precision import agreed_precision
+from raytrain.models import networks
+from raytrain.models.precision import agreed_precision
+from raytrain.tiles.cache import stored_size
+from raytrain.training import transforms
 
 TILES = "tiles/s"
 INGESTED, START_TILES = 8192, 128
@@ -49,7 +51,11 @@ MOMENTS = (
     ("step", "first step done", r"stage \d+ epoch 1: first step of "),
 )
 # The empty trainer imports no more than it needs, and takes the same resources as ours.
-EMPTY_MOMENTS = (("import", "imports", "imported"), ("ray", "Ray runs", "ray runs"), ("begin", "workers run", "begin"))
+EMPTY_MOMENTS = (
+    ("import", "imports", "imported"),
+    ("ray", "Ray runs", "ray runs"),
+    ("begin", "workers run", "begin"),
+)
 EMPTY = """
 import logging, sys, time
 import ray, ray.train, ray.train.torch
@@ -88,7 +94,9 @@ def ingest_rate(dataset: Dataset, rounds: int, say: Say, count: int = INGESTED) 
         about = f"{count} files, {cpus()} CPUs"
     return [
         Figure("ingest", "ingest, without its start", TILES, tuple(rates), about),
-        Figure("ingest.start", f"ingest of {len(few.table)} tiles, Ray runs", "s", tuple(starts), about),
+        Figure(
+            "ingest.start", f"ingest of {len(few.table)} tiles, Ray runs", "s", tuple(starts), about
+        ),
     ]
 
 
@@ -114,7 +122,10 @@ def driver_growth(say: Say, tiles: int = growth.TILES, epochs: int = growth.EPOC
             if len(resident) % 25 == 0:
                 say(f"  driver: {len(resident)} of {epochs} epochs")
 
-    with workplace(None, tiles, growth.SIDE) as dataset, tempfile.TemporaryDirectory(prefix="raytrain-bench-") as runs:
+    with (
+        workplace(None, tiles, growth.SIDE) as dataset,
+        tempfile.TemporaryDirectory(prefix="raytrain-bench-") as runs,
+    ):
         settings = {"dataset": dataset.place, "storage": runs, "use_gpu": False}
         with session():
             say(f"growth with epochs: the driver of {epochs} epochs in Ray")
@@ -128,7 +139,8 @@ def driver_growth(say: Say, tiles: int = growth.TILES, epochs: int = growth.EPOC
 
 def _object_store_used() -> float:
     whole, free = (
-        found.get("object_store_memory", 0.0) for found in (ray.cluster_resources(), ray.available_resources())
+        found.get("object_store_memory", 0.0)
+        for found in (ray.cluster_resources(), ray.available_resources())
     )
     return float(whole - free)
 
@@ -144,16 +156,30 @@ def predict_rate(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> lis
         count = processes(gpus.usable(None, say), len(dataset.shards))
         for number in range(rounds):
             lines = _Lines()
-            predict(place, f"{directory}/{number}.parquet", dataset_place=dataset.place, part="all", say=lines.add)
+            predict(
+                place,
+                f"{directory}/{number}.parquet",
+                dataset_place=dataset.place,
+                part="all",
+                say=lines.add,
+            )
             start, rate = _after_first_blocks(lines, count)
             starts.append(start)
             rates.append(rate)
-            say(f"predict: round {number + 1} of {rounds}: {rates[-1]:.0f} tiles/s after {starts[-1]:.1f} s")
+            say(
+                f"predict: round {number + 1} of {rounds}: {rates[-1]:.0f} tiles/s after {starts[-1]:.1f} s"
+            )
     size = recipe.stages[recipe.selected[1] - 1].size
     about = f"{recipe.model.arch} {size} px, {dataset.rows} tiles in {len(dataset.shards)} shards, {count} processes"
     return [
         Figure("predict", "predict, without its start", TILES, tuple(rates), about),
-        Figure("predict.start", "predict: first block of every process, Ray runs", "s", tuple(starts), about),
+        Figure(
+            "predict.start",
+            "predict: first block of every process, Ray runs",
+            "s",
+            tuple(starts),
+            about,
+        ),
     ]
 
 
@@ -170,7 +196,11 @@ class _Lines:
 
 def _after_first_blocks(lines: _Lines, processes: int) -> tuple[float, float]:
     """Seconds until every process has given a block, and the rate from then on (of all, where there are no more)."""
-    found = [(at, int(match[1])) for at, line in lines.said if (match := re.match(r"predict: (\d+) of", line))]
+    found = [
+        (at, int(match[1]))
+        for at, line in lines.said
+        if (match := re.match(r"predict: (\d+) of", line))
+    ]
     (start, before), (end, total) = found[min(processes, len(found)) - 1], found[-1]
     return start, (total - before) / (end - start) if end > start else total / end
 
@@ -178,15 +208,21 @@ def _after_first_blocks(lines: _Lines, processes: int) -> tuple[float, float]:
 def _checkpoint(recipe: Recipe, dataset: Dataset, place: str) -> str:
     """A checkpoint of random weights with what `predict` asks of one."""
     stage = recipe.stages[recipe.selected[1] - 1]
-    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
+    model = networks.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
     size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     meta = {
-        "task": "multi-label", "arch": recipe.model.arch, "classes": dataset.classes, "split": recipe.data.split,
-        "normalize": recipe.data.normalize, "size": stage.size, "stage": recipe.selected[1], "epoch": stage.epochs,
+        "task": "multi-label",
+        "arch": recipe.model.arch,
+        "classes": dataset.classes,
+        "split": recipe.data.split,
+        "normalize": recipe.data.normalize,
+        "size": stage.size,
+        "stage": recipe.selected[1],
+        "epoch": stage.epochs,
         "precision": agreed_precision(recipe.train.precision, torch.device("cpu"), 1),
         "resize": {"stored_size": size, "rule": transforms.RESIZE_RULE},
-    }  # fmt: skip
-    checkpoint.save(place, model, meta)
+    }
+    writing.save(place, model, meta)
     return place
 
 
@@ -209,40 +245,58 @@ def start_times(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> list
             ours.append(_moments(_train_command(path, f"{directory}/{n}"), MOMENTS))
             theirs.append(_moments(_empty_command(number, f"{directory}/empty"), EMPTY_MOMENTS))
             counts = f"round {n} of {rounds}" if n else "a first round, which does not count"
-            say(f"start: {counts}: first step after {ours[-1][-1]:.1f} s, empty trainer after {theirs[-1][-1]:.1f} s")
+            say(
+                f"start: {counts}: first step after {ours[-1][-1]:.1f} s, empty trainer after {theirs[-1][-1]:.1f} s"
+            )
     stage = recipe.stages[recipe.selected[0] - 1]
     about = f"{number} CPU workers, {recipe.model.arch} {stage.size} px batch {recipe.batch_size(stage)}"
     return start_figures(imports[1:], ours[1:], theirs[1:], about)
 
 
 def start_figures(
-    imports: Sequence[float], ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], about: str
+    imports: Sequence[float],
+    ours: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    about: str,
 ) -> list[Figure]:
     """Of moments in seconds since the command, a list per round: the parts between them, the ends and their difference."""
     whole, empty = [round_[-1] for round_ in ours], [round_[-1] for round_ in theirs]
     excess = tuple(a - b for a, b in zip(whole, empty, strict=True))
     return [
         Figure("start", "command to first step", "s", tuple(whole), about),
-        Figure("start.empty", "empty TorchTrainer: command to its function", "s", tuple(empty), about),
+        Figure(
+            "start.empty", "empty TorchTrainer: command to its function", "s", tuple(empty), about
+        ),
         Figure("start.excess", "the difference", "s", excess, about),
-        Figure("start.import", "  imports, alone", "s", tuple(imports), "in the first part of the next"),
+        Figure(
+            "start.import", "  imports, alone", "s", tuple(imports), "in the first part of the next"
+        ),
         *_parts("start", MOMENTS, ours, about),
         *_parts("start.empty", EMPTY_MOMENTS, theirs, "empty TorchTrainer"),
     ]
 
 
 def _parts(
-    name: str, moments: Sequence[tuple[str, str, str]], rounds: Sequence[Sequence[float]], about: str
+    name: str,
+    moments: Sequence[tuple[str, str, str]],
+    rounds: Sequence[Sequence[float]],
+    about: str,
 ) -> list[Figure]:
     differences = [[b - a for a, b in pairwise([0.0, *found])] for found in rounds]
     return [
-        Figure(f"{name}.{key}", f"  until {label}", "s", tuple(parts[i] for parts in differences), about)
+        Figure(
+            f"{name}.{key}",
+            f"  until {label}",
+            "s",
+            tuple(parts[i] for parts in differences),
+            about,
+        )
         for i, (key, label, _) in enumerate(moments)
     ]
 
 
 def _train_command(recipe: Path, storage: str) -> list[str]:
-    program = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+    program = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
     return [*program, "train", "--config", str(recipe), "--storage", storage, "--name", "bench"]
 
 
@@ -252,7 +306,9 @@ def _empty_command(workers: int, storage: str) -> list[str]:
 
 def _seconds_of(code: str) -> float:
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=True, env=_environment(), capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=_environment(), capture_output=True
+    )
     return time.monotonic() - began
 
 
@@ -277,16 +333,22 @@ def _moments(command: list[str], moments: Sequence[tuple[str, str, str]]) -> lis
             found.append(float(at[1]) - clock if at else time.monotonic() - began)
             if len(found) == len(moments):
                 return found
-    raise RuntimeError(f"no line {moments[len(found)][2]} from {' '.join(command)}:\n{''.join(said[-20:])}")
+    raise RuntimeError(
+        f"no line {moments[len(found)][2]} from {' '.join(command)}:\n{''.join(said[-20:])}"
+    )
 
 
 @contextmanager
 def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """A process in a group of its own, which is ended at the end, or after some minutes: politely, then by force."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(),
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(),
         start_new_session=True,
-    )  # fmt: skip
+    )
     watch = threading.Timer(PATIENCE_S, os.killpg, (process.pid, signal.SIGKILL))
     watch.start()
     try:

@@ -14,12 +14,12 @@ import pandas as pd
 import ray
 import ray.data
 
-from raytrain.distributed import surroundings
-from raytrain.distributed.signals import terminates_as_interrupt
-from raytrain.distributed.stopping import hangups_blocked
+from raytrain.checkpoints.history import duration
+from raytrain.distributed import environment
+from raytrain.distributed.messages import terminates_as_interrupt
+from raytrain.distributed.stop_signals import hangups_blocked
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.output import outlive_reader
-from raytrain.training.history import duration
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    remote = surroundings.check()
+    remote = environment.check()
     try:
         with _native_stderr_muted(), hangups_blocked():
             # A session that ends with its command needs no dashboard, which takes memory and a part of a core.
@@ -90,7 +90,11 @@ def own_cause(error: BaseException) -> BaseException:
             # Ray makes an error that is of both kinds; its `cause` is the one that was raised.
             if isinstance(seen, RaytrainError) and not isinstance(seen, ray.exceptions.RayError):
                 return seen
-            seen = getattr(seen, "cause", None) or getattr(seen, "controller_failure", None) or seen.__cause__
+            seen = (
+                getattr(seen, "cause", None)
+                or getattr(seen, "controller_failure", None)
+                or seen.__cause__
+            )
     return error
 
 
@@ -136,4 +140,6 @@ def to_go(done: int, total: int, began: float) -> str:
 
 def actors(blocks: int) -> ray.data.ActorPoolStrategy:
     """A pool of one process per CPU of the cluster, but not more than there are blocks; a second block waits at each."""
-    return ray.data.ActorPoolStrategy(size=max(1, min(cpus(), blocks)), max_tasks_in_flight_per_actor=2)
+    return ray.data.ActorPoolStrategy(
+        size=max(1, min(cpus(), blocks)), max_tasks_in_flight_per_actor=2
+    )

@@ -74,7 +74,8 @@ def declaring() -> list[Machine]:
     question = ray.remote(num_cpus=0)(seen)
     asked = [
         question.options(
-            scheduling_strategy=NodeAffinity(node["NodeID"], soft=False), runtime_env={"env_vars": SEES_ALL}
+            scheduling_strategy=NodeAffinity(node["NodeID"], soft=False),
+            runtime_env={"env_vars": SEES_ALL},
         ).remote()
         for node in nodes
     ]

@@ -30,13 +30,16 @@ from raytrain.data.inspection import weather_rules
 from raytrain.data.listing import said_of_left_out
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
-from raytrain.distributed.reach import check_reach
+from raytrain.distributed.nodes import check_reach
 from raytrain.errors import DataError, StorageError, masked
 
 Record = dict[str, Any]
 PROGRESS_SECONDS = 1.0
 # What many bad files of one kind mean, and what to do about them.
-WRONG_FOLDER = ("so many bad files usually mean a wrong folder or a broken download", "correct the files")
+WRONG_FOLDER = (
+    "so many bad files usually mean a wrong folder or a broken download",
+    "correct the files",
+)
 _TIFF_FLAGS = "give --bands 3,2,1 --scale 0,10000 for TIFF files, or store the tiles with 8 bits"
 ADVICE = {
     "contradicting-labels": (
@@ -47,8 +50,14 @@ ADVICE = {
         "several folders hold a picture of that name, so the label could go to the wrong one",
         "write the names as folder/name",
     ),
-    "missing": ("the labels or the list name pictures that are not there", "check --images, and how tiles are named"),
-    "unsafe-name": ("such names may lead out of the folder, or cannot be printed", "correct the names"),
+    "missing": (
+        "the labels or the list name pictures that are not there",
+        "check --images, and how tiles are named",
+    ),
+    "unsafe-name": (
+        "such names may lead out of the folder, or cannot be printed",
+        "correct the names",
+    ),
     "16-bit": ("values above 255 would become white, or lose their lower bits", _TIFF_FLAGS),
     "bands": ("it is not clear which bands are red, green and blue", _TIFF_FLAGS),
     "no-labels": (
@@ -108,7 +117,9 @@ def ingest(
     written = _build(out, tiles, source, budget, bands, say)
     storage.remove(quarantine_beside(out))
     dataset = ds.open_dataset(out)
-    return Ingested(dataset, False, dataset.manifest["gate"], sorted({int(shard["pid"]) for shard in written}))
+    return Ingested(
+        dataset, False, dataset.manifest["gate"], sorted({int(shard["pid"]) for shard in written})
+    )
 
 
 def _broken_rules(tiles: DividedTiles) -> Iterator[str]:
@@ -121,7 +132,12 @@ def _broken_rules(tiles: DividedTiles) -> Iterator[str]:
 
 
 def _build(
-    out: str, tiles: DividedTiles, source: Record, budget: int, bands: BandRule | None, say: Callable[[str], None]
+    out: str,
+    tiles: DividedTiles,
+    source: Record,
+    budget: int,
+    bands: BandRule | None,
+    say: Callable[[str], None],
 ) -> list[Record]:
     """Writes the dataset beside its place and renames it; unusable tiles leave nothing, a stop leaves what is done."""
     # An object store cannot rename; there the manifest, written last, makes the dataset.
@@ -167,13 +183,24 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
             if isinstance(content, BadImage):
                 raise content
             image = as_picture(content, entry["path"], bands)
-            picture = images.inspect(image, storage.name_of(entry["path"]) if image is content else "")
+            picture = images.inspect(
+                image, storage.name_of(entry["path"]) if image is content else ""
+            )
         except BadImage as error:
             refused.append(error)
             bad.append(_bad(entry, error, content))
         else:
             counts.update([f"mode {picture.mode}", *picture.odd])
-            rows.append((entry["image_name"], image, picture.width, picture.height, picture.crc32, entry["target"]))
+            rows.append(
+                (
+                    entry["image_name"],
+                    image,
+                    picture.width,
+                    picture.height,
+                    picture.crc32,
+                    entry["target"],
+                )
+            )
     if cause := trouble(refused, len(block)):
         raise cause
     shard = int(block["shard"].iloc[0])
@@ -182,11 +209,22 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     if rows:
         storage.write_bytes(storage.join(place, "shards", file), written)
     names = [row[0] for row in rows]
-    record = {"shard": shard, "key": block["key"].iloc[0], "bytes": len(written), "counts": counts,
-              **ds.shard_entry(file, written, names, [row[-1] for row in rows]),
-              "sizes": Counter(f"{row[2]}x{row[3]}" for row in rows), "bad": bad, "names": names,
-              "pid": os.getpid()}  # fmt: skip
-    storage.write_bytes(storage.join(place, "progress", f"{shard:05}.json"), json.dumps(record).encode(), durable=False)
+    record = {
+        "shard": shard,
+        "key": block["key"].iloc[0],
+        "bytes": len(written),
+        "counts": counts,
+        **ds.shard_entry(file, written, names, [row[-1] for row in rows]),
+        "sizes": Counter(f"{row[2]}x{row[3]}" for row in rows),
+        "bad": bad,
+        "names": names,
+        "pid": os.getpid(),
+    }
+    storage.write_bytes(
+        storage.join(place, "progress", f"{shard:05}.json"),
+        json.dumps(record).encode(),
+        durable=False,
+    )
     return record
 
 
@@ -232,7 +270,9 @@ def _blocks(index: pd.DataFrame, seed: int, bands: BandRule | None) -> list[pd.D
     ]
 
 
-def _cut(order: np.ndarray[Any, Any], sizes: list[int], most: int) -> Iterator[np.ndarray[Any, Any]]:
+def _cut(
+    order: np.ndarray[Any, Any], sizes: list[int], most: int
+) -> Iterator[np.ndarray[Any, Any]]:
     """Pieces of an order of rows: at most `most` rows, and not more than SHARD_BYTES of files where their sizes are known."""
     start = held = 0
     for i, row in enumerate(order):
@@ -256,9 +296,19 @@ def _write_shards(
     blocks: list[pd.DataFrame], place: str, bands: BandRule | None, say: Callable[[str], None]
 ) -> list[Record]:
     written = _written_before(place, blocks)
-    left = [block for block in blocks if block["shard"].iloc[0] not in {record["shard"] for record in written}]
-    say(f"ingest: {len(blocks)} shards of up to {len(blocks[0])} tiles" if blocks else "ingest: no usable row")
-    say(f"ingest: {len(written)} shards are there from an earlier, unfinished ingest") if written else None
+    left = [
+        block
+        for block in blocks
+        if block["shard"].iloc[0] not in {record["shard"] for record in written}
+    ]
+    say(
+        f"ingest: {len(blocks)} shards of up to {len(blocks[0])} tiles"
+        if blocks
+        else "ingest: no usable row"
+    )
+    say(
+        f"ingest: {len(written)} shards are there from an earlier, unfinished ingest"
+    ) if written else None
     began = said = 0.0
     for done, record in enumerate(_gated(left, place, bands)):
         written.append(record)
@@ -266,10 +316,14 @@ def _write_shards(
         began = began or now  # the first shard's time is mostly Ray's start
         if done and (now - said > PROGRESS_SECONDS or done + 1 == len(left)):
             said = now
-            say(f"ingest: {len(written)} of {len(blocks)} shards, {to_go(done, len(left) - 1, began)}")
+            say(
+                f"ingest: {len(written)} of {len(blocks)} shards, {to_go(done, len(left) - 1, began)}"
+            )
     written.sort(key=lambda record: int(record["shard"]))
     if [record["shard"] for record in written] != list(range(len(blocks))):
-        raise RuntimeError(f"Ray Data returned the shards {[r['shard'] for r in written]} of {len(blocks)}")
+        raise RuntimeError(
+            f"Ray Data returned the shards {[r['shard'] for r in written]} of {len(blocks)}"
+        )
     return written
 
 
@@ -330,10 +384,19 @@ def _record(place: str) -> Record | None:
 
 
 def _finish(
-    place: str, index: pd.DataFrame, bad: list[Record], written: list[Record], tiles: DividedTiles, source: Record
+    place: str,
+    index: pd.DataFrame,
+    bad: list[Record],
+    written: list[Record],
+    tiles: DividedTiles,
+    source: Record,
 ) -> None:
     sizes_there = {file.path: file.size for file in storage.files(storage.join(place, "shards"))}
-    lost = [shard["file"] for shard in written if shard["rows"] and sizes_there.get(shard["file"]) != shard["bytes"]]
+    lost = [
+        shard["file"]
+        for shard in written
+        if shard["rows"] and sizes_there.get(shard["file"]) != shard["bytes"]
+    ]
     if lost:
         raise StorageError(
             f"{lost[0]} is no longer in {place} as it was written",
@@ -343,7 +406,9 @@ def _finish(
     kept = {name for shard in written for name in shard["names"]}
     if not kept:
         raise DataError(
-            "no usable picture is left", "a dataset without rows cannot be trained on", "see the quarantine"
+            "no usable picture is left",
+            "a dataset without rows cannot be trained on",
+            "see the quarantine",
         )
     usable = index[index["image_name"].isin(kept)]
     name = tiles.rule.by
@@ -362,15 +427,20 @@ def _finish(
         "task": "multi-label",
         "classes": tiles.tiles.classes,
         "tile_size": max(map(int, sides)),
-        "shards": [{key: shard[key] for key in ("file", "rows", "sha256", "labels")} for shard in written if shard["rows"]],
+        "shards": [
+            {key: shard[key] for key in ("file", "rows", "sha256", "labels")}
+            for shard in written
+            if shard["rows"]
+        ],
         "splits": [ds.split_entry(name, content, split)],
         "source": source,
         "gate": {"rows of the labels": len(tiles.table), "tiles": len(kept)}
         | ({"pictures without labels, see unlisted.txt": len(unlisted)} if unlisted else {})
         | {note: n for note, n in tiles.tiles.notes.items() if n}
         | {f"quarantined: {kind}": n for kind, n in sorted(Counter(r["kind"] for r in bad).items())}
-        | {f"size {key}": n for key, n in sorted(sizes.items())} | dict(sorted(_total(written, "counts").items())),
-    }  # fmt: skip
+        | {f"size {key}": n for key, n in sorted(sizes.items())}
+        | dict(sorted(_total(written, "counts").items())),
+    }
     storage.remove(storage.join(place, "progress"))
     storage.write_json(storage.join(place, "dataset.json"), manifest)
 
@@ -391,7 +461,11 @@ def _already_there(out: str, source: Record) -> ds.Dataset | None:
     files, folders = storage.names(out), storage.names(out, directories=True)
     if "dataset.json" not in files:
         # In an object store an ingest that was cut leaves these; locally it leaves only `<out>.partial`.
-        ours = {"shards", "progress", "splits", "quarantine.jsonl", "unlisted.txt"} if storage.is_uri(out) else set()
+        ours = (
+            {"shards", "progress", "splits", "quarantine.jsonl", "unlisted.txt"}
+            if storage.is_uri(out)
+            else set()
+        )
         if set(files + folders) <= ours:
             return None
         raise DataError(

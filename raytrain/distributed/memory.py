@@ -15,8 +15,8 @@ from raytrain import machine
 from raytrain.config import Recipe
 from raytrain.distributed import gpus
 from raytrain.errors import ResourceError
+from raytrain.models.precision import agreed_precision
 from raytrain.training.footprint import footprint
-from raytrain.training.precision import agreed_precision
 
 # Measured on two cores with torch 2.15 and Ray 2.60, as proportional set sizes (docs/speed.md, Memory).
 WORKER_BYTES = 800_000_000  # Python, torch, Ray: before there is a network
@@ -56,7 +56,9 @@ def needed(recipe: Recipe, classes: int) -> Need:
     on_gpu = recipe.use_gpu is not False and gpus.seen().count > 0
     device = torch.device("cpu")
     precision = agreed_precision(recipe.train.precision, device, world=1)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    recipe = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"precision": precision})}
+    )
     found = footprint(recipe, classes, device)
     return Need(recipe.num_workers, WORKER_BYTES + (found.state if on_gpu else found.total))
 
@@ -84,7 +86,8 @@ def check_memory(recipe: Recipe, classes: int) -> None:
     raise ResourceError(
         f"this run needs {need}; {bound.free / 1e9:.1f} GB are {bound.bound}",
         "the kernel would kill a worker again and again",
-        _smaller(recipe, classes, bound.free) or f"a machine or a container with {need.total / 1e9:.0f} GB",
+        _smaller(recipe, classes, bound.free)
+        or f"a machine or a container with {need.total / 1e9:.0f} GB",
     )
 
 

@@ -65,7 +65,8 @@ def unknown_interface(found: Network, where: str, when: str) -> ConfigError:
     known = ", ".join(found.interfaces) or "none with an address"
     return ConfigError(
         f"{found.unknown} names no network interface of {where}; there are {known}",
-        "workers meet through it, one or several separated by commas" + (", without = or ^" if name == GLOO else ""),
+        "workers meet through it, one or several separated by commas"
+        + (", without = or ^" if name == GLOO else ""),
         f"unset {name}{when}" + (f", or export {name}={outer[0]}" if outer else ""),
     )
 
@@ -103,7 +104,11 @@ def no_match_for_nccl(value: str, there: Sequence[str]) -> bool:
     others, whole = value.startswith("^"), value.lstrip("^").startswith("=")
     # A port may follow a name.
     words = [word.partition(":")[0] for word in value.lstrip("^=").split(",") if word]
-    matching = [name for name in there if any(name == word if whole else name.startswith(word) for word in words)]
+    matching = [
+        name
+        for name in there
+        if any(name == word if whole else name.startswith(word) for word in words)
+    ]
     return len(matching) == len(there) if others else not matching
 
 

@@ -21,6 +21,7 @@ import ray
 import torch
 
 from raytrain import storage
+from raytrain.checkpoints import fitting, reading
 from raytrain.data import images
 from raytrain.data.bands import BandRule, as_picture
 from raytrain.data.contents import contents, trouble
@@ -31,9 +32,9 @@ from raytrain.distributed import gpus
 from raytrain.distributed.cluster import actors, blocks_of, cpus, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import models, transforms
-from raytrain.training.precision import default_precision, keep_fp32
+from raytrain.models import initial_weights, networks
+from raytrain.models.precision import default_precision, keep_fp32
+from raytrain.training import transforms
 
 BATCH = 64
 TILES_PER_BLOCK = 256
@@ -79,11 +80,15 @@ def predict(
         ConfigError: the checkpoint is missing or has other classes than the dataset.
         DataError: no tiles, or the same name in two folders.
     """
-    checkpoint = ckpt.load(checkpoint_place)
-    meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
+    checkpoint = reading.load(checkpoint_place)
+    meta = {
+        "task": checkpoint.meta["task"],
+        "checkpoint": checkpoint.place,
+        "tta": str(tta).lower(),
+    }
     if dataset_place is not None:
         dataset = open_dataset(dataset_place)
-        ckpt.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
+        fitting.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
         blocks = _dataset_blocks(dataset_place, checkpoint.meta["split"], part)
         meta |= {"dataset": dataset.place, "split": checkpoint.meta["split"], "part": part}
     else:
@@ -104,14 +109,17 @@ def predict(
         )
     target = np.stack(list(good["target"])) if dataset_place is not None else None
     outcome = predictions.Predictions(
-        tuple(good["image_name"]), np.stack(list(good["logits"])).astype(np.float32), target,
-        tuple(checkpoint.meta["classes"]), meta,
-    )  # fmt: skip
+        tuple(good["image_name"]),
+        np.stack(list(good["logits"])).astype(np.float32),
+        target,
+        tuple(checkpoint.meta["classes"]),
+        meta,
+    )
     predictions.write(storage.absolute(out), outcome)
     return Predicted(storage.absolute(out), len(good), left_out)
 
 
-def _check_resize(checkpoint: ckpt.Checkpoint) -> None:
+def _check_resize(checkpoint: reading.Checkpoint) -> None:
     if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
         raise ConfigError(
             f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
@@ -120,9 +128,9 @@ def _check_resize(checkpoint: ckpt.Checkpoint) -> None:
         )
 
 
-def _network(checkpoint: ckpt.Checkpoint) -> torch.nn.Sequential:
-    model = models.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
-    models.load_weights(model, checkpoint.judged_weights(), checkpoint.place)
+def _network(checkpoint: reading.Checkpoint) -> torch.nn.Sequential:
+    model = networks.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
+    initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.place)
     return model
 
 
@@ -137,15 +145,20 @@ class Predictor:
     """
 
     def __init__(
-        self, place: str, tta: bool, bands: BandRule | None = None, device: torch.device = CPU, decoders: int = 1
+        self,
+        place: str,
+        tta: bool,
+        bands: BandRule | None = None,
+        device: torch.device = CPU,
+        decoders: int = 1,
     ) -> None:
         self.tta, self.bands, self.device = tta, bands, device
         keep_fp32()
         self.decoders, self.pool = decoders, ThreadPoolExecutor(decoders)
-        checkpoint = ckpt.load(place)
+        checkpoint = reading.load(place)
         self.meta = checkpoint.meta
         self.model = _network(checkpoint)
-        models.placed(self.model, self.device).eval()
+        networks.placed(self.model, self.device).eval()
         capable = default_precision(self.device) == "bf16"
         self.bf16 = self.meta["precision"] == "bf16" and capable
 
@@ -164,7 +177,13 @@ class Predictor:
                 details.append("")
         if cause := trouble(errors, len(block)):
             raise cause
-        logits = iter([row for i in range(0, len(pixels), BATCH) for row in self._logits(pixels[i : i + BATCH])])
+        logits = iter(
+            [
+                row
+                for i in range(0, len(pixels), BATCH)
+                for row in self._logits(pixels[i : i + BATCH])
+            ]
+        )
         width = len(self.meta["classes"])
         values = [next(logits) if not kind else np.zeros(width, np.float32) for kind in kinds]
         known = block[["order", "image_name", "target"]]
@@ -176,12 +195,16 @@ class Predictor:
         while window := list(itertools.islice(rows, WINDOW * self.decoders)):
             yield from self.pool.map(self._decoded, *zip(*window, strict=True))
 
-    def _decoded(self, path: str, content: bytes | images.BadImage) -> np.ndarray[Any, Any] | images.BadImage:
+    def _decoded(
+        self, path: str, content: bytes | images.BadImage
+    ) -> np.ndarray[Any, Any] | images.BadImage:
         """uint8 (S, S, 3), or why there is no picture."""
         if isinstance(content, images.BadImage):
             return content
         try:
-            return images.decode(as_picture(content, path, self.bands), self.meta["resize"]["stored_size"])
+            return images.decode(
+                as_picture(content, path, self.bands), self.meta["resize"]["stored_size"]
+            )
         except images.BadImage as error:
             return error
 
@@ -189,8 +212,14 @@ class Predictor:
         stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
         batch = transforms.valid_pixels(stacked, self.meta["size"], self.meta["normalize"])
         views = [transforms.symmetry(batch, i) for i in range(SYMMETRIES if self.tta else 1)]
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            outputs = [self.model(view.contiguous(memory_format=torch.channels_last)).float() for view in views]
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
+        ):
+            outputs = [
+                self.model(view.contiguous(memory_format=torch.channels_last)).float()
+                for view in views
+            ]
         values: np.ndarray[Any, Any] = torch.stack(outputs).mean(0).cpu().numpy()
         return values
 
@@ -202,7 +231,11 @@ def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
     # One shard; or several, one after the other, where Ray has put small blocks together.
     places = zip(block["path"], block["row"], strict=True)
     shards = itertools.groupby(places, key=operator.itemgetter(0))
-    return [content for shard, rows in shards for content in _rows_of(shard, [int(row) for _, row in rows])]
+    return [
+        content
+        for shard, rows in shards
+        for content in _rows_of(shard, [int(row) for _, row in rows])
+    ]
 
 
 def _rows_of(shard: str, rows: list[int]) -> list[bytes]:
@@ -211,7 +244,9 @@ def _rows_of(shard: str, rows: list[int]) -> list[bytes]:
 
 
 def _run(
-    blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None], say: Callable[[str], None]
+    blocks: list[pd.DataFrame],
+    predictor: tuple[str, bool, BandRule | None],
+    say: Callable[[str], None],
 ) -> pd.DataFrame:
     total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
     with session():
@@ -219,7 +254,9 @@ def _run(
         for table in blocks_of(data):
             tables.append(table)
             done += len(table)
-            say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}")
+            say(
+                f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}"
+            )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -229,25 +266,33 @@ def processes(machines: list[gpus.Machine], blocks: int) -> int:
 
 
 def _mapped(
-    blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None], machines: list[gpus.Machine]
+    blocks: list[pd.DataFrame],
+    predictor: tuple[str, bool, BandRule | None],
+    machines: list[gpus.Machine],
 ) -> ray.data.Dataset:
     """The blocks on their way through a pool of predictors: one for each GPU with its share of CPUs, else one for each CPU."""
     data = quiet_dataset(blocks)
     if not machines:
         return data.map_batches(
-            Predictor, fn_constructor_args=predictor, batch_size=None, batch_format="pandas",
+            Predictor,
+            fn_constructor_args=predictor,
+            batch_size=None,
+            batch_format="pandas",
             compute=actors(len(blocks)),
-        )  # fmt: skip
+        )
     share = gpus.cpus_of_each(machines)
     return data.map_batches(
-        Predictor, fn_constructor_args=(*predictor, gpus.device(True), max(1, int(share))), batch_format="pandas",
+        Predictor,
+        fn_constructor_args=(*predictor, gpus.device(True), max(1, int(share))),
+        batch_format="pandas",
         # Ray takes no GPU without a number of rows, and fills small blocks up to it from the next.
         batch_size=max(map(len, blocks)),
         compute=ray.data.ActorPoolStrategy(
             size=processes(machines, len(blocks)), max_tasks_in_flight_per_actor=2
         ),
-        num_gpus=1, num_cpus=share,
-    )  # fmt: skip
+        num_gpus=1,
+        num_cpus=share,
+    )
 
 
 def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
@@ -256,7 +301,9 @@ def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
     rows = np.arange(dataset.rows) if part == "all" else dataset.part_rows(split, part)
     if not len(rows):
         raise DataError(
-            f'the split {split} has no part "{part}"', "there is nothing to predict", "--part train, valid or all"
+            f'the split {split} has no part "{part}"',
+            "there is nothing to predict",
+            "--part train, valid or all",
         )
     starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
     blocks = []
@@ -280,6 +327,8 @@ def _picture_blocks(sources: Sequence[Images]) -> list[pd.DataFrame]:
                     "rename one, or predict the folders into two files",
                 )
             paths[name] = path
-    table = pd.DataFrame({"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()})
+    table = pd.DataFrame(
+        {"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()}
+    )
     table["target"] = [np.zeros(0, np.uint8)] * len(table)
     return [table.iloc[i : i + TILES_PER_BLOCK] for i in range(0, len(table), TILES_PER_BLOCK)]

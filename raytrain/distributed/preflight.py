@@ -12,22 +12,23 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from raytrain import runs, storage
+from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed import gpus, surroundings
+from raytrain.distributed import environment, gpus
 from raytrain.distributed.cluster import cpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
-from raytrain.distributed.reach import NODE_ANSWERS_S, check_reach, working_nodes
+from raytrain.distributed.nodes import NODE_ANSWERS_S, check_reach, working_nodes
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
-from raytrain.training import checkpoint, models
+from raytrain.models import initial_weights, networks
+from raytrain.tiles.sampling import check_batches
 from raytrain.training.start import initial
-from raytrain.training.tiles import check_batches
 
 # fp32 weights and buffers, and two moments of Adam for each weight.
 BYTES_PER_WEIGHT = 4
 ADAM_MOMENTS = 2
 # The last epoch's, those within an epoch, and the one that is being written.
-FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
+FULL_CHECKPOINTS = 2 + layout.KEPT_STEPS
 
 
 def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, Dataset]:
@@ -50,27 +51,37 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
             "--dataset DIR, as written by raytrain ingest --out DIR",
         )
     starts = run is None or not run.checkpoints
-    dataset = open_dataset(recipe.dataset) if run is None else _dataset_of(run, recipe, recipe.dataset)
-    check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
+    dataset = (
+        open_dataset(recipe.dataset) if run is None else _dataset_of(run, recipe, recipe.dataset)
+    )
+    check_batches(
+        recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid"))
+    )
     places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
-    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
-    sizes = (stage.size_at(epoch) for stage in recipe.stages for epoch in range(1, stage.epochs + 1))
-    models.check_sizes(model, recipe.model.arch, sizes)
+    model = networks.build(
+        recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
+    )
+    sizes = (
+        stage.size_at(epoch) for stage in recipe.stages for epoch in range(1, stage.epochs + 1)
+    )
+    networks.check_sizes(model, recipe.model.arch, sizes)
     if starts and recipe.init_from is not None:
         places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
         source = initial(recipe.model_copy(update=places), dataset)
         assert source is not None
-        checkpoint.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
-        models.load_weights(model, source.weights(), source.place)
+        fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+        initial_weights.load_weights(model, source.weights(), source.place)
     elif starts:
-        state = models.body_weights(recipe.model.arch, recipe.model.weights)
+        state = initial_weights.body_weights(recipe.model.arch, recipe.model.weights)
         if state is not None:
-            models.load_body(model, state, recipe.model.weights)
+            initial_weights.load_body(model, state, recipe.model.weights)
     if recipe.model.weights not in ("imagenet", "none"):
         weights = storage.absolute(recipe.model.weights)
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
+        recipe = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"weights": weights})}
+        )
     storage.probe(places["storage"])
-    check_disk(recipe, places["storage"], models.parameter_count(model), run)
+    check_disk(recipe, places["storage"], networks.parameter_count(model), run)
     return recipe.model_copy(update=places), dataset
 
 
@@ -92,7 +103,11 @@ def _dataset_of(run: runs.Run, recipe: Recipe, place: str) -> Dataset:
     found = {"dataset_hash": dataset.hash, "split_hash": dataset.split_hash(recipe.data.split)}
     other = [key for key, known in runs.trained_on(run).items() if found[key] != known]
     if other:
-        what = "tiles or labels" if "dataset_hash" in other else f"rows in the parts of its split {recipe.data.split}"
+        what = (
+            "tiles or labels"
+            if "dataset_hash" in other
+            else f"rows in the parts of its split {recipe.data.split}"
+        )
         raise DataError(
             f"the dataset {dataset.place} is not the one that the run {run.name} was trained on: it has other {what}",
             "validation tiles could have been trained on",
@@ -131,7 +146,9 @@ def free_bytes(place: str) -> int | None:
 
 def held_bytes(run: str) -> int:
     """Bytes of the checkpoints in a local run directory."""
-    return sum(path.stat().st_size for path in Path(run, "checkpoints").rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size for path in Path(run, "checkpoints").rglob("*") if path.is_file()
+    )
 
 
 def check_group(recipe: Recipe) -> None:
@@ -142,7 +159,7 @@ def check_group(recipe: Recipe) -> None:
         ResourceError: as `check_workers`.
     """
     check_workers(recipe.num_workers)
-    if not surroundings.connects():
+    if not environment.connects():
         check_interfaces(gpu=recipe.use_gpu is not False and torch.cuda.is_available())
 
 
@@ -153,7 +170,7 @@ def check_workers(num_workers: int) -> None:
         ConfigError: the environment is not one in which Ray starts.
         ResourceError: too many workers, or no cluster answers.
     """
-    if not ray.is_initialized() and surroundings.check():
+    if not ray.is_initialized() and environment.check():
         return
     if num_workers > cpus():
         raise ResourceError(
@@ -175,7 +192,7 @@ def check_cluster(recipe: Recipe) -> None:
     check_workers(recipe.num_workers)
     gpu = use_gpu(recipe)
     check_reach(recipe.storage)
-    if surroundings.connects():
+    if environment.connects():
         check_networks(recipe.num_workers, gpu)
 
 
@@ -188,7 +205,9 @@ def check_networks(num_workers: int, gpu: bool) -> None:
     """
     nodes = working_nodes()
     ask = ray.remote(num_cpus=0)(network)
-    asked = [ask.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes
+    ]
     answers = [one.remote(gpu) for one in asked]
     # Ray packs workers where there is room, but does not promise it.
     several = len(nodes) > 1 and num_workers > 1
@@ -228,5 +247,5 @@ def use_gpu(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> b
             "Ray would wait for them for ever",
             f"--num-workers {count}" if count else "--no-use-gpu, or a cluster with GPUs",
         )
-    models.check_batch_norm(recipe.model.batch_norm, "cuda" if wanted else "cpu")
+    networks.check_batch_norm(recipe.model.batch_norm, "cuda" if wanted else "cpu")
     return wanted

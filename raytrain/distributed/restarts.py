@@ -10,9 +10,9 @@ import ray.train
 from torch.distributed import DistError
 
 from raytrain import machine, storage
+from raytrain.checkpoints import layout, reading
 from raytrain.distributed.cluster import own_cause
 from raytrain.errors import RaytrainError, ResourceError
-from raytrain.training import checkpoint
 
 # What the others raise when a rank has died speaks of what connected them; torch has a type of its own only for some of it.
 CONNECTIONS = ("gloo", "NCCL", "CUDA error")
@@ -28,7 +28,7 @@ class Judge:
 
     def __init__(self, directory: str) -> None:
         """Takes the run's `checkpoints` folder."""
-        self.directory, self.reached = directory, checkpoint.BEGINNING
+        self.directory, self.reached = directory, layout.BEGINNING
         self.failures, self.out_of_memory = 0, 0
         self.kills = machine.kills()
         self.held: list[tuple[str, int]] = []
@@ -41,7 +41,7 @@ class Judge:
 
     def verdict(self, failures: Mapping[int, BaseException]) -> BaseException | None:
         """What the run ends with, or None where the workers shall start again."""
-        reached = checkpoint.furthest(self.directory)
+        reached = reading.furthest(self.directory)
         if reached > self.reached:
             self.reached, self.failures, self.out_of_memory = reached, 0, 0
         self.failures += 1
@@ -55,7 +55,11 @@ class Judge:
         self.look()
         by_ray = [rank for rank, failure in failures.items() if _is_out_of_memory(failure)]
         kills = machine.kills()
-        dead = [rank for rank, failure in failures.items() if isinstance(failure, ray.exceptions.RayActorError)]
+        dead = [
+            rank
+            for rank, failure in failures.items()
+            if isinstance(failure, ray.exceptions.RayActorError)
+        ]
         by_kernel = dead if kills > self.kills else []
         self.kills = kills
         self.out_of_memory += bool(by_ray or by_kernel)
@@ -78,13 +82,17 @@ def restarts(run: str, mailbox: Any) -> Any:
     def after_report(self: Any, run_context: Any, metrics: Any, checkpoint: Any) -> None:
         judge.look()
 
-    def after_exception(self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+    def after_exception(
+        self: Any, run_context: Any, worker_exceptions: Mapping[int, Exception]
+    ) -> None:
         mailbox.step.remote(False)
         permanent = judge.verdict(worker_exceptions)
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        mailbox.say.remote(f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again")
+        mailbox.say.remote(
+            f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again"
+        )
 
     # Made here, since the base has no type that mypy would let a class have.
     methods = {"after_report": after_report, "after_exception": after_exception}
@@ -136,13 +144,20 @@ def _sum(held: list[tuple[str, int]]) -> int:
 
 
 def _is_out_of_memory(failure: BaseException) -> bool:
-    return isinstance(failure, ray.exceptions.OutOfMemoryError) or "OutOfMemoryError" in str(failure)
+    return isinstance(failure, ray.exceptions.OutOfMemoryError) or "OutOfMemoryError" in str(
+        failure
+    )
 
 
 def _passes(failure: BaseException) -> bool:
     if isinstance(failure, RuntimeError) and not isinstance(failure, DistError):
-        return any(word in str(failure) for word in CONNECTIONS) or isinstance(failure, ray.exceptions.RayError)
-    return isinstance(failure, ray.exceptions.RayError | OSError | DistError) or "HealthCheck" in type(failure).__name__
+        return any(word in str(failure) for word in CONNECTIONS) or isinstance(
+            failure, ray.exceptions.RayError
+        )
+    return (
+        isinstance(failure, ray.exceptions.RayError | OSError | DistError)
+        or "HealthCheck" in type(failure).__name__
+    )
 
 
 def _first_line(failures: Mapping[int, BaseException]) -> str:

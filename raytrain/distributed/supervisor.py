@@ -17,16 +17,23 @@ from typing import Any
 
 from raytrain import runs, storage
 from raytrain.config import ENV_OTHER, ENV_PREFIX, Recipe
-from raytrain.distributed import surroundings
-from raytrain.distributed.stopping import SUPERVISOR, handled
+from raytrain.distributed import environment
+from raytrain.distributed.stop_signals import SUPERVISOR, handled
 from raytrain.errors import ConfigError, NoRoomError, ResourceError, masked
 from raytrain.output import outlive_reader
 
-PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
 # Ends that the same command would only repeat, or that somebody wanted; exit code 5 depends.
 FINAL_CODES = {0, 2, 3, 4, 6, 7, 75, 129, 130, 143}
 # Behind exit code 1 stands any exception; of these it is known that they come again.
-FINAL_ERRORS = {"ImportError", "ModuleNotFoundError", "SyntaxError", "TypeError", "AttributeError", "NameError"}
+FINAL_ERRORS = {
+    "ImportError",
+    "ModuleNotFoundError",
+    "SyntaxError",
+    "TypeError",
+    "AttributeError",
+    "NameError",
+}
 LONGEST_PAUSE_S = 60.0
 # A head that is missing is waited for so long for this attempt and each that is left, beside the pauses; asked so often.
 HEAD_S, ASK_HEAD_S = 120.0, 2.0
@@ -43,7 +50,9 @@ class Child:
         """Runs a command of raytrain. Returns its exit code, negative where a signal ended it."""
         # A session of its own: Ctrl-C and the end of a terminal reach every process of its group, the child would hear
         # them twice.
-        self.process = subprocess.Popen([*PROGRAM, *arguments], start_new_session=True, env=_without_settings())
+        self.process = subprocess.Popen(
+            [*PROGRAM, *arguments], start_new_session=True, env=_without_settings()
+        )
         if self.signal is not None:  # it came while the process was started
             self.process.send_signal(self.signal)
         return self.process.wait()
@@ -61,7 +70,13 @@ class Child:
             self.process.send_signal(number)
 
 
-def supervise(first: list[str], again: list[str], place: str, restarts: int, say: Callable[[str], None] = print) -> int:
+def supervise(
+    first: list[str],
+    again: list[str],
+    place: str,
+    restarts: int,
+    say: Callable[[str], None] = print,
+) -> int:
     """Runs the first command, and after each death of its process the other one.
 
     Args:
@@ -80,7 +95,9 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
         for attempt in range(restarts + 1):
             begun = storage.exists(storage.join(place, "config.yaml"))
             code = child.run(again if begun else first)
-            while code == ResourceError.exit_code and _head_came(child, range(attempt, restarts), say):
+            while code == ResourceError.exit_code and _head_came(
+                child, range(attempt, restarts), say
+            ):
                 code = child.run(again if begun else first)
             if code == ResourceError.exit_code and _missing_head():
                 return 128 + child.signal if child.signal is not None else code
@@ -88,7 +105,9 @@ def supervise(first: list[str], again: list[str], place: str, restarts: int, say
                 break
             if attempt < restarts:
                 pause = _pause(attempt)
-                say(f"the run's process ended with {code}; restart {attempt + 1} of {restarts} in {pause:.0f} s")
+                say(
+                    f"the run's process ended with {code}; restart {attempt + 1} of {restarts} in {pause:.0f} s"
+                )
                 child.pause(pause)
                 if child.signal is not None:
                     return 128 + child.signal
@@ -122,8 +141,8 @@ def _head_came(child: Child, left: range, say: Callable[[str], None]) -> bool:
 def _missing_head() -> str:
     """That no head answers at RAY_ADDRESS; nothing where one does, or where none is needed."""
     try:
-        if surroundings.connects():
-            surroundings.check_head()
+        if environment.connects():
+            environment.check_head()
     except ResourceError as error:
         return error.what
     except ConfigError:
@@ -138,7 +157,14 @@ def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(masked(recipe.to_yaml()))
-        first = ["train", "--config", str(file), "--name", name, *_flags(_with_keys(recipe.model_dump(mode="json")))]
+        first = [
+            "train",
+            "--config",
+            str(file),
+            "--name",
+            name,
+            *_flags(_with_keys(recipe.model_dump(mode="json"))),
+        ]
         return supervise(first, _resume(place, []), place, restarts)
 
 
@@ -183,7 +209,11 @@ def _flags(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _without_settings() -> dict[str, str]:
     """The environment without what sets fields of a recipe: the command names the recipe as this process has resolved it."""
-    kept = {name: value for name, value in os.environ.items() if name in ENV_OTHER or not name.startswith(ENV_PREFIX)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ENV_OTHER or not name.startswith(ENV_PREFIX)
+    }
     return kept | {SUPERVISOR: str(os.getpid())}
 
 

@@ -17,21 +17,31 @@ import ray.train.torch
 import torch
 
 from raytrain import runs, storage
+from raytrain.checkpoints import layout, reading
 from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
+from raytrain.distributed.messages import (
+    GroupSaves,
+    Inbox,
+    Outbox,
+    Unstarted,
+    interruptible,
+    mailbox,
+    say_to_driver,
+)
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
-from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, Unstarted, interruptible, mailbox, say_to_driver
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.runlock import held
-from raytrain.training import checkpoint, loop
+from raytrain.training import loop
 from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.lr_find import Curve
-from raytrain.training.step import Batch, Worker
+from raytrain.training.step import Batch
+from raytrain.worker import Worker
 
 # The exit code of a worker that ends itself since it hangs; Ray starts the group again.
 STALLED = 70
@@ -110,7 +120,10 @@ def resume(
 
 
 def _attempt(
-    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
+    run: runs.Run,
+    recipe: Recipe,
+    say: Callable[[str], None],
+    on_batch: Callable[[int, Batch], None] | None,
 ) -> Trained:
     try:
         metrics = _while_it_gets_on(run, recipe, say, on_batch)
@@ -127,17 +140,20 @@ def _attempt(
 
 
 def _while_it_gets_on(
-    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
+    run: runs.Run,
+    recipe: Recipe,
+    say: Callable[[str], None],
+    on_batch: Callable[[int, Batch], None] | None,
 ) -> Metrics:
     """Trains. Ray counts waits for room over its whole run: they end one only where it got no further since its start."""
     checkpoints = storage.join(run.place, "checkpoints")
     while True:
-        reached = checkpoint.furthest(checkpoints)
+        reached = reading.furthest(checkpoints)
         try:
             metrics: Metrics = _group(train_worker, run.place, recipe, say, on_batch)
             return metrics
         except NoRoomError as error:
-            if checkpoint.furthest(checkpoints) == reached:
+            if reading.furthest(checkpoints) == reached:
                 raise
             say(f"{error.what}; they are waited for again, since the run got further")
 
@@ -153,13 +169,19 @@ def _ended(run: runs.Run, raised: BaseException) -> BaseException:
     return raised
 
 
-def _stopped(run: runs.Run, number: signal.Signals, newest: str | None = None) -> UnfinishedError | Interrupted:
+def _stopped(
+    run: runs.Run, number: signal.Signals, newest: str | None = None
+) -> UnfinishedError | Interrupted:
     """How a run ends that a first signal has stopped: nothing is lost, and without a checkpoint nothing was trained."""
     again = runs.resume_command(run.name, storage.parent(run.place))
     checkpoints = storage.join(run.place, "checkpoints")
-    if checkpoint.furthest(checkpoints) == checkpoint.BEGINNING:
-        return Interrupted(number, f" before its first step: there is nothing to keep\n  next: {again}")
-    return UnfinishedError(f"stopped by {number.name}, with everything kept in {newest or checkpoints}", "", again)
+    if reading.furthest(checkpoints) == layout.BEGINNING:
+        return Interrupted(
+            number, f" before its first step: there is nothing to keep\n  next: {again}"
+        )
+    return UnfinishedError(
+        f"stopped by {number.name}, with everything kept in {newest or checkpoints}", "", again
+    )
 
 
 def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) -> dict[int, Curve]:
@@ -173,28 +195,38 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
     check_memory(recipe, len(dataset.classes))
     with session():
         check_cluster(recipe)
-        curves: dict[int, Curve] = _group(lr_find_worker, storage.join(recipe.storage, name), recipe, say, None)
+        curves: dict[int, Curve] = _group(
+            lr_find_worker, storage.join(recipe.storage, name), recipe, say, None
+        )
     return curves
 
 
 def _group(
-    function: Callable[[dict[str, Any]], Any], place: str, recipe: Recipe, say: Callable[[str], None],
+    function: Callable[[dict[str, Any]], Any],
+    place: str,
+    recipe: Recipe,
+    say: Callable[[str], None],
     on_batch: Callable[[int, Batch], None] | None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
     gpu = use_gpu(recipe, say)
     say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
     with mailbox(say) as box:
         config = {
-            "recipe": recipe.model_dump(mode="json"), "run": place, "on_batch": on_batch, "mailbox": box,
+            "recipe": recipe.model_dump(mode="json"),
+            "run": place,
+            "on_batch": on_batch,
+            "mailbox": box,
             "device": gpus.device(gpu).type,
-        }  # fmt: skip
+        }
         fs, path = storage.filesystem(storage.join(place, "ray"))
         trainer = ray.train.torch.TorchTrainer(
             # Not as `train_loop_config`: Ray shows that, and exports it, with the keys that places may hold.
             lambda: function(config),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
+                num_workers=recipe.num_workers,
+                use_gpu=gpu,
+                resources_per_worker=_resources(recipe.num_workers, gpu),
             ),
             # Ray's own snapshot decides nothing: a fresh name for every attempt.
             run_config=ray.train.RunConfig(
@@ -202,7 +234,9 @@ def _group(
                 storage_path=path,
                 storage_filesystem=fs if storage.is_uri(place) else None,
                 # `restarts` decides: a number for the whole run would end one that gets further between its failures.
-                failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=-1, controller_failure_limit=START_ATTEMPTS
+                ),
                 logging_config=ray.train.LoggingConfig("ERROR"),
                 callbacks=[restarts(place, box)],
             ),
@@ -216,14 +250,19 @@ def _group(
             return interruptible(trainer.fit, deliver, caught).return_value
         except ray.train.TrainingFailedError as error:
             no_room = not_placed(error, recipe.num_workers)
-            if no_room and caught:  # it came while this wait for room ended; another one would not hear of it
+            if (
+                no_room and caught
+            ):  # it came while this wait for room ended; another one would not hear of it
                 raise Unstarted(caught[0][0]) from None
             raise no_room or own_cause(error) from None
 
 
 def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomError | None:
     """The error of a group that found no room in the cluster; None where another failure ended it."""
-    if type(getattr(error, "controller_failure", None)).__name__ != "WorkerGroupStartupTimeoutError":
+    if (
+        type(getattr(error, "controller_failure", None)).__name__
+        != "WorkerGroupStartupTimeoutError"
+    ):
         return None
     return NoRoomError(
         f"{workers} workers found no room in the cluster, in {START_ATTEMPTS} waits for it",
@@ -247,10 +286,13 @@ def _place_in_group(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worke
     recipe = Recipe.model_validate(config["recipe"])
     rank, on_batch, box = context.get_world_rank(), config["on_batch"], config["mailbox"]
     worker = Worker(
-        rank, context.get_world_size(), context.get_local_rank(), context.get_local_world_size(),
+        rank,
+        context.get_world_size(),
+        context.get_local_rank(),
+        context.get_local_world_size(),
         ray.train.torch.get_device() if config.get("device") == "cuda" else torch.device("cpu"),
         len(os.sched_getaffinity(0)),
-    )  # fmt: skip
+    )
     # Ray hears of an epoch where its checkpoint is written: a report takes 7 ms, or the time to Ray's next look at the group.
     hooks = Hooks(saved=ray.train.report)
     if on_batch:

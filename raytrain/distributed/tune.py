@@ -31,13 +31,13 @@ from raytrain.data.dataset import open_dataset
 from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.memory import trials_that_fit
+from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
-from raytrain.distributed.reach import check_reach
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 # ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.
 MOST_EPOCHS = 10**6
@@ -52,7 +52,12 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 
 
 def search(
-    recipe: Recipe, space: Mapping[str, Any], *, name: str, num_samples: int, say: Callable[[str], None] = print
+    recipe: Recipe,
+    space: Mapping[str, Any],
+    *,
+    name: str,
+    num_samples: int,
+    say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Runs the trials and writes `trials.csv` and `best.yaml` into `<storage>/<name>`.
 
@@ -81,10 +86,16 @@ def search(
     apply_draw(recipe, {path: _first(how) for path, how in space.items()})
     base = recipe.model_dump(mode="json")
     results = _tune(
-        _trial, (base, place), drawn, place, num_samples,
-        ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2), say, recipe.use_gpu,
+        _trial,
+        (base, place),
+        drawn,
+        place,
+        num_samples,
+        ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2),
+        say,
+        recipe.use_gpu,
         trials_that_fit(recipe, len(open_dataset(str(recipe.dataset)).classes)),
-    )  # fmt: skip
+    )
     table = _table(results)
     storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
     best = results[table["trial"].iloc[0]].config
@@ -94,7 +105,9 @@ def search(
     return table
 
 
-def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[str], None] = print) -> pd.DataFrame:
+def search_thresholds(
+    place: str, out: str, *, num_samples: int, say: Callable[[str], None] = print
+) -> pd.DataFrame:
     """Threshold search as Tune trials over a predictions file; no training is spent on it.
 
     Each trial ascends from a drawn threshold in a drawn order of classes on one half of the tiles and is judged on the
@@ -109,11 +122,15 @@ def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[
     assert found.target is not None  # or judge would have refused
     space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
     # The numbers travel, not the file: it may lie on this machine alone. A trial computes nothing that a GPU could.
-    results = _tune(_threshold_trial, (found.logits, found.target), space, out, num_samples, None, say, False)
+    results = _tune(
+        _threshold_trial, (found.logits, found.target), space, out, num_samples, None, say, False
+    )
     table = _table(results)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
     chosen = table.sort_values("f2_fitted", ascending=False).iloc[0]
-    cuts, _ = thresholds.best_per_class(found.logits, found.target, start=chosen["start"], seed=int(chosen["seed"]))
+    cuts, _ = thresholds.best_per_class(
+        found.logits, found.target, start=chosen["start"], seed=int(chosen["seed"])
+    )
     thresholds.write(judgement, out)
     content = storage.read_json(storage.join(out, "thresholds.json"))
     content |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True))}
@@ -127,7 +144,9 @@ def sampler(path: str, how: Any) -> Any:
     Raises:
         ConfigError: not a mapping with one known sampler, or arguments it does not take.
     """
-    name, arguments = next(iter(how.items())) if isinstance(how, dict) and len(how) == 1 else (str(how), None)
+    name, arguments = (
+        next(iter(how.items())) if isinstance(how, dict) and len(how) == 1 else (str(how), None)
+    )
     if name not in SAMPLERS or not isinstance(arguments, list):
         raise ConfigError(
             f'the space draws {path} by "{name}".{did_you_mean(name, SAMPLERS)}',
@@ -135,7 +154,9 @@ def sampler(path: str, how: Any) -> Any:
             f"{path}: {{loguniform: [0.001, 0.1]}}",
         )
     try:
-        return SAMPLERS[name](*[float(a) if isinstance(a, str) and name != "choice" else a for a in arguments])
+        return SAMPLERS[name](
+            *[float(a) if isinstance(a, str) and name != "choice" else a for a in arguments]
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the space draws {path} by {name} {arguments}: {error}", "", "see README, Searches"
@@ -170,7 +191,9 @@ def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], 
     base, place = given
     recipe = apply_draw(Recipe.model_validate(base), config)
     recipe = recipe.model_copy(update={"num_workers": 1})
-    hooks = Hooks(say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]}))
+    hooks = Hooks(
+        say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]})
+    )
     run = storage.join(place, "trials", ray.tune.get_context().get_trial_id())
     storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     assert recipe.dataset is not None
@@ -200,7 +223,9 @@ class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for myp
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.say(f"trial {trial.trial_id}  epoch {result['training_iteration']}  F2 {result['f2']:.4f}")
+        self.say(
+            f"trial {trial.trial_id}  epoch {result['training_iteration']}  F2 {result['f2']:.4f}"
+        )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finished += 1
@@ -208,10 +233,16 @@ class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for myp
 
 
 def _tune(
-    function: Callable[[dict[str, Any], Worker, Any], None], given: Any, space: dict[str, Any], place: str,
-    num_samples: int, scheduler: ASHAScheduler | None, say: Callable[[str], None], use_gpu: bool | None,
+    function: Callable[[dict[str, Any], Worker, Any], None],
+    given: Any,
+    space: dict[str, Any],
+    place: str,
+    num_samples: int,
+    scheduler: ASHAScheduler | None,
+    say: Callable[[str], None],
+    use_gpu: bool | None,
     most: int | None = None,
-) -> dict[str, ray.tune.Result]:  # fmt: skip
+) -> dict[str, ray.tune.Result]:
     """Runs trials, at most `most` at a time: `function` gets what was drawn, the worker that a trial is, and `given`."""
     storage.probe(place)
     # Machines have keys of their own, as `raytrain train` needs them too.
@@ -231,21 +262,26 @@ def _tune(
             ),
             param_space=space,
             tune_config=ray.tune.TuneConfig(
-                metric="f2", mode="max", num_samples=num_samples,
+                metric="f2",
+                mode="max",
+                num_samples=num_samples,
                 max_concurrent_trials=min(together, most or together),
-                scheduler=scheduler, reuse_actors=False,
+                scheduler=scheduler,
+                reuse_actors=False,
             ),
             run_config=ray.tune.RunConfig(
                 name="ray", storage_path=folder, verbose=0, callbacks=[_Lines(say, num_samples)]
             ),
-        )  # fmt: skip
+        )
         grid = tuner.fit()
     failed = [result.error for result in grid if result.error]
     if len(failed) == len(grid):
         raise failed[0]
     if failed:
         say(f"{len(failed)} trials failed, the first: {str(failed[0]).splitlines()[-1]}")
-    return {result.metrics["trial_id"]: result for result in grid if result.metrics and not result.error}
+    return {
+        result.metrics["trial_id"]: result for result in grid if result.metrics and not result.error
+    }
 
 
 @contextmanager

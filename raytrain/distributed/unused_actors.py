@@ -37,6 +37,8 @@ def leave_unused_actors_out(trainer: ray.train.torch.TorchTrainer) -> None:
 
     def with_fewer(*, scaling_policy: Any, callbacks: list[Any], **more: Any) -> Any:
         kept = [one for one in callbacks if not isinstance(one, UNUSED)]
-        return run(scaling_policy=Unannounced(scaling_policy.scaling_config), callbacks=kept, **more)
+        return run(
+            scaling_policy=Unannounced(scaling_policy.scaling_config), callbacks=kept, **more
+        )
 
     trainer._initialize_and_run_controller = with_fewer

@@ -27,7 +27,9 @@ def best_constant(target: Array) -> tuple[Array, float]:
     while True:
         sign = np.where(answer, -1.0, 1.0)
         tp = (true @ answer)[:, None] + true * sign
-        scores = metrics.f2_of_counts(tp, answer.sum() + sign, true.sum(axis=1, keepdims=True)).mean(axis=0)
+        scores = metrics.f2_of_counts(
+            tp, answer.sum() + sign, true.sum(axis=1, keepdims=True)
+        ).mean(axis=0)
         chosen = int(scores.argmax())
         if scores[chosen] <= best + thresholds.TIE:
             return answer, best
@@ -75,11 +77,15 @@ def logistic_regression(features: Array, target: Array, l2: float = 1e-3) -> Log
         weights = flat.reshape(x.shape[1], -1)
         logits = x @ weights
         gradient = x.T @ (metrics.sigmoid(logits) - true) / len(x) + decay * weights
-        return metrics.bce(logits, true) * true.shape[1] + float((decay * weights**2).sum()) / 2, gradient.ravel()
+        return metrics.bce(logits, true) * true.shape[1] + float(
+            (decay * weights**2).sum()
+        ) / 2, gradient.ravel()
 
     start = np.zeros(x.shape[1] * true.shape[1])
     options = {"maxiter": 2000, "gtol": 1e-7, "ftol": 1e-13}
-    weights = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(x.shape[1], -1)
+    weights = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x.reshape(
+        x.shape[1], -1
+    )
     return LogisticRegression(mean, scale, weights[:-1], weights[-1])
 
 
@@ -99,6 +105,12 @@ def compare(
     model = logistic_regression(*train)
     threshold, _ = thresholds.best_global(model.logits(train[0]), train[1])
     return {
-        "constant": {"labels": [c for c, said in zip(classes, answer, strict=True) if said], "f2": float(constant)},
-        "logistic": {"threshold": threshold, "f2": metrics.f2(model.logits(valid[0]), valid[1], threshold)},
+        "constant": {
+            "labels": [c for c, said in zip(classes, answer, strict=True) if said],
+            "f2": float(constant),
+        },
+        "logistic": {
+            "threshold": threshold,
+            "f2": metrics.f2(model.logits(valid[0]), valid[1], threshold),
+        },
     }

@@ -48,9 +48,14 @@ def f2_per_tile(predicted: Array, target: Array) -> Array:
         predicted: bool (N, K). Probabilities or logits are refused: all of them would count as predicted.
     """
     if predicted.dtype != np.bool_:
-        raise TypeError(f"predicted is {predicted.dtype}, not bool: compare sigmoid(logits) with a threshold first")
+        raise TypeError(
+            f"predicted is {predicted.dtype}, not bool: compare sigmoid(logits) with a threshold first"
+        )
     true = target != 0
-    counts = [np.count_nonzero(which, axis=1).astype(np.float64) for which in (predicted & true, predicted, true)]
+    counts = [
+        np.count_nonzero(which, axis=1).astype(np.float64)
+        for which in (predicted & true, predicted, true)
+    ]
     return f2_of_counts(*counts)
 
 
@@ -70,7 +75,9 @@ def accuracy_thresh(logits: Array, target: Array, threshold: float | Array = THR
 
 def average_precision(logits: Array, target: Array) -> Array:
     """float64 (K,): area under the precision-recall steps of each class; NaN where no tile has the label."""
-    return np.array([_average_precision(x, t != 0) for x, t in zip(logits.T, target.T, strict=True)], np.float64)
+    return np.array(
+        [_average_precision(x, t != 0) for x, t in zip(logits.T, target.T, strict=True)], np.float64
+    )
 
 
 def _average_precision(scores: Array, true: Array) -> float:
@@ -94,9 +101,15 @@ def per_label(
     be 0 / 0 (nothing predicted, nothing true) is NaN.
     """
     predicted, true = sigmoid(logits) > threshold, target != 0
-    tp, chosen, count = (np.count_nonzero(which, axis=0) for which in (predicted & true, predicted, true))
+    tp, chosen, count = (
+        np.count_nonzero(which, axis=0) for which in (predicted & true, predicted, true)
+    )
     with np.errstate(invalid="ignore"):
-        columns = {"precision": tp / chosen, "recall": tp / count, "f2": 5 * tp / (4 * count + chosen)}
+        columns = {
+            "precision": tp / chosen,
+            "recall": tp / count,
+            "f2": 5 * tp / (4 * count + chosen),
+        }
     return pd.DataFrame(
         {"label": list(classes), "count": count, **columns}
         | {

@@ -24,7 +24,11 @@ from raytrain.evaluation.metrics import Array, sigmoid
 
 SCHEMA_VERSION = 1
 KEY = b"raytrain"
-TYPES = {"image_name": pa.string(), "logits": pa.list_(pa.float32()), "target": pa.list_(pa.uint8())}
+TYPES = {
+    "image_name": pa.string(),
+    "logits": pa.list_(pa.float32()),
+    "target": pa.list_(pa.uint8()),
+}
 AGAIN = "raytrain predict --checkpoint RUN --dataset DATASET --out P.parquet"
 
 
@@ -42,7 +46,9 @@ class Predictions:
         shape = (len(self.names), len(self.classes))
         for what, values in (("logits", self.logits), ("target", self.target)):
             if values is not None and values.shape != shape:
-                raise ValueError(f"{what} has shape {values.shape}; {shape} are the numbers of names and classes")
+                raise ValueError(
+                    f"{what} has shape {values.shape}; {shape} are the numbers of names and classes"
+                )
 
     @property
     def probability(self) -> Array:
@@ -56,11 +62,20 @@ def write(place: str, predictions: Predictions, *, durable: bool = True) -> None
     Raises:
         StorageError: the place cannot be written.
     """
-    columns = {"image_name": pa.array(predictions.names, pa.string()), "logits": _lists(predictions.logits, np.float32)}
+    columns = {
+        "image_name": pa.array(predictions.names, pa.string()),
+        "logits": _lists(predictions.logits, np.float32),
+    }
     if predictions.target is not None:
         columns["target"] = _lists(predictions.target, np.uint8)
-    known = {"schema_version": SCHEMA_VERSION, "classes": predictions.classes, "meta": predictions.meta}
-    table = pa.table(columns).replace_schema_metadata({KEY: masked(json.dumps(known, sort_keys=True)).encode()})
+    known = {
+        "schema_version": SCHEMA_VERSION,
+        "classes": predictions.classes,
+        "meta": predictions.meta,
+    }
+    table = pa.table(columns).replace_schema_metadata(
+        {KEY: masked(json.dumps(known, sort_keys=True)).encode()}
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
     storage.write_bytes(place, sink.getvalue(), durable=durable)
@@ -84,19 +99,27 @@ def read(place: str) -> Predictions:
         row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
         name = table.column("image_name")[row].as_py()
         raise _unusable(
-            place, f"the logits of {name} are not finite", "a network that diverged says nothing about a tile"
+            place,
+            f"the logits of {name} are not finite",
+            "a network that diverged says nothing about a tile",
         )
     target = _matrix(place, table, "target", classes) if "target" in table.column_names else None
     if target is not None and target.max(initial=0) > 1:
         raise _unusable(
-            place, f"a target is {target.max()}, not 0 or 1", "a label that counts twice would bend every score"
+            place,
+            f"a target is {target.max()}, not 0 or 1",
+            "a label that counts twice would bend every score",
         )
-    return Predictions(tuple(table.column("image_name").to_pylist()), logits, target, tuple(classes), known["meta"])
+    return Predictions(
+        tuple(table.column("image_name").to_pylist()), logits, target, tuple(classes), known["meta"]
+    )
 
 
 def _lists(values: Array, dtype: type[np.generic]) -> pa.ListArray:
     offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values, dtype).ravel()))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(np.ascontiguousarray(values, dtype).ravel())
+    )
 
 
 def _table(place: str) -> pa.Table:
@@ -108,13 +131,21 @@ def _table(place: str) -> pa.Table:
     try:
         with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True) as file:
             schema = file.schema_arrow
-            columns = [name for name in TYPES if schema.get_field_index(name) >= 0 or name != "target"]
-            wrong = [name for name in columns if name not in schema.names or schema.field(name).type != TYPES[name]]
+            columns = [
+                name for name in TYPES if schema.get_field_index(name) >= 0 or name != "target"
+            ]
+            wrong = [
+                name
+                for name in columns
+                if name not in schema.names or schema.field(name).type != TYPES[name]
+            ]
             if wrong:
                 raise _unusable(place, f"it has no column {wrong[0]} of type {TYPES[wrong[0]]}")
             return file.read(columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise _unusable(place, f"it is no Parquet file, or damaged ({str(error).splitlines()[0]})") from None
+        raise _unusable(
+            place, f"it is no Parquet file, or damaged ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def _known(place: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
@@ -127,7 +158,9 @@ def _known(place: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         right = False
     if not right:
         raise _unusable(
-            place, f"its metadata is not that of raytrain's schema version {SCHEMA_VERSION}", "classes are unknown"
+            place,
+            f"its metadata is not that of raytrain's schema version {SCHEMA_VERSION}",
+            "classes are unknown",
         )
     return dict(known)
 
@@ -140,11 +173,17 @@ def _matrix(place: str, table: pa.Table, name: str, classes: list[str]) -> Array
     wrong = np.flatnonzero(lengths != len(classes))  # a null list has length NaN
     if len(wrong) or flat.null_count:
         row = table.column("image_name")[int(wrong[0]) if len(wrong) else 0].as_py()
-        found = f"the {name} of {row} are not {len(classes)} numbers" if len(wrong) else f"{name} has empty values"
+        found = (
+            f"the {name} of {row} are not {len(classes)} numbers"
+            if len(wrong)
+            else f"{name} has empty values"
+        )
         raise _unusable(place, found, "they would be read as other labels")
     values: Array = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
     return values
 
 
-def _unusable(place: str, what: str, why: str = "scores and submissions would be wrong") -> DataError:
+def _unusable(
+    place: str, what: str, why: str = "scores and submissions would be wrong"
+) -> DataError:
     return DataError(f"{place} cannot be used as predictions: {what}", why, AGAIN)

@@ -22,8 +22,12 @@ from raytrain.errors import ConfigError, DataError, did_you_mean
 from raytrain.evaluation.metrics import THRESHOLD, Array
 from raytrain.evaluation.predictions import Predictions
 
-ANOTHER = "give the predictions of the competition's test folders, each once, and its own sample file"
-SAMPLE = FileKind("sample file", "the order and names of rows are its own", "leave --sample out, or give the file")
+ANOTHER = (
+    "give the predictions of the competition's test folders, each once, and its own sample file"
+)
+SAMPLE = FileKind(
+    "sample file", "the order and names of rows are its own", "leave --sample out, or give the file"
+)
 SHOWN = 3  # names in a sentence
 MANY = 0.01  # share of tiles without predictions above which a folder was probably forgotten
 
@@ -47,7 +51,9 @@ class Submission:
         if not self.filled:
             return
         share = len(self.filled) / len(self.table)
-        names = visible(", ".join(self.filled[:SHOWN])) + (", ..." if len(self.filled) > SHOWN else "")
+        names = visible(", ".join(self.filled[:SHOWN])) + (
+            ", ..." if len(self.filled) > SHOWN else ""
+        )
         labels = " ".join(self.labels)
         yield f'not predicted, so they get "{labels}": {len(self.filled):,} of {len(self.table):,} tiles ({share:.1%}): {names}'
         if share > MANY:
@@ -89,7 +95,9 @@ def build(
             tags[name] = words
     if sample is None:
         names = sorted(tags, key=_natural)
-        return Submission(pd.DataFrame({"image_name": names, "tags": [tags[name] for name in names]}))
+        return Submission(
+            pd.DataFrame({"image_name": names, "tags": [tags[name] for name in names]})
+        )
     names = _sample_names(sample)
     tiles = _tiles_of(names, tags)
     _check_names(set(tags), names, tiles, sample, bool(missing))
@@ -137,7 +145,9 @@ def _tags(part: Predictions, cut: float | Array, classes: Sequence[str]) -> Iter
 
 def _natural(name: str) -> tuple[list[str | int], str]:
     # Splitting at digits puts words at even places and numbers at odd ones, so like is compared with like.
-    return [int(word) if i % 2 else word for i, word in enumerate(re.split(r"([0-9]+)", name))], name
+    return [
+        int(word) if i % 2 else word for i, word in enumerate(re.split(r"([0-9]+)", name))
+    ], name
 
 
 def _sample_names(path: str) -> list[str]:
@@ -170,10 +180,18 @@ def _check_names(
     not_predicted = [name for name, tile in zip(names, tiles, strict=True) if tile is None]
     wrong = {
         "not in the predictions": [] if fills else not_predicted,
-        "not in the sample": sorted(predicted.difference(tile for tile in tiles if tile), key=_natural),
-        "in the sample more than once": [name for name, count in Counter(map(stem, names)).items() if count > 1],
+        "not in the sample": sorted(
+            predicted.difference(tile for tile in tiles if tile), key=_natural
+        ),
+        "in the sample more than once": [
+            name for name, count in Counter(map(stem, names)).items() if count > 1
+        ],
     }
-    found = [f"{len(bad):,} {what} ({visible(', '.join(bad[:SHOWN]))})" for what, bad in wrong.items() if bad]
+    found = [
+        f"{len(bad):,} {what} ({visible(', '.join(bad[:SHOWN]))})"
+        for what, bad in wrong.items()
+        if bad
+    ]
     if not found:
         return
     fix = ANOTHER

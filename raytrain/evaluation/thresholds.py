@@ -25,7 +25,11 @@ from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 
 DEFAULT = metrics.THRESHOLD
-RULES = ("default", "global", "per_class")  # from the one that fits nothing to the one that fits most
+RULES = (
+    "default",
+    "global",
+    "per_class",
+)  # from the one that fits nothing to the one that fits most
 RESAMPLES = 1000
 TIE = 1e-12  # means of F2 that differ by less are equal but for the order of summation
 
@@ -86,7 +90,9 @@ def best_global(logits: Array, target: Array) -> tuple[float, float]:
     return float(_grid()[best]), float(scores[best])
 
 
-def best_per_class(logits: Array, target: Array, start: float | Array = DEFAULT, seed: int = 0) -> tuple[Array, float]:
+def best_per_class(
+    logits: Array, target: Array, start: float | Array = DEFAULT, seed: int = 0
+) -> tuple[Array, float]:
     """One threshold a class by coordinate ascent on F2, until a pass over all classes gains nothing.
 
     A class's label changes only the counts of its own tile: so the F2 of every tile with and without the label give the
@@ -131,10 +137,14 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
     first = np.zeros(len(logits), np.bool_)
     first[np.random.default_rng(seed).permutation(len(logits))[: len(logits) // 2]] = True
     halves = (fit(logits[first], target[first], seed), fit(logits[~first], target[~first], seed))
-    per_tile = np.stack(list(_held_out(metrics.sigmoid(logits), target, first, halves).values()), axis=1)
+    per_tile = np.stack(
+        list(_held_out(metrics.sigmoid(logits), target, first, halves).values()), axis=1
+    )
     resampled = bootstrap(per_tile, seed)
     low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
-    scores = (Score(*map(float, values)) for values in zip(per_tile.mean(axis=0), low, high, strict=True))
+    scores = (
+        Score(*map(float, values)) for values in zip(per_tile.mean(axis=0), low, high, strict=True)
+    )
     labels = metrics.per_label(logits, target, predictions.classes, DEFAULT)
     return Judgement(
         classes=predictions.classes,
@@ -167,7 +177,12 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
         "accuracy": judgement.accuracy,
         "map": None if math.isnan(average) else average,
         "thresholds": {
-            rule: {"f2": score.f2, "low": score.low, "high": score.high, "held_out": rule != "default"}
+            rule: {
+                "f2": score.f2,
+                "low": score.low,
+                "high": score.high,
+                "held_out": rule != "default",
+            }
             for rule, score in judgement.scores.items()
         },
         "recommended": judgement.recommended,
@@ -189,7 +204,10 @@ def write(judgement: Judgement, out: str) -> None:
     }
     storage.write_json(storage.join(out, "thresholds.json"), content)
     storage.write_json(storage.join(out, "metrics.json"), to_json(judgement))
-    storage.write_text(storage.join(out, "per_label.csv"), judgement.per_label.to_csv(index=False, lineterminator="\n"))
+    storage.write_text(
+        storage.join(out, "per_label.csv"),
+        judgement.per_label.to_csv(index=False, lineterminator="\n"),
+    )
 
 
 def table(judgement: Judgement) -> str:
@@ -204,13 +222,20 @@ def table(judgement: Judgement) -> str:
     for rule, score in judgement.scores.items():
         name = rule if rule == "default" else f"{rule}, held out"
         mark = "   recommended" if rule == judgement.recommended else ""
-        lines.append(f"{name:22}{cuts[rule]:>10}{score.f2:9.4f}   {score.low:.4f}-{score.high:.4f}{mark}")
+        lines.append(
+            f"{name:22}{cuts[rule]:>10}{score.f2:9.4f}   {score.low:.4f}-{score.high:.4f}{mark}"
+        )
     lines.append(
         f"mAP {judgement.mean_average_precision:.4f}   accuracy {judgement.accuracy:.4f}   loss {judgement.bce:.4f}"
     )
     weak = judgement.per_label[judgement.per_label["count"] > 0].nsmallest(4, "f2")
-    worst = [f"{row.label} {row.f2:.2f} ({row.count:,} tiles)" for row in weak.itertuples(index=False, name="Row")]
-    return "\n".join([*lines, f"weakest labels, F2: {', '.join(worst)}" if worst else "no tile has a label"])
+    worst = [
+        f"{row.label} {row.f2:.2f} ({row.count:,} tiles)"
+        for row in weak.itertuples(index=False, name="Row")
+    ]
+    return "\n".join(
+        [*lines, f"weakest labels, F2: {', '.join(worst)}" if worst else "no tile has a label"]
+    )
 
 
 def read_thresholds(place: str, classes: Sequence[str]) -> Array:
@@ -228,15 +253,21 @@ def read_thresholds(place: str, classes: Sequence[str]) -> Array:
     except FileNotFoundError:
         raise DataError(f"there is no thresholds file {place}", "", fix) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place} is not a thresholds file ({error!r})", "no label could be decided", fix) from None
+        raise DataError(
+            f"{place} is not a thresholds file ({error!r})", "no label could be decided", fix
+        ) from None
     other = sorted(set(cuts).symmetric_difference(classes))
     if other:
         found = f'"{other[0]}" is {"unknown to the predictions" if other[0] in cuts else "missing"}'
         raise DataError(
-            f"{place} was fitted for other classes: {found}", "labels would be cut at the wrong places", fix
+            f"{place} was fitted for other classes: {found}",
+            "labels would be cut at the wrong places",
+            fix,
         )
     if not all(0.0 <= cut <= 1.0 for cut in cuts.values()):
-        raise DataError(f"{place} has a threshold outside 0 to 1", "a label would come always or never", fix)
+        raise DataError(
+            f"{place} has a threshold outside 0 to 1", "a label would come always or never", fix
+        )
     return np.array([cuts[label] for label in classes], np.float64)
 
 
@@ -280,13 +311,17 @@ def _by_name(predictions: Predictions) -> tuple[Array, Array]:
     return predictions.logits[order], predictions.target[order]
 
 
-def _held_out(probability: Array, target: Array, first: Array, halves: tuple[Fitted, Fitted]) -> dict[str, Array]:
+def _held_out(
+    probability: Array, target: Array, first: Array, halves: tuple[Fitted, Fitted]
+) -> dict[str, Array]:
     """F2 of each tile under each rule, (N,), by thresholds of the half that the tile is not in."""
     on_first, on_second = halves
     k = probability.shape[1]
     cuts = {
         "default": np.full(probability.shape, DEFAULT),
-        "global": np.where(first, on_second.best_global, on_first.best_global)[:, None].repeat(k, axis=1),
+        "global": np.where(first, on_second.best_global, on_first.best_global)[:, None].repeat(
+            k, axis=1
+        ),
         "per_class": np.where(first[:, None], on_second.per_class, on_first.per_class),
     }
     return {rule: metrics.f2_per_tile(probability > cuts[rule], target) for rule in RULES}

@@ -23,7 +23,15 @@ from raytrain.report.page import Plot
 from raytrain.report.record import SYNTHETIC_PREFIX
 
 # Pictures are in the page itself: 5 KB a tile, so that a page stays below a few megabytes.
-GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES, LEAKS, HEAT_SPLITS = 24, 6, 8, 8, 16, 200, 3
+GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES, LEAKS, HEAT_SPLITS = (
+    24,
+    6,
+    8,
+    8,
+    16,
+    200,
+    3,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,9 @@ def write(found: Inspection, place: str, table: str) -> None:
 def split_command(found: Inspection, table: str) -> str:
     """What to type for a split that keeps duplicates on one side."""
     places = (shlex.quote(masked(found.dataset.place)), shlex.quote(masked(table)))
-    return "raytrain data split {} --name no-leaks --by group --table {} --column group".format(*places)
+    return "raytrain data split {} --name no-leaks --by group --table {} --column group".format(
+        *places
+    )
 
 
 def _context(found: Inspection) -> dict[str, Any]:
@@ -89,7 +99,10 @@ def _pictures(found: Inspection) -> dict[str, Any]:
     cards = _cards(found, sorted({row for rows in chosen.values() for row in rows}))
     shown = {section: [cards[row] for row in rows] for section, rows in chosen.items()}
     return {
-        "rules": [(str(rule), verdict(rows), shown[f"rule {i}"]) for i, (rule, rows) in enumerate(found.rules)],
+        "rules": [
+            (str(rule), verdict(rows), shown[f"rule {i}"])
+            for i, (rule, rows) in enumerate(found.rules)
+        ],
         "groups": [
             (group.kind, len(group.rows), group in found.contradictions, shown[f"group {i}"])
             for i, group in enumerate(found.groups[:GROUPS])
@@ -114,15 +127,22 @@ def _chosen(found: Inspection) -> dict[str, list[int]]:
     odd = np.concatenate([*list(found.sizes.values())[1:], np.zeros(0, np.int64)])[:ODD_TILES]
     shuffled = np.random.default_rng(0).permutation(found.dataset.rows)[:SHEET_TILES]
     chosen = {"odd": odd.astype(int).tolist(), "sheet": shuffled.tolist()}
-    chosen |= {f"group {i}": list(group.rows[:GROUP_TILES]) for i, group in enumerate(found.groups[:GROUPS])}
-    return chosen | {f"rule {i}": rows[:RULE_TILES].tolist() for i, (_, rows) in enumerate(found.rules)}
+    chosen |= {
+        f"group {i}": list(group.rows[:GROUP_TILES])
+        for i, group in enumerate(found.groups[:GROUPS])
+    }
+    return chosen | {
+        f"rule {i}": rows[:RULE_TILES].tolist() for i, (_, rows) in enumerate(found.rules)
+    }
 
 
 def _cards(found: Inspection, rows: list[int]) -> dict[int, Card]:
     pictures = read_images(found.dataset, rows)
     names = found.dataset.table["image_name"]
     return {
-        row: Card(names[row], tiles.thumbnail(content), _note(found, row), labels_of(found.dataset, row))
+        row: Card(
+            names[row], tiles.thumbnail(content), _note(found, row), labels_of(found.dataset, row)
+        )
         for row, content in zip(rows, pictures, strict=True)
     }
 
@@ -137,19 +157,29 @@ def _note(found: Inspection, row: int) -> str:
 def _label_rows(found: Inspection) -> list[tuple[str, list[int], str]]:
     """(label, counts, companion) of every label, most frequent first."""
     together = companions(found.dataset.targets, found.dataset.classes)
-    table = found.labels.assign(together=together).sort_values("tiles", ascending=False, kind="stable")
-    return [(row[0], [int(count) for count in row[1:-1]], row[-1]) for row in table.itertuples(index=False, name=None)]
+    table = found.labels.assign(together=together).sort_values(
+        "tiles", ascending=False, kind="stable"
+    )
+    return [
+        (row[0], [int(count) for count in row[1:-1]], row[-1])
+        for row in table.itertuples(index=False, name=None)
+    ]
 
 
 def _count_plots(found: Inspection) -> list[Plot]:
     """Tiles of each label by part: one picture for each split, or one of all tiles without a split."""
     tables = {}
     for split in found.parts:
-        columns = {part: found.labels[f"{split} {part}"] for of, part, _ in found.split_parts if of == split}
+        columns = {
+            part: found.labels[f"{split} {part}"]
+            for of, part, _ in found.split_parts
+            if of == split
+        }
         tables[f" in split {split}"] = found.labels[["label"]].assign(**columns)
     tables = tables or {"": found.labels}
     return [
-        Plot.of(partial(plots.label_counts, table), f"tiles of each label{where}") for where, table in tables.items()
+        Plot.of(partial(plots.label_counts, table), f"tiles of each label{where}")
+        for where, table in tables.items()
     ]
 
 
@@ -157,14 +187,21 @@ def _heat_plots(found: Inspection) -> dict[str, Plot]:
     """A heat map of all tiles, and of each part of the first splits; most frequent labels first."""
     first = list(found.parts)[:HEAT_SPLITS]
     parts = {"all tiles": np.arange(found.dataset.rows)}
-    parts |= {f"split {split}, {part}": rows for split, part, rows in found.split_parts if split in first}
+    parts |= {
+        f"split {split}, {part}": rows for split, part, rows in found.split_parts if split in first
+    }
     classes, targets = found.dataset.classes, found.dataset.targets
     if len(classes) < 2:
         return {}
-    order = np.argsort(-targets.sum(0, dtype=np.int64), kind="stable")  # one for all pictures, so that they compare
+    order = np.argsort(
+        -targets.sum(0, dtype=np.int64), kind="stable"
+    )  # one for all pictures, so that they compare
     names = [classes[k] for k in order]
     return {
-        name: Plot.of(partial(_heat, cooccurrence(targets[np.ix_(rows, order)]), names), f"labels together, {name}")
+        name: Plot.of(
+            partial(_heat, cooccurrence(targets[np.ix_(rows, order)]), names),
+            f"labels together, {name}",
+        )
         for name, rows in parts.items()
     }
 
@@ -175,4 +212,7 @@ def _heat(counts: Any, classes: list[str], theme: plots.Theme) -> bytes:
 
 def _kinds(found: Inspection, rows_by: dict[str, Any]) -> list[tuple[str, int, str]]:
     """(value, tiles, first names); no names for the most frequent value."""
-    return [(key, len(rows), found.names(rows) if i else "") for i, (key, rows) in enumerate(rows_by.items())]
+    return [
+        (key, len(rows), found.names(rows) if i else "")
+        for i, (key, rows) in enumerate(rows_by.items())
+    ]

@@ -100,7 +100,9 @@ def model_card(run: str) -> str:
 def write_card(record: Record) -> str:
     """`model_card` for a run directory that was read."""
     place = storage.join(record.place, "model_card.md")
-    storage.write_text(place, render("model_card.md.j2", _context(record, "model card"), autoescape=False))
+    storage.write_text(
+        place, render("model_card.md.j2", _context(record, "model card"), autoescape=False)
+    )
     return place
 
 
@@ -115,9 +117,16 @@ def render(template: str, context: dict[str, Any], *, autoescape: bool = True) -
     """Text of a template of this package. Words from outside are escaped, unless `autoescape` is False."""
     # Markdown has no escaping of its own in jinja2: the card's template passes foreign words through `cell`.
     environment = Environment(
-        loader=FunctionLoader(lambda name: resources.files("raytrain.report").joinpath(name).read_text(encoding="utf-8")),
-        autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FunctionLoader(
+            lambda name: (
+                resources.files("raytrain.report").joinpath(name).read_text(encoding="utf-8")
+            )
+        ),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"score": score, "count": count, "duration": duration, "cell": cell}
     return environment.get_template(template).render(context)
 
@@ -224,7 +233,11 @@ def _baselines(record: Record) -> list[Metric]:
         labels = ", ".join(map(str, constant.get("labels", [])))
         rows.append(Metric("F2 of the best constant answer", float(constant["f2"]), labels))
     if "f2" in logistic:
-        rows.append(Metric("F2 of logistic regression", float(logistic["f2"]), "mean and deviation per channel"))
+        rows.append(
+            Metric(
+                "F2 of logistic regression", float(logistic["f2"]), "mean and deviation per channel"
+            )
+        )
     return rows
 
 
@@ -242,13 +255,18 @@ def _sheet(record: Record) -> dict[str, Any]:
     if predictions is None or predictions.target is None:
         return {"sheet": {}, "sheet_note": ""}
     if record.dataset is None:
-        return {"sheet": {}, "sheet_note": "No tiles are shown: nothing says which dataset the predictions belong to."}
+        return {
+            "sheet": {},
+            "sheet_note": "No tiles are shown: nothing says which dataset the predictions belong to.",
+        }
     predicted = predictions.probability > THRESHOLD
     f2 = metrics.f2_per_tile(predicted, predictions.target)
     chosen = tiles.choose(f2, predictions.target)
     try:
         sheet = {
-            kind: tiles.cards(predictions, predicted, f2, rows, record.dataset) for kind, rows in chosen.items() if rows
+            kind: tiles.cards(predictions, predicted, f2, rows, record.dataset)
+            for kind, rows in chosen.items()
+            if rows
         }
     except (DataError, StorageError) as error:
         return {"sheet": {}, "sheet_note": f"No tiles are shown: {error.what}."}
@@ -322,10 +340,19 @@ def _plots(record: Record) -> dict[str, Plot]:
     names = record.stage_names
     drawn: dict[str, tuple[Callable[[plots.Theme], bytes], str]] = {}
     if len(record.history):
-        drawn["losses"] = (lambda theme: plots.losses(record.steps, record.history, names, theme), "losses")
-        drawn["f2"] = (lambda theme: plots.scores(record.history, names, theme), "F2 and accuracy by epoch")
+        drawn["losses"] = (
+            lambda theme: plots.losses(record.steps, record.history, names, theme),
+            "losses",
+        )
+        drawn["f2"] = (
+            lambda theme: plots.scores(record.history, names, theme),
+            "F2 and accuracy by epoch",
+        )
     if len(record.steps):
-        drawn["lr"] = (lambda theme: plots.schedule(record.steps, names, theme), "learning rate and momentum")
+        drawn["lr"] = (
+            lambda theme: plots.schedule(record.steps, names, theme),
+            "learning rate and momentum",
+        )
     for test in rates.read(record.place):
         draw_one = partial(plots.range_test, test.curve, test.suggestions)
         drawn[f"lr-find/{test.stage}"] = (draw_one, f"range test of {test.stage}")

@@ -52,22 +52,54 @@ class Theme:
     ramp: tuple[str, str]
 
 
-LIGHT = Theme("#fdfcf9", "#23282b", "#6d7478", "#dcdcd5", "#9aa2a6", "#1d6b57", "#b4531f", ("#a9c9bd", "#14513f"))
-DARK = Theme("#16191b", "#e4e2dc", "#979ea2", "#33393c", "#727b80", "#6cc3a5", "#e59a5f", ("#35584c", "#9fe0c8"))
+LIGHT = Theme(
+    "#fdfcf9",
+    "#23282b",
+    "#6d7478",
+    "#dcdcd5",
+    "#9aa2a6",
+    "#1d6b57",
+    "#b4531f",
+    ("#a9c9bd", "#14513f"),
+)
+DARK = Theme(
+    "#16191b",
+    "#e4e2dc",
+    "#979ea2",
+    "#33393c",
+    "#727b80",
+    "#6cc3a5",
+    "#e59a5f",
+    ("#35584c", "#9fe0c8"),
+)
 
 
-def losses(steps: pd.DataFrame, history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT) -> bytes:
+def losses(
+    steps: pd.DataFrame, history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT
+) -> bytes:
     """Training loss of every step (raw and smoothed) with the training and validation loss of every epoch."""
     figure, (ax,) = _figure(3.1, theme)
     at = epoch_positions(steps, history)
     if len(steps):
         smooth = steps["loss"].ewm(span=max(8, len(steps) // 60)).mean()
         ax.plot(steps["step"], steps["loss"], color=theme.train, lw=0.5, alpha=0.35)
-        ax.plot(steps["step"], smooth, color=theme.train, lw=1.3, label="training, per batch (smoothed)")
+        ax.plot(
+            steps["step"], smooth, color=theme.train, lw=1.3, label="training, per batch (smoothed)"
+        )
     ax.plot(at, history["train_loss"], "o", color=theme.muted, ms=3, label="training, per epoch")
-    ax.plot(at, history["valid_loss"], "o-", color=theme.valid, ms=3.5, lw=1.3, label="validation, per epoch")
+    ax.plot(
+        at,
+        history["valid_loss"],
+        "o-",
+        color=theme.valid,
+        ms=3.5,
+        lw=1.3,
+        label="validation, per epoch",
+    )
     _loss_limits(ax, steps, history)
-    _bands(ax, _starts(steps if len(steps) else history.assign(step=at), "step"), stage_names, theme)
+    _bands(
+        ax, _starts(steps if len(steps) else history.assign(step=at), "step"), stage_names, theme
+    )
     ax.set_ylabel("loss")
     ax.set_xlabel("step" if len(steps) else "epoch")
     _legend(ax, theme)
@@ -82,7 +114,9 @@ def schedule(steps: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     colors = _ramp(theme, groups.shape[1])
     for group, color in zip(groups.columns, colors, strict=True):
         lr = groups[group].where(groups[group] > 0)
-        upper.plot(steps["step"], lr, color=color, lw=1.4, label=_group_name(int(group), groups.shape[1]))
+        upper.plot(
+            steps["step"], lr, color=color, lw=1.4, label=_group_name(int(group), groups.shape[1])
+        )
     if peak > 0:
         lowest = float(groups[groups > 0].max().min())
         upper.set_yscale("log")
@@ -95,7 +129,9 @@ def schedule(steps: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     _bands(upper, _starts(steps, "step"), stage_names, theme)
     _bands(lower, _starts(steps, "step"), [""] * len(stage_names), theme)
     if groups.shape[1] > 1:
-        _legend(upper, theme, loc="upper center", ncols=min(4, groups.shape[1]), anchor=(0.5, -0.01))
+        _legend(
+            upper, theme, loc="upper center", ncols=min(4, groups.shape[1]), anchor=(0.5, -0.01)
+        )
     return _png(figure)
 
 
@@ -110,10 +146,15 @@ def scores(history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
         value = float(history["f2"].iloc[best])
         ax.plot(epochs[best], value, "o", ms=9, mfc="none", mec=theme.mark, mew=1.4)
         ax.annotate(
-            f"best F2 {value:.4f}", (float(epochs[best]), value), (0, -17), textcoords="offset points",
-            color=theme.mark, fontsize=8.5, ha="right" if best > len(history) / 2 else "left",
+            f"best F2 {value:.4f}",
+            (float(epochs[best]), value),
+            (0, -17),
+            textcoords="offset points",
+            color=theme.mark,
+            fontsize=8.5,
+            ha="right" if best > len(history) / 2 else "left",
             bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
+        )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel("score")
@@ -131,7 +172,9 @@ def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme 
     """
     figure, (ax,) = _figure(3.1, theme)
     shown = curve.iloc[10:-5] if len(curve) > 25 else curve
-    ax.plot(shown["lr"], shown["loss"], color=theme.train, lw=0.5, alpha=0.5, label="loss of the batch")
+    ax.plot(
+        shown["lr"], shown["loss"], color=theme.train, lw=0.5, alpha=0.5, label="loss of the batch"
+    )
     ax.plot(shown["lr"], shown["smoothed"], color=theme.valid, lw=1.6, label="smoothed")
     for (rule, lr), style in zip(suggestions.items(), ("-", "--", ":"), strict=False):
         ax.axvline(lr, color=theme.mark, lw=1, ls=style, label=f"{rule} {lr:.1e}")
@@ -156,8 +199,17 @@ def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     _name_labels(ax, "y", ranked["label"])
     for row, f2, count in zip(rows, ranked["f2"], ranked["count"], strict=True):
         shown = "–" if pd.isna(f2) else f"{f2:.3f}"
-        ax.text((0 if pd.isna(f2) else f2) + 0.012, float(row), shown, va="center", fontsize=8, color=theme.ink)
-        ax.text(1.14, float(row), f"{count:,}", va="center", ha="right", fontsize=8, color=theme.muted)
+        ax.text(
+            (0 if pd.isna(f2) else f2) + 0.012,
+            float(row),
+            shown,
+            va="center",
+            fontsize=8,
+            color=theme.ink,
+        )
+        ax.text(
+            1.14, float(row), f"{count:,}", va="center", ha="right", fontsize=8, color=theme.muted
+        )
     ax.text(1.14, len(ranked) - 0.2, "tiles", ha="right", fontsize=8, color=theme.muted)
     ax.set_xlim(0, 1.14)
     ax.set_ylim(-0.6, len(ranked) - 0.3)
@@ -174,7 +226,9 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
             are shown.
     """
     parts = list(table.columns[1:])
-    ranked = table.iloc[np.argsort(table[parts].sum(axis=1).to_numpy(), kind="stable")][-MAX_LABELS:]
+    ranked = table.iloc[np.argsort(table[parts].sum(axis=1).to_numpy(), kind="stable")][
+        -MAX_LABELS:
+    ]
     rows, thick = np.arange(len(ranked)), 0.8 / len(parts)
     figure, (ax,) = _figure(0.9 + (0.16 + 0.12 * len(parts)) * len(ranked), theme)
     colors = [theme.train, theme.valid, theme.mark] if len(parts) > 1 else [theme.valid]
@@ -182,8 +236,15 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
         at = rows + (len(parts) - 1 - 2 * i) * thick / 2
         ax.barh(at, ranked[part], height=0.86 * thick, color=color, label=str(part))
         for y, count in zip(at, ranked[part], strict=True):
-            ax.annotate(f"{count:,}", (max(count, 1), y), (4, 0), textcoords="offset points", va="center",
-                        fontsize=6.5, color=theme.muted)  # fmt: skip
+            ax.annotate(
+                f"{count:,}",
+                (max(count, 1), y),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=6.5,
+                color=theme.muted,
+            )
     ax.set_xscale("log")
     ax.set_xlim(0.8, 2.5 * max(1, int(ranked[parts].to_numpy().max(initial=1))))
     ax.set_ylim(-0.6, len(ranked) - 0.4)
@@ -196,7 +257,9 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     return _png(figure)
 
 
-def cooccurrence(counts: np.ndarray[Any, Any], labels: Sequence[str], theme: Theme = LIGHT) -> bytes:
+def cooccurrence(
+    counts: np.ndarray[Any, Any], labels: Sequence[str], theme: Theme = LIGHT
+) -> bytes:
     """Heat map: of the tiles with the label of the row, the share that also has the label of the column.
 
     Args:
@@ -210,7 +273,9 @@ def cooccurrence(counts: np.ndarray[Any, Any], labels: Sequence[str], theme: The
     ax.imshow(share, cmap=_colormap(theme), vmin=0, vmax=1, aspect="auto")
     ax.grid(visible=False)
     size = min(8.0, 200 / len(names))  # points; up to MAX_LABELS rows lie within the height
-    counted = [f"{short(name)}  {count:,}" for name, count in zip(names, np.diag(counts), strict=True)]
+    counted = [
+        f"{short(name)}  {count:,}" for name, count in zip(names, np.diag(counts), strict=True)
+    ]
     ax.set_yticks(np.arange(len(names)), counted, parse_math=False)
     _name_labels(ax, "x", names, size)
     ax.tick_params(axis="y", length=0, labelsize=size)
@@ -218,8 +283,15 @@ def cooccurrence(counts: np.ndarray[Any, Any], labels: Sequence[str], theme: The
     for row, column in np.argwhere(counts > 0) if len(names) <= MAX_NUMBERS else ():
         if row != column:
             dark = share[row, column] > 0.55
-            ax.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=6.5,
-                    color=theme.paper if dark else theme.ink)  # fmt: skip
+            ax.text(
+                column,
+                row,
+                f"{100 * share[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color=theme.paper if dark else theme.ink,
+            )
     for spine in ax.spines.values():
         spine.set_visible(False)
     return _png(figure)
@@ -237,7 +309,9 @@ def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> np.ndarray[An
     return np.asarray(last.reindex(keys), np.float64)
 
 
-def _name_labels(ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], size: float = 8.0) -> None:
+def _name_labels(
+    ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], size: float = 8.0
+) -> None:
     """Writes labels along an axis, in letters of `size` points."""
     names = [short(label) for label in labels]
     ticks = ax.set_yticks if axis == "y" else ax.set_xticks
@@ -273,11 +347,21 @@ def _bands(ax: Axes, starts: pd.Series[float], stage_names: Sequence[str], theme
     for i, ((stage, left), (_, right)) in enumerate(pairwise(edges)):
         if i:
             ax.axvline(left, color=theme.muted, lw=0.7, ls=(0, (2, 2)), zorder=0)
-        name = stage_names[int(str(stage)) - 1] if 0 < int(str(stage)) <= len(stage_names) else f"stage {stage}"
+        name = (
+            stage_names[int(str(stage)) - 1]
+            if 0 < int(str(stage)) <= len(stage_names)
+            else f"stage {stage}"
+        )
         ax.text(
-            (left + right) / 2, 1.02 + 0.065 * (i % rows), name, transform=ax.get_xaxis_transform(),
-            ha="center", va="bottom", fontsize=8, color=theme.muted,
-        )  # fmt: skip
+            (left + right) / 2,
+            1.02 + 0.065 * (i % rows),
+            name,
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=theme.muted,
+        )
     right = max(edges[-1][1], edges[0][1] + 1)
     ax.set_xlim(edges[0][1], right + 0.008 * (right - edges[0][1]))
 
@@ -301,7 +385,9 @@ def _spread(values: pd.Series[float]) -> tuple[float, float]:
 
 def _ramp(theme: Theme, count: int) -> list[tuple[float, float, float]]:
     """`count` colours between the two of the theme; a single one is the head's."""
-    first, last = (np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for color in theme.ramp)
+    first, last = (
+        np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for color in theme.ramp
+    )
     shares = np.linspace(0, 1, count) if count > 1 else np.ones(count)
     mixed = (first + share * (last - first) for share in shares)
     return [(float(red), float(green), float(blue)) for red, green, blue in mixed]
@@ -313,11 +399,15 @@ def _group_name(group: int, count: int) -> str:
     return f"layer group {group + 1}"
 
 
-def _figure(height: float, theme: Theme, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+def _figure(
+    height: float, theme: Theme, heights: Sequence[float] = (1,)
+) -> tuple[Figure, list[Axes]]:
     """A figure of WIDTH × height inches with axes under each other that share x."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
+    axes = figure.subplots(
+        len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights)
+    )[:, 0]
     for ax in axes:
         ax.set_facecolor(theme.paper)
         ax.grid(color=theme.rule, lw=0.6)
@@ -331,12 +421,24 @@ def _figure(height: float, theme: Theme, heights: Sequence[float] = (1,)) -> tup
 
 
 def _legend(
-    ax: Axes, theme: Theme, loc: Any = "upper right", ncols: int = 1, anchor: tuple[float, float] | None = None
+    ax: Axes,
+    theme: Theme,
+    loc: Any = "upper right",
+    ncols: int = 1,
+    anchor: tuple[float, float] | None = None,
 ) -> None:
     ax.legend(
-        loc=loc, ncols=ncols, bbox_to_anchor=anchor, fontsize=8, labelcolor=theme.ink,
-        facecolor=theme.paper, edgecolor="none", framealpha=0.85, columnspacing=1.2, handlelength=1.5,
-    )  # fmt: skip
+        loc=loc,
+        ncols=ncols,
+        bbox_to_anchor=anchor,
+        fontsize=8,
+        labelcolor=theme.ink,
+        facecolor=theme.paper,
+        edgecolor="none",
+        framealpha=0.85,
+        columnspacing=1.2,
+        handlelength=1.5,
+    )
 
 
 def _png(figure: Figure) -> bytes:
@@ -345,5 +447,7 @@ def _png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         # A letter that the font lacks becomes a box, and a warning for each: the tables beside the pictures have the words.
         warnings.filterwarnings("ignore", r"Glyph \d+")
-        figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+        figure.savefig(
+            sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None}
+        )
     return sink.getvalue()

@@ -23,7 +23,9 @@ class RangeTest:
 def read(run: str) -> list[RangeTest]:
     """The range tests of a run directory by name of stage; none where there is no `lr-find`."""
     folder = storage.join(run, "lr-find")
-    stages = [name.removesuffix(".json") for name in storage.names(folder) if name.endswith(".json")]
+    stages = [
+        name.removesuffix(".json") for name in storage.names(folder) if name.endswith(".json")
+    ]
     return [
         RangeTest(
             stage,

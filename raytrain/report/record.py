@@ -22,8 +22,18 @@ from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.thresholds import Judgement, judge
 
 HISTORY_COLUMNS = (
-    "stage", "size", "epoch", "lr", "train_loss", "valid_loss", "accuracy", "f2", "f2_best", "images_per_s", "seconds",
-)  # fmt: skip
+    "stage",
+    "size",
+    "epoch",
+    "lr",
+    "train_loss",
+    "valid_loss",
+    "accuracy",
+    "f2",
+    "f2_best",
+    "images_per_s",
+    "seconds",
+)
 STEP_COLUMNS = ("stage", "epoch", "step", "lr", "momentum", "loss")
 SYNTHETIC_PREFIX = "synthetic_"
 
@@ -38,7 +48,9 @@ class Record:
     place: str
     recipe: Recipe | None = None
     env: dict[str, Any] = field(default_factory=dict)
-    history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(HISTORY_COLUMNS)))
+    history: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=list(HISTORY_COLUMNS))
+    )
     steps: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(STEP_COLUMNS)))
     predictions: Predictions | None = None
     judgement: Judgement | None = None
@@ -127,7 +139,11 @@ def _history(place: str) -> pd.DataFrame:
     table = pd.read_csv(io.BytesIO(content))
     missing = [column for column in HISTORY_COLUMNS if column not in table.columns]
     if missing:
-        raise DataError(f"{file} has no column {missing[0]}", "it is not the history of a run", "give a run directory")
+        raise DataError(
+            f"{file} has no column {missing[0]}",
+            "it is not the history of a run",
+            "give a run directory",
+        )
     return table
 
 

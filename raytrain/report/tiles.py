@@ -36,7 +36,9 @@ class Card:
     false: tuple[str, ...]
 
 
-def choose(f2: np.ndarray[Any, Any], target: np.ndarray[Any, Any], each: int = 4) -> dict[str, list[int]]:
+def choose(
+    f2: np.ndarray[Any, Any], target: np.ndarray[Any, Any], each: int = 4
+) -> dict[str, list[int]]:
     """Row numbers of the best, the median and the worst tiles, `each` of a kind and no tile twice.
 
     Args:
@@ -56,7 +58,11 @@ def choose(f2: np.ndarray[Any, Any], target: np.ndarray[Any, Any], each: int = 4
 
 
 def cards(
-    predictions: Predictions, predicted: np.ndarray[Any, Any], f2: np.ndarray[Any, Any], rows: Sequence[int], place: str
+    predictions: Predictions,
+    predicted: np.ndarray[Any, Any],
+    f2: np.ndarray[Any, Any],
+    rows: Sequence[int],
+    place: str,
 ) -> list[Card]:
     """The cards of some rows of the predictions.
 
@@ -98,11 +104,19 @@ def thumbnail(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
-def _card(predictions: Predictions, predicted: np.ndarray[Any, Any], f2: float, row: int, content: bytes) -> Card:
+def _card(
+    predictions: Predictions, predicted: np.ndarray[Any, Any], f2: float, row: int, content: bytes
+) -> Card:
     def named(which: np.ndarray[Any, Any]) -> tuple[str, ...]:
-        return tuple(label for label, chosen in zip(predictions.classes, which, strict=True) if chosen)
+        return tuple(
+            label for label, chosen in zip(predictions.classes, which, strict=True) if chosen
+        )
 
     assert predictions.target is not None
     true = predictions.target[row] != 0
-    right, missed, false = named(true & predicted), named(true & ~predicted), named(predicted & ~true)
+    right, missed, false = (
+        named(true & predicted),
+        named(true & ~predicted),
+        named(predicted & ~true),
+    )
     return Card(predictions.names[row], thumbnail(content), f2, right, missed, false)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 # Seconds between two decisions at most, where steps are shorter.
 EVERY_S = 0.5

@@ -34,4 +34,6 @@ class Ema:
 def _tensors(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """What is averaged, and what is copied: numbers of batches."""
     tensors = list(model.state_dict().values())
-    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+    return [t for t in tensors if t.is_floating_point()], [
+        t for t in tensors if not t.is_floating_point()
+    ]

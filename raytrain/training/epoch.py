@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from raytrain.checkpoints.history import StepRow, duration
 from raytrain.errors import DivergedError
-from raytrain.training.history import StepRow, duration
 from raytrain.training.step import Outcome
 
 PROGRESS_EVERY_S = 30.0
@@ -25,8 +25,16 @@ class GroupDiverged(DivergedError):
 class EpochRecord:
     """What the steps of an epoch leave behind: losses (on the device until the end), rates, time."""
 
-    def __init__(self, number: int, epoch: int, batches: int, world: int, say: Callable[[str], None]) -> None:
-        self.number, self.epoch, self.batches, self.world, self.say = number, epoch, batches, world, say
+    def __init__(
+        self, number: int, epoch: int, batches: int, world: int, say: Callable[[str], None]
+    ) -> None:
+        self.number, self.epoch, self.batches, self.world, self.say = (
+            number,
+            epoch,
+            batches,
+            world,
+            say,
+        )
         self.outcomes: list[torch.Tensor] = []
         self.rates: list[tuple[list[float], float]] = []
         self.losses: list[float] = []
@@ -58,7 +66,9 @@ class EpochRecord:
         if time.monotonic() - self.said > PROGRESS_EVERY_S:
             self.said = time.monotonic()
             left = (self.said - self.began) / (done - self.before) * (self.batches - done)
-            self.say(f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go")
+            self.say(
+                f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go"
+            )
 
     def finish(self) -> None:
         """Adds the shares of all ranks up to the losses of the global batches.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.training.precision import autocast, dtype_of
+from raytrain.models.precision import autocast, dtype_of
 
 # Capturing graphs takes about as long as 20 steps; compiling takes a minute, and earns a tenth of a step of some ms.
 GRAPHS_FROM_STEPS = 200
@@ -51,9 +51,13 @@ def reuses_gradients(network: nn.Module) -> bool:
 
 
 def set_execution(
-    model: nn.Module, how: str, shape: tuple[int, ...], precision: str, device: torch.device,
+    model: nn.Module,
+    how: str,
+    shape: tuple[int, ...],
+    precision: str,
+    device: torch.device,
     say: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Makes the network take training batches of one shape the fast way; all others, and validation, run eagerly.
 
     Args:
@@ -85,7 +89,11 @@ def set_execution(
 
 
 def _graphed(
-    model: nn.Module, shape: tuple[int, ...], precision: str, device: torch.device, say: Callable[[str], None]
+    model: nn.Module,
+    shape: tuple[int, ...],
+    precision: str,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Forward and backward of the network as CUDA graphs, or None where they cannot be captured."""
     if not has_graphs(device):
@@ -95,7 +103,9 @@ def _graphed(
     model.train()
     # Capturing runs the network a few times, which moves the statistics of BatchNorm.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    sample = torch.zeros(shape, dtype=dtype_of(precision), device=device).contiguous(memory_format=torch.channels_last)
+    sample = torch.zeros(shape, dtype=dtype_of(precision), device=device).contiguous(
+        memory_format=torch.channels_last
+    )
     try:
         with autocast(precision, device, keeps_casts=False):
             torch.cuda.make_graphed_callables(model, (sample,))
@@ -104,7 +114,9 @@ def _graphed(
         return graphed
     except RuntimeError as error:
         model.__dict__.pop("forward", None)
-        say(f"CUDA graphs are not possible here ({str(error).splitlines()[0]}): the network runs eagerly")
+        say(
+            f"CUDA graphs are not possible here ({str(error).splitlines()[0]}): the network runs eagerly"
+        )
         return None
     finally:
         with torch.no_grad():

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from raytrain import storage
+from raytrain.checkpoints.history import smoothed
 from raytrain.errors import DivergedError
-from raytrain.training.history import smoothed
 from raytrain.training.optim import BETA2
 
 STEPS = 100
@@ -50,7 +50,11 @@ class Curve:
 
 
 def range_test(
-    step: Callable[[int], float], optimizer: torch.optim.Optimizer, *, steps: int = STEPS, last_lr: float = LAST_LR
+    step: Callable[[int], float],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int = STEPS,
+    last_lr: float = LAST_LR,
 ) -> Curve:
     """Trains while the rate of all layer groups rises, lr_t = first (last / first)^(t / steps), until the loss diverges.
 
@@ -76,7 +80,8 @@ def range_test(
 def write(directory: str, stage_name: str, curve: Curve, found: dict[str, float]) -> None:
     """Writes `<stage>.csv` (step, lr, loss, smoothed) and `<stage>.json` (rule: rate)."""
     storage.write_text(
-        storage.join(directory, f"{stage_name}.csv"), pd.DataFrame(asdict(curve)).to_csv(index_label="step")
+        storage.join(directory, f"{stage_name}.csv"),
+        pd.DataFrame(asdict(curve)).to_csv(index_label="step"),
     )
     storage.write_json(storage.join(directory, f"{stage_name}.json"), found)
 
@@ -130,7 +135,10 @@ def peak(curve: Curve, planned: Rate) -> tuple[Rate, str]:
             f"peak lr stays {_readable(planned)}"
         )
     chosen = scaled(planned, found[AUTO_RULE])
-    return chosen, f"the range test suggests {known}; peak lr {_readable(chosen)} instead of {_readable(planned)}"
+    return (
+        chosen,
+        f"the range test suggests {known}; peak lr {_readable(chosen)} instead of {_readable(planned)}",
+    )
 
 
 def _readable(lr: Rate) -> str:

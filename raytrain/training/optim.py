@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from raytrain.training.models import layer_groups
+from raytrain.models.layer_groups import layer_groups
 
 BETA2 = 0.99
 START_DIVISOR = 25.0
@@ -40,7 +40,9 @@ def one_cycle(step: int, steps: int, schedule: str) -> tuple[float, float]:
     1/250,000 of it. Momentum goes 0.95, 0.85, 0.95 along the same curves.
     """
     warmup = int(steps * WARMUP_SHARE)
-    top = max(1, warmup)  # fastai 1 takes a first batch at 1/25 of the peak also where the warm-up rounds to none
+    top = max(
+        1, warmup
+    )  # fastai 1 takes a first batch at 1/25 of the peak also where the warm-up rounds to none
     if step <= top:
         done = step / top
         share = done if schedule == "one-cycle-2018" else (1 - math.cos(math.pi * done)) / 2
@@ -58,7 +60,9 @@ def make_optimizer(model: nn.Sequential, rates: list[float], wd: float) -> torch
         {"params": [p for p in group if p.requires_grad], "lr": rate, "peak_lr": rate}
         for group, rate in zip(layer_groups(model), rates, strict=True)
     ]
-    return torch.optim.AdamW(groups, betas=(MOMENTUM_HIGH, BETA2), eps=1e-8, weight_decay=wd, fused=True)
+    return torch.optim.AdamW(
+        groups, betas=(MOMENTUM_HIGH, BETA2), eps=1e-8, weight_decay=wd, fused=True
+    )
 
 
 def times(lr: float | tuple[float, float], factor: float) -> float | tuple[float, float]:
@@ -72,7 +76,9 @@ def scale_peaks(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["peak_lr"] *= factor
 
 
-def set_step(optimizer: torch.optim.Optimizer, step: int, steps: int, schedule: str) -> tuple[list[float], float]:
+def set_step(
+    optimizer: torch.optim.Optimizer, step: int, steps: int, schedule: str
+) -> tuple[list[float], float]:
     """Sets learning rates and momentum of a batch. Returns (rate per group, momentum)."""
     share, momentum = one_cycle(step, steps, schedule)
     for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raytrain.training.history import RankRow
+from raytrain.checkpoints.history import RankRow
 from raytrain.training.waits import Waits
 
 # Times the median of the ranks.
@@ -88,4 +88,4 @@ def slow_ranks(rows: list[RankRow]) -> list[str]:
         f"all wait for it (ranks.csv)"
         for row in rows
         if row.steps >= FEWEST_STEPS and row.seconds > SLOW * usual > 0
-    ]  # fmt: skip
+    ]

@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import nn
 
 from raytrain import storage
+from raytrain.checkpoints import fitting, layout, reading
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.errors import DataError, StorageError
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import models
+from raytrain.models import initial_weights, networks
 from raytrain.training.ema import Ema
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 RankState = dict[str, Any]
 
@@ -33,7 +33,7 @@ class Start:
     `lr_scale` is the factor on all peak rates, below 1 after a divergence; `lr` and the optimiser's state include it.
     """
 
-    position: ckpt.Position = ckpt.BEGINNING
+    position: layout.Position = layout.BEGINNING
     parent: str | None = None
     optimizer: dict[str, Any] | None = None
     ranks: tuple[RankState, ...] = ()
@@ -58,8 +58,13 @@ class Start:
 
 
 def begin(
-    recipe: Recipe, dataset: Dataset, run: str, model: nn.Sequential, worker: Worker, say: Callable[[str], None]
-) -> tuple[Start, ckpt.Checkpoint | None]:
+    recipe: Recipe,
+    dataset: Dataset,
+    run: str,
+    model: nn.Sequential,
+    worker: Worker,
+    say: Callable[[str], None],
+) -> tuple[Start, reading.Checkpoint | None]:
     """Loads the weights that a run begins with into the model.
 
     Rank 0 chooses the checkpoint and every rank reads it: one that does not see the latest files begins nowhere else.
@@ -84,7 +89,7 @@ def begin(
     if source is None:
         say(f"new run, from {_fresh(recipe, model)}")
         return Start(), None
-    ckpt.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+    fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
     if own:
         _check_same_data(own, recipe, dataset)
     # A checkpoint's F2 is that of its averages: a run that keeps none starts from them.
@@ -100,8 +105,10 @@ def begin(
     return _resumed(own, recipe, run), own
 
 
-def _latest(run: str, worker: Worker) -> tuple[ckpt.Checkpoint | None, list[str]]:
-    own, skipped = ckpt.find_latest(storage.join(run, "checkpoints")) if worker.rank == 0 else (None, [])
+def _latest(run: str, worker: Worker) -> tuple[reading.Checkpoint | None, list[str]]:
+    own, skipped = (
+        reading.find_latest(storage.join(run, "checkpoints")) if worker.rank == 0 else (None, [])
+    )
     if worker.world == 1:
         return own, skipped
     chosen = [own.place if own else None]
@@ -109,8 +116,8 @@ def _latest(run: str, worker: Worker) -> tuple[ckpt.Checkpoint | None, list[str]
     if worker.rank == 0 or chosen[0] is None:
         return own, skipped
     try:
-        return ckpt.read(chosen[0]), []
-    except ckpt.DamagedCheckpoint as error:
+        return reading.read(chosen[0]), []
+    except reading.DamagedCheckpoint as error:
         raise StorageError(
             f"rank {worker.rank} cannot read the checkpoint that rank 0 goes on from: {error}",
             "the ranks would train from different weights",
@@ -118,7 +125,7 @@ def _latest(run: str, worker: Worker) -> tuple[ckpt.Checkpoint | None, list[str]
         ) from None
 
 
-def initial(recipe: Recipe, dataset: Dataset) -> ckpt.Checkpoint | None:
+def initial(recipe: Recipe, dataset: Dataset) -> reading.Checkpoint | None:
     """The checkpoint that `init_from` names, with its classes in the dataset's order where that is asked for.
 
     Raises:
@@ -126,11 +133,11 @@ def initial(recipe: Recipe, dataset: Dataset) -> ckpt.Checkpoint | None:
     """
     if recipe.init_from is None:
         return None
-    found = ckpt.load(recipe.init_from)
-    return ckpt.remapped(found, dataset.classes) if recipe.remap_labels else found
+    found = reading.load(recipe.init_from)
+    return fitting.remapped(found, dataset.classes) if recipe.remap_labels else found
 
 
-def averages(model: nn.Module, decay: float, source: ckpt.Checkpoint | None) -> Ema | None:
+def averages(model: nn.Module, decay: float, source: reading.Checkpoint | None) -> Ema | None:
     """Averages that go on from the checkpoint's, where it has any; None for a run that averages none."""
     if not decay:
         return None
@@ -144,15 +151,18 @@ def averages(model: nn.Module, decay: float, source: ckpt.Checkpoint | None) -> 
 def rank_state(model: nn.Module, ema: Ema | None, outcomes: list[torch.Tensor]) -> RankState:
     """What a rank holds within an epoch that the others do not: BatchNorm statistics, and its shares of the losses."""
     return {
-        "statistics": models.running_statistics(model),
-        "averaged": models.running_statistics(ema.module) if ema else [],
+        "statistics": networks.running_statistics(model),
+        "averaged": networks.running_statistics(ema.module) if ema else [],
         "outcomes": torch.stack(outcomes),
     }
 
 
 def gathered(state: RankState, worker: Worker, group: dist.ProcessGroup | None) -> list[RankState]:
     """The states of all ranks in their order, in host memory, on rank 0; elsewhere empty. All ranks call it together."""
-    state = {key: [t.cpu() for t in value] if isinstance(value, list) else value.cpu() for key, value in state.items()}
+    state = {
+        key: [t.cpu() for t in value] if isinstance(value, list) else value.cpu()
+        for key, value in state.items()
+    }
     if worker.world == 1:
         return [state]
     states: list[Any] = [None] * worker.world
@@ -160,7 +170,9 @@ def gathered(state: RankState, worker: Worker, group: dist.ProcessGroup | None) 
     return states if worker.rank == 0 else []
 
 
-def restore(ranks: tuple[RankState, ...], model: nn.Module, ema: Ema | None, worker: Worker) -> list[torch.Tensor]:
+def restore(
+    ranks: tuple[RankState, ...], model: nn.Module, ema: Ema | None, worker: Worker
+) -> list[torch.Tensor]:
     """Gives this rank what it held within the epoch. Returns its outcomes of the epoch's steps so far.
 
     For another number of ranks: the mean of the statistics, and rank 0 takes over all shares of the losses.
@@ -168,7 +180,7 @@ def restore(ranks: tuple[RankState, ...], model: nn.Module, ema: Ema | None, wor
     alike = len(ranks) == worker.world
     with torch.no_grad():
         for key, module in (("statistics", model), ("averaged", ema.module if ema else None)):
-            buffers = models.running_statistics(module) if module is not None else []
+            buffers = networks.running_statistics(module) if module is not None else []
             for i, buffer in enumerate(buffers):
                 held = [ranks[worker.rank][key][i]] if alike else [rank[key][i] for rank in ranks]
                 buffer.copy_(torch.stack(held).mean(0) if len(held) > 1 else held[0])
@@ -178,32 +190,38 @@ def restore(ranks: tuple[RankState, ...], model: nn.Module, ema: Ema | None, wor
 
 
 def _fresh(recipe: Recipe, model: nn.Sequential) -> str:
-    state = models.body_weights(recipe.model.arch, recipe.model.weights)
+    state = initial_weights.body_weights(recipe.model.arch, recipe.model.weights)
     if state is None:
         return "random weights"
-    models.load_body(model, state, recipe.model.weights)
+    initial_weights.load_body(model, state, recipe.model.weights)
     return f"weights {recipe.model.weights}"
 
 
-def _resumed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> Start:
+def _resumed(own: reading.Checkpoint, recipe: Recipe, run: str) -> Start:
     state, lr = own.train_state() or {}, own.meta["lr"]
     # Checkpoints from before November 2026 hold the optimiser's state alone.
     optimizer = state if "param_groups" in state else state.get("optimizer")
     return Start(
-        own.position, own.place, optimizer, tuple(state.get("ranks", ())), tuple(state.get("rates", ())),
-        tuple(lr) if isinstance(lr, list) else lr, _unnamed(own, recipe, run), (own.meta.get("window"),),
+        own.position,
+        own.place,
+        optimizer,
+        tuple(state.get("ranks", ())),
+        tuple(state.get("rates", ())),
+        tuple(lr) if isinstance(lr, list) else lr,
+        _unnamed(own, recipe, run),
+        (own.meta.get("window"),),
         own.meta.get("lr_scale", 1.0),
-    )  # fmt: skip
+    )
 
 
-def _unnamed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> int:
+def _unnamed(own: reading.Checkpoint, recipe: Recipe, run: str) -> int:
     number = own.position.stage
-    named = storage.join(run, "checkpoints", recipe.stage_names[number - 1], ckpt.MANIFEST)
+    named = storage.join(run, "checkpoints", recipe.stage_names[number - 1], layout.MANIFEST)
     complete = own.position == (number, recipe.stages[number - 1].epochs, 0)
     return number if complete and not storage.exists(named) else 0
 
 
-def _check_same_data(own: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
+def _check_same_data(own: reading.Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
     if _data_of(own) != (dataset.hash, dataset.split_hash(recipe.data.split)):
         raise DataError(
             f"the dataset {dataset.place} is not the one that {own.place} was trained on",
@@ -212,23 +230,25 @@ def _check_same_data(own: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> 
         )
 
 
-def _other_data(source: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> str:
+def _other_data(source: reading.Checkpoint, recipe: Recipe, dataset: Dataset) -> str:
     if _data_of(source) == (dataset.hash, dataset.split_hash(recipe.data.split)):
         return ""
     return "; it was trained on other tiles or another split: tiles that validate here may have trained it"
 
 
-def _data_of(checkpoint: ckpt.Checkpoint) -> tuple[str, str]:
+def _data_of(checkpoint: reading.Checkpoint) -> tuple[str, str]:
     return checkpoint.meta["dataset_hash"], checkpoint.meta["split_hash"]
 
 
-def _readable(position: ckpt.Position) -> str:
+def _readable(position: layout.Position) -> str:
     if position.steps:
-        return f"in stage {position.stage} epoch {position.epochs + 1} after its step {position.steps}"
+        return (
+            f"in stage {position.stage} epoch {position.epochs + 1} after its step {position.steps}"
+        )
     return f"after stage {position.stage} epoch {position.epochs}"
 
 
-def _say_changes(own: ckpt.Checkpoint, worker: Worker, say: Callable[[str], None]) -> None:
+def _say_changes(own: reading.Checkpoint, worker: Worker, say: Callable[[str], None]) -> None:
     """Says what keeps the rest of the run from having the bits of an undisturbed one."""
     for key, now, thing in (
         ("world", worker.world, "workers"),

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,24 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import Recipe
 from raytrain.errors import ResourceError
-from raytrain.training import execution, tiles, transforms
+from raytrain.models.precision import autocast, dtype_of
+from raytrain.tiles import sampling
+from raytrain.tiles.feeds import Source, moved
+from raytrain.training import execution, transforms
 from raytrain.training.ema import Ema
-from raytrain.training.feed import Source, moved
 from raytrain.training.pace import Pace
-from raytrain.training.precision import autocast, dtype_of
 from raytrain.training.tasks import MultiLabel
-
-
-@dataclass(frozen=True)
-class Worker:
-    """This process among the workers of a run."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    cpus: int = 1
+from raytrain.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Draws:
     """All chance of a global batch: augmentation, and mixup's partners with the share of the tile itself."""
 
     augment: transforms.Draws
-    partner: tiles.Rows
+    partner: sampling.Rows
     share: torch.Tensor | None
 
 
@@ -64,11 +54,11 @@ class Plan:
 
     epoch: int
     number: int
-    rows: tiles.Rows
+    rows: sampling.Rows
     draws: Draws
     passes: list[slice]
 
-    def wanted(self) -> Iterator[tiles.Rows]:
+    def wanted(self) -> Iterator[sampling.Rows]:
         """Rows of each pass; after them those of their partners, where tiles are mixed."""
         for part in self.passes:
             yield self.rows[part]
@@ -89,9 +79,16 @@ class Stepper:
     """Steps of one stage: holds network, optimiser and tiles."""
 
     def __init__(
-        self, recipe: Recipe, number: int, network: nn.Module, optimizer: torch.optim.Optimizer, source: Source,
-        worker: Worker, on_batch: Callable[[Batch], None] = lambda batch: None, ema: Ema | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Recipe,
+        number: int,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        source: Source,
+        worker: Worker,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+        ema: Ema | None = None,
+    ) -> None:
         self.recipe, self.number, self.stage = recipe, number, recipe.stages[number - 1]
         self.network, self.optimizer, self.source = network, optimizer, source
         self.worker, self.on_batch, self.ema = worker, on_batch, ema
@@ -100,16 +97,18 @@ class Stepper:
         self.pace = Pace(worker.device)
         self.trained = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def __call__(self, rows: tiles.Rows, epoch: int, i: int) -> Outcome:
+    def __call__(self, rows: sampling.Rows, epoch: int, i: int) -> Outcome:
         """Trains on the global batch `i` of an epoch."""
         plan = self.plan(rows, epoch, i)
         return self._step(plan, self.source.batches(plan.wanted(), dtype_of(self.precision)))
 
-    def epoch(self, batches: Sequence[tiles.Rows], epoch: int, first: int = 0) -> Iterator[Outcome]:
+    def epoch(
+        self, batches: Sequence[sampling.Rows], epoch: int, first: int = 0
+    ) -> Iterator[Outcome]:
         """Trains on the global batches of an epoch from number `first` on; their tiles are fetched ahead."""
         plans: deque[Plan] = deque()
 
-        def wanted() -> Iterator[tiles.Rows]:
+        def wanted() -> Iterator[sampling.Rows]:
             for i in range(first, len(batches)):
                 plans.append(self.plan(batches[i], epoch, i))
                 yield from plans[-1].wanted()
@@ -135,7 +134,11 @@ class Stepper:
         loss = torch.stack([self._pass(plan, n, fetched) for n in range(len(plan.passes))]).sum()
         left_out = self._update()
         if self.ema:
-            self.ema.update(self.network.module if isinstance(self.network, DistributedDataParallel) else self.network)
+            self.ema.update(
+                self.network.module
+                if isinstance(self.network, DistributedDataParallel)
+                else self.network
+            )
         return Outcome(torch.stack([loss, left_out.to(loss)]), len(plan.rows))
 
     def _begin_sums(self) -> None:
@@ -152,7 +155,9 @@ class Stepper:
         self.on_batch(Batch("train", self.number, plan.epoch, plan.number, batch))
         pixels, target = self._mixed(plan, plan.passes[n], batch, fetched)
         # Dropout becomes a function of the position alone, and differs per rank.
-        torch.manual_seed(tiles.seed_of(*self._key(plan.epoch, plan.number), self.worker.rank, n))
+        torch.manual_seed(
+            sampling.seed_of(*self._key(plan.epoch, plan.number), self.worker.rank, n)
+        )
         last = n == len(plan.passes) - 1
         with self._synchronised(last):
             with autocast(self.precision, self.worker.device):
@@ -183,39 +188,52 @@ class Stepper:
     def _key(self, epoch: int, i: int) -> tuple[int, int, int, int]:
         return self.recipe.train.seed, self.number, epoch, i
 
-    def plan(self, rows: tiles.Rows, epoch: int, i: int) -> Plan:
+    def plan(self, rows: sampling.Rows, epoch: int, i: int) -> Plan:
         """What is known of the global batch `i` of an epoch before its tiles are there."""
         worker, passes = self.worker, self.recipe.train.accumulate
-        slices = tiles.pass_slices(len(rows), worker.rank, worker.world, passes)
+        slices = sampling.pass_slices(len(rows), worker.rank, worker.world, passes)
         return Plan(epoch, i, rows, self._draw(len(rows), self._key(epoch, i)), slices)
 
     def _draw(self, count: int, key: tuple[int, ...]) -> Draws:
-        generator = torch.Generator().manual_seed(tiles.seed_of(*key))
+        generator = torch.Generator().manual_seed(sampling.seed_of(*key))
         augment = transforms.draw(self.recipe.augment(self.stage), count, generator)
         alpha = self.recipe.train.mixup
         if not alpha:
             return Draws(augment, np.arange(count), None)
         chance = np.random.default_rng((*key, 1))
         share = chance.beta(alpha, alpha, count)
-        return Draws(augment, chance.permutation(count), torch.from_numpy(np.maximum(share, 1 - share)))
+        return Draws(
+            augment, chance.permutation(count), torch.from_numpy(np.maximum(share, 1 - share))
+        )
 
     def _mixed(
-        self, plan: Plan, part: slice, batch: dict[str, torch.Tensor], fetched: Iterator[dict[str, torch.Tensor]]
+        self,
+        plan: Plan,
+        part: slice,
+        batch: dict[str, torch.Tensor],
+        fetched: Iterator[dict[str, torch.Tensor]],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented pixels and targets; with mixup (Zhang et al. 2018) each is the mean of two, weighted by the share."""
         draws = plan.draws
-        pixels, target = self.augmented(batch["image"], draws.augment.rows(part), plan.epoch), batch["target"]
+        pixels, target = (
+            self.augmented(batch["image"], draws.augment.rows(part), plan.epoch),
+            batch["target"],
+        )
         if draws.share is None:
             return pixels, target
         other, partner = next(fetched), torch.from_numpy(draws.partner[part])
         mixed_in = self.augmented(other["image"], draws.augment.rows(partner), plan.epoch)
         share = moved(draws.share[part].to(pixels.dtype), pixels.device)[:, None]
-        return torch.lerp(mixed_in, pixels, share[..., None, None]), torch.lerp(other["target"], target, share)
+        return torch.lerp(mixed_in, pixels, share[..., None, None]), torch.lerp(
+            other["target"], target, share
+        )
 
     def augmented(self, images: torch.Tensor, draws: transforms.Draws, epoch: int) -> torch.Tensor:
         """uint8 (B, 3, H, W) to the pixels (B, 3, S, S) that the network sees in an epoch."""
         size, dtype = self.stage.size_at(epoch), dtype_of(self.precision)
-        return transforms.train_pixels(images, draws.to(self.worker.device), size, self.recipe.data.normalize, dtype)
+        return transforms.train_pixels(
+            images, draws.to(self.worker.device), size, self.recipe.data.normalize, dtype
+        )
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between ranks in the last pass only."""
@@ -225,22 +243,31 @@ class Stepper:
 
     def _out_of_memory(self, plan: Plan, said: str) -> ResourceError:
         mine = plan.passes[0].stop - plan.passes[0].start
-        size, batch, passes = self.stage.size_at(plan.epoch), len(plan.rows), self.recipe.train.accumulate
+        size, batch, passes = (
+            self.stage.size_at(plan.epoch),
+            len(plan.rows),
+            self.recipe.train.accumulate,
+        )
         fits = self._passes_that_fit(mine, size)
         return ResourceError(
             f"the GPU's memory is too small for {mine} tiles of {size} px in one pass (global batch {batch}, "
             f"train.accumulate = {passes}): {said}",
-            f"training stops; tried just now: {mine // fits} tiles in one pass do fit" if fits else
-            "not even 2 tiles in one pass fit",
+            f"training stops; tried just now: {mine // fits} tiles in one pass do fit"
+            if fits
+            else "not even 2 tiles in one pass fit",
             f"--train.accumulate {passes * fits}" if fits else "a smaller stage size or network",
-        )  # fmt: skip
+        )
 
     def _passes_that_fit(self, mine: int, size: int) -> int:
         """The power of two that passes must be multiplied by to fit, found by trying; 0 where nothing does."""
-        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        network = (
+            self.network.module
+            if isinstance(self.network, DistributedDataParallel)
+            else self.network
+        )
         execution.run_eagerly(network)  # graphs hold memory, of passes that are too large
         factor = 2
-        while mine // factor >= tiles.MIN_TILES_PER_RANK:
+        while mine // factor >= sampling.MIN_TILES_PER_RANK:
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             if self._fits(network, (-(-mine // factor), 3, size, size)):
@@ -252,7 +279,9 @@ class Stepper:
         """Whether a pass of pixels of this shape finds room; leaves nothing behind but gradients."""
         try:
             # The first step has yet to make the optimiser's two moments of every weight.
-            moments = [] if self.optimizer.state else [torch.empty_like(p) for p in self.trained * 2]
+            moments = (
+                [] if self.optimizer.state else [torch.empty_like(p) for p in self.trained * 2]
+            )
             pixels = torch.zeros(shape, dtype=dtype_of(self.precision), device=self.worker.device)
             with autocast(self.precision, self.worker.device):
                 logits = network(pixels.contiguous(memory_format=torch.channels_last))

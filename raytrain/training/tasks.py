@@ -34,7 +34,9 @@ class MultiLabel:
             target = target * (1 - self.smoothing) + self.smoothing / 2
         return self.loss(logits.to(target.dtype), target).sum()
 
-    def metrics(self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> dict[str, float]:
+    def metrics(
+        self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]
+    ) -> dict[str, float]:
         """valid_loss (cross entropy), accuracy and f2 (at threshold 0.2) of float (N, K) logits and uint8 (N, K) targets."""
         return {
             "valid_loss": metrics.bce(logits, target),

@@ -42,7 +42,9 @@ class Draws:
         """The draws on a device, in one copy."""
         if device.type == "cpu":
             return self
-        packed = torch.cat([self.affine.flatten(1), self.brightness[:, None], self.contrast[:, None]], 1)
+        packed = torch.cat(
+            [self.affine.flatten(1), self.brightness[:, None], self.contrast[:, None]], 1
+        )
         packed = packed.pin_memory().to(device, non_blocking=True)
         return Draws(packed[:, :6].unflatten(1, (2, 3)), packed[:, 6], packed[:, 7])
 
@@ -61,24 +63,38 @@ def draw(augment: Augment, count: int, generator: torch.Generator) -> Draws:
 
 
 def train_pixels(
-    images: torch.Tensor, draws: Draws, size: int, normalize: str, dtype: torch.dtype = torch.float32
+    images: torch.Tensor,
+    draws: Draws,
+    size: int,
+    normalize: str,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """uint8 (B, 3, H, W) to augmented, normalised `dtype` (B, 3, size, size)."""
     pixels = images.to(dtype).div_(255)
     grid = F.affine_grid(draws.affine.to(dtype), [len(images), 3, size, size], align_corners=True)
-    pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
-    return _normalized(_lit(pixels, draws.brightness.to(dtype), draws.contrast.to(dtype)), normalize)
+    pixels = F.grid_sample(
+        pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True
+    )
+    return _normalized(
+        _lit(pixels, draws.brightness.to(dtype), draws.contrast.to(dtype)), normalize
+    )
 
 
-def valid_pixels(images: torch.Tensor, size: int, normalize: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def valid_pixels(
+    images: torch.Tensor, size: int, normalize: str, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """uint8 (B, 3, H, W) to resized, normalised `dtype` (B, 3, size, size); nothing random."""
     pixels = images.to(dtype).div_(255)
     if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=True, antialias=False)
+        pixels = F.interpolate(
+            pixels, (size, size), mode="bilinear", align_corners=True, antialias=False
+        )
     return _normalized(pixels, normalize)
 
 
-def examples(images: np.ndarray[Any, Any], augment: Augment, count: int, size: int, seed: int) -> np.ndarray[Any, Any]:
+def examples(
+    images: np.ndarray[Any, Any], augment: Augment, count: int, size: int, seed: int
+) -> np.ndarray[Any, Any]:
     """What training makes of some tiles, for people to look at: uint8 (B, H, W, 3) to uint8 (B, count, size, size, 3)."""
     batch = torch.tensor(images).permute(0, 3, 1, 2).repeat(count, 1, 1, 1)
     draws = draw(augment, len(batch), torch.Generator().manual_seed(seed))
@@ -116,13 +132,17 @@ def _zoom(augment: Augment, u: torch.Tensor, v: torch.Tensor, centre: torch.Tens
     return _matrix((1 / scale, zero, shift[0]), (zero, 1 / scale, shift[1]), one)
 
 
-def _matrix(top: tuple[torch.Tensor, ...], middle: tuple[torch.Tensor, ...], one: torch.Tensor) -> torch.Tensor:
+def _matrix(
+    top: tuple[torch.Tensor, ...], middle: tuple[torch.Tensor, ...], one: torch.Tensor
+) -> torch.Tensor:
     zero = torch.zeros_like(one)
     rows = [torch.stack(row, -1) for row in (top, middle, (zero, zero, one))]
     return torch.stack(rows, -2)
 
 
-def _lighting(augment: Augment, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lighting(
+    augment: Augment, u: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     # One uniform per value serves both the coin and the amount: u below p is uniform in [0, p).
     p, amount = augment.p_lighting, augment.lighting
     change = 0.5 + amount * (u[0] - 0.5)
@@ -137,7 +157,9 @@ def _lit(pixels: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor)
     # sigmoid((logit(p) + logit(c)) * s): fastai 1 adds brightness and scales contrast on the logits of the pixels.
     # In place: a batch of pixels is as large as any activation, and new memory costs as much as the arithmetic.
     logits = torch.logit_(pixels, eps=1e-7)
-    return logits.add_(brightness[:, None, None, None]).mul_(contrast[:, None, None, None]).sigmoid_()
+    return (
+        logits.add_(brightness[:, None, None, None]).mul_(contrast[:, None, None, None]).sigmoid_()
+    )
 
 
 def _normalized(pixels: torch.Tensor, normalize: str) -> torch.Tensor:
@@ -146,6 +168,10 @@ def _normalized(pixels: torch.Tensor, normalize: str) -> torch.Tensor:
 
 
 @functools.cache
-def _constants(normalize: str, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
+def _constants(
+    normalize: str, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, ...]:
     """Mean and deviation (1, 3, 1, 1), kept: to make them for every batch, the host would wait for a GPU."""
-    return tuple(torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in NORMALIZE[normalize])
+    return tuple(
+        torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in NORMALIZE[normalize]
+    )

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raytrain.training import tiles, transforms
-from raytrain.training.feed import Source
-from raytrain.training.precision import autocast, dtype_of
-from raytrain.training.step import Worker
+from raytrain.models.precision import autocast, dtype_of
+from raytrain.tiles import sampling
+from raytrain.tiles.feeds import Source
+from raytrain.training import transforms
+from raytrain.worker import Worker
 
 Logits = np.ndarray[Any, Any]
 
@@ -29,9 +30,11 @@ class Judged:
     target: Logits
 
 
-def gather_logits(mine: tiles.Rows, found: Logits, worker: Worker) -> tuple[tiles.Rows, Logits]:
+def gather_logits(
+    mine: sampling.Rows, found: Logits, worker: Worker
+) -> tuple[sampling.Rows, Logits]:
     """Rows and logits of all ranks, in rank order, on every rank."""
-    parts: list[tuple[tiles.Rows, Logits]] = [(mine, found)] * worker.world
+    parts: list[tuple[sampling.Rows, Logits]] = [(mine, found)] * worker.world
     if worker.world > 1:
         dist.all_gather_object(parts, (mine, found))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
@@ -40,13 +43,22 @@ def gather_logits(mine: tiles.Rows, found: Logits, worker: Worker) -> tuple[tile
 def prove_cover(names: tuple[str, ...], wanted: int) -> None:
     """Raises RuntimeError unless the names are `wanted` different ones: a metric over other tiles would be a lie."""
     if len(set(names)) != len(names) or len(names) != wanted:
-        raise RuntimeError(f"validation saw {len(names)} tiles, {len(set(names))} different; {wanted} exist")
+        raise RuntimeError(
+            f"validation saw {len(names)} tiles, {len(set(names))} different; {wanted} exist"
+        )
 
 
 def rank_logits(
-    model: nn.Module, source: Source, rows: tiles.Rows, *, size: int, batch: int, normalize: str, precision: str,
+    model: nn.Module,
+    source: Source,
+    rows: sampling.Rows,
+    *,
+    size: int,
+    batch: int,
+    normalize: str,
+    precision: str,
     on_batch: Callable[[int, dict[str, torch.Tensor]], None],
-) -> Logits:  # fmt: skip
+) -> Logits:
     """Logits (len(rows), K) of this rank's rows; float64 in fp64, else float32.
 
     `model` is the unwrapped module: no collective may depend on how many batches a rank has.

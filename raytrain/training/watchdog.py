@@ -40,10 +40,15 @@ class Watchdog:
     """
 
     def __init__(
-        self, run: str, rank: int, stall_s: float, say: Callable[[str], None],
-        stalled: Callable[[], None] = lambda: None, writes: Callable[[], bool] = lambda: False,
+        self,
+        run: str,
+        rank: int,
+        stall_s: float,
+        say: Callable[[str], None],
+        stalled: Callable[[], None] = lambda: None,
+        writes: Callable[[], bool] = lambda: False,
         saves: Saves | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Makes a watchdog that does not watch yet.
 
         Args:
@@ -116,7 +121,9 @@ class Watchdog:
         self.written = time.monotonic()
         if self.beaten is not None and self.written - self.beaten > self.limit_s and not self.waits:
             self.waits = True
-            self.say(f"no batch for {self.written - self.beaten:.0f} s: training waits for a checkpoint to be written")
+            self.say(
+                f"no batch for {self.written - self.beaten:.0f} s: training waits for a checkpoint to be written"
+            )
 
     def _silent(self) -> float:
         """Seconds in which neither a batch has begun nor a checkpoint was being written."""
@@ -127,7 +134,9 @@ class Watchdog:
             faulthandler.dump_traceback(file)
             file.seek(0)
             text = file.read()
-        self.say(f"rank {self.rank} has begun no batch for {silent:.0f} s; where its threads stand: {self.place}")
+        self.say(
+            f"rank {self.rank} has begun no batch for {silent:.0f} s; where its threads stand: {self.place}"
+        )
         try:
             storage.write_text(self.place, text)
         except StorageError as error:

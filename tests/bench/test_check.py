@@ -12,12 +12,22 @@ import torch
 import torch.multiprocessing as mp
 from handmade import NETWORK
 
-from raytrain.bench import check, check_feeds, check_group, check_numbers, check_runs, check_speed, generate, verdicts
+from raytrain.bench import (
+    check,
+    check_feeds,
+    check_group,
+    check_numbers,
+    check_runs,
+    check_speed,
+    generate,
+    verdicts,
+)
 from raytrain.bench.__main__ import main
 from raytrain.bench.check import Limited, run_part, run_parts
 from raytrain.bench.verdicts import FAIL, PASS, SKIPPED, Setting, Verdict
 from raytrain.errors import ResourceError
-from raytrain.training import execution, feed, lr_find
+from raytrain.tiles import feeds
+from raytrain.training import execution, lr_find
 from raytrain.training.step import Stepper
 
 SKIPS = "needs a GPU"
@@ -43,13 +53,21 @@ def test_without_a_gpu_the_check_ends_with_a_sentence_at_once(capsys, monkeypatc
     began = time.monotonic()
     assert main(["--check"]) == 5
     said = capsys.readouterr()
-    assert "sees no GPU here" in said.err and "next: on a machine with a GPU" in said.err and said.out == ""
+    assert (
+        "sees no GPU here" in said.err
+        and "next: on a machine with a GPU" in said.err
+        and said.out == ""
+    )
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(("failing", "code"), [(False, 0), (True, 1)])
-def test_the_check_says_a_verdict_a_line_and_ends_with_json(failing, code, capsys, monkeypatch, tmp_path):
-    verdict = Verdict("feeds", "cache", FAIL if failing else PASS, "0 of 200 batches differ", {"wrong": 0})
+def test_the_check_says_a_verdict_a_line_and_ends_with_json(
+    failing, code, capsys, monkeypatch, tmp_path
+):
+    verdict = Verdict(
+        "feeds", "cache", FAIL if failing else PASS, "0 of 200 batches differ", {"wrong": 0}
+    )
 
     def run_parts(setting, say, end):
         assert len(setting.dataset) and setting.on_gpu
@@ -66,7 +84,9 @@ def test_the_check_says_a_verdict_a_line_and_ends_with_json(failing, code, capsy
     assert lines[0] == f"{verdict.outcome:7} feeds: cache (0 of 200 batches differ)"
     assert json.loads(lines[-1]) == json.loads(file.read_text())
     found = json.loads(lines[-1])
-    assert found["outcomes"] == {verdict.outcome: 1} and found["verdicts"][0]["values"] == {"wrong": 0}
+    assert found["outcomes"] == {verdict.outcome: 1} and found["verdicts"][0]["values"] == {
+        "wrong": 0
+    }
     assert found["machine"]["gpu"] == "a pretended GPU"
 
 
@@ -92,7 +112,9 @@ def test_numbers_find_a_gradient_that_is_wrong_and_weights_that_move(setting, mo
     verdict = next(iter(check_numbers.numbers(setting)))
     assert verdict.outcome == FAIL and verdict.values["difference"] > 0.01
     monkeypatch.setattr(Stepper, "_pass", real)
-    monkeypatch.setattr(Stepper, "_update", lambda self: (self.optimizer.step(), torch.zeros(()))[1])
+    monkeypatch.setattr(
+        Stepper, "_update", lambda self: (self.optimizer.step(), torch.zeros(()))[1]
+    )
     assert check_numbers.tried("n", "i", lambda: check_numbers._infinite(setting)).outcome == FAIL
 
 
@@ -112,7 +134,9 @@ def test_waits_and_feeds_run(setting):
     found = list(check_feeds.waits(setting))
     assert [verdict.outcome for verdict in found] == [SKIPPED, SKIPPED, PASS, PASS, PASS, PASS]
     assert found[-1].values == {"steps": setting.steps - 1}
-    assert outcomes(check_feeds.feeds(setting)) == dict.fromkeys(("device", "cache", "stream"), PASS)
+    assert outcomes(check_feeds.feeds(setting)) == dict.fromkeys(
+        ("device", "cache", "stream"), PASS
+    )
 
 
 def test_a_wait_is_a_failure(setting, monkeypatch):
@@ -123,25 +147,37 @@ def test_a_wait_is_a_failure(setting, monkeypatch):
 
     monkeypatch.setattr(check_feeds, "_waits_refused", refused)
     verdict = list(check_feeds.waits(setting))[2]
-    assert (verdict.outcome, verdict.detail) == (FAIL, "RuntimeError: called a synchronizing CUDA operation")
+    assert (verdict.outcome, verdict.detail) == (
+        FAIL,
+        "RuntimeError: called a synchronizing CUDA operation",
+    )
 
 
 def test_a_picture_of_another_row_or_in_another_place_is_found(setting, monkeypatch):
-    real = feed.CacheFeed._gathered
-    monkeypatch.setattr(feed.CacheFeed, "_gathered", lambda self, rows: real(self, rows[::-1].copy()))
+    real = feeds.CacheFeed._gathered
+    monkeypatch.setattr(
+        feeds.CacheFeed, "_gathered", lambda self, rows: real(self, rows[::-1].copy())
+    )
     assert outcomes(check_feeds.feeds(setting))["cache"] == FAIL
-    monkeypatch.setattr(feed.CacheFeed, "_gathered", lambda self, rows: real(self, rows).flip(2))
+    monkeypatch.setattr(feeds.CacheFeed, "_gathered", lambda self, rows: real(self, rows).flip(2))
     assert outcomes(check_feeds.feeds(setting))["cache"] == FAIL
 
 
 def test_the_advice_of_too_little_memory_is_followed(setting, monkeypatch):
     """On a GPU whose memory is a limit on the tiles of a pass."""
     assert {v.outcome for v in check_runs.memory(setting)} == {SKIPPED}
-    monkeypatch.setattr(check_runs, "limited", lambda setting: pretended_limit(monkeypatch, most=[8]))
+    monkeypatch.setattr(
+        check_runs, "limited", lambda setting: pretended_limit(monkeypatch, most=[8])
+    )
     found = list(check_runs.memory(setting))
-    assert [v.outcome for v in found] == [PASS, PASS] and found[0].values == {"batch": 16, "accumulate": 2}
+    assert [v.outcome for v in found] == [PASS, PASS] and found[0].values == {
+        "batch": 16,
+        "accumulate": 2,
+    }
     # Advice that does not hold: from the third step on, that is after the trial, less fits.
-    monkeypatch.setattr(check_runs, "limited", lambda setting: pretended_limit(monkeypatch, most=[8, 8, 8, 4]))
+    monkeypatch.setattr(
+        check_runs, "limited", lambda setting: pretended_limit(monkeypatch, most=[8, 8, 8, 4])
+    )
     assert next(iter(check_runs.memory(setting))).outcome == FAIL
 
 
@@ -167,13 +203,19 @@ def pretended_limit(monkeypatch, most):
 
 
 def test_a_run_stops_and_goes_on(setting):
-    assert outcomes(check_runs.resume(setting)) == {"stopped within an epoch": PASS, "memory after each stage": SKIPPED}
+    assert outcomes(check_runs.resume(setting)) == {
+        "stopped within an epoch": PASS,
+        "memory after each stage": SKIPPED,
+    }
 
 
 def test_without_the_package_of_checkpoints_what_needs_it_is_skipped(setting, monkeypatch):
     monkeypatch.setattr(check_numbers, "NEEDED", "raytrain_safetensors")
     verdict = next(iter(check_runs.resume(setting)))
-    assert (verdict.outcome, verdict.detail) == (SKIPPED, "the package raytrain_safetensors is not installed")
+    assert (verdict.outcome, verdict.detail) == (
+        SKIPPED,
+        "the package raytrain_safetensors is not installed",
+    )
 
 
 def test_processes_are_compared_with_one(setting, monkeypatch, tmp_path):
@@ -188,15 +230,35 @@ def test_processes_are_compared_with_one(setting, monkeypatch, tmp_path):
     assert outcomes(found) == {"2 processes, eager": PASS, "NCCL alone, then graphs": SKIPPED}
     (tmp_path / "losses-2-eager.json").write_text("[1.0, 1.1]")
     assert check_group._compared(str(tmp_path), 2, "eager", [1.0, 1.0], None)[0] is False
-    assert check_group._compared(str(tmp_path), 3, "eager", [1.0], "it died")[:2] == (False, "it died")
+    assert check_group._compared(str(tmp_path), 3, "eager", [1.0], "it died")[:2] == (
+        False,
+        "it died",
+    )
 
 
-def test_a_setting_is_measured_on_and_off_and_the_bench_gives_its_figures(setting, capfd, monkeypatch):
+def test_a_setting_is_measured_on_and_off_and_the_bench_gives_its_figures(
+    setting, capfd, monkeypatch
+):
     seen = []
     well, detail, values = check_speed.rates_in_turn(setting, "eager", seen.append, 1)
-    assert well and detail.startswith("on / off ") and len(values["on"]) == len(values["off"]) == check_speed.PAIRS
+    assert (
+        well
+        and detail.startswith("on / off ")
+        and len(values["on"]) == len(values["off"]) == check_speed.PAIRS
+    )
     assert seen == [False] + [True, False] * (check_speed.PAIRS + 1)
-    words = ["--tiles", "24", "--arch", "resnet18", "--stage", "32:8", "--only", "decode", "--pairs", "1"]
+    words = [
+        "--tiles",
+        "24",
+        "--arch",
+        "resnet18",
+        "--stage",
+        "32:8",
+        "--only",
+        "decode",
+        "--pairs",
+        "1",
+    ]
     (verdict,) = check_speed.benched("speed", words)
     assert (verdict.name, verdict.outcome) == ("decode", PASS) and verdict.values["median"] > 0
     ended = subprocess.CompletedProcess([], 2)
@@ -212,14 +274,19 @@ def test_a_part_is_a_process_with_a_limit_whose_verdicts_survive_it(setting, mon
     assert outcomes(found) == {"imports": PASS, "a graphed pass": SKIPPED}
     assert said == [str(verdict) for verdict in found]
     (verdict,) = run_part("versions", setting, 0.2, said.append)
-    assert (verdict.name, verdict.outcome) == ("the rest of it", SKIPPED) and "limit of 0 s" in verdict.detail
+    assert (verdict.name, verdict.outcome) == (
+        "the rest of it",
+        SKIPPED,
+    ) and "limit of 0 s" in verdict.detail
     verdict = check._end("versions", False, -11, 60, ["Segmentation fault"])
     assert (verdict.outcome, verdict.detail) == (FAIL, "exit code -11: Segmentation fault")
 
 
 def test_parts_that_find_no_time_are_skipped_and_said(setting, monkeypatch):
     ran, said = [], []
-    monkeypatch.setattr(check, "run_part", lambda name, setting, limit, say: ran.append((name, round(limit))) or [])
+    monkeypatch.setattr(
+        check, "run_part", lambda name, setting, limit, say: ran.append((name, round(limit))) or []
+    )
     parts = {"a": Limited(print, 30), "b": Limited(print, 100), "c": Limited(print, 30)}
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -233,7 +300,9 @@ def test_parts_that_find_no_time_are_skipped_and_said(setting, monkeypatch):
 
 
 def test_the_parts_before_the_bench_leave_it_two_minutes_and_a_half():
-    before = [part.limit_s for name, part in check.PARTS.items() if name not in ("speed", "schedule")]
+    before = [
+        part.limit_s for name, part in check.PARTS.items() if name not in ("speed", "schedule")
+    ]
     assert sum(before) + 150 <= check.WHOLE_S
 
 

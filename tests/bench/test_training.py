@@ -16,10 +16,10 @@ from raytrain.bench.growth import memory_figures
 from raytrain.bench.peer import PlainLoop, augmentation
 from raytrain.bench.sides import Ceiling, Loop, Saving, alone
 from raytrain.bench.training import against_plain, measure
+from raytrain.checkpoints import saver
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data import images
 from raytrain.data.dataset import damages, read_images
-from raytrain.training import saver
 
 CLASSES = ["clear", "haze", "water"]
 ROWS = 20  # 14 of them train: a batch of 8 and one of 6
@@ -32,14 +32,18 @@ def dataset(tmp_path_factory):
         for i in range(ROWS)
     }
     parts = ["train"] * 14 + ["valid"] * 6
-    return write_dataset(tmp_path_factory.mktemp("bench") / "dataset", tiles, CLASSES, {"random": parts})
+    return write_dataset(
+        tmp_path_factory.mktemp("bench") / "dataset", tiles, CLASSES, {"random": parts}
+    )
 
 
 @pytest.fixture
 def recipe():
     stage = Stage(size=32, epochs=1, freeze=False, lr=1e-3)
     return Recipe(
-        model=Model(arch="resnet18", weights="none"), train=Train(batch_size=8, precision="fp32"), stages=(stage,)
+        model=Model(arch="resnet18", weights="none"),
+        train=Train(batch_size=8, precision="fp32"),
+        stages=(stage,),
     )
 
 
@@ -85,10 +89,15 @@ def test_the_ceiling_trains_the_same_network_and_reads_no_tile(loop, monkeypatch
 
 def test_measuring_a_stage_gives_its_figures(recipe, dataset):
     lines = []
-    found = {f.name: f for f in measure(recipe, dataset, pairs=2, block=1, parts=["train"], say=lines.append)}
+    found = {
+        f.name: f
+        for f in measure(recipe, dataset, pairs=2, block=1, parts=["train"], say=lines.append)
+    }
     stage = ("ceiling", "loop", "ratio", "cache", "augmented", "validation", "epoch")
     assert list(found) == [*(f"train.stage-1-32.{name}" for name in stage), "memory.host"]
-    loop, ceiling, ratio = (found[f"train.stage-1-32.{name}"].values for name in ("loop", "ceiling", "ratio"))
+    loop, ceiling, ratio = (
+        found[f"train.stage-1-32.{name}"].values for name in ("loop", "ceiling", "ratio")
+    )
     assert len(ratio) == 2 and ratio == tuple(a / b for a, b in zip(loop, ceiling, strict=True))
     assert found["train.stage-1-32.epoch"].about.endswith("14 + 6 tiles")
     assert any("round 2 of 2" in line for line in lines)
@@ -103,7 +112,9 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
     with closing(Saving(recipe, dataset, 1, alone(recipe), str(tmp_path))) as side:
         side.trainer.decisions.after_step = side.trainer._decide  # at every step
         side.block_with_save(2)
-        assert side.saves == 1 and not side._busy() and list((tmp_path / "checkpoints").glob("step-*"))
+        assert (
+            side.saves == 1 and not side._busy() and list((tmp_path / "checkpoints").glob("step-*"))
+        )
         now[0] += 1000.0
         side.block(2)
         assert side.saves == 1
@@ -123,8 +134,13 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
 def test_what_checkpoints_cost(recipe, dataset, monkeypatch):
     monkeypatch.setattr(saver, "LEAST_INTERVAL_S", 0.1)
     monkeypatch.setattr(saver, "TIMES_COST", 1)
-    found = {f.name: f for f in measure(recipe, dataset, pairs=2, block=2, parts=["checkpoints"], say=print)}
-    assert list(found) == [f"checkpoints.{name}" for name in ("loop", "without", "ratio", "saves", "cost")]
+    found = {
+        f.name: f
+        for f in measure(recipe, dataset, pairs=2, block=2, parts=["checkpoints"], say=print)
+    }
+    assert list(found) == [
+        f"checkpoints.{name}" for name in ("loop", "without", "ratio", "saves", "cost")
+    ]
     assert len(found["checkpoints.ratio"].values) == 2 and found["checkpoints.cost"].median > 0
     assert re.match(r"[0-9]+ MB; [0-9.]+ s for the first", found["checkpoints.cost"].about)
 
@@ -141,7 +157,9 @@ def test_labelled_files_repeat_the_tiles_under_new_names(dataset, tmp_path):
     folder, labels = write_labelled(dataset, 2 * ROWS + 1, tmp_path)
     lines = labels.read_text().splitlines()
     assert len(list(folder.iterdir())) == len(lines) - 1 == 2 * ROWS + 1
-    assert lines[0] == "image_name,tags" and lines[3] == lines[3 + ROWS].replace("tile_22", "tile_2")
+    assert lines[0] == "image_name,tags" and lines[3] == lines[3 + ROWS].replace(
+        "tile_22", "tile_2"
+    )
     assert (folder / "tile_3.jpg").read_bytes() == (folder / "tile_23.jpg").read_bytes()
     assert (folder / "tile_3.jpg").read_bytes() == next(read_images(dataset, [3]))
 
@@ -151,13 +169,21 @@ def files(dataset, tmp_path):
     return write_jpegs(dataset, [i for i in range(ROWS) if i % 2][:8], tmp_path / "files")
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16", "channels_last": True, "our_network": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16", "channels_last": True, "our_network": True}]
+)
 def test_a_plain_loop_trains_two_epochs_on_files(files, options):
     paths, targets = files
-    with closing(PlainLoop(paths, targets, "resnet18", 32, 3, 1, device=torch.device("cpu"), **options)) as plain:
+    with closing(
+        PlainLoop(paths, targets, "resnet18", 32, 3, 1, device=torch.device("cpu"), **options)
+    ) as plain:
         before = weights(plain.network)
-        assert plain.block(4) > 0  # two batches of three to an epoch, the other two tiles are dropped
-        assert torch.isfinite(weights(plain.network)).all() and not torch.equal(before, weights(plain.network))
+        assert (
+            plain.block(4) > 0
+        )  # two batches of three to an epoch, the other two tiles are dropped
+        assert torch.isfinite(weights(plain.network)).all() and not torch.equal(
+            before, weights(plain.network)
+        )
         ours = hasattr(plain.network, "head")
         assert ours is bool(options) and hasattr(plain.network, "fc") is not ours
         first = next(p for p in plain.network.parameters() if p.dim() == 4 and p.shape[1] > 1)
@@ -168,7 +194,9 @@ def test_a_plain_loop_trains_two_epochs_on_files(files, options):
 
 def test_the_plain_loops_batches_are_augmented_pictures_with_their_targets(files):
     paths, targets = files
-    with closing(PlainLoop(paths, targets, "resnet18", 24, 8, 0, device=torch.device("cpu"))) as plain:
+    with closing(
+        PlainLoop(paths, targets, "resnet18", 24, 8, 0, device=torch.device("cpu"))
+    ) as plain:
         pixels, target = next(iter(plain.loader))
     assert tuple(pixels.shape) == (8, 3, 24, 24) and sorted(map(tuple, target.tolist())) == sorted(
         map(tuple, targets.astype(float).tolist())
@@ -179,7 +207,9 @@ def test_the_plain_loops_batches_are_augmented_pictures_with_their_targets(files
 
 def test_a_frozen_stage_is_not_compared_with_a_plain_loop(recipe, dataset):
     lines = []
-    frozen = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"freeze": True}),)})
+    frozen = recipe.model_copy(
+        update={"stages": (recipe.stages[0].model_copy(update={"freeze": True}),)}
+    )
     assert against_plain(frozen, dataset, 1, "", 1, 1, lines.append) == []
     assert "not frozen" in lines[0]
 
@@ -223,7 +253,9 @@ def test_gaps_between_kernels():
 
 
 def test_operations_of_a_step_are_three_times_those_of_the_forward_pass():
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(4 * 64, 5))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(4 * 64, 5)
+    )
     forward = 2 * (8 * 8 * 4 * 3 * 9 + 4 * 64 * 5)
     assert gpu.operations_per_tile(model, 8, torch.device("cpu")) == 3 * forward
     assert model.training

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import encoded, scene, write_dataset
 
-from raytrain.data import cache
 from raytrain.data import dataset as ds
 from raytrain.errors import DataError
+from raytrain.tiles import cache
 
 CLASSES = ["clear", "water"]
 
@@ -18,21 +18,27 @@ CLASSES = ["clear", "water"]
 @pytest.fixture
 def data(tmp_path):
     tiles = {f"t{i}": (encoded(scene(i, 32), "JPEG"), CLASSES[i % 2]) for i in range(8)}
-    return write_dataset(tmp_path / "data", tiles, CLASSES, {"random": ["train"] * 6 + ["valid"] * 2}, tile_size=32)
+    return write_dataset(
+        tmp_path / "data", tiles, CLASSES, {"random": ["train"] * 6 + ["valid"] * 2}, tile_size=32
+    )
 
 
 def rewritten(shard, **changes):
     """The shard with other values in its first row, and with all checksums of Parquet right."""
     rows = pq.read_table(shard).to_pylist()
     rows[0] |= changes
-    content = ds.shard_bytes([(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows])
+    content = ds.shard_bytes(
+        [(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows]
+    )
     Path(shard).write_bytes(content)
 
 
 @pytest.mark.parametrize("changes", [{"target": [0, 1]}, {"image_name": "t9"}])
 def test_labels_and_names_are_compared_wherever_they_are_read(data, changes):
     rewritten(data.shards[1], **changes)
-    with pytest.raises(DataError, match=r"labels in shard .*part-00001\.parquet are not those that were written"):
+    with pytest.raises(
+        DataError, match=r"labels in shard .*part-00001\.parquet are not those that were written"
+    ):
         ds.open_dataset(data.place).part_rows("random", "train")
 
 
@@ -49,7 +55,8 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     other = encoded(scene(99, 32), "JPEG")
     rewritten(data.shards[0], image=other, crc32=ds.crc32(other))
     with pytest.raises(
-        DataError, match=r"part-00000\.parquet cannot be read: it is not the file that dataset\.json names"
+        DataError,
+        match=r"part-00000\.parquet cannot be read: it is not the file that dataset\.json names",
     ):
         cache.open_store(data, 32, directory=tmp_path / "cache")
 
@@ -59,7 +66,10 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     [
         ("{", "is damaged: Expecting"),
         ("[]", "is damaged: it is no JSON object"),
-        ('{"schema_version": 1, "classes": [], "tile_size": 32, "splits": []}', "is damaged: it has no shards"),
+        (
+            '{"schema_version": 1, "classes": [], "tile_size": 32, "splits": []}',
+            "is damaged: it has no shards",
+        ),
         ('{"schema_version": 2}', "has schema version 2"),
     ],
 )

@@ -33,7 +33,12 @@ class Group:
         return sum(int(line.split()[1]) for line in lines if line.split()[0] == "oom_kill")
 
 
-V1 = ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control")
+V1 = (
+    "/sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.max_usage_in_bytes",
+    "memory.oom_control",
+)
 V2 = ("/sys/fs/cgroup", "memory.max", "memory.peak", "memory.events")
 
 
@@ -55,17 +60,34 @@ def group():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [2, 3, 4, 6])
-def test_quickstart_ends_with_its_report_or_says_that_memory_is_short(limit, group, tmp_path, no_cluster, own_network):
+def test_quickstart_ends_with_its_report_or_says_that_memory_is_short(
+    limit, group, tmp_path, no_cluster, own_network
+):
     (group.place / group.limit).write_text(str(limit * GB))
     inside = f'echo $$ > {group.place}/cgroup.procs; exec "$@"'
-    program = [sys.executable, "-c", "from raytrain.cli import main; main()", "quickstart", "--out", str(tmp_path)]
+    program = [
+        sys.executable,
+        "-c",
+        "from raytrain.cli.main import main; main()",
+        "quickstart",
+        "--out",
+        str(tmp_path),
+    ]
     began = time.monotonic()
-    done = subprocess.run(["sh", "-c", inside, "sh", *program], capture_output=True, text=True, timeout=REPORT_S)
+    done = subprocess.run(
+        ["sh", "-c", inside, "sh", *program], capture_output=True, text=True, timeout=REPORT_S
+    )
     took = time.monotonic() - began
     said = done.stdout + done.stderr
     peak = int(group.read(group.peak)) / 1e9
     print(f"\n{limit} GB: exit code {done.returncode} after {took:.0f} s, peak {peak:.2f} GB")
-    print("\n".join(line for line in said.splitlines() if "worker" in line or "memory" in line or "report" in line))
+    print(
+        "\n".join(
+            line
+            for line in said.splitlines()
+            if "worker" in line or "memory" in line or "report" in line
+        )
+    )
     assert group.killed() == 0, said[-3000:]
     assert done.returncode in (0, 5), said[-3000:]
     assert ("report:" in said) == (done.returncode == 0)

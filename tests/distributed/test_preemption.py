@@ -31,9 +31,16 @@ def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.shutdown()
     train_settings = {"batch_size": 8, "threads": 1}
-    changes = {"dataset": dataset.place, "storage": str(tmp_path), "train": train_settings, "select": "1"}
+    changes = {
+        "dataset": dataset.place,
+        "storage": str(tmp_path),
+        "train": train_settings,
+        "select": "1",
+    }
     recipe = load_recipe("smoke", changes | {"model": {"arch": "timm:test_resnet"}})
-    recipe = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"epochs": 6}),)})
+    recipe = recipe.model_copy(
+        update={"stages": (recipe.stages[0].model_copy(update={"epochs": 6}),)}
+    )
     said, told, made = [], [], []
 
     def say(line):

@@ -15,31 +15,49 @@ import torch
 from raytrain import machine
 from raytrain.config import load_recipe
 from raytrain.distributed import train
+from raytrain.distributed.messages import Unstarted
 from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
-from raytrain.distributed.signals import Unstarted
-from raytrain.errors import DivergedError, Interrupted, NoRoomError, ResourceError, UnfinishedError, exit_code_of
+from raytrain.errors import (
+    DivergedError,
+    Interrupted,
+    NoRoomError,
+    ResourceError,
+    UnfinishedError,
+    exit_code_of,
+)
 from raytrain.runs import Run
 
 DEAD = ray.exceptions.RayActorError()
 BROKEN = RuntimeError("[pair.cc:553] gloo: Connection closed by peer [127.0.0.1]:1")
 
-LOST = torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed.")
+LOST = torch.distributed.DistNetworkError(
+    "Failed to recv, got 0 bytes. Connection was likely closed."
+)
 
 
 @pytest.mark.parametrize(
-    "failures", [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}, {1: LOST}]
+    "failures",
+    [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}, {1: LOST}],
 )
 def test_a_death_and_what_it_does_to_the_others_pass(failures):
     assert permanent_failure(failures) is None
 
 
 @pytest.mark.parametrize(
-    "error", [DivergedError("the loss became nan"), ModuleNotFoundError("timm"), TypeError("x"), RuntimeError("shape")]
+    "error",
+    [
+        DivergedError("the loss became nan"),
+        ModuleNotFoundError("timm"),
+        TypeError("x"),
+        RuntimeError("shape"),
+    ],
 )
 def test_an_error_of_the_program_would_come_again(error):
     assert permanent_failure({0: BROKEN, 1: error}) is error
     # Where a rank has died, only our own errors are believed.
-    assert permanent_failure({0: DEAD, 1: error}) is (error if isinstance(error, DivergedError) else None)
+    assert permanent_failure({0: DEAD, 1: error}) is (
+        error if isinstance(error, DivergedError) else None
+    )
     wrapped = ray.exceptions.RayTaskError("f", "", error)
     if isinstance(error, DivergedError):
         assert permanent_failure({0: wrapped}) is error
@@ -78,7 +96,9 @@ def kernel(monkeypatch):
     kills = [3]
     monkeypatch.setattr(machine, "kills", lambda: kills[0])
     monkeypatch.setattr(
-        machine, "memory", lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9)
+        machine,
+        "memory",
+        lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9),
     )
     return kills
 
@@ -94,7 +114,9 @@ def test_the_second_kill_by_the_kernel_without_progress_ends_the_run_with_what_h
     kernel[0] += 1
     callback.after_exception(None, {1: DEAD, 0: BROKEN})
     kernel[0] += 1
-    with pytest.raises(ResourceError, match=r"the kernel killed the worker of rank 1 .* for the 2nd time") as caught:
+    with pytest.raises(
+        ResourceError, match=r"the kernel killed the worker of rank 1 .* for the 2nd time"
+    ) as caught:
         callback.after_exception(None, {1: DEAD, 0: BROKEN})
     assert caught.value.exit_code == 5
     assert "limit of 4.0 GB" in caught.value.what
@@ -151,7 +173,8 @@ def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(Interrupted(15), 143), (KeyboardInterrupt(), 75), (Unstarted(1), 75), (ValueError("x"), 1)]
+    ("raised", "code"),
+    [(Interrupted(15), 143), (KeyboardInterrupt(), 75), (Unstarted(1), 75), (ValueError("x"), 1)],
 )
 def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code):
     saved(tmp_path / "checkpoints", 3)
@@ -178,7 +201,10 @@ def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, t
     code = 75 if trained else 143
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert len(groups) == 1 and exit_code_of(caught.value) == failure["exit_code"] == code
-    assert "stopped by SIGTERM" in failure["message"] and "raytrain train --resume" in failure["message"]
+    assert (
+        "stopped by SIGTERM" in failure["message"]
+        and "raytrain train --resume" in failure["message"]
+    )
 
 
 def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
@@ -202,7 +228,9 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ray.train.torch,
         "TorchTrainer",
-        lambda *arguments, **named: SimpleNamespace(fit=lambda: fit(0), _initialize_and_run_controller=None),
+        lambda *arguments, **named: SimpleNamespace(
+            fit=lambda: fit(0), _initialize_and_run_controller=None
+        ),
     )
     with pytest.raises(Unstarted):
         train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), print, None)

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from raytrain import runs
-from raytrain.cli import run_command
-from raytrain.distributed import stopping, supervisor
+from raytrain.cli.main import run_command
+from raytrain.distributed import stop_signals, supervisor
 from raytrain.errors import ResourceError
 
 # Plays the program: notes its arguments, then does what the next word of the script says.
@@ -53,8 +53,14 @@ def supervise(tmp_path, monkeypatch):
     def run(script, restarts):
         (tmp_path / "script").write_text(script)
         said = []
-        code = supervisor.supervise(["first"], ["again"], str(tmp_path / "run"), restarts, said.append)
-        return code, [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()], said
+        code = supervisor.supervise(
+            ["first"], ["again"], str(tmp_path / "run"), restarts, said.append
+        )
+        return (
+            code,
+            [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()],
+            said,
+        )
 
     return run
 
@@ -73,10 +79,16 @@ def test_restarts_are_counted_and_the_last_end_is_told_as_a_shell_does(supervise
     assert supervise("-9 -9 -9", 1)[:2] == (128 + 9, ["first", "first"])
 
 
-@pytest.mark.parametrize("word", ["2", "3", "4", "5", "6", "7", "75", "130", "143", "error:ModuleNotFoundError"])
+@pytest.mark.parametrize(
+    "word", ["2", "3", "4", "5", "6", "7", "75", "130", "143", "error:ModuleNotFoundError"]
+)
 def test_what_would_come_again_is_not_started_again(supervise, word):
     code, commands, said = supervise(word, 5)
-    assert code == (1 if word.startswith("error") else int(word)) and commands == ["first"] and not said
+    assert (
+        code == (1 if word.startswith("error") else int(word))
+        and commands == ["first"]
+        and not said
+    )
 
 
 def test_another_error_is_started_again(supervise):
@@ -130,10 +142,16 @@ def test_the_environment_of_the_process_sets_no_field_again(supervise, monkeypat
     (tmp_path / "log").touch()
     assert supervise("", 0)[0] == 0
     there = json.loads((tmp_path / "env").read_text())
-    assert there["RAYTRAIN_CACHE"] == "/cache" and "RAYTRAIN_TRAIN__BATCH_SIZE" not in there and "PATH" in there
+    assert (
+        there["RAYTRAIN_CACHE"] == "/cache"
+        and "RAYTRAIN_TRAIN__BATCH_SIZE" not in there
+        and "PATH" in there
+    )
 
 
-def test_a_setting_that_cannot_change_is_refused_before_anything_runs(monkeypatch, tmp_path, capsys):
+def test_a_setting_that_cannot_change_is_refused_before_anything_runs(
+    monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(supervisor, "supervise", lambda *arguments: pytest.fail("it ran"))
     (tmp_path / "n").mkdir()
     (tmp_path / "n" / "config.yaml").write_text("{}")
@@ -182,12 +200,16 @@ supervisor.supervise(["first"], ["again"], sys.argv[2], 5)
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_supervisor_that_is_killed_takes_its_process_with_it_as_by_sigterm(tmp_path, monkeypatch, late):
+def test_a_supervisor_that_is_killed_takes_its_process_with_it_as_by_sigterm(
+    tmp_path, monkeypatch, late
+):
     """Also where it dies while the process is started."""
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("LATE", "1" if late else "0")
     process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, CHILD, str(tmp_path / "run")])
-    wait_for(lambda: psutil.Process(process.pid).children() if late else (tmp_path / "ready").exists())
+    wait_for(
+        lambda: psutil.Process(process.pid).children() if late else (tmp_path / "ready").exists()
+    )
     (child,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
@@ -205,10 +227,12 @@ def wait_for(condition):
 
 def test_a_process_without_a_supervisor_stays(monkeypatch):
     monkeypatch.delenv("RAYTRAIN_SUPERVISOR", raising=False)
-    stopping.end_with_supervisor()
+    stop_signals.end_with_supervisor()
 
 
-def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(hangups, supervise, tmp_path, monkeypatch):
+def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(
+    hangups, supervise, tmp_path, monkeypatch
+):
     word = "import os, signal, sys, time\n"
     word += "signal.signal(signal.SIGHUP, lambda *args: sys.exit(75))\n"
     word += "open(os.environ['FAKE'] + '/log', 'a').write('[0]\\n')\n"
@@ -235,15 +259,35 @@ def test_the_commands_are_those_of_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(supervisor, "supervise", noted)
     where = ["--storage", str(tmp_path)]
     assert (
-        run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "3", "--train.wd", "0.5", *where]) == 0
+        run_command(
+            [
+                "train",
+                "--config",
+                "smoke",
+                "--name",
+                "n",
+                "--restarts",
+                "3",
+                "--train.wd",
+                "0.5",
+                *where,
+            ]
+        )
+        == 0
     )
     first, again, place, restarts, text = seen[0]
     assert first[0] == "train" and first[3:] == ["--name", "n"] and "wd: 0.5" in text
-    assert again == ["train", "--resume", "n", *where] and (place, restarts) == (str(tmp_path / "n"), 3)
+    assert again == ["train", "--resume", "n", *where] and (place, restarts) == (
+        str(tmp_path / "n"),
+        3,
+    )
     (tmp_path / "n").mkdir()
     (tmp_path / "n" / "config.yaml").write_text(text)
     assert runs.find("n", str(tmp_path)).recipe.train.wd == 0.5
-    assert run_command(["train", "--resume", "n", "--restarts", "2", "--num-workers", "2", *where]) == 0
+    assert (
+        run_command(["train", "--resume", "n", "--restarts", "2", "--num-workers", "2", *where])
+        == 0
+    )
     assert seen[1][0] == seen[1][1] == ["train", "--resume", "n", *where, "--num-workers", "2"]
 
 
@@ -282,7 +326,9 @@ def test_so_is_one_that_is_missing_from_the_first(supervise, head):
     ]
 
 
-def test_a_head_that_stays_away_is_waited_for_as_long_as_restarts_would_have_taken(supervise, head, monkeypatch):
+def test_a_head_that_stays_away_is_waited_for_as_long_as_restarts_would_have_taken(
+    supervise, head, monkeypatch
+):
     monkeypatch.setattr(supervisor, "HEAD_S", 0.2)
     head += [True] * 10**4
     began = time.monotonic()
@@ -312,8 +358,19 @@ def test_the_keys_of_places_are_handed_on_in_no_file(monkeypatch, tmp_path):
     monkeypatch.setattr(supervisor, "supervise", noted)
     monkeypatch.setattr(runs, "refuse_taken", lambda name, place: None)
     dataset, store = "s3://KEY:S3CRET@bucket/data?region=us-east-1", "s3://KEY:S3CRET@bucket/runs"
-    given = ["--dataset", dataset, "--storage", store, "--model.weights", "s3://KEY:S3CRET@bucket/w.pt"]
-    assert run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "1", *given]) == 0
+    given = [
+        "--dataset",
+        dataset,
+        "--storage",
+        store,
+        "--model.weights",
+        "s3://KEY:S3CRET@bucket/w.pt",
+    ]
+    assert (
+        run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "1", *given]) == 0
+    )
     first, text = seen[0]
     assert "S3CRET" not in text and "s3://***@bucket/runs" in text
-    assert sorted(zip(first[5::2], first[6::2], strict=True)) == sorted(zip(given[::2], given[1::2], strict=True))
+    assert sorted(zip(first[5::2], first[6::2], strict=True)) == sorted(
+        zip(given[::2], given[1::2], strict=True)
+    )

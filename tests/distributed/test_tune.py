@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.tune.execution import class_cache
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.config import Recipe, load_recipe
 from raytrain.distributed import tune as module
 from raytrain.distributed.tune import apply_draw, sampler
@@ -34,28 +34,58 @@ def test_a_path_that_does_not_exist_is_refused(path):
         apply_draw(Recipe(), {path: 0.1})
 
 
-@pytest.mark.parametrize("how", [{"loguniforn": [1, 2]}, {"uniform": 3}, {"uniform": [1, 2, 3, 4]}, 5, {}])
+@pytest.mark.parametrize(
+    "how", [{"loguniforn": [1, 2]}, {"uniform": 3}, {"uniform": [1, 2, 3, 4]}, 5, {}]
+)
 def test_a_wrong_sampler_is_refused(how):
     with pytest.raises(ConfigError):
         sampler("train.wd", how)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train_takes(dataset, tmp_path, capsys):
+def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train_takes(
+    dataset, tmp_path, capsys
+):
     space = {
-        "stages": {"choice": [[{"size": 32, "epochs": 2, "lr": 0.01}],
-                              [{"size": 32, "epochs": 1, "lr": 0.01}, {"size": 48, "epochs": 1, "lr": 0.01}]]},
+        "stages": {
+            "choice": [
+                [{"size": 32, "epochs": 2, "lr": 0.01}],
+                [{"size": 32, "epochs": 1, "lr": 0.01}, {"size": 48, "epochs": 1, "lr": 0.01}],
+            ]
+        },
         "stages.0.lr": {"loguniform": [0.001, 0.1]},
         "stages.0.epochs": {"randint": [3, 4]},
-    }  # fmt: skip
+    }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    arguments = ["tune", "--config", "smoke", "--space", str(tmp_path / "space.yaml"), "--dataset", dataset.place,
-                 "--storage", str(tmp_path), "--name", "search", "--num-samples", "4", "--train.batch-size", "32"]  # fmt: skip
+    arguments = [
+        "tune",
+        "--config",
+        "smoke",
+        "--space",
+        str(tmp_path / "space.yaml"),
+        "--dataset",
+        dataset.place,
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "search",
+        "--num-samples",
+        "4",
+        "--train.batch-size",
+        "32",
+    ]
     assert run_command(arguments) == 0
     table = pd.read_csv(tmp_path / "search" / "trials.csv")
-    assert len(table) == 4 and table["f2"].is_monotonic_decreasing and table["stages.0.lr"].nunique() == 4
+    assert (
+        len(table) == 4
+        and table["f2"].is_monotonic_decreasing
+        and table["stages.0.lr"].nunique() == 4
+    )
     best = load_recipe(str(tmp_path / "search" / "best.yaml"))
-    assert best.stages[0].lr == pytest.approx(table["stages.0.lr"][0]) and best.dataset == dataset.place
+    assert (
+        best.stages[0].lr == pytest.approx(table["stages.0.lr"][0])
+        and best.dataset == dataset.place
+    )
     # A drawn number of epochs is trained to its end, though the recipe's own list is shorter.
     assert table["epochs"].max() >= 3 and best.stages[0].epochs == 3
     assert "raytrain train --config" in capsys.readouterr().out
@@ -70,8 +100,20 @@ def test_thresholds_are_searched_over_a_predictions_file(tmp_path):
     logits = (2 * target - 1 + generator.normal(0, 1.5, target.shape)).astype(np.float32)
     names = tuple(f"t_{i}" for i in range(200))
     place = str(tmp_path / "p.parquet")
-    predictions.write(place, predictions.Predictions(names, logits, target, ("a", "b", "c", "d"), {}))
-    arguments = ["tune", "--thresholds", place, "--storage", str(tmp_path), "--name", "cuts", "--num-samples", "4"]
+    predictions.write(
+        place, predictions.Predictions(names, logits, target, ("a", "b", "c", "d"), {})
+    )
+    arguments = [
+        "tune",
+        "--thresholds",
+        place,
+        "--storage",
+        str(tmp_path),
+        "--name",
+        "cuts",
+        "--num-samples",
+        "4",
+    ]
     assert run_command(arguments) == 0
     table = pd.read_csv(tmp_path / "cuts" / "trials.csv")
     assert len(table) == 4 and table["f2_fitted"].between(0.5, 1).all()
@@ -91,7 +133,11 @@ def tuner(monkeypatch):
         def __init__(self, trainable, param_space, tune_config, run_config):
             told.order.append("tuner")
             told.folder = Path(run_config.storage_path)
-            told.trial = class_cache._ActorClassCache().get(type("Trial", (), {}))._default_options["runtime_env"]
+            told.trial = (
+                class_cache._ActorClassCache()
+                .get(type("Trial", (), {}))
+                ._default_options["runtime_env"]
+            )
 
         def fit(self):
             (told.folder / "ray").mkdir(parents=True, exist_ok=True)
@@ -102,7 +148,9 @@ def tuner(monkeypatch):
 
     monkeypatch.setattr(module.ray.tune, "Tuner", Tuner)
     monkeypatch.setattr(
-        module.ray.tune, "with_parameters", lambda function, **given: lambda config: function(config, **given)
+        module.ray.tune,
+        "with_parameters",
+        lambda function, **given: lambda config: function(config, **given),
     )
     monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2}, raising=False)
     monkeypatch.setattr(module, "session", nullcontext)
@@ -133,4 +181,6 @@ def test_keys_of_the_environment_are_no_settings_of_trials(tuner, tmp_path, monk
     monkeypatch.setenv("AWS_SESSION_TOKEN", "S3CRET")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
     module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print, None)
-    assert tuner.trial["env_vars"]["RAY_CHDIR_TO_TRIAL_DIR"] == "0" and "S3CRET" not in str(tuner.trial)
+    assert tuner.trial["env_vars"]["RAY_CHDIR_TO_TRIAL_DIR"] == "0" and "S3CRET" not in str(
+        tuner.trial
+    )

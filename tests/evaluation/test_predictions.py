@@ -10,14 +10,22 @@ from raytrain.errors import DataError
 from raytrain.evaluation import predictions
 from raytrain.evaluation.predictions import Predictions, read, write
 
-META = {"task": "multi-label", "checkpoint": "run:last", "split": "random", "part": "valid", "dataset": "planet"}
+META = {
+    "task": "multi-label",
+    "checkpoint": "run:last",
+    "split": "random",
+    "part": "valid",
+    "dataset": "planet",
+}
 
 
 def some(rows=5, classes=("clear", "haze", "water"), target=True, seed=0):
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(rows, len(classes))).astype(np.float32)
     true = generator.integers(0, 2, logits.shape, dtype=np.uint8)
-    return Predictions(tuple(f"tile_{i}" for i in range(rows)), logits, true if target else None, classes, META)
+    return Predictions(
+        tuple(f"tile_{i}" for i in range(rows)), logits, true if target else None, classes, META
+    )
 
 
 def rewrite(place, metadata=None, **columns):
@@ -25,8 +33,13 @@ def rewrite(place, metadata=None, **columns):
     table = pq.read_table(place)
     for name, values in columns.items():
         index = table.column_names.index(name)
-        table = table.remove_column(index) if values is None else table.set_column(index, name, values)
-    pq.write_table(table.replace_schema_metadata(table.schema.metadata if metadata is None else metadata), place)
+        table = (
+            table.remove_column(index) if values is None else table.set_column(index, name, values)
+        )
+    pq.write_table(
+        table.replace_schema_metadata(table.schema.metadata if metadata is None else metadata),
+        place,
+    )
 
 
 @pytest.fixture
@@ -72,7 +85,9 @@ def test_a_view_of_a_larger_array_is_written_as_it_looks(tmp_path):
 
 def test_probability_is_the_sigmoid_in_float64():
     assert some().probability.dtype == np.float64
-    np.testing.assert_allclose(some().probability, 1 / (1 + np.exp(-some().logits.astype(float))), rtol=1e-14)
+    np.testing.assert_allclose(
+        some().probability, 1 / (1 + np.exp(-some().logits.astype(float))), rtol=1e-14
+    )
 
 
 def test_logits_that_do_not_fit_the_names_are_refused():
@@ -86,7 +101,9 @@ def test_a_missing_file_is_a_data_error(tmp_path):
     assert error.value.exit_code == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"image_name,tags\n", b"PAR1 and then something else PAR1"])
+@pytest.mark.parametrize(
+    "content", [b"", b"image_name,tags\n", b"PAR1 and then something else PAR1"]
+)
 def test_a_file_that_is_not_parquet_is_a_data_error(tmp_path, content):
     (tmp_path / "p").write_bytes(content)
     with pytest.raises(DataError, match="no Parquet file"):
@@ -145,7 +162,12 @@ def test_logits_of_another_length_are_found_in_their_row(place, bad):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_are_a_data_error(place, bad):
-    rewrite(place, logits=pa.array([[0.0] * 3] * 2 + [[0.0, bad, 0.0]] + [[0.0] * 3] * 2, pa.list_(pa.float32())))
+    rewrite(
+        place,
+        logits=pa.array(
+            [[0.0] * 3] * 2 + [[0.0, bad, 0.0]] + [[0.0] * 3] * 2, pa.list_(pa.float32())
+        ),
+    )
     with pytest.raises(DataError, match="logits of tile_2 are not finite"):
         read(place)
 

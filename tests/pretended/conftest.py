@@ -50,9 +50,13 @@ def declared():
         # NCCL needs devices.
         over_gloo = ray.train.torch.TorchConfig(backend="gloo")
         patch.setattr(
-            ray.train.torch, "TorchTrainer", functools.partial(ray.train.torch.TorchTrainer, torch_config=over_gloo)
+            ray.train.torch,
+            "TorchTrainer",
+            functools.partial(ray.train.torch.TorchTrainer, torch_config=over_gloo),
         )
-        ray.init(address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False
+        )
         yield
         ray.shutdown()
 

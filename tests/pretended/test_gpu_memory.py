@@ -9,11 +9,11 @@ import torch
 from test_step import ROWS, stepper
 
 from raytrain.config import load_recipe
-from raytrain.data.cache import Store
-from raytrain.distributed import plan
+from raytrain.distributed import dry_run
 from raytrain.errors import ResourceError
-from raytrain.training import placement
-from raytrain.training.precision import keep_fp32
+from raytrain.models.precision import keep_fp32
+from raytrain.tiles import placement
+from raytrain.tiles.cache import Store
 
 
 def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(no_collector):
@@ -72,7 +72,9 @@ def test_what_a_trial_that_failed_made_is_gone_when_the_next_is_tried(no_collect
     assert [len(trial) for trial in trials] == [2, 2] and counts == [0, 0, 0, 0]
 
 
-def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is_free(tmp_path, monkeypatch):
+def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is_free(
+    tmp_path, monkeypatch
+):
     def too_large(pixels, device):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -89,7 +91,9 @@ def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is
 
 
 @pytest.mark.parametrize(("device", "seconds"), [("cuda", 2.0), ("cpu", 60.0)])
-def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(device, seconds, monkeypatch):
+def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(
+    device, seconds, monkeypatch
+):
     clock, steps = [0.0], iter([60.0, 2.0])
 
     class Step:
@@ -101,11 +105,13 @@ def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(de
             self.values = torch.zeros(2)
             return self
 
-    monkeypatch.setattr(plan, "Stepper", Step)
+    monkeypatch.setattr(dry_run, "Stepper", Step)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    recipe = load_recipe("smoke", {"stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}]})
+    recipe = load_recipe(
+        "smoke", {"stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}]}
+    )
     model = stepper().network
-    assert plan._step_seconds(recipe, 1, model, None, ROWS, torch.device(device)) == seconds
+    assert dry_run._step_seconds(recipe, 1, model, None, ROWS, torch.device(device)) == seconds
 
 
 def test_fp32_is_kept_from_being_rounded_to_tf32():

@@ -10,11 +10,13 @@ from test_step import ROWS, gradients, largest, stepper
 
 from raytrain.bench.generate import write_tiles
 from raytrain.config import load_recipe
-from raytrain.training import execution, loop, lr_find, models
+from raytrain.models import networks
+from raytrain.training import execution, loop, lr_find
 from raytrain.training.epoch import GroupDiverged
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Stepper, Worker
+from raytrain.training.step import Stepper
+from raytrain.worker import Worker
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 STAGES = [
@@ -27,7 +29,9 @@ STAGES = [
 @pytest.mark.usefixtures("graphs")
 def test_graphed_passes_give_the_gradient_of_the_whole_batch(passes):
     whole, one = gradients(stepper()), stepper(accumulate=passes)
-    execution.set_execution(one.network, "graphs", (12 // passes, 3, 32, 32), "fp64", CPU, pytest.fail)
+    execution.set_execution(
+        one.network, "graphs", (12 // passes, 3, 32, 32), "fp64", CPU, pytest.fail
+    )
     parts = gradients(one)
     assert largest([a - b for a, b in zip(whole, parts, strict=True)]) < 1e-12 * largest(whole)
 
@@ -46,11 +50,20 @@ def test_an_eager_pass_leaves_its_gradients_to_autograd():
 
 
 def recipe_of(data, **train):
-    settings = {"batch_size": 16, "threads": 1, "execution": "graphs", "precision": "fp32", "save_every_s": 9999}
+    settings = {
+        "batch_size": 16,
+        "threads": 1,
+        "execution": "graphs",
+        "precision": "fp32",
+        "save_every_s": 9999,
+    }
     values = {
-        "dataset": data.place, "model": {"arch": NETWORK, "weights": "none"}, "stages": STAGES, "lr": "auto",
+        "dataset": data.place,
+        "model": {"arch": NETWORK, "weights": "none"},
+        "stages": STAGES,
+        "lr": "auto",
         "train": settings | train,
-    }  # fmt: skip
+    }
     return load_recipe("smoke", values)
 
 
@@ -97,7 +110,7 @@ def test_every_stage_replays_a_graph_of_its_own_and_range_tests_replay_none(
     assert replayed == [False, False] and all(trained), "every weight that trains has a gradient"
     assert [training for training, _ in graphs.captures] == [True, True]
     frozen, unfrozen = (wanted for _, wanted in graphs.captures)
-    assert frozen < unfrozen == len(list(models.build(NETWORK, 17, 0.0).parameters()))
+    assert frozen < unfrozen == len(list(networks.build(NETWORK, 17, 0.0).parameters()))
     steps = 2 * (64 // 16)
     assert graphs.replays == [steps, steps]
     assert graphs.held == [0, 0], "a graph that is freed during a capture would break it"
@@ -105,7 +118,9 @@ def test_every_stage_replays_a_graph_of_its_own_and_range_tests_replay_none(
     assert not torch.backends.cudnn.allow_tf32, "fp32 means fp32"
 
 
-def test_a_run_that_diverged_frees_network_and_tiles_before_it_goes_back(data, no_collector, monkeypatch, tmp_path):
+def test_a_run_that_diverged_frees_network_and_tiles_before_it_goes_back(
+    data, no_collector, monkeypatch, tmp_path
+):
     models_seen, alive = [], []
 
     def run(trainer):
@@ -124,12 +139,19 @@ def test_a_run_that_diverged_frees_network_and_tiles_before_it_goes_back(data, n
         real(self, *arguments)
 
     monkeypatch.setattr(loop.Trainer, "__init__", begin)
-    fit(recipe_of(data), data, str(tmp_path / "run"), Worker(), Hooks(say=lambda line: None), backoff=True)
+    fit(
+        recipe_of(data),
+        data,
+        str(tmp_path / "run"),
+        Worker(),
+        Hooks(say=lambda line: None),
+        backoff=True,
+    )
     assert alive == [[], [], [False], [False]]
 
 
 def test_a_capture_after_validation_is_taken_in_training(graphs):
-    network, shape = models.build(NETWORK, 5, 0.0), (4, 3, 32, 32)
+    network, shape = networks.build(NETWORK, 5, 0.0), (4, 3, 32, 32)
     execution.set_execution(network.eval(), "graphs", shape, "fp32", CPU, pytest.fail)
     network.train()(torch.zeros(shape))
     network.eval()(torch.zeros(shape))
@@ -144,21 +166,27 @@ def test_a_capture_accepts_gradients_from_its_stream_where_torch_asks(graphs, mo
         monkeypatch.setattr(torch.autograd.graph, name, asked.append, raising=False)
     else:
         monkeypatch.delattr(torch.autograd.graph, name, raising=False)
-    network = models.build(NETWORK, 5, 0.0)
+    network = networks.build(NETWORK, 5, 0.0)
     execution.set_execution(network, "graphs", (4, 3, 32, 32), "fp32", CPU, pytest.fail)
     assert asked == [False] * known and len(graphs.captures) == 1
 
 
 @pytest.mark.parametrize("steps", [2530, 10**6])
 def test_several_workers_run_eagerly_unless_told(steps):
-    assert execution.chosen("auto", GPU, steps, world=2) == "eager" != execution.chosen("auto", GPU, steps, world=1)
+    assert (
+        execution.chosen("auto", GPU, steps, world=2)
+        == "eager"
+        != execution.chosen("auto", GPU, steps, world=1)
+    )
     assert execution.chosen("graphs", GPU, steps, world=2) == "graphs"
 
 
 def test_what_the_ranks_run_depends_on_how_many_there_are(data, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(execution, "chosen", lambda *arguments: asked.append(arguments) or "eager")
-    trainer = loop.Trainer(recipe_of(data), data, str(tmp_path), Worker(), Hooks(say=lambda line: None))
+    trainer = loop.Trainer(
+        recipe_of(data), data, str(tmp_path), Worker(), Hooks(say=lambda line: None)
+    )
     trainer.worker = Worker(0, 3)
     trainer._set_execution(1, trainer.batches(1, 1))
     assert asked[0][-1] == 3

@@ -18,11 +18,11 @@ from group import run_alone
 from sentences import flaw_of
 from workshop import dataset, recipe
 
-from raytrain.data import cache
+from raytrain.checkpoints import reading, writing
 from raytrain.data import dataset as ds
 from raytrain.data.download import download
 from raytrain.errors import DataError
-from raytrain.training import checkpoint as ckpt
+from raytrain.tiles import cache
 
 FLIPS, QUICK_FLIPS = 200, 20
 Found = Callable[[str], str]
@@ -59,11 +59,15 @@ def _checkpoint(folder: Path) -> tuple[list[Path], Found]:
     meta = {"stage": 1, "classes": ["a", "b"], "arch": "resnet18", "normalize": "imagenet"}
     for epoch, name in ((1, "stage-1-64"), (2, "last")):
         state = {"optimizer": torch.optim.AdamW(model.parameters()).state_dict()}
-        ckpt.save(str(folder / name), model, meta | {"epoch": epoch}, state, model)
+        writing.save(str(folder / name), model, meta | {"epoch": epoch}, state, model)
 
     def find(name: str) -> str:
-        found, skipped = ckpt.find_latest(str(folder))
-        return "" if found is not None and found.position == (1, 1, 0) and len(skipped) == 1 else f"{found}, {skipped}"
+        found, skipped = reading.find_latest(str(folder))
+        return (
+            ""
+            if found is not None and found.position == (1, 1, 0) and len(skipped) == 1
+            else f"{found}, {skipped}"
+        )
 
     return sorted((folder / "last").iterdir()), find
 
@@ -89,7 +93,9 @@ def _shard(folder: Path) -> tuple[list[Path], Found]:
         try:
             _opened(data.place, folder / "cache")
         except DataError as error:
-            return flaw_of(error) or ("" if name in error.what else f"{name} is not named: {error.what}")
+            return flaw_of(error) or (
+                "" if name in error.what else f"{name} is not named: {error.what}"
+            )
         return "not found"
 
     return [*map(Path, data.shards), *Path(data.place).glob("splits/*")], find
@@ -122,7 +128,9 @@ def _archive(folder: Path) -> tuple[list[Path], Found]:
     def find(name: str) -> str:
         kind = name.removeprefix("all.")
         try:
-            download(str(folder / kind / "planet"), str(folder / kind / name), say=lambda line: None)
+            download(
+                str(folder / kind / "planet"), str(folder / kind / name), say=lambda line: None
+            )
         except DataError as error:
             shutil.rmtree(folder / kind / "planet" / "train-jpg", ignore_errors=True)
             return flaw_of(error)
@@ -140,7 +148,11 @@ KINDS = {"checkpoint": _checkpoint, "shard": _shard, "cached tiles": _cached, "a
 def _rewritten(shard: Path, change: Callable[[dict], None]) -> None:
     rows = pq.read_table(shard).to_pylist()
     change(rows[0])
-    shard.write_bytes(ds.shard_bytes([(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows]))
+    shard.write_bytes(
+        ds.shard_bytes(
+            [(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows]
+        )
+    )
 
 
 def _other_tile(shard: Path) -> None:
@@ -175,7 +187,10 @@ def _changed(what: str, tiles: str, folder: Path) -> Outcome:
         run_alone(settings, folder / "run")
         checks.add(False, f"{what} changed, tiles {tiles}: trained all the same")
     except DataError as error:
-        checks.add(shard.name in error.what, f"{what} changed, tiles {tiles}: the shard is not named in {error.what}")
+        checks.add(
+            shard.name in error.what,
+            f"{what} changed, tiles {tiles}: the shard is not named in {error.what}",
+        )
         checks.add(not flaw_of(error), flaw_of(error))
     checks.add(not list(folder.glob("run/checkpoints/*")), "a checkpoint was written")
     return checks.outcome()
@@ -186,18 +201,34 @@ def _refused(outcomes: list[Outcome]) -> str:
 
 
 # A tile that changes after it was cached changes nothing: the cache holds the one that dataset.json names.
-TRIED = [(what, tiles) for what in CHANGES for tiles in ("decoded anew", "cached before", "streamed")]
+TRIED = [
+    (what, tiles) for what in CHANGES for tiles in ("decoded anew", "cached before", "streamed")
+]
 TRIED.remove(("a tile", "cached before"))
 
 FIGURES = [
     Figure(
-        "R7", "bits flipped in checkpoint, shard, cached tiles, archive, and found", f"{FLIPS} of {FLIPS} in each",
-        [Case(f"{which} flips in {kind}", partial(flips, kind, quick), quick)
-         for kind in KINDS for which, quick in (("some", True), ("other", False))],
+        "R7",
+        "bits flipped in checkpoint, shard, cached tiles, archive, and found",
+        f"{FLIPS} of {FLIPS} in each",
+        [
+            Case(f"{which} flips in {kind}", partial(flips, kind, quick), quick)
+            for kind in KINDS
+            for which, quick in (("some", True), ("other", False))
+        ],
     ),
     Figure(
-        "R21", "a tile, a label changed or a shard lost since ingest: refused, shard named", "all",
-        [Case(f"changed {what}, tiles {tiles}", partial(changed, what, tiles), tiles == "cached before") for what, tiles in TRIED],
+        "R21",
+        "a tile, a label changed or a shard lost since ingest: refused, shard named",
+        "all",
+        [
+            Case(
+                f"changed {what}, tiles {tiles}",
+                partial(changed, what, tiles),
+                tiles == "cached before",
+            )
+            for what, tiles in TRIED
+        ],
         _refused,
     ),
-]  # fmt: skip
+]

@@ -72,7 +72,7 @@ def main():
         supervisor.LONGEST_PAUSE_S = 0.5
     else:
         recording(os.environ[RECORD], float(os.environ.get(PACE, "0")))
-    from raytrain.cli import main as program
+    from raytrain.cli.main import main as program
 
     program()
 

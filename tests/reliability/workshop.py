@@ -17,18 +17,26 @@ TRAIN, VALID, SIDE = 64, 16, 256
 def dataset(place: Path, side: int = SIDE) -> str:
     """Writes 64 training and 16 validation tiles in 10 shards; returns the place. Does nothing where they are."""
     if not (place / "dataset.json").exists():
-        tiles = {f"t_{i}": (encoded(scene(i, side), "JPEG"), " ".join(_labels(i))) for i in range(TRAIN + VALID)}
+        tiles = {
+            f"t_{i}": (encoded(scene(i, side), "JPEG"), " ".join(_labels(i)))
+            for i in range(TRAIN + VALID)
+        }
         parts = ["train"] * TRAIN + ["valid"] * VALID
         write_dataset(place, tiles, CLASSES, {"random": parts}, rows_per_shard=8, tile_size=side)
     return str(place)
 
 
-def recipe(place: str, sizes: tuple[int, int] = (128, 256), epochs: int = 2, **train: object) -> Recipe:
+def recipe(
+    place: str, sizes: tuple[int, int] = (128, 256), epochs: int = 2, **train: object
+) -> Recipe:
     """The lesson's four stages with timm's `test_resnet`; `train` are fields of that part."""
     settings = {"batch_size": 8, "threads": 1, "ema": 0.9, **train}
-    smoke = load_recipe("smoke", {"dataset": place, "model": {"arch": "timm:test_resnet"}, "train": settings})
+    smoke = load_recipe(
+        "smoke", {"dataset": place, "model": {"arch": "timm:test_resnet"}, "train": settings}
+    )
     stages = [
-        stage.model_copy(update={"size": sizes[n // 2], "epochs": epochs}) for n, stage in enumerate(smoke.stages)
+        stage.model_copy(update={"size": sizes[n // 2], "epochs": epochs})
+        for n, stage in enumerate(smoke.stages)
     ]
     return smoke.model_copy(update={"stages": tuple(stages)})
 
@@ -53,7 +61,9 @@ def undisturbed(folder: Path, settings: Recipe, name: str) -> tuple[list, list[d
         (place / "trace.json").write_text(json.dumps(trace(place / "run")))
 
     place = once(folder, name, make)
-    batches = [json.loads(line) for line in (place / "run" / "batches-0.jsonl").read_text().splitlines()]
+    batches = [
+        json.loads(line) for line in (place / "run" / "batches-0.jsonl").read_text().splitlines()
+    ]
     return json.loads((place / "trace.json").read_text()), batches
 
 

@@ -15,9 +15,9 @@ from hostile import rehashed
 from sentences import flaw, flaw_of, said
 from workshop import CLASSES, dataset, recipe
 
+from raytrain.checkpoints import layout
 from raytrain.errors import RaytrainError
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import models
+from raytrain.models import networks
 
 ARCH = "timm:test_resnet"
 
@@ -48,12 +48,16 @@ def _meta(**changes: object) -> Callable[[Path], None]:
 
     def harm(place: Path) -> None:
         meta = json.loads((place / "meta.json").read_text()) | changes
-        rehashed(place, meta_json=json.dumps({k: v for k, v in meta.items() if v is not None}).encode())
+        rehashed(
+            place, meta_json=json.dumps({k: v for k, v in meta.items() if v is not None}).encode()
+        )
 
     return harm
 
 
-def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+def _weights(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> Callable[[Path], None]:
     """Other weights, averages included, with a manifest that agrees."""
 
     def harm(place: Path) -> None:
@@ -70,11 +74,13 @@ def _not_finite(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _another_network(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return models.build("resnet18", len(CLASSES), 0.5).state_dict()
+    return networks.build("resnet18", len(CLASSES), 0.5).state_dict()
 
 
 def _one_class_fewer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return state | {f"head.7.{part}": state[f"head.7.{part}"][1:].contiguous() for part in ("weight", "bias")}
+    return state | {
+        f"head.7.{part}": state[f"head.7.{part}"][1:].contiguous() for part in ("weight", "bias")
+    }
 
 
 def _replaced_by_a_file(place: Path) -> None:
@@ -88,14 +94,17 @@ def _emptied(place: Path) -> None:
 
 
 WEIGHTS = "model.safetensors"
-MANIFEST = ckpt.MANIFEST
+MANIFEST = layout.MANIFEST
 # name: (harm, the word of the reason)
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights cut": (_file(WEIGHTS, lambda c: c[: len(c) // 2]), WEIGHTS),
     "weights without bytes": (_file(WEIGHTS, lambda c: b""), WEIGHTS),
     "text for weights": (_file(WEIGHTS, lambda c: b"not weights"), WEIGHTS),
     "weights missing": (_file(WEIGHTS, lambda c: None), "incomplete"),
-    "a flipped bit in the weights": (_file(WEIGHTS, lambda c: c[:999] + bytes([c[999] ^ 1]) + c[1000:]), WEIGHTS),
+    "a flipped bit in the weights": (
+        _file(WEIGHTS, lambda c: c[:999] + bytes([c[999] ^ 1]) + c[1000:]),
+        WEIGHTS,
+    ),
     "averages cut": (_file("ema.safetensors", lambda c: c[:-1]), "ema.safetensors"),
     "state of training cut": (_file("train_state.pt", lambda c: c[:-1]), "train_state.pt"),
     "manifest missing": (_file(MANIFEST, lambda c: None), "no checkpoint"),
@@ -106,7 +115,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "meta.json missing": (_file("meta.json", lambda c: None), "incomplete"),
     "meta.json that is text": (lambda place: rehashed(place, meta_json=b"hello"), "meta.json"),
     "meta.json without classes": (_meta(classes=None), "classes"),
-    "text with a right hash for weights": (lambda place: rehashed(place, model_safetensors=b"x" * 99, ema_safetensors=b"x" * 99), "no plain tensors"),
+    "text with a right hash for weights": (
+        lambda place: rehashed(place, model_safetensors=b"x" * 99, ema_safetensors=b"x" * 99),
+        "no plain tensors",
+    ),
     "weights that are not finite": (_weights(_not_finite), "not finite"),
     "no files": (_emptied, "no checkpoint"),
     "a file in its place": (_replaced_by_a_file, "no checkpoint"),
@@ -115,7 +127,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer classes": (_meta(classes=CLASSES[1:]), "4 other classes"),
     "weights of another network": (_weights(_another_network), "do not fit"),
     "weights of fewer classes": (_weights(_one_class_fewer), "do not fit"),
-}  # fmt: skip
+}
 # These, only one who starts from it can know.
 TO_START_FROM = {
     "another network": (_meta(arch="resnet18"), "is a resnet18"),
@@ -136,11 +148,33 @@ def refused(name: str, command: str, folder: Path) -> Outcome:
     shutil.copytree(good, bad)
     harm(bad)
     if command == "predict":
-        arguments = ["predict", "--checkpoint", str(bad), "--dataset", place, "--out", str(folder / "p.parquet")]
+        arguments = [
+            "predict",
+            "--checkpoint",
+            str(bad),
+            "--dataset",
+            place,
+            "--out",
+            str(folder / "p.parquet"),
+        ]
     else:
-        arguments = ["train", "--config", "smoke", "--dataset", place, "--model.arch", ARCH, "--storage", str(folder / "store"),
-                     "--init-from", str(bad), "--dry-run"]  # fmt: skip
-    with patch("raytrain.distributed.predict._run", side_effect=AssertionError("it was not refused")):
+        arguments = [
+            "train",
+            "--config",
+            "smoke",
+            "--dataset",
+            place,
+            "--model.arch",
+            ARCH,
+            "--storage",
+            str(folder / "store"),
+            "--init-from",
+            str(bad),
+            "--dry-run",
+        ]
+    with patch(
+        "raytrain.distributed.predict._run", side_effect=AssertionError("it was not refused")
+    ):
         done = said(arguments)
     what = f"{command} with {name}"
     checks.add(done.code == 2, f"{what}: exit code {done.code} {done.text[-400:]}")
@@ -168,10 +202,23 @@ def own_refused(name: str, folder: Path) -> Outcome:
 
 FIGURES = [
     Figure(
-        "R20", "broken or wrong checkpoints refused, each for its reason in one line", "all of >= 20",
-        [*(Case(f"predict with {name}", partial(refused, name, "predict"), n % 4 == 0) for n, name in enumerate(BROKEN)),
-         *(Case(f"start from {name}", partial(refused, name, "train"), name in TO_START_FROM) for name in BROKEN | TO_START_FROM),
-         *(Case(f"go on with {name}", partial(own_refused, name), name == "another dataset") for name in OWN)],
+        "R20",
+        "broken or wrong checkpoints refused, each for its reason in one line",
+        "all of >= 20",
+        [
+            *(
+                Case(f"predict with {name}", partial(refused, name, "predict"), n % 4 == 0)
+                for n, name in enumerate(BROKEN)
+            ),
+            *(
+                Case(f"start from {name}", partial(refused, name, "train"), name in TO_START_FROM)
+                for name in BROKEN | TO_START_FROM
+            ),
+            *(
+                Case(f"go on with {name}", partial(own_refused, name), name == "another dataset")
+                for name in OWN
+            ),
+        ],
         lambda outcomes: f"{sum(o.passed == o.of for o in outcomes)}/{len(outcomes)}",
     ),
-]  # fmt: skip
+]

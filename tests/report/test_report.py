@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.config import Recipe
 from raytrain.data import dataset as ds
 from raytrain.errors import DataError
@@ -62,8 +62,18 @@ def make_dataset(place: Path, target: np.ndarray) -> None:
     content = ds.shard_bytes(list(zip(*table.to_pydict().values(), strict=True)))
     (place / "shards").mkdir(parents=True)
     (place / "shards" / "part-00000.parquet").write_bytes(content)
-    shard = {"file": "part-00000.parquet", "rows": len(target), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {"schema_version": 1, "classes": CLASSES, "tile_size": 32, "shards": [shard], "splits": []}
+    shard = {
+        "file": "part-00000.parquet",
+        "rows": len(target),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    manifest = {
+        "schema_version": 1,
+        "classes": CLASSES,
+        "tile_size": 32,
+        "shards": [shard],
+        "splits": [],
+    }
     (place / "dataset.json").write_text(json.dumps(manifest))
 
 
@@ -73,21 +83,38 @@ def make_curves() -> tuple[pd.DataFrame, pd.DataFrame]:
     for stage, settings in enumerate(STAGES, 1):
         for epoch in range(1, settings["epochs"] + 1):
             for _ in range(STEPS_PER_EPOCH):
-                row = {"stage": stage, "epoch": epoch, "step": len(steps), "lr": [0.0, 1e-4, 1e-3], "momentum": 0.9}
+                row = {
+                    "stage": stage,
+                    "epoch": epoch,
+                    "step": len(steps),
+                    "lr": [0.0, 1e-4, 1e-3],
+                    "momentum": 0.9,
+                }
                 steps.append(row | {"loss": 1 / (len(steps) + 1)})
             f2 = 0.81 + len(history) / 100
             history.append(
                 {
-                    "stage": stage, "size": settings["size"], "epoch": epoch, "lr": 1e-6, "train_loss": 0.3, "valid_loss": 0.2,
-                    "accuracy": 0.9, "f2": f2, "f2_best": f2, "images_per_s": 123.4, "seconds": 2.0,
+                    "stage": stage,
+                    "size": settings["size"],
+                    "epoch": epoch,
+                    "lr": 1e-6,
+                    "train_loss": 0.3,
+                    "valid_loss": 0.2,
+                    "accuracy": 0.9,
+                    "f2": f2,
+                    "f2_best": f2,
+                    "images_per_s": 123.4,
+                    "seconds": 2.0,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(steps), pd.DataFrame(history)
 
 
 def make_predictions(place: Path, dataset: Path, target: np.ndarray) -> np.ndarray:
     """Writes predictions.parquet; logits follow the targets, so that some tiles are right and some are not."""
-    logits = (6.0 * target - 3.5 + np.random.default_rng(0).normal(0, 1.5, target.shape)).astype(np.float32)
+    logits = (6.0 * target - 3.5 + np.random.default_rng(0).normal(0, 1.5, target.shape)).astype(
+        np.float32
+    )
     names = tuple(f"tile_{row}" for row in range(len(target)))
     meta = {"task": "multi-label", "split": "random", "part": "valid", "dataset": str(dataset)}
     prediction_files.write(str(place), Predictions(names, logits, target, CLASSES, meta))
@@ -105,10 +132,19 @@ def run(tmp_path: Path) -> Path:
     place.mkdir(parents=True)
     steps, history = make_curves()
     history.to_csv(place / "history.csv", index=False)
-    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps.to_dict("records")))
-    recipe = Recipe.model_validate({"model": {"arch": "resnet18"}, "stages": STAGES, "dataset": str(dataset)})
+    (place / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in steps.to_dict("records"))
+    )
+    recipe = Recipe.model_validate(
+        {"model": {"arch": "resnet18"}, "stages": STAGES, "dataset": str(dataset)}
+    )
     (place / "config.yaml").write_text(recipe.to_yaml())
-    env = {"command": "raytrain train --name '<calm>'", "versions": {"torch": "2.15"}, "tiles": 150, "synthetic": False}
+    env = {
+        "command": "raytrain train --name '<calm>'",
+        "versions": {"torch": "2.15"},
+        "tiles": 150,
+        "synthetic": False,
+    }
     (place / "env.json").write_text(json.dumps(env))
     baselines = {"constant": {"labels": ["primary"], "f2": 0.4321}, "logistic": {"f2": 0.5432}}
     (place / "baselines.json").write_text(json.dumps(baselines))
@@ -119,7 +155,9 @@ def run(tmp_path: Path) -> Path:
 def tile_f2(logits: np.ndarray, target: np.ndarray, threshold: float = 0.2) -> np.ndarray:
     """The definition, one tile at a time: 5 P R / (4 P + R)."""
     found = []
-    for said, true in zip(1 / (1 + np.exp(-logits.astype(float))) > threshold, target.astype(bool), strict=True):
+    for said, true in zip(
+        1 / (1 + np.exp(-logits.astype(float))) > threshold, target.astype(bool), strict=True
+    ):
         hits = (said & true).sum()
         precision, recall = hits / max(said.sum(), 1), hits / max(true.sum(), 1)
         found.append(5 * precision * recall / (4 * precision + recall) if hits else 0.0)
@@ -143,7 +181,16 @@ def test_report_shows_stages_labels_scores_and_commands(run: Path):
     f2 = tile_f2(predictions.logits, predictions.target).mean()
     assert f'<div class="big">{f2:.4f}</div>' in text
     assert "mean over 30 validation tiles, threshold 0.2" in text
-    for name in (*STAGE_NAMES, "clear", "primary", "road &amp; rail", "water|$x$", "0.4321", "0.5432", "2.15"):
+    for name in (
+        *STAGE_NAMES,
+        "clear",
+        "primary",
+        "road &amp; rail",
+        "water|$x$",
+        "0.4321",
+        "0.5432",
+        "2.15",
+    ):
         assert name in text
     assert f"raytrain predict --checkpoint {run}" in text
     assert f"--thresholds {run}/thresholds.json" in text
@@ -153,7 +200,10 @@ def test_report_is_one_small_file_that_loads_nothing(run: Path):
     html = Path(page.write(str(run))).read_text()
     assert "http://" not in html and "https://" not in html
     assert "<script" not in html and "<link" not in html
-    assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|srcset|href)="([^"]*)"', html))
+    assert all(
+        source.startswith("data:image/")
+        for source in re.findall(r'(?:src|srcset|href)="([^"]*)"', html)
+    )
     assert len(html) < 3_000_000
 
 
@@ -188,7 +238,8 @@ def test_unfinished_run_says_how_to_go_on(run: Path):
 
 
 @pytest.mark.parametrize(
-    "missing", ["config.yaml", "env.json", "metrics.jsonl", "predictions.parquet", "baselines.json", "all"]
+    "missing",
+    ["config.yaml", "env.json", "metrics.jsonl", "predictions.parquet", "baselines.json", "all"],
 )
 def test_missing_optional_files_only_shorten_the_report(run: Path, missing: str):
     for file in list(run.iterdir()):
@@ -273,7 +324,9 @@ def test_synthetic_runs_say_so_and_real_ones_do_not(run: Path):
 def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
     card = Path(page.model_card(str(run))).read_text()
     predictions = prediction_files.read(str(run / "predictions.parquet"))
-    counts = dict(re.findall(r"^\| (\S+) \| (\d+) \| [\d.–]+ \| [\d.–]+ \| [\d.–]+ \|", card, re.MULTILINE))
+    counts = dict(
+        re.findall(r"^\| (\S+) \| (\d+) \| [\d.–]+ \| [\d.–]+ \| [\d.–]+ \|", card, re.MULTILINE)
+    )
     assert counts["clear"] == str(predictions.target[:, 1].sum())
     assert f"{tile_f2(predictions.logits, predictions.target).mean():.4f}" in card
     for part in (
@@ -292,7 +345,10 @@ def test_evaluation_report_needs_only_predictions(run: Path, tmp_path: Path):
     place = page.write_evaluation(str(out), str(run / "predictions.parquet"))
     text = visible(Path(place).read_text())
     predictions = prediction_files.read(str(run / "predictions.parquet"))
-    assert f'<div class="big">{tile_f2(predictions.logits, predictions.target).mean():.4f}</div>' in text
+    assert (
+        f'<div class="big">{tile_f2(predictions.logits, predictions.target).mean():.4f}</div>'
+        in text
+    )
     assert "<h2>Labels" in text and text.count('class="tile"') == 12
     assert "<h2>Stages" not in text and not (out / "losses.png").exists()
     assert (out / "per_label.png").exists()
@@ -307,7 +363,11 @@ def test_pictures_differ_when_the_data_differ():
         (lambda h, s, t: plots.schedule(s, STAGE_NAMES), 624),
         (lambda h, s, t: plots.per_label(t), 336),
     ]
-    other = (history.assign(f2=0.5, valid_loss=0.9), steps.assign(momentum=0.5, loss=0.5), table.assign(f2=0.9))
+    other = (
+        history.assign(f2=0.5, valid_loss=0.9),
+        steps.assign(momentum=0.5, loss=0.5),
+        table.assign(f2=0.9),
+    )
     for draw, height in draws:
         first = draw(history, steps, table)
         assert png_size(first) == (1200, height)
@@ -339,9 +399,13 @@ def test_the_report_imports_neither_torch_nor_ray():
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_thresholds_are_fitted_once_on_each_half_and_once_on_all(run: Path, tmp_path: Path, command, monkeypatch):
+def test_thresholds_are_fitted_once_on_each_half_and_once_on_all(
+    run: Path, tmp_path: Path, command, monkeypatch
+):
     fitted, fit = [], thresholds.fit
-    monkeypatch.setattr(thresholds, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more))
+    monkeypatch.setattr(
+        thresholds, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more)
+    )
     if command == "evaluate":
         out = tmp_path / "evaluation"
         assert run_command(["evaluate", str(run / "predictions.parquet"), "--out", str(out)]) == 0

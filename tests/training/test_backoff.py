@@ -9,22 +9,26 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from group import run_alone, run_group, save_at_once, trace
 
+from raytrain.checkpoints import reading
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
-from raytrain.training import checkpoint as ckpt
 from raytrain.training import optim
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 
 @pytest.fixture(scope="module")
 def recipe(dataset):
     """Two stages of two epochs; five steps an epoch, a checkpoint after each."""
     train = {"batch_size": 30, "threads": 1, "ema": 0.9, "save_every_s": 0.0}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}})
-    return smoke.model_copy(update={"stages": tuple(s.model_copy(update={"epochs": 2}) for s in smoke.stages[:2])})
+    smoke = load_recipe(
+        "smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}}
+    )
+    return smoke.model_copy(
+        update={"stages": tuple(s.model_copy(update={"epochs": 2}) for s in smoke.stages[:2])}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +56,14 @@ def rates(run):
 
 
 def train(recipe, run, say=lambda line: None, **hooks):
-    return fit(recipe, open_dataset(recipe.dataset), str(run), Worker(), Hooks(say=say, **hooks), backoff=True)
+    return fit(
+        recipe,
+        open_dataset(recipe.dataset),
+        str(run),
+        Worker(),
+        Hooks(say=say, **hooks),
+        backoff=True,
+    )
 
 
 @pytest.mark.parametrize("place", [(1, 1, 2), (1, 2, 0), (2, 2, 3)])
@@ -60,7 +71,9 @@ def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, 
     lines = []
     train(recipe, tmp_path / "run", lines.append, on_batch=poison(place))
     told = [line for line in lines if "goes back" in line]
-    assert len(told) == 1 and f"at step {place[2] + 1} of stage {place[0]} epoch {place[1]}" in told[0]
+    assert (
+        len(told) == 1 and f"at step {place[2] + 1} of stage {place[0]} epoch {place[1]}" in told[0]
+    )
     run_alone(recipe, tmp_path / "whole")
     found, usual = rates(tmp_path / "run"), rates(tmp_path / "whole")
     assert found.keys() == usual.keys() and len(found) == 20
@@ -69,13 +82,13 @@ def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, 
         key: 0.5 if key[2] >= at else 1.0 for key in usual
     }
     for name in ("last", "stage-2-32"):
-        assert ckpt.read(str(tmp_path / "run" / "checkpoints" / name)).meta["lr_scale"] == 0.5
+        assert reading.read(str(tmp_path / "run" / "checkpoints" / name)).meta["lr_scale"] == 0.5
 
 
 def test_a_run_that_diverges_again_ends(recipe, tmp_path):
     with pytest.raises(DivergedError, match="step 1 of stage 2 epoch 1"):
         train(recipe, tmp_path / "run", on_batch=poison((1, 2, 1), (2, 1, 0)))
-    found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    found, _ = reading.find_latest(str(tmp_path / "run" / "checkpoints"))
     assert found.position == (1, 2, 0) and found.meta["lr_scale"] == 0.5
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from raytrain.training import execution, models
+from raytrain.models import networks
+from raytrain.training import execution
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPE = (4, 3, 32, 32)
@@ -20,14 +21,16 @@ SHAPE = (4, 3, 32, 32)
         ("compiled", CPU, 1, "compiled"),
     ],
 )
-def test_auto_decides_by_device_and_planned_steps_and_any_choice_holds(choice, device, steps, wanted):
+def test_auto_decides_by_device_and_planned_steps_and_any_choice_holds(
+    choice, device, steps, wanted
+):
     assert execution.chosen(choice, device, steps) == wanted
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return models.build("resnet18", 5, 0.0)
+    return networks.build("resnet18", 5, 0.0)
 
 
 def test_only_training_batches_of_the_planned_shape_take_the_fast_way(network, monkeypatch):
@@ -73,7 +76,7 @@ def test_a_compiled_step_gives_the_eager_gradient(network):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_graphed_step_gives_the_eager_gradient_and_leaves_the_statistics(network):
-    models.placed(network, GPU)
+    networks.placed(network, GPU)
     pixels, found = torch.rand(SHAPE, device=GPU), []
     for how in ("eager", "graphs"):
         execution.set_execution(network, how, SHAPE, "fp32", GPU, print)

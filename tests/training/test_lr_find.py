@@ -69,7 +69,9 @@ def test_the_first_ten_and_the_last_five_steps_play_no_part():
     for place in (10, 94):
         losses = plain.copy()
         losses[place] = -5.0
-        assert lr_find.suggestions(curve(losses))["minimum/10"] == pytest.approx(curve(losses).lr[place] / 10)
+        assert lr_find.suggestions(curve(losses))["minimum/10"] == pytest.approx(
+            curve(losses).lr[place] / 10
+        )
 
 
 def test_how_far_the_loss_falls_is_told_from_the_steps_that_count():

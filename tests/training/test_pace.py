@@ -10,13 +10,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from group import run_alone
 
+from raytrain.checkpoints.history import RankRow
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training.history import RankRow
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.training.pace import slow_ranks
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 HELD_UP_S = 0.1
 
@@ -25,7 +25,9 @@ HELD_UP_S = 0.1
 def recipe(dataset):
     """Two epochs of 16 steps."""
     train = {"batch_size": 8, "threads": 1}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}})
+    smoke = load_recipe(
+        "smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}}
+    )
     return smoke.model_copy(update={"stages": (smoke.stages[0].model_copy(update={"epochs": 2}),)})
 
 
@@ -43,7 +45,9 @@ def test_a_rank_that_takes_longer_than_the_others_is_named():
     assert slow_ranks([row(0, 0.2), row(1, 0.41)])[0].startswith("rank 1 on host1 takes 2.0 times")
 
 
-@pytest.mark.parametrize("ranks", [[], [row(0, 9.0)], [row(0, 0.2, 9), row(1, 0.9, 9)], [row(0, 0.0), row(1, 0.0)]])
+@pytest.mark.parametrize(
+    "ranks", [[], [row(0, 9.0)], [row(0, 0.2, 9), row(1, 0.9, 9)], [row(0, 0.0), row(1, 0.0)]]
+)
 def test_nothing_is_said_of_one_rank_or_of_few_steps(ranks):
     assert slow_ranks(ranks) == []
 
@@ -80,7 +84,12 @@ def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
 
 def test_the_time_that_one_rank_waits_for_another_is_not_its_own(recipe, tmp_path):
     group = f"file://{tmp_path}/group-{uuid.uuid4().hex}"
-    mp.start_processes(_member, (recipe.model_dump_json(), str(tmp_path), group), nprocs=2, start_method="forkserver")
+    mp.start_processes(
+        _member,
+        (recipe.model_dump_json(), str(tmp_path), group),
+        nprocs=2,
+        start_method="forkserver",
+    )
     seconds = {(r["epoch"], r["rank"]): float(r["seconds"]) for r in rows(tmp_path)}
     assert len(seconds) == 4
     for epoch in ("1", "2"):

@@ -66,7 +66,9 @@ def test_label_smoothing_moves_targets_towards_one_half():
 def test_the_loss_of_a_batch_is_the_sum_over_its_tiles_whatever_the_split(name):
     task = MultiLabel(Train(loss=name))
     whole = task.loss_sum(LOGITS, TARGET)
-    torch.testing.assert_close(task.loss_sum(LOGITS[:1], TARGET[:1]) + task.loss_sum(LOGITS[1:], TARGET[1:]), whole)
+    torch.testing.assert_close(
+        task.loss_sum(LOGITS[:1], TARGET[:1]) + task.loss_sum(LOGITS[1:], TARGET[1:]), whole
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)

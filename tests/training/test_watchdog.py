@@ -6,9 +6,9 @@ import time
 import pytest
 
 from raytrain import storage
+from raytrain.checkpoints.saver import Saver
 from raytrain.errors import StorageError
 from raytrain.training import watchdog as watching
-from raytrain.training.saver import Saver
 from raytrain.training.watchdog import TIMES_MEDIAN, Saves, Watchdog
 
 
@@ -92,17 +92,27 @@ def test_a_checkpoint_being_written_here_is_no_stall_and_is_told_once(tmp_path):
         def note(self, writing):
             noted.append(writing)
 
-    watchdog = Watchdog(str(tmp_path), 0, 0.2, said.append, writes=lambda: writing[0], saves=Noted())
+    watchdog = Watchdog(
+        str(tmp_path), 0, 0.2, said.append, writes=lambda: writing[0], saves=Noted()
+    )
     watchdog.start()
     watchdog.beat()
     wait_until(lambda: said)
     time.sleep(0.6)
-    assert len(said) == 1 and "training waits for a checkpoint to be written" in said[0] and noted == [True]
+    assert (
+        len(said) == 1
+        and "training waits for a checkpoint to be written" in said[0]
+        and noted == [True]
+    )
     writing[0] = False
     ended = time.monotonic()
     wait_until(lambda: len(said) == 2)  # what hangs after it is a stall
     watchdog.close()
-    assert time.monotonic() - ended >= 0.2 and "has begun no batch" in said[1] and noted == [True, False]
+    assert (
+        time.monotonic() - ended >= 0.2
+        and "has begun no batch" in said[1]
+        and noted == [True, False]
+    )
 
 
 def test_a_checkpoint_that_another_rank_writes_is_no_stall(tmp_path):
