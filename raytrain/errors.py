@@ -117,9 +117,9 @@ def masked(text: str) -> str:
     return re.sub(r"""://[^/@\s"']+:[^/@\s"']+@""", f"://{MASK}@", text)
 
 
-def typed(place: str) -> str:
+def typed(path: str) -> str:
     """A path or URI as a shell takes it as one word, without keys: `?` and `&` of a URI mean something to a shell."""
-    return shlex.quote(masked(place))
+    return shlex.quote(masked(path))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

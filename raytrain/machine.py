@@ -90,24 +90,24 @@ def resident(pid: int | str = "self", proc: Path = PROC) -> int:
 def holders(proc: Path = PROC) -> list[tuple[str, int]]:
     """Name and own bytes (shared ones not counted) of each process of this user's session group, the largest first."""
     found = []
-    for place in proc.glob("[0-9]*"):
-        size = resident(place.name, proc)
-        if size and _same_group(place, proc):
-            found.append((_name(place), size))
+    for path in proc.glob("[0-9]*"):
+        size = resident(path.name, proc)
+        if size and _same_group(path, proc):
+            found.append((_name(path), size))
     return sorted(found, key=lambda holder: -holder[1])
 
 
-def _same_group(place: Path, proc: Path) -> bool:
+def _same_group(path: Path, proc: Path) -> bool:
     try:
-        return (place / "cgroup").read_text() == (proc / "self" / "cgroup").read_text()
+        return (path / "cgroup").read_text() == (proc / "self" / "cgroup").read_text()
     except OSError:
         return False
 
 
-def _name(place: Path) -> str:
+def _name(path: Path) -> str:
     """What a person would call a process: Ray's own titles, else the program."""
     try:
-        words = (place / "cmdline").read_text().split("\0")
+        words = (path / "cmdline").read_text().split("\0")
     except OSError:
         return "?"
     return words[0].rpartition("/")[2][:40]
@@ -136,7 +136,7 @@ def _upwards(root: Path, path: str, files: _Files) -> list[tuple[Path, _Files]]:
     if not group.is_dir():
         group = root
     above = [group, *group.parents]
-    return [(place, files) for place in above[: above.index(root) + 1]]
+    return [(folder, files) for folder in above[: above.index(root) + 1]]
 
 
 def _number(file: Path) -> int | None:

@@ -28,14 +28,14 @@ SETTLE_S = 1.0
 
 
 @contextmanager
-def held(place: str) -> Iterator[None]:
+def held(path: str) -> Iterator[None]:
     """Holds the lock of a run's directory, which is made where there is none.
 
     Raises:
         ConfigError: another process trains the run.
         StorageError: the lock cannot be written.
     """
-    storage.make_dir(place)
+    storage.make_dir(path)
     mine = {
         "host": platform.node(),
         "processes": _process_namespace(),
@@ -43,35 +43,35 @@ def held(place: str) -> Iterator[None]:
         "started": _started(os.getpid()),
         "token": uuid.uuid4().hex,
     }
-    _acquire(place, mine)
+    _acquire(path, mine)
     ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(place, mine, ended), daemon=True)
+    thread = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        _release(place, mine)
+        _release(path, mine)
 
 
-def _acquire(place: str, mine: dict[str, Any]) -> None:
-    owner = _owner(place)
-    if owner is not None and not _is_over(place, owner):
-        raise _taken(place, owner)
-    with _alone(place):
-        now = _owner(place)
+def _acquire(path: str, mine: dict[str, Any]) -> None:
+    owner = _owner(path)
+    if owner is not None and not _is_over(path, owner):
+        raise _taken(path, owner)
+    with _alone(path):
+        now = _owner(path)
         if (now or {}).get("token") != (owner or {}).get("token"):
-            raise _taken(place, now or mine)  # somebody was faster
-        _write(place, mine)
-    if storage.is_uri(place):
+            raise _taken(path, now or mine)  # somebody was faster
+        _write(path, mine)
+    if storage.is_uri(path):
         time.sleep(SETTLE_S)
-        now = _owner(place)
+        now = _owner(path)
         if now is not None and now["token"] != mine["token"]:
-            raise _taken(place, now)
+            raise _taken(path, now)
 
 
-def _is_over(place: str, owner: dict[str, Any]) -> bool:
+def _is_over(path: str, owner: dict[str, Any]) -> bool:
     """Whether a lock's owner has ended."""
     if _numbers_are_ours(owner):
         return _started(owner["pid"]) != owner["started"] or owner["started"] is None
@@ -79,7 +79,7 @@ def _is_over(place: str, owner: dict[str, Any]) -> bool:
         return False
     # The clocks of two machines may differ: a lock that is alive changes while it is watched.
     time.sleep(BEAT_S * 1.2)
-    return _owner(place) == owner
+    return _owner(path) == owner
 
 
 def _numbers_are_ours(owner: dict[str, Any]) -> bool:
@@ -123,65 +123,65 @@ def _alive_without_proc(pid: int) -> str | None:
     return "alive"
 
 
-def _beat(place: str, mine: dict[str, Any], ended: threading.Event) -> None:
+def _beat(path: str, mine: dict[str, Any], ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
-            owner = _owner(place)
+            owner = _owner(path)
             if owner is not None and owner["token"] != mine["token"]:
                 return
-            _write(place, mine)
+            _write(path, mine)
         except StorageError:
             continue  # training itself will meet what ails the storage
 
 
-def _release(place: str, mine: dict[str, Any]) -> None:
+def _release(path: str, mine: dict[str, Any]) -> None:
     with suppress(
         StorageError
     ):  # the lock of a process that has ended is none, and how it ended must be heard
-        owner = _owner(place)
+        owner = _owner(path)
         if owner is not None and owner["token"] == mine["token"]:
-            storage.remove(storage.join(place, FILE))
-    if not storage.is_uri(place):
+            storage.remove(storage.join(path, FILE))
+    if not storage.is_uri(path):
         with suppress(OSError):  # not empty: a run was begun
-            os.rmdir(storage.absolute(place))
+            os.rmdir(storage.absolute(path))
 
 
-def _owner(place: str) -> dict[str, Any] | None:
+def _owner(path: str) -> dict[str, Any] | None:
     try:
-        owner: dict[str, Any] = storage.read_json(storage.join(place, FILE))
+        owner: dict[str, Any] = storage.read_json(storage.join(path, FILE))
         return owner if {"host", "pid", "started", "token", "beat"} <= owner.keys() else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None
 
 
-def _write(place: str, mine: dict[str, Any]) -> None:
-    storage.write_json(storage.join(place, FILE), mine | {"beat": time.time()})
+def _write(path: str, mine: dict[str, Any]) -> None:
+    storage.write_json(storage.join(path, FILE), mine | {"beat": time.time()})
 
 
 @contextmanager
-def _alone(place: str) -> Iterator[None]:
+def _alone(path: str) -> Iterator[None]:
     """For the moment of taking the lock, the only process that does so in a local directory."""
-    if storage.is_uri(place):
+    if storage.is_uri(path):
         yield
         return
-    with storage.failures("lock", place):
-        handle = os.open(storage.absolute(place), os.O_RDONLY)
+    with storage.failures("lock", path):
+        handle = os.open(storage.absolute(path), os.O_RDONLY)
     try:
-        with storage.failures("lock", place):
+        with storage.failures("lock", path):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def _taken(place: str, owner: dict[str, Any]) -> ConfigError:
+def _taken(path: str, owner: dict[str, Any]) -> ConfigError:
     beat = (
         f", last heard of {max(0.0, time.time() - owner['beat']):.0f} s ago"
         if "beat" in owner
         else ""
     )
     return ConfigError(
-        f"the run {storage.name_of(place)} is being trained by process {owner['pid']} on {owner['host']}{beat}",
+        f"the run {storage.name_of(path)} is being trained by process {owner['pid']} on {owner['host']}{beat}",
         "two processes would write the same checkpoints",
         "wait for its end or stop it, then try again; or give another --name",
     )

@@ -50,24 +50,24 @@ PACKAGES = (
 class Run:
     """A run directory that was found."""
 
-    place: str
+    path: str
 
     @property
     def name(self) -> str:
         """The run's name, the last part of its place."""
-        return storage.name_of(self.place)
+        return storage.name_of(self.path)
 
     @property
     def recipe(self) -> Recipe:
         """The resolved configuration it was started with, and the keys that its own place came with."""
-        place = storage.join(self.place, "config.yaml")
-        text = storage.read_bytes(place).decode()
-        return validate(parse_yaml(storage.with_keys_of(text, self.place), place), place, text)
+        path = storage.join(self.path, "config.yaml")
+        text = storage.read_bytes(path).decode()
+        return validate(parse_yaml(storage.with_keys_of(text, self.path), path), path, text)
 
     @property
     def checkpoints(self) -> list[str]:
         """Names of its checkpoints, such as stage-2-128 and last."""
-        found = storage.names(storage.join(self.place, "checkpoints"), directories=True)
+        found = storage.names(storage.join(self.path, "checkpoints"), directories=True)
         return [name for name in found if not name.endswith(".partial")]
 
 
@@ -122,35 +122,35 @@ def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
     """
     run = Run(storage.join(storage.absolute(recipe.storage), name))
     refuse_taken(name, recipe.storage)
-    storage.make_dir(run.place)
-    storage.write_text(storage.join(run.place, "config.yaml"), recipe.to_yaml())
+    storage.make_dir(run.path)
+    storage.write_text(storage.join(run.path, "config.yaml"), recipe.to_yaml())
     tiles = {"split_hash": dataset.split_hash(recipe.data.split)}
-    storage.write_json(storage.join(run.place, "env.json"), environment(dataset) | tiles)
+    storage.write_json(storage.join(run.path, "env.json"), environment(dataset) | tiles)
     return run
 
 
-def refuse_taken(name: str, place: str) -> None:
+def refuse_taken(name: str, path: str) -> None:
     """Refuses the name of a run, search or range test that is there, and what is no name.
 
     Raises:
         ConfigError: it is taken, or as `check_name`.
     """
     check_name(name)
-    base = storage.join(storage.absolute(place), name)
+    base = storage.join(storage.absolute(path), name)
     if any(
         storage.exists(storage.join(base, file))
         for file in ("config.yaml", "trials.csv", "lr-find")
     ):
         raise ConfigError(
-            f'there is already a run "{name}" in {place}',
+            f'there is already a run "{name}" in {path}',
             "a second one under its name would mix two results",
-            f"{resume_command(name, place)}, or another --name",
+            f"{resume_command(name, path)}, or another --name",
         )
 
 
-def resume_command(name: str, place: str) -> str:
+def resume_command(name: str, path: str) -> str:
     """What a user types to go on with a run."""
-    return f"raytrain train --resume {shlex.quote(name)} --storage {shlex.quote(place)}"
+    return f"raytrain train --resume {shlex.quote(name)} --storage {shlex.quote(path)}"
 
 
 def environment(dataset: Dataset) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
         "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
-        "dataset": dataset.place,
+        "dataset": dataset.path,
         "dataset_hash": dataset.hash,
         "tiles": dataset.rows,
         "synthetic": is_synthetic(dataset),
@@ -175,28 +175,28 @@ def is_synthetic(dataset: Dataset) -> bool:
     return "synthetic" in str(dataset.manifest["source"]["images"])
 
 
-def find(name: str, place: str) -> Run:
+def find(name: str, path: str) -> Run:
     """The run of a name under a storage path; a path of a run directory is taken as it is.
 
     Raises:
         ConfigError: no such run, with the nearest name.
     """
-    for candidate in (storage.join(storage.absolute(place), name), storage.absolute(name)):
+    for candidate in (storage.join(storage.absolute(path), name), storage.absolute(name)):
         if storage.exists(storage.join(candidate, "config.yaml")):
             return Run(candidate)
-    known = [run.name for run in every(place)]
+    known = [run.name for run in every(path)]
     raise ConfigError(
-        f'there is no run "{name}" in {place}.{did_you_mean(name, known)}',
+        f'there is no run "{name}" in {path}.{did_you_mean(name, known)}',
         "a run is looked up under --storage (default RAYTRAIN_STORAGE, else ./runs)",
-        f"raytrain runs list --storage {typed(place)}",
+        f"raytrain runs list --storage {typed(path)}",
     )
 
 
-def every(place: str) -> list[Run]:
+def every(path: str) -> list[Run]:
     """All runs under a storage path, by name."""
-    base = storage.absolute(place)
-    places = [storage.join(base, name) for name in storage.names(base, directories=True)]
-    return [Run(p) for p in places if storage.exists(storage.join(p, "config.yaml"))]
+    base = storage.absolute(path)
+    paths = [storage.join(base, name) for name in storage.names(base, directories=True)]
+    return [Run(p) for p in paths if storage.exists(storage.join(p, "config.yaml"))]
 
 
 def placement(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -229,20 +229,20 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
 def trained_on(run: Run) -> dict[str, str]:
     """`dataset_hash` and `split_hash` of the tiles that a run trains on, as far as it has written them down."""
     for name in run.checkpoints:
-        if known := _hashes(storage.join(run.place, "checkpoints", name, "meta.json")):
+        if known := _hashes(storage.join(run.path, "checkpoints", name, "meta.json")):
             return known
-    return _hashes(storage.join(run.place, "env.json"))
+    return _hashes(storage.join(run.path, "env.json"))
 
 
-def _hashes(place: str) -> dict[str, str]:
+def _hashes(path: str) -> dict[str, str]:
     try:
-        content = storage.read_json(place)
+        content = storage.read_json(path)
         return {key: content[key] for key in ("dataset_hash", "split_hash") if key in content}
     except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
-def write_places(run: Run, recipe: Recipe) -> None:
+def write_paths(run: Run, recipe: Recipe) -> None:
     """Writes into config.yaml where dataset and storage of a run are now, if they have moved since it was written.
 
     Raises:
@@ -251,10 +251,10 @@ def write_places(run: Run, recipe: Recipe) -> None:
     known = run.recipe
     moved = known.model_copy(update={"dataset": recipe.dataset, "storage": recipe.storage})
     if moved != known:
-        storage.write_text(storage.join(run.place, "config.yaml"), moved.to_yaml())
+        storage.write_text(storage.join(run.path, "config.yaml"), moved.to_yaml())
 
 
-def find_checkpoint(text: str, place: str) -> str:
+def find_checkpoint(text: str, storage_path: str) -> str:
     """The place of a checkpoint given as a path, as RUN (its last) or as RUN:best, RUN:stage-2-128.
 
     Raises:
@@ -263,31 +263,31 @@ def find_checkpoint(text: str, place: str) -> str:
     path = storage.absolute(text)
     if storage.exists(storage.join(path, "MANIFEST.json")):
         return path
-    name, which = _run_and_checkpoint(text, place)
+    name, which = _run_and_checkpoint(text, storage_path)
     if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
         raise ConfigError(
             f"there is no checkpoint at {text}",
             "a checkpoint is a directory with a MANIFEST.json, written last",
-            f"raytrain runs list --storage {typed(place)}",
+            f"raytrain runs list --storage {typed(storage_path)}",
         )
-    run = find(name, place)
+    run = find(name, storage_path)
     which = which or "last"
     # A crash in the middle of a save leaves the previous checkpoint of that name as NAME.old.
     for candidate in (which, f"{which}.old"):
-        found = storage.join(run.place, "checkpoints", candidate)
+        found = storage.join(run.path, "checkpoints", candidate)
         if storage.exists(storage.join(found, "MANIFEST.json")):
             return found
     raise ConfigError(
         f'the run {run.name} has no checkpoint "{which}".{did_you_mean(which, run.checkpoints)}',
         f"it has: {', '.join(run.checkpoints) or 'none yet'}",
-        f"raytrain runs show {run.name} --storage {typed(place)}",
+        f"raytrain runs show {run.name} --storage {typed(storage_path)}",
     )
 
 
-def _run_and_checkpoint(text: str, place: str) -> tuple[str, str]:
+def _run_and_checkpoint(text: str, path: str) -> tuple[str, str]:
     """The two parts of RUN:CHECKPOINT; the name of a run from before names were checked may hold a colon."""
     if storage.is_uri(text) or storage.exists(
-        storage.join(storage.absolute(place), text, "config.yaml")
+        storage.join(storage.absolute(path), text, "config.yaml")
     ):
         return text, ""
     name, colon, which = text.rpartition(":")
@@ -297,7 +297,7 @@ def _run_and_checkpoint(text: str, place: str) -> tuple[str, str]:
 def write_failure(run: Run, error: BaseException, exit_code: int) -> None:
     """Leaves failure.json in the run directory: a Ray job itself reports only 0 or 1."""
     content = {"exit_code": exit_code, "error": type(error).__name__, "message": str(error)}
-    storage.write_json(storage.join(run.place, "failure.json"), content)
+    storage.write_json(storage.join(run.path, "failure.json"), content)
 
 
 def _installed(name: str) -> bool:

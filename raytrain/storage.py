@@ -30,77 +30,77 @@ from raytrain.errors import MASK, StorageError, masked
 UPLOAD_BYTES = 8 * 2**20
 
 
-def is_uri(place: str) -> bool:
+def is_uri(path: str) -> bool:
     """True for `scheme://...`, except file://, which is a local path."""
-    return "://" in place and not place.startswith("file://")
+    return "://" in path and not path.startswith("file://")
 
 
-def absolute(place: str) -> str:
+def absolute(path: str) -> str:
     """A place that means the same in every process: local paths made absolute, URIs as they are.
 
     Ray workers run in another directory, and Ray refuses relative storage paths late and badly.
     """
-    if is_uri(place):
-        return place.rstrip("/")
-    path = Path(place.removeprefix("file://"))
+    if is_uri(path):
+        return path.rstrip("/")
+    local = Path(path.removeprefix("file://"))
     with suppress(RuntimeError):  # ~NAME where there is no such user: a file may be called so
-        path = path.expanduser()
-    return str(path.absolute())
+        local = local.expanduser()
+    return str(local.absolute())
 
 
-def join(place: str, *parts: str) -> str:
+def join(path: str, *parts: str) -> str:
     """`place/part/...`; the query of a URI (`?region=...`) stays at its end."""
-    base, mark, query = _without_query(place)
+    base, mark, query = _without_query(path)
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
-def name_of(place: str) -> str:
+def name_of(path: str) -> str:
     """The last component of a place."""
-    return _without_query(place)[0].rstrip("/").rsplit("/", 1)[-1]
+    return _without_query(path)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
-def parent(place: str) -> str:
+def parent(path: str) -> str:
     """The directory of a place; the query of a URI stays at its end."""
-    base, mark, query = _without_query(place)
+    base, mark, query = _without_query(path)
     return base.rstrip("/").rsplit("/", 1)[0] + mark + query
 
 
-def _without_query(place: str) -> tuple[str, str, str]:
+def _without_query(path: str) -> tuple[str, str, str]:
     """(base, "?", query) of a URI; a local path may hold a question mark of its own."""
-    return place.partition("?") if is_uri(place) else (place, "", "")
+    return path.partition("?") if is_uri(path) else (path, "", "")
 
 
-def filesystem(place: str) -> tuple[pafs.FileSystem, str]:
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of a place and the path inside it.
 
     Raises:
         StorageError: a scheme that pyarrow does not know.
     """
-    if not is_uri(place):
-        return pafs.LocalFileSystem(), absolute(place)
+    if not is_uri(path):
+        return pafs.LocalFileSystem(), absolute(path)
     # Read from a file, where keys are never written: the environment's.
-    place = place.replace(f"://{MASK}@", "://")
+    path = path.replace(f"://{MASK}@", "://")
     try:
-        if place.startswith(("s3://", "gs://")):
-            base, mark, query = _without_query(place)
-            scheme, _, path = base.partition("://")
-            store, _, rest = path.partition("/")
+        if path.startswith(("s3://", "gs://")):
+            base, mark, query = _without_query(path)
+            scheme, _, inner = base.partition("://")
+            store, _, rest = inner.partition("/")
             fs, bucket = _store(f"{scheme}://{store}{mark}{query}")
             return fs, f"{bucket}/{unquote(rest)}".rstrip("/")
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(place)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(path)
         return found
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(
-            f"{place} cannot be opened: {error}",
+            f"{path} cannot be opened: {error}",
             "only local paths, s3://, gs:// and abfs:// are understood",
             "give a local path or one of these URIs",
         ) from None
 
 
-def with_keys_of(place: str, other: str) -> str:
+def with_keys_of(path: str, other: str) -> str:
     """A place whose keys were left out when it was written, with those of another place, if that has any."""
     keys = re.match(r"[^:/]+://([^/@\s]+:[^/@\s]+)@", other)
-    return place.replace(f"://{MASK}@", f"://{keys[1]}@") if keys else place
+    return path.replace(f"://{MASK}@", f"://{keys[1]}@") if keys else path
 
 
 @cache
@@ -111,33 +111,33 @@ def _store(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 @contextmanager
-def failures(doing: str, place: str) -> Iterator[None]:
+def failures(doing: str, path: str) -> Iterator[None]:
     """Turns the errors of file systems into a StorageError; a file missing when read stays FileNotFoundError."""
     try:
         yield
     except OSError as error:
         if doing == "read" and isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise FileNotFoundError(error.errno, error.strerror, place) from None
+            raise FileNotFoundError(error.errno, error.strerror, path) from None
         raise StorageError(
-            f"cannot {doing} {place}: {error.strerror or error}",
+            f"cannot {doing} {path}: {error.strerror or error}",
             "nothing that was there before has been changed",
             "check the permissions and the free space (df -h), or give another --storage or --out",
         ) from None
 
 
-def exists(place: str) -> bool:
+def exists(path: str) -> bool:
     """True if there is a file or directory."""
-    with failures("look at", place):
-        fs, path = filesystem(place)
-        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    with failures("look at", path):
+        fs, inner = filesystem(path)
+        return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
 
 
-def names(place: str, *, directories: bool = False) -> list[str]:
+def names(path: str, *, directories: bool = False) -> list[str]:
     """Sorted names of the files (or directories) directly inside a directory; empty if it does not exist."""
-    with failures("list", place):
-        fs, path = filesystem(place)
+    with failures("list", path):
+        fs, inner = filesystem(path)
         wanted = pafs.FileType.Directory if directories else pafs.FileType.File
-        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == wanted)
 
 
@@ -150,66 +150,68 @@ class File:
     mtime_ns: int
 
 
-def files(place: str, *, recursive: bool = False) -> list[File]:
+def files(path: str, *, recursive: bool = False) -> list[File]:
     """The files inside a directory, sorted by path; empty if it does not exist. Nothing is opened."""
-    with failures("list", place):
-        fs, path = filesystem(place)
-        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
+    with failures("list", path):
+        fs, inner = filesystem(path)
+        infos = fs.get_file_info(
+            pafs.FileSelector(inner, allow_not_found=True, recursive=recursive)
+        )
         found = [
-            File(info.path.removeprefix(path).strip("/"), info.size, info.mtime_ns or 0)
+            File(info.path.removeprefix(inner).strip("/"), info.size, info.mtime_ns or 0)
             for info in infos
             if info.type == pafs.FileType.File
         ]
         return sorted(found, key=lambda file: file.path)
 
 
-def size(place: str) -> int:
+def size(path: str) -> int:
     """Bytes of a file.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    with failures("read", place):
-        fs, path = filesystem(place)
-        info = fs.get_file_info(path)
+    with failures("read", path):
+        fs, inner = filesystem(path)
+        info = fs.get_file_info(inner)
         if info.type != pafs.FileType.File:
-            raise FileNotFoundError(place)
+            raise FileNotFoundError(path)
         return int(info.size)
 
 
-def read_bytes(place: str, most: int = -1) -> bytes:
+def read_bytes(path: str, most: int = -1) -> bytes:
     """The content of a file, or its first `most` bytes.
 
     Raises:
         FileNotFoundError: there is none.
         StorageError: it cannot be read.
     """
-    with failures("read", place):
-        if not is_uri(place):
-            with open(absolute(place), "rb") as file:
+    with failures("read", path):
+        if not is_uri(path):
+            with open(absolute(path), "rb") as file:
                 # read(n) would set n bytes aside, however small the file is. A file of /proc says that it has none.
                 return file.read(
                     min(most, os.fstat(file.fileno()).st_size + 1) if most >= 0 else -1
                 )
-        fs, path = filesystem(place)
-        with fs.open_input_file(path) as stream:
+        fs, inner = filesystem(path)
+        with fs.open_input_file(inner) as stream:
             content: bytes = stream.read(None if most < 0 else most)
         return content
 
 
-def read_json(place: str) -> Any:
+def read_json(path: str) -> Any:
     """The parsed content of a JSON file."""
-    return json.loads(read_bytes(place))
+    return json.loads(read_bytes(path))
 
 
-def make_dir(place: str) -> None:
+def make_dir(path: str) -> None:
     """Makes a directory and its parents."""
-    with failures("make", place):
-        fs, path = filesystem(place)
-        fs.create_dir(path, recursive=True)
+    with failures("make", path):
+        fs, inner = filesystem(path)
+        fs.create_dir(inner, recursive=True)
 
 
-def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True) -> None:
+def write_bytes(path: str, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Writes a whole file so that a reader sees the old content or the new, never a part.
 
     Locally: a temporary file beside it, fsync, rename, fsync of the directory. An object store's put is atomic.
@@ -218,13 +220,13 @@ def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True
     Raises:
         StorageError: it cannot be written; what was there before is intact.
     """
-    with failures("write", place):
-        fs, path = filesystem(place)
+    with failures("write", path):
+        fs, inner = filesystem(path)
         if not isinstance(fs, pafs.LocalFileSystem):
-            with fs.open_output_stream(path) as stream:
+            with fs.open_output_stream(inner) as stream:
                 stream.write(content)
             return
-        target = Path(path)
+        target = Path(inner)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
@@ -240,9 +242,9 @@ def write_bytes(place: str, content: bytes | memoryview, *, durable: bool = True
             sync_directory(target.parent)
 
 
-def write_text(place: str, content: str) -> None:
+def write_text(path: str, content: str) -> None:
     """`write_bytes` of UTF-8 text, without the keys that URIs in it may hold."""
-    write_bytes(place, masked(content).encode())
+    write_bytes(path, masked(content).encode())
 
 
 def written(path: Path, write: Callable[[Path], Any]) -> str:
@@ -290,7 +292,7 @@ def upload_file(source: Path, target: str) -> None:
             shutil.copyfileobj(file, stream, UPLOAD_BYTES)
 
 
-def append_text(place: str, content: str, *, durable: bool) -> None:
+def append_text(path: str, content: str, *, durable: bool) -> None:
     """Adds UTF-8 text, without the keys that URIs in it may hold, to a local file that exists.
 
     A crash may leave a part of it. `durable` waits until it survives a power cut.
@@ -298,20 +300,20 @@ def append_text(place: str, content: str, *, durable: bool) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    with failures("write", place), open(absolute(place), "ab") as file:
+    with failures("write", path), open(absolute(path), "ab") as file:
         file.write(masked(content).encode())
         file.flush()
         if durable:
             os.fsync(file.fileno())
 
 
-def write_json(place: str, content: Any) -> None:
+def write_json(path: str, content: Any) -> None:
     """`write_bytes` of indented JSON; NaN and infinity are refused, since JSON has none."""
-    write_text(place, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
-def locked(place: str, doing: str) -> Iterator[None]:
+def locked(path: str, doing: str) -> Iterator[None]:
     """Lets one process at a time work in a local directory, which exists; the lock ends with the process.
 
     An object store has no locks: there nothing is checked.
@@ -319,15 +321,15 @@ def locked(place: str, doing: str) -> Iterator[None]:
     Raises:
         StorageError: another process holds it.
     """
-    if is_uri(place):
+    if is_uri(path):
         yield
         return
-    with failures("open", place):
-        handle = os.open(absolute(place), os.O_RDONLY)
+    with failures("open", path):
+        handle = os.open(absolute(path), os.O_RDONLY)
     try:
-        if not _lock(handle, absolute(place)):
+        if not _lock(handle, absolute(path)):
             raise StorageError(
-                f"another process {doing} {place}",
+                f"another process {doing} {path}",
                 "two would write the same files",
                 "wait for its end, then try again",
             )
@@ -355,15 +357,15 @@ def sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
-def remove(place: str) -> None:
+def remove(path: str) -> None:
     """Removes a directory or a file; nothing happens where there is none."""
-    with failures("remove", place):
-        fs, path = filesystem(place)
-        kind = fs.get_file_info(path).type
+    with failures("remove", path):
+        fs, inner = filesystem(path)
+        kind = fs.get_file_info(inner).type
         if kind == pafs.FileType.Directory:
-            fs.delete_dir(path)
+            fs.delete_dir(inner)
         elif kind == pafs.FileType.File:
-            fs.delete_file(path)
+            fs.delete_file(inner)
 
 
 def move_directory(source: str, target: str) -> None:
@@ -382,33 +384,33 @@ def upload_directory(source: Path, target: str) -> None:
 
 
 @contextmanager
-def local_directory(place: str) -> Iterator[Path]:
+def local_directory(path: str) -> Iterator[Path]:
     """A local directory to write into: the place itself, or a temporary one that is uploaded at the end."""
-    if not is_uri(place):
-        with failures("make", place):
-            Path(absolute(place)).mkdir(parents=True, exist_ok=True)
-        yield Path(absolute(place))
+    if not is_uri(path):
+        with failures("make", path):
+            Path(absolute(path)).mkdir(parents=True, exist_ok=True)
+        yield Path(absolute(path))
         return
     scratch = Path(tempfile.mkdtemp(prefix="raytrain-"))
     try:
         yield scratch
-        upload_directory(scratch, place)
+        upload_directory(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def probe(place: str) -> None:
+def probe(path: str) -> None:
     """Writes, reads and removes a small file, so that a bad storage path fails before any work is done.
 
     Raises:
         StorageError: one of the three did not work.
     """
-    file = join(place, f".raytrain-probe-{uuid.uuid4().hex[:8]}")
-    make_dir(place)
+    file = join(path, f".raytrain-probe-{uuid.uuid4().hex[:8]}")
+    make_dir(path)
     write_bytes(file, b"probe")
     if read_bytes(file) != b"probe":
         raise StorageError(
-            f"{place} does not return what was written",
+            f"{path} does not return what was written",
             "checkpoints would be lost",
             "give another one",
         )

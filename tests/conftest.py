@@ -17,6 +17,7 @@ from handmade import NETWORK
 from raytrain.cli.main import RAY_ENVIRONMENT, run_command
 from raytrain.data import synthetic
 from raytrain.data.dataset import open_dataset
+from raytrain.log import collected
 
 pytest_plugins = ["leaks"]
 TILES = 160
@@ -69,14 +70,21 @@ def own_network(monkeypatch):
 
 
 @pytest.fixture
+def logged():
+    """The texts of the program's messages."""
+    with collected() as texts:
+        yield texts
+
+
+@pytest.fixture
 def in_this_process(monkeypatch):
     """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
     from raytrain.training.hooks import Hooks
     from raytrain.training.loop import fit
     from raytrain.worker import Worker
 
-    def group(function, place, recipe, say, on_batch):
-        return fit(recipe, open_dataset(recipe.dataset), place, Worker(), Hooks(say=say))
+    def group(function, path, recipe, on_batch):
+        return fit(recipe, open_dataset(recipe.dataset), path, Worker(), Hooks())
 
     monkeypatch.setattr("raytrain.distributed.train._group", group)
 

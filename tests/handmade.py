@@ -31,18 +31,18 @@ def scene(seed, side=64):
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_size=64):
+def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size=64):
     """Writes and opens a dataset.
 
     Args:
-        place: directory to make.
+        path: directory to make.
         tiles: {name: (encoded picture, labels separated by spaces)}, in the order of the rows.
         splits: {name: parts in the order of the tiles}.
         rows_per_shard: rows of each shard; the last may have fewer.
         tile_size: side that most pictures have.
     """
-    (place / "shards").mkdir(parents=True)
-    (place / "splits").mkdir()
+    (path / "shards").mkdir(parents=True)
+    (path / "splits").mkdir()
     rows = [
         _row(name, picture, labels.split(), classes) for name, (picture, labels) in tiles.items()
     ]
@@ -51,7 +51,7 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
         some = rows[start : start + rows_per_shard]
         content = ds.shard_bytes([tuple(row.values()) for row in some])
         file = f"part-{number:05}.parquet"
-        (place / "shards" / file).write_bytes(content)
+        (path / "shards" / file).write_bytes(content)
         shards.append(
             ds.shard_entry(
                 file, content, [row["image_name"] for row in some], [row["target"] for row in some]
@@ -60,7 +60,7 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
     for name, parts in (splits or {}).items():
         split = as_split(list(tiles), np.array(parts, object))
         content = ds.split_bytes(split)
-        (place / "splits" / f"{name}.parquet").write_bytes(content)
+        (path / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
     manifest = {
         "schema_version": 1,
@@ -70,8 +70,8 @@ def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_siz
         "splits": entries,
         "source": {"images": "by hand"},
     }
-    (place / "dataset.json").write_text(json.dumps(manifest))
-    return ds.open_dataset(str(place))
+    (path / "dataset.json").write_text(json.dumps(manifest))
+    return ds.open_dataset(str(path))
 
 
 def _row(name, picture, labels, classes):

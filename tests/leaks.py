@@ -151,15 +151,15 @@ def _ray():
 def temporary_directory(tmp_path_factory):
     """The session's own, for its processes too; Ray's sessions lie in it, hence its short name."""
     tmp_path_factory.getbasetemp()  # pytest decides on its own place now, outside
-    place = tempfile.mkdtemp(prefix="tests-")
+    path = tempfile.mkdtemp(prefix="tests-")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", place)
-        patch.setattr(tempfile, "tempdir", place)
-        yield place
+        patch.setenv("TMPDIR", path)
+        patch.setattr(tempfile, "tempdir", path)
+        yield path
         if ray := sys.modules.get("ray"):
             ray.shutdown()
     # After those of multiprocessing, which removes its sockets in there at -100.
-    Finalize(None, shutil.rmtree, (place,), {"ignore_errors": True}, exitpriority=-200)
+    Finalize(None, shutil.rmtree, (path,), {"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(scope="module", autouse=True)

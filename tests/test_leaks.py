@@ -90,10 +90,10 @@ def test_a_child_its_child_and_an_orphan_are_named_until_they_end():
 
 def test_a_temporary_file_is_named_and_what_all_share_is_not():
     before = leaks.standing()
-    place = Path(tempfile.mkdtemp(prefix="mine-"))
+    path = Path(tempfile.mkdtemp(prefix="mine-"))
     shared = Path(tempfile.mkdtemp(prefix="pymp-"))
-    assert leaks.left_since(before) == [f"temporary file {place.name}"]
-    place.rmdir()
+    assert leaks.left_since(before) == [f"temporary file {path.name}"]
+    path.rmdir()
     shared.rmdir()
     assert leaks.left_since(before) == []
 

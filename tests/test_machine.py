@@ -78,13 +78,13 @@ def test_a_system_that_tells_nothing_is_no_bound(tmp_path):
 
 
 def process(proc, pid, title, anonymous_kb, group="0::/job\n"):
-    place = proc / str(pid)
-    place.mkdir()
-    (place / "status").write_text(
+    path = proc / str(pid)
+    path.mkdir()
+    (path / "status").write_text(
         f"Name: x\nVmRSS:  {2 * anonymous_kb} kB\nRssAnon:  {anonymous_kb} kB\n"
     )
-    (place / "cmdline").write_text(title)
-    (place / "cgroup").write_text(group)
+    (path / "cmdline").write_text(title)
+    (path / "cgroup").write_text(group)
 
 
 def test_holders_are_the_processes_of_the_same_group_the_largest_first(tmp_path):

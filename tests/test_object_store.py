@@ -56,7 +56,7 @@ def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(
     command = ["ingest", "--images", uploaded[0], "--labels", uploaded[1], "--out", out]
     assert run_command(command) == 0
     assert "SECRET" not in capsys.readouterr().out
-    made, local = open_dataset(out), open_dataset(dataset.place)
+    made, local = open_dataset(out), open_dataset(dataset.path)
     assert made.hash == local.hash and made.split_hash("random") == local.split_hash("random")
     assert not [path for path in objects(out) if path.startswith("progress")]
     assert run_command(command) == 0 and "is there already" in capsys.readouterr().out
@@ -71,7 +71,9 @@ def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(
     assert set(open_dataset(out).split("cv-1")["part"]) == {"train", "valid"}
 
 
-def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, monkeypatch):
+def test_an_ingest_to_a_bucket_that_was_cut_goes_on(
+    uploaded, bucket, dataset, monkeypatch, messages
+):
     out = bucket("datasets/cut")
     divided = images_in(uploaded[0]).label_from_file(uploaded[1]).split()
 
@@ -85,9 +87,8 @@ def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, m
     storage.remove(storage.join(out, "progress", "00001.json"))
     with pytest.raises(DataError, match="is not a dataset"):
         open_dataset(out)
-    said = []
-    assert ingest(divided, out, say=said.append).dataset.hash == dataset.hash
-    assert "ingest: 2 shards are there from an earlier, unfinished ingest" in said
+    assert ingest(divided, out).dataset.hash == dataset.hash
+    assert "ingest: 2 shards are there from an earlier, unfinished ingest" in messages
 
 
 def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket, tiles):
@@ -178,7 +179,7 @@ def test_a_space_that_holds_keys_is_refused(bucket, dataset, tmp_path, capsys):
     space.write_text(
         yaml.safe_dump({"init_from": {"choice": [bucket("runs/a"), bucket("runs/b")]}})
     )
-    command = ["tune", "--config", "smoke", "--dataset", dataset.place, "--space", str(space)]
+    command = ["tune", "--config", "smoke", "--dataset", dataset.path, "--space", str(space)]
     assert run_command([*command, "--storage", str(tmp_path / "runs")]) == 2
     said = capsys.readouterr().err
     assert "the space holds the keys of a URI" in said and "SECRET@" not in said

@@ -93,10 +93,10 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code():
 def test_what_a_command_has_done_is_there_though_nobody_reads_of_it(dataset, tmp_path):
     page, sheet = tmp_path / "page.html", tmp_path / "sheet.png"
     assert (
-        piped(["data", "check", dataset.place, "--fast", "--out", page]) == (141, "")
+        piped(["data", "check", dataset.path, "--fast", "--out", page]) == (141, "")
         and page.exists()
     )
-    assert piped(["data", "show", dataset.place, "--out", sheet]) == (141, "") and sheet.exists()
+    assert piped(["data", "show", dataset.path, "--out", sheet]) == (141, "") and sheet.exists()
 
 
 WORKS = """

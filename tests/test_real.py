@@ -76,16 +76,16 @@ def test_the_flaws_of_real_tiles_are_found_and_no_others(tmp_path):
 
 def test_the_full_label_file_gives_the_lessons_rows_and_its_one_flaw(tmp_path, capsys):
     """In a process of its own, as a user would wait for it; the seconds are printed, not asserted."""
-    place = REAL / "planet-labels" / "train_v2.csv"
-    if not place.exists():
-        pytest.skip(f"no {place}")
+    path = REAL / "planet-labels" / "train_v2.csv"
+    if not path.exists():
+        pytest.skip(f"no {path}")
     began = time.monotonic()
     program = f"""
 from raytrain.data.inspection import weather_rules
 from raytrain.data.labels import read_labels
 from raytrain.data.splits import random_parts
 import hashlib
-labels = read_labels({str(place)!r})
+labels = read_labels({str(path)!r})
 targets = labels.targets
 rows = (random_parts(len(targets)) == "valid").nonzero()[0].astype("<i8")
 print(len(targets), targets.sum(), targets.max(), hashlib.sha256(rows.tobytes()).hexdigest())
@@ -117,7 +117,7 @@ def test_the_resnet18_recipe_reaches_its_f2(name, seeds, tmp_path):
             "--config",
             "planet-resnet18",
             "--dataset",
-            dataset.place,
+            dataset.path,
             "--storage",
             str(tmp_path),
         ]

@@ -33,13 +33,13 @@ except ConfigError:
 """
 
 
-def holder(place, at=0.0, seconds=60.0):
-    command = [sys.executable, "-c", HOLDER, str(place), str(at), str(seconds)]
+def holder(path, at=0.0, seconds=60.0):
+    command = [sys.executable, "-c", HOLDER, str(path), str(at), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def content(place):
-    return json.loads((place / "lock.json").read_text())
+def content(path):
+    return json.loads((path / "lock.json").read_text())
 
 
 def test_a_second_owner_is_refused_and_the_lock_goes_with_the_first(tmp_path):
@@ -74,14 +74,14 @@ def test_a_run_that_is_being_trained_is_refused_by_the_commands_before_ray_start
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(tmp_path),
     ]
     with runlock.held(str(tmp_path / "n")):
         assert run_command([*arguments, "--name", "n"]) == 2
         (tmp_path / "n" / "config.yaml").write_text(
-            load_recipe("smoke", {"dataset": dataset.place}).to_yaml()
+            load_recipe("smoke", {"dataset": dataset.path}).to_yaml()
         )
         assert run_command(["train", "--resume", "n", "--storage", str(tmp_path)]) == 2
     found = capsys.readouterr()
@@ -253,8 +253,8 @@ def test_a_place_without_locks_is_a_fault_of_the_storage(tmp_path, monkeypatch):
 
 
 def test_storage_that_fails_at_the_end_does_not_hide_how_it_ended(tmp_path, monkeypatch):
-    def full(place):
-        raise StorageError(f"cannot remove {place}: Read-only file system")
+    def full(path):
+        raise StorageError(f"cannot remove {path}: Read-only file system")
 
     monkeypatch.setattr(runlock.storage, "remove", full)
     with pytest.raises(ZeroDivisionError), runlock.held(str(tmp_path / "run")):

@@ -96,12 +96,12 @@ def test_a_name_of_its_own_is_one_whatever_the_file_of_the_recipe_is_called(labe
 
 def a_run(storage, name):
     """A run with a checkpoint, as an earlier version may have made it."""
-    place = storage / name
-    place.mkdir(parents=True)
-    (place / "config.yaml").write_text(load_recipe("smoke", {"storage": str(storage)}).to_yaml())
+    path = storage / name
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(load_recipe("smoke", {"storage": str(storage)}).to_yaml())
     meta = {"stage": 1, "epoch": 1, "classes": ["a"], "arch": NETWORK, "f2": 0.5, "task": "x"}
-    writing.save(str(place / "checkpoints" / "last"), networks.build(NETWORK, 1, 0.5), meta)
-    return place
+    writing.save(str(path / "checkpoints" / "last"), networks.build(NETWORK, 1, 0.5), meta)
+    return path
 
 
 def test_a_list_of_runs_has_a_line_for_each_whatever_its_name(tmp_path, capsys):
@@ -112,11 +112,11 @@ def test_a_list_of_runs_has_a_line_for_each_whatever_its_name(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["a:b", " a ", "auto", "what? #1", "-x", "50%"])
 def test_a_run_of_an_odd_name_that_exists_is_listed_shown_and_found(name, tmp_path, capsys):
-    place = a_run(tmp_path, name)
+    path = a_run(tmp_path, name)
     assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
     assert f"{name}  no epoch yet" in capsys.readouterr().out
-    assert runs.find(name, str(tmp_path)).place == str(place)
-    last = str(place / "checkpoints" / "last")
+    assert runs.find(name, str(tmp_path)).path == str(path)
+    last = str(path / "checkpoints" / "last")
     assert (
         runs.find_checkpoint(name, str(tmp_path))
         == runs.find_checkpoint(f"{name}:last", str(tmp_path))
@@ -125,9 +125,9 @@ def test_a_run_of_an_odd_name_that_exists_is_listed_shown_and_found(name, tmp_pa
 
 
 def test_a_colon_still_divides_a_run_from_its_checkpoint(tmp_path):
-    place = a_run(tmp_path, "a")
-    shutil.copytree(place / "checkpoints" / "last", place / "checkpoints" / "best")
-    assert runs.find_checkpoint("a:best", str(tmp_path)) == str(place / "checkpoints" / "best")
+    path = a_run(tmp_path, "a")
+    shutil.copytree(path / "checkpoints" / "last", path / "checkpoints" / "best")
+    assert runs.find_checkpoint("a:best", str(tmp_path)) == str(path / "checkpoints" / "best")
     with pytest.raises(ConfigError, match='no run "b"'):
         runs.find_checkpoint("b:best", str(tmp_path))
 
@@ -161,14 +161,14 @@ def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template")
     data = write_dataset(folder / "data", tiles(0), ["blue", "red"], {"random": PARTS})
     changes = {
-        "dataset": data.place,
+        "dataset": data.path,
         "storage": str(folder / "runs"),
         "select": "1",
         "train": {"batch_size": 4},
     }
     recipe = load_recipe("smoke", changes | {"model": {"weights": "none", "arch": NETWORK}})
     run = runs.create(recipe, "n", data)
-    fit(recipe, data, run.place, Worker(), Hooks(say=lambda line: None))
+    fit(recipe, data, run.path, Worker(), Hooks())
     config = folder / "runs" / "n" / "config.yaml"
     config.write_text(config.read_text().replace("select: '1'", "select: '1-2'"))
     return folder
@@ -248,16 +248,14 @@ def test_under_restarts_every_attempt_hears_of_the_new_place(trained, monkeypatc
 
 
 OTHERS = {
-    "other pictures": lambda place: write_dataset(
-        place, tiles(50), ["blue", "red"], {"random": PARTS}
+    "other pictures": lambda path: write_dataset(
+        path, tiles(50), ["blue", "red"], {"random": PARTS}
     ),
-    "another split": lambda place: write_dataset(
-        place, tiles(0), ["blue", "red"], {"random": PARTS[::-1]}
+    "another split": lambda path: write_dataset(
+        path, tiles(0), ["blue", "red"], {"random": PARTS[::-1]}
     ),
-    "no such split": lambda place: write_dataset(
-        place, tiles(0), ["blue", "red"], {"other": PARTS}
-    ),
-    "no dataset": lambda place: place.mkdir(),
+    "no such split": lambda path: write_dataset(path, tiles(0), ["blue", "red"], {"other": PARTS}),
+    "no dataset": lambda path: path.mkdir(),
 }
 
 

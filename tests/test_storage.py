@@ -36,17 +36,17 @@ def test_a_uri_opens_its_own_file_system():
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_write_that_fails_leaves_the_old_content_and_no_rest(tmp_path, monkeypatch, code):
-    place = str(tmp_path / "file")
-    storage.write_bytes(place, b"old")
+    path = str(tmp_path / "file")
+    storage.write_bytes(path, b"old")
 
     def fail(handle):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(storage.os, "fsync", fail)
     with pytest.raises(StorageError, match=os.strerror(code)) as caught:
-        storage.write_bytes(place, b"new")
+        storage.write_bytes(path, b"new")
     assert caught.value.exit_code == 7
-    assert storage.read_bytes(place) == b"old" and os.listdir(tmp_path) == ["file"]
+    assert storage.read_bytes(path) == b"old" and os.listdir(tmp_path) == ["file"]
 
 
 def test_a_missing_file_is_told_from_one_that_cannot_be_read(tmp_path):

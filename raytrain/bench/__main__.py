@@ -26,6 +26,7 @@ from raytrain.bench.training import PARTS, measure
 from raytrain.config import Data, Model, Recipe, Stage, Train
 from raytrain.data.dataset import Dataset
 from raytrain.errors import RaytrainError
+from raytrain.log import only, printed
 
 DEFAULT_STAGES = [(128, 64), (256, 64)]
 DEFAULT_PARTS = "decode,train,workers,stream"
@@ -44,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValidationError as error:
         parser.error(str(error.errors()[0]["msg"]))
     try:
-        with workplace(options.dataset, options.tiles) as dataset:
+        with (
+            workplace(options.dataset, options.tiles) as dataset,
+            printed(),
+            only("raytrain.bench"),
+        ):
             found = _measured(options, recipe, dataset)
     except RaytrainError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,7 +67,8 @@ def _check(file: Path | None) -> int:
     from raytrain.bench.verdicts import FAIL
 
     try:
-        found = check(_say)
+        with printed():
+            found = check()
     except RaytrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -74,17 +80,11 @@ def _check(file: Path | None) -> int:
 
 def _measured(options: argparse.Namespace, recipe: Recipe, dataset: Dataset) -> list[Figure]:
     if options.schedule:
-        return whole_schedule(recipe, dataset, _say)
+        return whole_schedule(recipe, dataset)
     parts = [*options.only, *["peer"] * options.peer]
     found = decode_rate(dataset, options.pairs) if "decode" in parts else []
-    found += measure(
-        recipe, dataset, pairs=options.pairs, block=options.steps, parts=parts, say=_say
-    )
-    return found + (growth(options.pairs, _say) if "growth" in parts else [])
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    found += measure(recipe, dataset, pairs=options.pairs, block=options.steps, parts=parts)
+    return found + (growth(options.pairs) if "growth" in parts else [])
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -11,10 +12,12 @@ from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from raytrain.checkpoints.history import duration
+from raytrain.log import duration
+
+logger = logging.getLogger(__name__)
+
 
 TIMEOUT_S, END_TIMEOUT_S = 1800.0, 60.0
-Say = Callable[[str], None]
 
 
 class Side(Protocol):
@@ -28,7 +31,7 @@ class Side(Protocol):
 
 
 def alternate(
-    sides: Mapping[str, Side], *, pairs: int, steps: int, warmup: int = 3, say: Say
+    sides: Mapping[str, Side], *, pairs: int, steps: int, warmup: int = 3
 ) -> dict[str, list[float]]:
     """Rates (tiles per second) of each side in each round; every second round goes in the other order.
 
@@ -37,7 +40,6 @@ def alternate(
         pairs: rounds.
         steps: optimiser steps of a block.
         warmup: steps of a first block of each side, which does not count.
-        say: receives a line per round.
     """
     for side in sides.values():
         side.block(warmup)
@@ -49,7 +51,7 @@ def alternate(
             rates[name].append(sides[name].block(steps))
         left = (time.monotonic() - began) / (done + 1) * (pairs - done - 1)
         shown = ", ".join(f"{name} {found[-1]:.1f}" for name, found in rates.items())
-        say(f"  round {done + 1} of {pairs}: {shown} tiles/s, {duration(left)} to go")
+        logger.info(f"  round {done + 1} of {pairs}: {shown} tiles/s, {duration(left)} to go")
     return rates
 
 

@@ -7,13 +7,14 @@ hangs in does not take the others along.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from raytrain.bench.figures import machine
 from raytrain.bench.generate import workplace
 from raytrain.bench.verdicts import FAIL, SKIPPED, Part, Setting, Verdict
 from raytrain.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
 
 WHOLE_S = 480.0
 # Less than a process needs to begin.
@@ -56,7 +60,7 @@ PARTS: Mapping[str, Limited] = {
 }
 
 
-def check(say: Callable[[str], None]) -> dict[str, Any]:
+def check() -> dict[str, Any]:
     """Tries all parts on this machine's GPU. Returns what is written as JSON.
 
     Raises:
@@ -71,9 +75,9 @@ def check(say: Callable[[str], None]) -> dict[str, Any]:
     began = time.monotonic()
     with workplace(None, TILES, SIDE) as dataset:
         setting = Setting(
-            dataset.place, speed=tuple(SPEED.split()), schedule=tuple(SCHEDULE.split())
+            dataset.path, speed=tuple(SPEED.split()), schedule=tuple(SCHEDULE.split())
         )
-        found = run_parts(setting, say, began + WHOLE_S)
+        found = run_parts(setting, began + WHOLE_S)
     return document(found, time.monotonic() - began)
 
 
@@ -90,25 +94,21 @@ def document(found: list[Verdict], seconds: float) -> dict[str, Any]:
     }
 
 
-def run_parts(
-    setting: Setting, say: Callable[[str], None], end: float, parts: Mapping[str, Limited] = PARTS
-) -> list[Verdict]:
+def run_parts(setting: Setting, end: float, parts: Mapping[str, Limited] = PARTS) -> list[Verdict]:
     """Runs parts one after the other until a moment of the monotonic clock; what finds no time is skipped, and said."""
     found = list[Verdict]()
     for name, part in parts.items():
         limit = min(part.limit_s, end - time.monotonic())
         if limit < LEAST_S:
             verdict = Verdict(name, "all of it", SKIPPED, f"no time is left of {WHOLE_S:.0f} s")
-            say(str(verdict))
+            logger.info(str(verdict))
             found.append(verdict)
             continue
-        found += run_part(name, setting, limit, say)
+        found += run_part(name, setting, limit)
     return found
 
 
-def run_part(
-    name: str, setting: Setting, limit: float, say: Callable[[str], None]
-) -> list[Verdict]:
+def run_part(name: str, setting: Setting, limit: float) -> list[Verdict]:
     """Runs one part in a process of its own, ended at its limit with all that it has started."""
     words = [sys.executable, "-u", "-m", "raytrain.bench.check", name, json.dumps(asdict(setting))]
     found, lines, late = list[Verdict](), list[str](), threading.Event()
@@ -132,7 +132,7 @@ def run_part(
             for line in process.stdout:
                 if line.startswith(MARK):
                     found.append(Verdict.from_json(line.removeprefix(MARK)))
-                    say(str(found[-1]))
+                    logger.info(str(found[-1]))
                 else:
                     lines.append(line.rstrip())
         except BaseException:
@@ -143,8 +143,8 @@ def run_part(
     verdict = _end(name, late.is_set(), process.returncode, limit, lines)
     if verdict is not None:
         for line in lines[-SHOWN_LINES:]:
-            say(f"  {line}")
-        say(str(verdict))
+            logger.info(f"  {line}")
+        logger.info(str(verdict))
         found.append(verdict)
     return found
 

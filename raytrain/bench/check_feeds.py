@@ -97,8 +97,8 @@ def feeds(setting: Setting) -> Iterator[Verdict]:
 def _same_pictures(
     feed: Feed, pixels: np.ndarray[Any, Any], wanted: list[Rows], device: torch.device
 ) -> Found:
-    places = _weights(pixels.shape[1:], device)
-    found = torch.stack(list(_sums(feed(iter(wanted)), places, device))).cpu()
+    paths = _weights(pixels.shape[1:], device)
+    found = torch.stack(list(_sums(feed(iter(wanted)), paths, device))).cpu()
     host = _weights(pixels.shape[1:], torch.device("cpu"))
     right = torch.stack([_sum(torch.from_numpy(pixels[rows]), host) for rows in wanted])
     wrong = int((found != right).sum())
@@ -106,18 +106,18 @@ def _same_pictures(
 
 
 def _sums(
-    pictures: Iterable[torch.Tensor], places: torch.Tensor, device: torch.device
+    pictures: Iterable[torch.Tensor], paths: torch.Tensor, device: torch.device
 ) -> Iterator[torch.Tensor]:
     for picture in pictures:
         if device.type == "cuda":
             torch.cuda._sleep(BUSY_CYCLES)
-        yield _sum(picture.permute(0, 2, 3, 1), places)
+        yield _sum(picture.permute(0, 2, 3, 1), paths)
 
 
-def _sum(picture: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _sum(picture: torch.Tensor, paths: torch.Tensor) -> torch.Tensor:
     """A number that another tile, place or colour would change: int64, which overflows alike on every device."""
     order = torch.arange(1, len(picture) + 1, device=picture.device)
-    return ((picture.long() * places).flatten(1).sum(1) * order).sum()
+    return ((picture.long() * paths).flatten(1).sum(1) * order).sum()
 
 
 def _weights(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

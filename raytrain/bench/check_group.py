@@ -68,7 +68,7 @@ def _losses(setting: Setting, how: str, worker: Worker, run: str) -> list[float]
         open_dataset(setting.dataset),
         run,
         worker,
-        Hooks(say=lambda line: None),
+        Hooks(),
     )
     with closing(trainer.placed.feed), closing(trainer.saver):
         step, found = trainer.start_stage(1), list[torch.Tensor]()

@@ -27,6 +27,7 @@ from raytrain.bench.verdicts import (
     tried,
 )
 from raytrain.data.dataset import open_dataset
+from raytrain.log import heard
 from raytrain.models import networks
 from raytrain.models.precision import keep_fp32
 from raytrain.training import execution
@@ -70,7 +71,8 @@ def _one_graph(setting: Setting) -> Found:
     statistics = [buffer.clone() for buffer in model.buffers()]
     found = []
     for how in ("eager", "graphs"):
-        execution.set_execution(model, how, shape, "fp32", device, _refuse)
+        with heard(_refuse):
+            execution.set_execution(model, how, shape, "fp32", device)
         kept = all(torch.equal(a, b) for a, b in zip(statistics, model.buffers(), strict=True))
         if not kept:
             return False, f"setting {how} moved the statistics of BatchNorm", {}
@@ -142,10 +144,8 @@ def in_stage(
     """Begins the first stage of a recipe and does some work in it."""
     recipe = setting.recipe(stages, execution=how if setting.on_gpu else "eager", **changes)
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as run:
-        trainer = Trainer(
-            recipe, open_dataset(setting.dataset), run, setting.worker, Hooks(say=_refuse_graphs)
-        )
-        with closing(trainer.placed.feed), closing(trainer.saver):
+        trainer = Trainer(recipe, open_dataset(setting.dataset), run, setting.worker, Hooks())
+        with closing(trainer.placed.feed), closing(trainer.saver), heard(_refuse_graphs):
             work(trainer, trainer.start_stage(1))
 
 
@@ -155,16 +155,16 @@ def _replays(setting: Setting) -> Found:
     stages = [{"freeze": number % 2 == 0, "epochs": 1} for number in range(4)]
     recipe, counts = setting.recipe(stages, execution="graphs", drop_last=True), list[int]()
     dataset = open_dataset(setting.dataset)
-    with replays_counted() as count, tempfile.TemporaryDirectory(prefix="raytrain-check-") as run:
+    with (
+        replays_counted() as count,
+        heard(_refuse_graphs),
+        tempfile.TemporaryDirectory(prefix="raytrain-check-") as run,
+    ):
 
         def note(number: int, model: nn.Module) -> None:
             counts.append(count[0] - sum(counts))
 
-        finished(
-            lambda: fit(
-                recipe, dataset, run, setting.worker, Hooks(say=_refuse_graphs, on_stage_end=note)
-            )
-        )
+        finished(lambda: fit(recipe, dataset, run, setting.worker, Hooks(on_stage_end=note)))
     wanted = 2 * (len(dataset.part_rows("random", "train")) // setting.batch)
     return counts == [wanted] * 4, f"{counts}, {wanted} each are right", {"replays": counts}
 

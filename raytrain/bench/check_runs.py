@@ -118,15 +118,15 @@ def _resumed(setting: Setting) -> Found:
     )
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory:
         whole, stopped = f"{directory}/whole", f"{directory}/stopped"
-        _fit(setting, recipe, whole, Hooks(say=_nothing))
-        first = _fit(setting, recipe, stopped, Hooks(say=_nothing, stop=lambda: "the check"))
+        _fit(setting, recipe, whole, Hooks())
+        first = _fit(setting, recipe, stopped, Hooks(stop=lambda: "the check"))
         if not storage.name_of(first["checkpoint"]).startswith(STEP):
             return (
                 False,
                 f"the run did not stop within an epoch, but with {first['checkpoint']}",
                 {},
             )
-        _fit(setting, recipe, stopped, Hooks(say=_nothing))
+        _fit(setting, recipe, stopped, Hooks())
         one, other = ([row.train_loss for row in read_epochs(run)] for run in (whole, stopped))
     if len(one) != len(other):
         return False, f"{len(other)} epochs instead of {len(one)}", {}
@@ -152,14 +152,10 @@ def _memory_of_stages(setting: Setting) -> Found:
         reserved.append(torch.cuda.memory_reserved() / 1e9)
 
     with tempfile.TemporaryDirectory(prefix="raytrain-check-") as run:
-        _fit(setting, recipe, run, Hooks(say=_nothing, on_stage_end=note))
+        _fit(setting, recipe, run, Hooks(on_stage_end=note))
     well = reserved[3] <= GROWTH * reserved[1]
     return (
         well,
         ", ".join(f"{value:.2f}" for value in reserved) + " GB reserved",
         {"reserved_gb": reserved},
     )
-
-
-def _nothing(line: str) -> None:
-    """Lines of a run are not shown."""

@@ -91,7 +91,7 @@ def rates_in_turn(setting: Setting, how: str, choose: Callable[[bool], None], st
         off = Ceiling.of(loop)
         choose(False)
         sides: dict[str, Side] = {"off": off, "on": _Set(off, choose)}
-        rates = alternate(sides, pairs=PAIRS, steps=steps, say=lambda line: None)
+        rates = alternate(sides, pairs=PAIRS, steps=steps)
     gains = ratios(rates["on"], rates["off"])
     detail = f"on / off {sorted(gains)[len(gains) // 2]:.3f} ({min(gains):.3f} to {max(gains):.3f})"
     return True, detail, {"on": rates["on"], "off": rates["off"]}

@@ -33,13 +33,13 @@ Array = np.ndarray[Any, Any]
 
 
 @contextmanager
-def workplace(place: str | None, tiles: int, side: int = 256) -> Iterator[ds.Dataset]:
+def workplace(path: str | None, tiles: int, side: int = 256) -> Iterator[ds.Dataset]:
     """The dataset at `place`, or so many generated tiles for as long as the context lasts.
 
     Decoded tiles of generated ones are cached beside them and not in the user's cache, where they would stay.
     """
-    if place is not None:
-        yield ds.open_dataset(place)
+    if path is not None:
+        yield ds.open_dataset(path)
         return
     kept = os.environ.get("RAYTRAIN_CACHE")
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-tiles-") as directory:
@@ -52,12 +52,12 @@ def workplace(place: str | None, tiles: int, side: int = 256) -> Iterator[ds.Dat
                 os.environ["RAYTRAIN_CACHE"] = kept
 
 
-def write_tiles(place: str, count: int, side: int = 256) -> ds.Dataset:
+def write_tiles(path: str, count: int, side: int = 256) -> ds.Dataset:
     """Writes and opens a dataset of `count` generated tiles with the split `random`; the same bytes every time."""
     step = int(np.clip(-(-count // SHARDS), LEAST_ROWS, MOST_ROWS))
     starts = range(0, count, step)
     ends = [min(start + step, count) for start in starts]
-    work = ([place] * len(starts), starts, ends, [side] * len(starts))
+    work = ([path] * len(starts), starts, ends, [side] * len(starts))
     if count < POOL_FROM_TILES:
         shards = list(map(_write_shard, *work))
     else:
@@ -67,7 +67,7 @@ def write_tiles(place: str, count: int, side: int = 256) -> ds.Dataset:
             shards = list(pool.map(_write_shard, *work))
     split = as_split([_name(i) for i in range(count)], random_parts(count))
     content = ds.split_bytes(split)
-    storage.write_bytes(storage.join(place, "splits", "random.parquet"), content)
+    storage.write_bytes(storage.join(path, "splits", "random.parquet"), content)
     manifest = {
         "schema_version": ds.SCHEMA_VERSION,
         "task": "multi-label",
@@ -77,8 +77,8 @@ def write_tiles(place: str, count: int, side: int = 256) -> ds.Dataset:
         "shards": shards,
         "splits": [ds.split_entry("random", content, split)],
     }
-    storage.write_json(storage.join(place, "dataset.json"), manifest)
-    return ds.open_dataset(place)
+    storage.write_json(storage.join(path, "dataset.json"), manifest)
+    return ds.open_dataset(path)
 
 
 def picture(target: Array, side: int, generator: np.random.Generator) -> bytes:
@@ -107,7 +107,7 @@ def _name(index: int) -> str:
     return f"generated_{index:06}"
 
 
-def _write_shard(place: str, start: int, end: int, side: int) -> dict[str, Any]:
+def _write_shard(path: str, start: int, end: int, side: int) -> dict[str, Any]:
     rows = []
     for index in range(start, end):
         generator = np.random.default_rng([side, index])
@@ -117,5 +117,5 @@ def _write_shard(place: str, start: int, end: int, side: int) -> dict[str, Any]:
         rows.append((_name(index), content, side, side, crc32(content), target))
     written = bytes(ds.shard_bytes(rows))
     file = f"part-{start:06}.parquet"
-    storage.write_bytes(str(Path(place) / "shards" / file), written)
+    storage.write_bytes(str(Path(path) / "shards" / file), written)
     return ds.shard_entry(file, written, [row[0] for row in rows], [row[-1] for row in rows])

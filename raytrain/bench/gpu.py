@@ -3,6 +3,7 @@ which way of running the network is fastest."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 
@@ -10,12 +11,15 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from raytrain.bench.blocks import Say, Side, alternate
+from raytrain.bench.blocks import Side, alternate
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import Ceiling, Loop, wait_for
 from raytrain.config import LAYER_GROUPS
 from raytrain.models import layer_groups, networks
 from raytrain.training import execution, optim
+
+logger = logging.getLogger(__name__)
+
 
 # Backward computes two products for each one of forward.
 PASSES = 3
@@ -25,15 +29,13 @@ EXECUTIONS = ("eager", "graphs", "compiled")
 Span = tuple[float, float]
 
 
-def figures(
-    loop: Loop, rates: list[float], *, pairs: int, block: int, say: Say
-) -> Iterator[Figure]:
+def figures(loop: Loop, rates: list[float], *, pairs: int, block: int) -> Iterator[Figure]:
     """Of one stage: share of the matrix rate, idle shares, ceilings; nothing without a GPU.
 
     Args:
         loop: in that stage.
         rates: of its training, tiles per second.
-        pairs, block, say: as in `alternate`.
+        pairs, block: as in `alternate`.
     """
     if loop.device.type != "cuda":
         return
@@ -51,22 +53,24 @@ def figures(
         yield Figure(
             f"{loop.name}.idle.{name}", f"GPU without a kernel, {name}", "", idle, loop.about
         )
-    yield from _ceilings(loop, pairs=pairs, block=block, say=say)
+    yield from _ceilings(loop, pairs=pairs, block=block)
 
 
-def _ceilings(loop: Loop, *, pairs: int, block: int, say: Say) -> Iterator[Figure]:
+def _ceilings(loop: Loop, *, pairs: int, block: int) -> Iterator[Figure]:
     """Ceilings of the network run in each way, and what share of the best of them the run's own way reaches."""
-    say(f"{loop.about}: the ceilings of {', '.join(EXECUTIONS)} and of what the run chose, in turn")
+    logger.info(
+        f"{loop.about}: the ceilings of {', '.join(EXECUTIONS)} and of what the run chose, in turn"
+    )
     sides: dict[str, Side] = {"chosen": Ceiling.of(loop)}
     for how in EXECUTIONS:
         try:
-            side = _ceiling(loop, how, say)
+            side = _ceiling(loop, how)
             side.block(1)
         except RuntimeError as error:
-            say(f"  {how} is not possible here: {str(error).strip().splitlines()[0]}")
+            logger.info(f"  {how} is not possible here: {str(error).strip().splitlines()[0]}")
         else:
             sides[how] = side
-    rates = alternate(sides, pairs=pairs, steps=block, say=say)
+    rates = alternate(sides, pairs=pairs, steps=block)
     chosen = rates.pop("chosen")
     for how, found in rates.items():
         yield Figure(
@@ -76,7 +80,7 @@ def _ceilings(loop: Loop, *, pairs: int, block: int, say: Say) -> Iterator[Figur
     yield Figure(f"{loop.name}.ceiling.share", "step only / best of these", "", shares, loop.about)
 
 
-def _ceiling(loop: Loop, how: str, say: Say) -> Ceiling:
+def _ceiling(loop: Loop, how: str) -> Ceiling:
     """That of a network of its own, run in one way."""
     recipe, stage, device, outputs = (
         loop.recipe,
@@ -90,7 +94,7 @@ def _ceiling(loop: Loop, how: str, say: Say) -> Ceiling:
     networks.placed(model, device)
     layer_groups.set_frozen(model, stage.frozen_groups)
     shape = (recipe.batch_size(stage), 3, stage.size, stage.size)
-    execution.set_execution(model, how, shape, recipe.train.precision, device, say)
+    execution.set_execution(model, how, shape, recipe.train.precision, device)
     optimizer = optim.make_optimizer(model, [RATE] * LAYER_GROUPS, recipe.train.wd)
     return Ceiling(model, optimizer, shape, outputs, recipe.train.precision, device)
 

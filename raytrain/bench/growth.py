@@ -5,6 +5,7 @@ On tiny generated tiles and a small network, so that what is not the step weighs
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -16,16 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from raytrain.bench.blocks import Say
 from raytrain.bench.figures import Figure
 from raytrain.bench.generate import workplace, write_tiles
 from raytrain.bench.sides import Loop, alone
 from raytrain.bench.training import epoch_seconds
-from raytrain.checkpoints.history import duration
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.log import duration
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
+
+logger = logging.getLogger(__name__)
+
 
 TILES, FACTORS = 200, (1, 4, 16)
 SIDE, BATCH = 64, 16
@@ -41,12 +44,11 @@ def recipe_of(epochs: int) -> Recipe:
     )
 
 
-def growth(rounds: int, say: Say = print, tiles: int = TILES, epochs: int = EPOCHS) -> list[Figure]:
+def growth(rounds: int, tiles: int = TILES, epochs: int = EPOCHS) -> list[Figure]:
     """Epoch time at 1, 4 and 16 times the tiles, and memory over many epochs.
 
     Args:
         rounds: epochs at each size that count, in turn.
-        say: receives progress lines.
         tiles: at 1 times.
         epochs: of the run whose memory is watched.
     """
@@ -54,10 +56,10 @@ def growth(rounds: int, say: Say = print, tiles: int = TILES, epochs: int = EPOC
         workplace(None, tiles, SIDE) as least,
         tempfile.TemporaryDirectory(prefix="raytrain-bench-") as run,
     ):
-        return [*_times(least, run, rounds, say), *_memory(least, run, epochs, say)]
+        return [*_times(least, run, rounds), *_memory(least, run, epochs)]
 
 
-def _times(least: Dataset, run: str, rounds: int, say: Say) -> list[Figure]:
+def _times(least: Dataset, run: str, rounds: int) -> list[Figure]:
     recipe, seconds = recipe_of(1), {factor: list[float]() for factor in FACTORS}
     with ExitStack() as stack:
         loops = {}
@@ -72,7 +74,7 @@ def _times(least: Dataset, run: str, rounds: int, say: Say) -> list[Figure]:
                 # As many steps at every size, so that a moment of a slow machine is as long for each.
                 epochs = [epoch_seconds(loop, 1) for _ in range(max(FACTORS) // factor)]
                 seconds[factor].append(sum(epochs) / len(epochs) / len(loop.trainer.train_rows))
-            say(f"  growth with tiles: round {number + 1} of {rounds}")
+            logger.info(f"  growth with tiles: round {number + 1} of {rounds}")
     return [*_per_tile(seconds, least), *_linear(seconds)]
 
 
@@ -103,11 +105,11 @@ def _linear(seconds: dict[int, list[float]]) -> list[Figure]:
     ]
 
 
-def _memory(dataset: Dataset, run: str, epochs: int, say: Say) -> list[Figure]:
+def _memory(dataset: Dataset, run: str, epochs: int) -> list[Figure]:
     """Memory of a process of its own that fits, after each of its epochs."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_fit, args=(there, dataset.place, f"{run}/run", epochs))
+    process = context.Process(target=_fit, args=(there, dataset.path, f"{run}/run", epochs))
     process.start()
     there.close()
     found: list[int] = []
@@ -118,7 +120,9 @@ def _memory(dataset: Dataset, run: str, epochs: int, say: Say) -> list[Figure]:
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 left = (said - began) / len(found) * (epochs - len(found))
-                say(f"  growth with epochs: {len(found)} of {epochs}, {duration(left)} to go")
+                logger.info(
+                    f"  growth with epochs: {len(found)} of {epochs}, {duration(left)} to go"
+                )
         process.join()
     except EOFError:
         raise RuntimeError("the process that trains ended; what it said stands above") from None
@@ -150,10 +154,10 @@ def memory_figures(resident: Sequence[int], who: str = "worker") -> list[Figure]
     ]
 
 
-def _fit(pipe: Connection, place: str, run: str, epochs: int) -> None:
+def _fit(pipe: Connection, path: str, run: str, epochs: int) -> None:
     recipe = recipe_of(epochs)
-    hooks = Hooks(say=lambda line: None, report=lambda metrics: pipe.send(resident_bytes()))
-    fit(recipe, open_dataset(place), run, alone(recipe), hooks)
+    hooks = Hooks(report=lambda metrics: pipe.send(resident_bytes()))
+    fit(recipe, open_dataset(path), run, alone(recipe), hooks)
 
 
 def resident_bytes() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -18,15 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raytrain.bench.blocks import Say
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import alone
 from raytrain.checkpoints.history import read_epochs
 from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.errors import ConfigError
+from raytrain.log import printed
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
+
+logger = logging.getLogger(__name__)
+
 
 NEEDED = "safetensors"
 # Peak rates of the lesson: frozen, and unfrozen as a pair over the layer groups.
@@ -48,13 +52,12 @@ def stages(sizes: list[tuple[int, int]], epochs: int) -> tuple[Stage, ...]:
     return tuple(made)
 
 
-def whole_schedule(recipe: Recipe, dataset: Dataset, say: Say = print) -> list[Figure]:
+def whole_schedule(recipe: Recipe, dataset: Dataset) -> list[Figure]:
     """Runs the schedule once and times it from the command to the end of its process; its tiles are decoded in it.
 
     Args:
         recipe: all its stages are run; `model.weights` is none where there is no internet.
         dataset: whose tiles may be in the cache or not: what is missing is decoded first.
-        say: receives the lines of the run.
 
     Raises:
         ConfigError: the package that checkpoints are written with is not installed.
@@ -73,14 +76,14 @@ def whole_schedule(recipe: Recipe, dataset: Dataset, say: Say = print) -> list[F
             "-u",
             "-m",
             "raytrain.bench.schedule",
-            dataset.place,
+            dataset.path,
             str(path),
             run,
         ]
         began = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            first = _passed_on(process.stdout, began, say)
+            first = _passed_on(process.stdout, began)
         seconds = time.monotonic() - began
         if process.returncode:
             raise RuntimeError(
@@ -89,11 +92,11 @@ def whole_schedule(recipe: Recipe, dataset: Dataset, say: Say = print) -> list[F
         return _figures(recipe, dataset, run, seconds, first)
 
 
-def _passed_on(lines: Any, began: float, say: Say) -> float:
+def _passed_on(lines: Any, began: float) -> float:
     """Says the lines of the process. Returns the seconds from `began` to its first optimiser step."""
     first = 0.0
     for line in lines:
-        say(f"  {line.rstrip()}")
+        logger.info(f"  {line.rstrip()}")
         if ": first step of " in line:
             first = time.monotonic() - began
     return first
@@ -132,37 +135,37 @@ def _figures(
     ]
 
 
-def run_schedule(recipe: Recipe, dataset: Dataset, run: str, say: Say = print) -> None:
+def run_schedule(recipe: Recipe, dataset: Dataset, run: str) -> None:
     """Trains and writes the report. What needs a package that is missing is left out, and said."""
     _without(
-        lambda: fit(recipe, dataset, run, alone(recipe), Hooks(say=say)),
+        lambda: fit(recipe, dataset, run, alone(recipe), Hooks()),
         "tensorboardX",
         "TensorBoard events",
-        say,
     )
 
     def report() -> None:
         from raytrain.report.conclude import conclude
 
-        say(f"report: {conclude(run).report}")
+        logger.info(f"report: {conclude(run).report}")
 
-    _without(report, "", "the report", say)
+    _without(report, "", "the report")
 
 
-def _without(do: Callable[[], object], package: str, what: str, say: Say) -> None:
+def _without(do: Callable[[], object], package: str, what: str) -> None:
     """Does it, up to the import of a package (any with an empty name) that is not installed."""
     try:
         do()
     except ModuleNotFoundError as error:
         if package and error.name != package:
             raise
-        say(f"{what} left out: the package {error.name} is not installed")
+        logger.info(f"{what} left out: the package {error.name} is not installed")
 
 
 if __name__ == "__main__":
-    place, recipe_path, run_place = sys.argv[1:]
-    run_schedule(
-        Recipe.model_validate(json.loads(Path(recipe_path).read_text())),
-        open_dataset(place),
-        run_place,
-    )
+    path, recipe_path, run_path = sys.argv[1:]
+    with printed():
+        run_schedule(
+            Recipe.model_validate(json.loads(Path(recipe_path).read_text())),
+            open_dataset(path),
+            run_path,
+        )

@@ -27,7 +27,7 @@ class Loop:
     def __init__(
         self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str
     ) -> None:
-        self.trainer = Trainer(recipe, dataset, run, worker, Hooks(say=lambda line: None))
+        self.trainer = Trainer(recipe, dataset, run, worker, Hooks())
         self.recipe, self.stage = self.trainer.recipe, self.trainer.recipe.stages[number - 1]
         self.number, self.device = number, worker.device
         self.step = self.trainer.start_stage(number)

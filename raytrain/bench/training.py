@@ -6,6 +6,7 @@ pydantic (`python -m raytrain.bench`).
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import tempfile
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from raytrain.bench import gpu
-from raytrain.bench.blocks import Group, Say, Side, alternate, ratios
+from raytrain.bench.blocks import Group, Side, alternate, ratios
 from raytrain.bench.figures import Figure
 from raytrain.bench.files import write_jpegs
 from raytrain.bench.peer import PlainLoop
@@ -34,6 +35,9 @@ from raytrain.models.bodies import TIMM
 from raytrain.models.precision import dtype_of
 from raytrain.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+
 TILES = "tiles/s"
 PEER_LOADERS = 2
 # Whole epochs: so many, or fewer once they have taken so many seconds.
@@ -42,13 +46,7 @@ PARTS = ("train", "workers", "stream", "peer", "variants", "profile", "checkpoin
 
 
 def measure(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    pairs: int,
-    block: int,
-    parts: Collection[str],
-    say: Say = print,
+    recipe: Recipe, dataset: Dataset, *, pairs: int, block: int, parts: Collection[str]
 ) -> list[Figure]:
     """Measures the selected stages of a recipe; the network has random weights.
 
@@ -59,32 +57,29 @@ def measure(
         block: optimiser steps before the other side's turn.
         parts: some of `PARTS`. train looks at every selected stage; the others at the first of them that is not frozen,
             or at the first.
-        say: receives progress lines.
     """
     figures: list[Figure] = []
     first, last = recipe.selected
     one = next((n for n in range(first, last + 1) if not recipe.stages[n - 1].freeze), first)
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as run:
         for number in range(first, last + 1) if "train" in parts else ():
-            figures += stage_figures(recipe, dataset, number, run, pairs, block, say)
+            figures += stage_figures(recipe, dataset, number, run, pairs, block)
         # Before the other parts, which hold several networks at once.
         figures += memory(alone(recipe).device) if "train" in parts else []
         for part, find in OTHERS.items():
-            figures += find(recipe, dataset, one, run, pairs, block, say) if part in parts else []
+            figures += find(recipe, dataset, one, run, pairs, block) if part in parts else []
     return figures
 
 
 def stage_figures(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """Loop, ceiling and their ratio; batches, validation and an epoch of one stage."""
     loop = Loop(recipe, dataset, number, alone(recipe), run)
     name, about = loop.name, loop.about
-    say(f"{about}: the loop and its ceiling in turn")
+    logger.info(f"{about}: the loop and its ceiling in turn")
     with closing(loop):
-        rates = alternate(
-            {"loop": loop, "ceiling": Ceiling.of(loop)}, pairs=pairs, steps=block, say=say
-        )
+        rates = alternate({"loop": loop, "ceiling": Ceiling.of(loop)}, pairs=pairs, steps=block)
         return [
             Figure(
                 f"{name}.ceiling", "step only, one batch", TILES, tuple(rates["ceiling"]), about
@@ -98,8 +93,8 @@ def stage_figures(
                 about,
             ),
             *_batches(loop, pairs),
-            *_epochs(loop, min(pairs, EPOCHS), say),
-            *gpu.figures(loop, rates["loop"], pairs=pairs, block=block, say=say),
+            *_epochs(loop, min(pairs, EPOCHS)),
+            *gpu.figures(loop, rates["loop"], pairs=pairs, block=block),
         ]
 
 
@@ -128,7 +123,7 @@ def _batches(loop: Loop, rounds: int) -> Iterator[Figure]:
     )
 
 
-def _epochs(loop: Loop, rounds: int, say: Say) -> Iterator[Figure]:
+def _epochs(loop: Loop, rounds: int) -> Iterator[Figure]:
     """Whole epochs with their validation, as `fit` has them, without its files."""
     trainer, seconds, judged = loop.trainer, [], []
     for n in range(rounds):
@@ -137,7 +132,7 @@ def _epochs(loop: Loop, rounds: int, say: Say) -> Iterator[Figure]:
         trainer.validate(loop.number, 1)
         judged.append(time.perf_counter() - began)
         seconds.append(trained + judged[-1])
-        say(f"  epoch {n + 1} of {rounds}: {seconds[-1]:.1f} s")
+        logger.info(f"  epoch {n + 1} of {rounds}: {seconds[-1]:.1f} s")
         if sum(seconds) > EPOCHS_S:
             break
     tiles = len(trainer.valid_rows)
@@ -187,7 +182,7 @@ def stranger(rank: int, world: int, recipe_json: str, dataset: str, number: int,
 
 
 def scaling(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """Two workers with half the CPUs each against one worker with all of them. On GPUs there is nothing to divide.
 
@@ -196,18 +191,16 @@ def scaling(
     worker = alone(recipe)
     if worker.device.type != "cpu" or worker.cpus < 2:
         return []
-    say(
+    logger.info(
         "one worker with all CPUs, two workers with half of them each, and two that exchange nothing, in turn"
     )
-    arguments = (2, recipe.model_dump_json(), dataset.place, number, run)
+    arguments = (2, recipe.model_dump_json(), dataset.path, number, run)
     with (
         closing(Loop(recipe, dataset, number, worker, run)) as one,
         closing(Group(2, member, *arguments)) as two,
         closing(Group(2, stranger, *arguments)) as apart,
     ):
-        rates = alternate(
-            {"one": one, "two": two, "apart": apart}, pairs=pairs, steps=block, say=say
-        )
+        rates = alternate({"one": one, "two": two, "apart": apart}, pairs=pairs, steps=block)
     return [
         Figure("workers.one", "one worker", TILES, tuple(rates["one"]), one.about),
         Figure("workers.two", "two workers", TILES, tuple(rates["two"]), one.about),
@@ -225,10 +218,10 @@ def scaling(
 
 
 def streamed(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """Tiles streamed from the shards against cached ones."""
-    say("cached and streamed tiles in turn")
+    logger.info("cached and streamed tiles in turn")
     worker = alone(recipe)
     with (
         closing(
@@ -240,7 +233,7 @@ def streamed(
             )
         ) as stream,
     ):
-        rates = alternate({"cached": cached, "streamed": stream}, pairs=pairs, steps=block, say=say)
+        rates = alternate({"cached": cached, "streamed": stream}, pairs=pairs, steps=block)
     return [
         Figure(
             "stream.loop",
@@ -273,16 +266,16 @@ def plain(
 
 
 def against_plain(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """Our loop against a plain PyTorch loop, as people write it and with our network and formats."""
     stage = recipe.stages[number - 1]
     if recipe.model.arch.startswith(TIMM) or stage.freeze:
-        say(
+        logger.info(
             "no plain loop: it knows torchvision's networks, whole; select a stage that is not frozen"
         )
         return []
-    say("our loop, a plain PyTorch loop, and that with our network and formats, in turn")
+    logger.info("our loop, a plain PyTorch loop, and that with our network and formats, in turn")
     with closing(Loop(recipe, dataset, number, alone(recipe), run)) as ours:
         files, targets = write_jpegs(dataset, ours.trainer.train_rows.tolist(), Path(run) / "jpegs")
         common = (files, targets, recipe.model.arch, stage.size, recipe.batch_size(stage))
@@ -296,7 +289,7 @@ def against_plain(
             closing(Group(1, plain, *common, equal)) as formats,
         ):
             sides: dict[str, Side] = {"ours": ours, "plain": written, "plain, our formats": formats}
-            rates = alternate(sides, pairs=pairs, steps=block, say=say)
+            rates = alternate(sides, pairs=pairs, steps=block)
     about, alike = ours.about, "plain, our formats"
     return [
         Figure(
@@ -323,28 +316,28 @@ def against_plain(
 
 
 def choices(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """What each choice of the step is worth, on a CPU."""
     if alone(recipe).device.type != "cpu":
         return []
-    return variants(recipe, len(dataset.classes), number, pairs, block, say)
+    return variants(recipe, len(dataset.classes), number, pairs, block)
 
 
 def profile(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """Where the time of the loop's steps goes, on a CPU."""
     worker = alone(recipe)
     if worker.device.type != "cpu":
         return []
     with closing(Loop(recipe, dataset, number, worker, run)) as loop:
-        say(f"{loop.about}: where the time of its steps goes")
+        logger.info(f"{loop.about}: where the time of its steps goes")
         return profiled(loop, pairs, block)
 
 
 def checkpointed(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
+    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int
 ) -> list[Figure]:
     """The loop with checkpoints within epochs at their default interval, and without; a block lasts for one interval."""
     worker = alone(recipe)
@@ -358,11 +351,11 @@ def checkpointed(
         began = time.perf_counter()
         without.block(block)
         steps = max(block, round(interval * block / (time.perf_counter() - began)))
-        say(
+        logger.info(
             f"{saving.about}: with a checkpoint every {interval:.0f} s and without, {steps} steps in turn"
         )
         saving.saves = 0
-        rates = alternate({"with": saving, "without": without}, pairs=pairs, steps=steps, say=say)
+        rates = alternate({"with": saving, "without": without}, pairs=pairs, steps=steps)
         saving.saver.wait()
         names = sorted(Path(run, "with", "checkpoints").glob(f"{STEP}*"))
         size = sum(file.stat().st_size for file in names[-1].iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import closing
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raytrain.bench.blocks import Group, Say, alternate, ratios
+from raytrain.bench.blocks import Group, alternate, ratios
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import Ceiling
 from raytrain.config import LAYER_GROUPS, Recipe
@@ -17,6 +18,9 @@ from raytrain.models import networks
 from raytrain.models.precision import agreed_precision
 from raytrain.training import execution, optim
 from raytrain.training.memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
+
 
 RATE = 1e-4
 OURS: dict[str, Any] = {
@@ -36,15 +40,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def variants(
-    recipe: Recipe, outputs: int, number: int, pairs: int, block: int, say: Say
-) -> list[Figure]:
+def variants(recipe: Recipe, outputs: int, number: int, pairs: int, block: int) -> list[Figure]:
     """Each variant's rate as a share of ours, and its first step; one stage, on the CPU, each side in a process of its own.
 
     Args:
         recipe: whose stage `number` gives network, size and batch.
         outputs: logits of the network.
-        pairs, block, say: as in `alternate`.
+        pairs, block: as in `alternate`.
     """
     stage = recipe.stages[number - 1]
     common = (recipe.model.arch, outputs, (recipe.batch_size(stage), 3, stage.size, stage.size))
@@ -52,12 +54,12 @@ def variants(
     found = []
     with closing(Group(1, step_only, *common, OURS)) as ours:
         for name, (words, change) in VARIANTS.items():
-            say(f"{about}: the step as it is, and with {words}, in turn")
+            logger.info(f"{about}: the step as it is, and with {words}, in turn")
             with closing(Group(1, step_only, *common, OURS | change)) as other:
                 began = time.perf_counter()
                 other.block(1)
                 first = time.perf_counter() - began
-                rates = alternate({"ours": ours, name: other}, pairs=pairs, steps=block, say=say)
+                rates = alternate({"ours": ours, name: other}, pairs=pairs, steps=block)
             found += [
                 Figure(
                     f"variants.{name}",

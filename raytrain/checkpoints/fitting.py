@@ -33,7 +33,7 @@ def check_fits(
     if meta["classes"] != classes:
         same = sorted(meta["classes"]) == sorted(classes)
         raise ConfigError(
-            f"the checkpoint {checkpoint.place} was trained for {_difference(meta['classes'], classes)}",
+            f"the checkpoint {checkpoint.path} was trained for {_difference(meta['classes'], classes)}",
             "its outputs would be read as other labels",
             "--remap-labels with --init-from puts the rows of its head into the order of the dataset"
             if same
@@ -41,13 +41,13 @@ def check_fits(
         )
     if meta["arch"] != arch:
         raise ConfigError(
-            f"the checkpoint {checkpoint.place} is a {meta['arch']}, the configuration says {arch}",
+            f"the checkpoint {checkpoint.path} is a {meta['arch']}, the configuration says {arch}",
             "its weights do not fit",
             f"--model.arch {meta['arch']}",
         )
     if normalize is not None and meta["normalize"] != normalize:
         raise ConfigError(
-            f"the checkpoint {checkpoint.place} was trained on pixels normalised by {meta['normalize']}, "
+            f"the checkpoint {checkpoint.path} was trained on pixels normalised by {meta['normalize']}, "
             f"the configuration says {normalize}",
             "its weights expect other numbers",
             f"--data.normalize {meta['normalize']}",

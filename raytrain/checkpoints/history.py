@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 from raytrain import storage
+from raytrain.log import duration
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ class History:
         # Imported here for the bench, which trains on machines that have neither TensorBoard nor its writer.
         from tensorboardX import SummaryWriter
 
-        place = storage.join(self.run, "tensorboard")
-        storage.remove(place)
-        with storage.local_directory(place) as directory, SummaryWriter(str(directory)) as writer:
+        path = storage.join(self.run, "tensorboard")
+        storage.remove(path)
+        with storage.local_directory(path) as directory, SummaryWriter(str(directory)) as writer:
             for step in self.steps:
                 writer.add_scalar("train/loss", step.loss, step.step)
                 writer.add_scalar("train/lr", step.lr[-1], step.step)
@@ -178,13 +179,6 @@ def epoch_line(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remaini
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds as 0:07 or 1:02:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
 def smoothed(losses: list[float], beta: float = 0.98) -> float:
     """Debiased exponential mean of batch losses, as fastai prints it: m_t / (1 - beta^t)."""
     mean = 0.0
@@ -214,9 +208,9 @@ def _whole_lines(text: str) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def _read_csv(kind: type[Row], place: str) -> list[Row]:
+def _read_csv(kind: type[Row], path: str) -> list[Row]:
     try:
-        text = storage.read_bytes(place).decode()
+        text = storage.read_bytes(path).decode()
     except FileNotFoundError:
         return []
     types = {"int": int, "float": float, "str": str}

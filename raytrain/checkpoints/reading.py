@@ -26,7 +26,7 @@ class Checkpoint:
     `rows` holds, where the classes are wanted in another order than they were trained in, the row of each in the head.
     """
 
-    place: str
+    path: str
     meta: dict[str, Any]
     files: dict[str, bytes] = field(repr=False)
     rows: tuple[int, ...] | None = None
@@ -66,7 +66,7 @@ class Checkpoint:
 
     def _unusable(self, name: str, what: str) -> ConfigError:
         return ConfigError(
-            f"{storage.join(self.place, name)} {what}",
+            f"{storage.join(self.path, name)} {what}",
             "it has the hash in its manifest, so another program wrote it; only plain tensors are loaded, never code",
             "give another checkpoint; raytrain runs show RUN lists those of a run",
         )
@@ -110,46 +110,46 @@ class Checkpoint:
         return state
 
 
-def read(place: str) -> Checkpoint:
+def read(path: str) -> Checkpoint:
     """Reads and verifies a checkpoint.
 
     Raises:
         DamagedCheckpoint: a file is missing or its bytes are not those that were written.
     """
     try:
-        manifest = storage.read_json(storage.join(place, MANIFEST))
+        manifest = storage.read_json(storage.join(path, MANIFEST))
         if lacking := {"model.safetensors", "meta.json"} - set(manifest):
             raise ValueError(f"its manifest does not name {min(lacking)}")
         if unknown := set(manifest) - FILES:
             raise ValueError(f"its manifest names {str(min(unknown))[:80]!r}")
-        files = {name: storage.read_bytes(storage.join(place, name)) for name in manifest}
+        files = {name: storage.read_bytes(storage.join(path, name)) for name in manifest}
     except (FileNotFoundError, ValueError, TypeError) as error:
-        raise DamagedCheckpoint(f"{place} is incomplete: {error}") from None
+        raise DamagedCheckpoint(f"{path} is incomplete: {error}") from None
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != manifest[name]:
             raise DamagedCheckpoint(
-                f"{storage.join(place, name)} is not the file that was written ({len(content)} bytes)"
+                f"{storage.join(path, name)} is not the file that was written ({len(content)} bytes)"
             )
     try:
         meta = json.loads(files["meta.json"])
         _position(meta)
     except (ValueError, TypeError, KeyError):
         raise DamagedCheckpoint(
-            f"{storage.join(place, 'meta.json')} does not say what the checkpoint is"
+            f"{storage.join(path, 'meta.json')} does not say what the checkpoint is"
         ) from None
-    return Checkpoint(place, meta, files)
+    return Checkpoint(path, meta, files)
 
 
-def load(place: str) -> Checkpoint:
+def load(path: str) -> Checkpoint:
     """`read` for a checkpoint that a person named; its weights are looked at too.
 
     Raises:
         ConfigError: it is missing, incomplete or damaged, or its weights are none.
     """
     try:
-        found = read(place)
+        found = read(path)
         if lacking := [key for key in ("classes", "arch") if key not in found.meta]:
-            raise DamagedCheckpoint(f"{storage.join(place, 'meta.json')} has no {lacking[0]}")
+            raise DamagedCheckpoint(f"{storage.join(path, 'meta.json')} has no {lacking[0]}")
         found.judged_weights()
         return found
     except DamagedCheckpoint as error:
@@ -169,9 +169,9 @@ def find_latest(directory: str) -> tuple[Checkpoint | None, list[str]]:
         The checkpoint (None if there is none), and one sentence for each that was skipped as damaged.
     """
     found, skipped = _candidates(directory)
-    for _, _, place in sorted(found, reverse=True):
+    for _, _, path in sorted(found, reverse=True):
         try:
-            return read(place), skipped
+            return read(path), skipped
         except DamagedCheckpoint as error:
             skipped.append(str(error))
     return None, skipped
@@ -186,15 +186,15 @@ def _candidates(directory: str) -> tuple[list[tuple[Position, bool, str]], list[
     """(position, whether training can go on from it within a stage, place) of each, and sentences for unreadable ones."""
     found, skipped = [], []
     for name in storage.names(directory, directories=True):
-        place = storage.join(directory, name)
+        path = storage.join(directory, name)
         if name.endswith(".partial") or name.startswith(BEST):
             continue
         try:
-            meta = storage.read_json(storage.join(place, "meta.json"))
+            meta = storage.read_json(storage.join(path, "meta.json"))
             # At equal positions the one with optimiser state comes first.
-            found.append((_position(meta), goes_on_within(name), place))
+            found.append((_position(meta), goes_on_within(name), path))
         except (ValueError, TypeError, KeyError, FileNotFoundError):
-            skipped.append(f"{place} has no readable meta.json")
+            skipped.append(f"{path} has no readable meta.json")
     return found, skipped
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raytrain import storage
 from raytrain.checkpoints import layout, writing
 from raytrain.errors import ConfigError, StorageError
+
+logger = logging.getLogger(__name__)
+
 
 # Without train.save_every_s: seconds, or so many times what a save costs where that is longer.
 LEAST_INTERVAL_S = 60.0
@@ -22,17 +26,14 @@ WRITER = "writer.json"
 class Saver:
     """Writes the checkpoints of a run. Every rank has one, rank 0 alone uses it."""
 
-    def __init__(
-        self, directory: str, every_s: float | None, say: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, directory: str, every_s: float | None) -> None:
         """Opens a run's `checkpoints` folder.
 
         Args:
             directory: the folder; made by the first save.
             every_s: seconds between two saves within a stage; None: by what they cost.
-            say: hears of a save that failed, where training goes on without it.
         """
-        self.directory, self.every_s, self.say = directory, every_s, say
+        self.directory, self.every_s = directory, every_s
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self.pending: Future[None] | None = None
         self.newest: Future[None] | None = None
@@ -92,7 +93,7 @@ class Saver:
             if not self.within or self.failures == MOST_FAILURES:
                 raise
             self.best, self.best_in_save = self.best or self.best_in_save, None
-            self.say(
+            logger.warning(
                 f"no checkpoint: {error.what}; training goes on ({self.failures} of {MOST_FAILURES} in a row)"
             )
 
@@ -162,12 +163,12 @@ class Saver:
         step = int(entries[-1][1].meta["step"])
         written: list[tuple[str, writing.Snapshot]] = []
         for name, state in entries:
-            place = storage.join(self.directory, name)
+            path = storage.join(self.directory, name)
             if name == layout.LAST and storage.is_uri(self.directory):
                 # Nothing can be renamed there: while `last` is written anew, the same state stands elsewhere.
                 writing.write(storage.join(self.directory, layout.step_name(step)), state)
             twin = next((other for other, its in written if its.weights is state.weights), None)
-            writing.write(place, state, twin)
-            written.append((place, state))
+            writing.write(path, state, twin)
+            written.append((path, state))
         writing.thin(self.directory, step)
         self.cost_s = time.monotonic() - self.began

@@ -63,17 +63,17 @@ def _copied(value: Any) -> Any:
 
 
 def save(
-    place: str,
+    path: str,
     model: nn.Module,
     meta: dict[str, Any],
     train_state: dict[str, Any] | None = None,
     averaged: nn.Module | None = None,
 ) -> None:
     """Copies and writes a checkpoint in one go; see `write`."""
-    write(place, snapshot(model, meta, train_state, averaged))
+    write(path, snapshot(model, meta, train_state, averaged))
 
 
-def write(place: str, state: Snapshot, twin: str | None = None) -> None:
+def write(path: str, state: Snapshot, twin: str | None = None) -> None:
     """Writes a checkpoint so that at every moment the old one or the new one is complete. Holds no second copy of the state.
 
     No operation of torch runs here that takes several threads. Each thread that starts one keeps a pool of its own, and with
@@ -84,7 +84,7 @@ def write(place: str, state: Snapshot, twin: str | None = None) -> None:
     store the old manifest goes first and the new one is written last, so the old one is gone meanwhile.
 
     Args:
-        place: of the checkpoint.
+        path: of the checkpoint.
         state: what it holds.
         twin: a checkpoint of the same weights that has just been written beside it: files of equal content are linked.
 
@@ -92,23 +92,23 @@ def write(place: str, state: Snapshot, twin: str | None = None) -> None:
         DivergedError: a weight is not finite; nothing is written.
         StorageError: it cannot be written; an older checkpoint stays usable.
     """
-    _check_finite(place, state)
-    if storage.is_uri(place):
-        _upload(place, state)
+    _check_finite(path, state)
+    if storage.is_uri(path):
+        _upload(path, state)
     else:
-        _replace_directory(place, state, twin)
+        _replace_directory(path, state, twin)
 
 
-def _upload(place: str, state: Snapshot) -> None:
+def _upload(path: str, state: Snapshot) -> None:
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         names = _write_files(Path(folder), state, None)
-        storage.remove(storage.join(place, MANIFEST))
+        storage.remove(storage.join(path, MANIFEST))
         for name in [*names, MANIFEST]:
-            storage.upload_file(Path(folder, name), storage.join(place, name))
+            storage.upload_file(Path(folder, name), storage.join(path, name))
 
 
-def _replace_directory(place: str, state: Snapshot, twin: str | None) -> None:
-    partial, old = f"{place}.partial", f"{place}.old"
+def _replace_directory(path: str, state: Snapshot, twin: str | None) -> None:
+    partial, old = f"{path}.partial", f"{path}.old"
     storage.remove(partial)
     try:
         storage.make_dir(partial)
@@ -118,10 +118,10 @@ def _replace_directory(place: str, state: Snapshot, twin: str | None) -> None:
     except BaseException:
         storage.remove(partial)
         raise
-    if storage.exists(place):
+    if storage.exists(path):
         storage.remove(old)
-        storage.move_directory(place, old)
-    storage.move_directory(partial, place)
+        storage.move_directory(path, old)
+    storage.move_directory(partial, path)
     storage.remove(old)
 
 
@@ -178,12 +178,12 @@ def thin(directory: str, step: int, keep: int = KEPT_STEPS) -> None:
         storage.remove(storage.join(directory, name))
 
 
-def _check_finite(place: str, state: Snapshot) -> None:
+def _check_finite(path: str, state: Snapshot) -> None:
     for tensors in (state.weights, state.averaged or {}):
         for name, value in tensors.items():
             if not np.isfinite(value.numpy()).all():
                 raise DivergedError(
-                    f"{name} is not finite, so {place} was not written",
+                    f"{name} is not finite, so {path} was not written",
                     "its weights are useless",
                     "lower the peak lr, then start a new run with --init-from the last checkpoint",
                 )

@@ -94,7 +94,7 @@ def bench(
     from raytrain.bench.generate import workplace
 
     outlive_reader()
-    with workplace(recipe.dataset, generate) as dataset:
+    with workplace(recipe.dataset, generate) as dataset, only("raytrain.bench"):
         found = _measured(recipe, dataset, parts, pairs, steps)
     print(f"\n{figures.machine_line()}\n{figures.table(found)}")
     if output is not None:

@@ -325,7 +325,7 @@ def ingest(
     done = run_ingest(divided, out, max_bad=max_bad, bands=band_rule)
     verb = "is there already" if done.already_there else f"written by {len(done.pids)} processes"
     print(
-        f"dataset {masked(done.dataset.place)} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes"
+        f"dataset {masked(done.dataset.path)} {verb}: {done.dataset.rows} tiles, {len(done.dataset.classes)} classes"
     )
     for key, count in done.counts.items():
         print(f"  {key}: {count}")

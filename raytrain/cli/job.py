@@ -17,21 +17,21 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UNPACKED = "/runtime_resources/working_dir_files/"
 
 
-def check_written(flag: str, place: str) -> None:
+def check_written(flag: str, path: str) -> None:
     """Refuses a place that a job would write and nobody would find again. Outside a job every place is good.
 
     Args:
         flag: that names the place, such as --storage.
-        place: as it was given, or the flag's default.
+        path: as it was given, or the flag's default.
 
     Raises:
         ConfigError: it is relative, or lies in the job's own folder.
     """
-    if JOB_VARIABLE not in os.environ or storage.is_uri(place):
+    if JOB_VARIABLE not in os.environ or storage.is_uri(path):
         return
-    absolute = storage.absolute(place)
+    absolute = storage.absolute(path)
     temporary = UNPACKED in absolute
-    relative = not os.path.isabs(os.path.expanduser(place.removeprefix("file://")))
+    relative = not os.path.isabs(os.path.expanduser(path.removeprefix("file://")))
     if not relative and not temporary:
         return
     if temporary:
@@ -43,4 +43,4 @@ def check_written(flag: str, place: str) -> None:
     what = (
         "is relative, and this is a Ray job" if relative else "lies in the folder of this Ray job"
     )
-    raise ConfigError(f"{flag} {place} {what}", why, fix)
+    raise ConfigError(f"{flag} {path} {what}", why, fix)

@@ -91,10 +91,10 @@ def show(
     title = _title(
         found, len(every), part, split, label, (config or "the lesson") if augmented else None
     )
-    place = storage.absolute(out or f"{storage.name_of(found.place)}-tiles.png")
-    storage.write_bytes(place, sheet.draw(drawn, title))
+    path = storage.absolute(out or f"{storage.name_of(found.path)}-tiles.png")
+    storage.write_bytes(path, sheet.draw(drawn, title))
     _print_tiles(found, every)
-    print(f"sheet of {len(every)} tiles: {masked(place)}")
+    print(f"sheet of {len(every)} tiles: {masked(path)}")
 
 
 def _check_show(
@@ -217,7 +217,7 @@ def _title(
     label: str | None,
     recipe: str | None,
 ) -> str:
-    words = [storage.name_of(dataset.place), f"{count} of {dataset.rows:,} tiles"]
+    words = [storage.name_of(dataset.path), f"{count} of {dataset.rows:,} tiles"]
     words += [f"split {split or _first_split(dataset)}"] if split or part != "all" else []
     words += [f"part {part}"] if part != "all" else []
     words += [f"label {label}"] if label else []
@@ -274,21 +274,21 @@ def check(
             "ingest into a new directory",
         )
     inspection = inspect(found, split=split, rules=rules, decode=not fast)
-    name = f"{storage.name_of(found.place)}-check.html"
-    place = storage.absolute(
+    name = f"{storage.name_of(found.path)}-check.html"
+    path = storage.absolute(
         name
         if out is None
         else out
         if storage.name_of(out).endswith(".html")
         else storage.join(out, name)
     )
-    stem = storage.name_of(place).removesuffix(".html").removesuffix("-check")
-    table = storage.join(storage.parent(place), f"{stem}-groups.csv")
-    dataset_page.write(inspection, place, table)
+    stem = storage.name_of(path).removesuffix(".html").removesuffix("-check")
+    table = storage.join(storage.parent(path), f"{stem}-groups.csv")
+    dataset_page.write(inspection, path, table)
     if inspection.leaks:
         storage.write_text(table, inspection.group_table.to_csv(index=False))
     print(dataset_text.summary(inspection))
-    print(f"page: {masked(place)}")
+    print(f"page: {masked(path)}")
     if inspection.leaks:
         print(f"next: {dataset_page.split_command(inspection, table)}")
 

@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 from pydantic import ValidationError
 
-from raytrain import runs, storage
+from raytrain import log, runs, storage
 from raytrain.cli import data, look
 from raytrain.cli.data import SourceFlags
 from raytrain.cli.job import check_written
@@ -62,7 +62,7 @@ data.data_app.command(look.check)
 app.command(data.data_app)
 app.command(runs_app)
 app.command(
-    "raytrain.cli_bench:bench",
+    "raytrain.cli.bench:bench",
     name="bench",
     help="How fast this machine decodes, ingests, trains and starts.",
 )
@@ -100,7 +100,11 @@ def run_command(argv: list[str]) -> int:
     """
     open_closed_streams()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a log that is read while it grows
-    with redirect_stdout(Output(sys.stdout)), redirect_stderr(Output(sys.stderr, outlives=True)):
+    with (
+        redirect_stdout(Output(sys.stdout)),
+        redirect_stderr(Output(sys.stderr, outlives=True)),
+        log.printed(),
+    ):
         return _run(argv)
 
 
@@ -248,8 +252,8 @@ def lr_find(
     from raytrain.report import rates
 
     find_rates(recipe, name)
-    place = storage.join(storage.absolute(recipe.storage), name)
-    for test, picture in zip(rates.read(place), rates.draw(place), strict=True):
+    path = storage.join(storage.absolute(recipe.storage), name)
+    for test, picture in zip(rates.read(path), rates.draw(path), strict=True):
         found = ", ".join(f"{rule} {lr:.1e}" for rule, lr in test.suggestions.items())
         print(f"{test.stage}: {found}\n  {picture}")
     print(
@@ -264,9 +268,9 @@ def _resume(name: str, overrides: dict[str, Any], others: list[str], restarts: i
             "half of the run would have been trained in another way, or under another name",
             f"leave {others[0]} out, or start a new run with --init-from {name}",
         )
-    place = overrides.get("storage") or load_recipe(None).storage
-    check_written("--storage", place)
-    run = runs.find(name, place)
+    path = overrides.get("storage") or load_recipe(None).storage
+    check_written("--storage", path)
+    run = runs.find(name, path)
     if restarts:
         from raytrain.distributed.supervisor import supervise_resume
 
@@ -282,10 +286,10 @@ def _after_training(run: runs.Run) -> None:
     from raytrain.evaluation.thresholds import table
     from raytrain.report.conclude import conclude
 
-    done = conclude(run.place)
+    done = conclude(run.path)
     print(table(done.judgement))
     print(f"report: {done.report}")
-    where = storage.join(run.place, "checkpoints", "last")
+    where = storage.join(run.path, "checkpoints", "last")
     print(f"next: raytrain predict --checkpoint {typed(where)} --images DIR --out test.parquet")
 
 
@@ -392,18 +396,18 @@ def predict(
     check_written("--out", out)
     check_session()
     rule = parse_bands(bands, scale)
-    place = runs.find_checkpoint(checkpoint, where)
+    path = runs.find_checkpoint(checkpoint, where)
     pictures = source or SourceFlags()
     sources = [pictures.find(folder) for folder in images or []]
     from raytrain.data.listing import said_of_left_out
     from raytrain.distributed.predict import predict as run_predict
 
     done = run_predict(
-        place, out, dataset_place=dataset, part=part, sources=sources, tta=tta, bands=rule
+        path, out, dataset_path=dataset, part=part, sources=sources, tta=tta, bands=rule
     )
     for line in said_of_left_out(done.left_out):
         print(line)
-    print(f"{done.tiles} predictions in {done.place}")
+    print(f"{done.tiles} predictions in {done.path}")
     if dataset:
         print(f"next: raytrain evaluate {typed(out)} --out evaluation")
         return
@@ -424,10 +428,10 @@ def evaluate(
     from raytrain.evaluation.thresholds import judge, table, write
     from raytrain.report.page import write_evaluation
 
-    place = storage.absolute(out)
+    path = storage.absolute(out)
     judgement = judge(read(storage.absolute(predictions)))
-    write(judgement, place)
-    report = write_evaluation(place, storage.absolute(predictions), judgement)
+    write(judgement, path)
+    report = write_evaluation(path, storage.absolute(predictions), judgement)
     print(table(judgement))
     print(f"report: {report}")
 
@@ -464,7 +468,7 @@ def submission(
             "the sample file says which tiles are missing, and each gets these labels",
             "--sample sample_submission_v2.csv --missing 'clear primary'",
         )
-    found = [read(storage.absolute(place)) for place in predictions]
+    found = [read(storage.absolute(path)) for path in predictions]
     cut = read_thresholds(storage.absolute(thresholds), found[0].classes) if thresholds else None
     done = build(found, cut, storage.absolute(sample) if sample else None, labels)
     write(storage.absolute(out), done.table)
@@ -492,7 +496,7 @@ def list_runs(*, where: Storage = "runs") -> None:
 def show(run: str, /, *, where: Storage = "runs") -> None:
     """History and checkpoints of a run."""
     found = runs.find(run, where)
-    print(f"{found.place}\ncheckpoints: {', '.join(found.checkpoints)}")
+    print(f"{found.path}\ncheckpoints: {', '.join(found.checkpoints)}")
     for row in _history(found):
         print("  ".join(f"{key} {float(value):.4g}" for key, value in row.items()))
 
@@ -503,14 +507,14 @@ def report(run: str, /, *, where: Storage = "runs") -> None:
     check_written("--storage", where)
     from raytrain.report.conclude import conclude
 
-    print(f"report: {conclude(runs.find(run, where).place).report}")
+    print(f"report: {conclude(runs.find(run, where).path).report}")
 
 
 def _history(run: runs.Run) -> list[dict[str, str]]:
     import csv
 
     try:
-        text = storage.read_bytes(storage.join(run.place, "history.csv")).decode()
+        text = storage.read_bytes(storage.join(run.path, "history.csv")).decode()
     except FileNotFoundError:
         return []
     return list(csv.DictReader(text.splitlines()))

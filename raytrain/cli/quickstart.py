@@ -6,16 +6,15 @@ labels, and a logistic regression on the mean and deviation of each colour chann
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from raytrain import runs, storage
-from raytrain.checkpoints.history import duration
 from raytrain.config import load_recipe
 from raytrain.data import images, synthetic
 from raytrain.data.dataset import Dataset, read_images
@@ -25,7 +24,11 @@ from raytrain.distributed.memory import available, check_memory, workers_that_fi
 from raytrain.distributed.preflight import check_group
 from raytrain.distributed.train import train
 from raytrain.evaluation import baselines, metrics, predictions
+from raytrain.log import duration, only
 from raytrain.report.conclude import conclude
+
+logger = logging.getLogger(__name__)
+
 
 TILES = 2000
 VALID = 0.2
@@ -33,50 +36,52 @@ WORKERS = 2
 SEED = 0
 
 
-def quickstart(out: str, num_workers: int | None, say: Callable[[str], None] = print) -> None:
+def quickstart(out: str, num_workers: int | None) -> None:
     """Runs the whole way and prints where the report is and what to type next.
 
     Args:
         out: directory for tiles, dataset and run; what is there already is used again.
         num_workers: Ray Train workers; None: two, or one where there is no memory for two.
-        say: receives the lines.
 
     Raises:
         ResourceError: there is no memory for it; nothing was started.
     """
     began = time.monotonic()
-    num_workers = _workers(num_workers, say)
+    num_workers = _workers(num_workers)
     check_group(load_recipe("quickstart", {"num_workers": num_workers}))
     base = Path(out).expanduser().absolute()
-    say(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
+    logger.info(f"painting {TILES} synthetic tiles in {base / 'tiles'}")
     folder, labels = synthetic.write(base / "tiles", TILES, SEED)
     tiles = images_in(str(folder)).label_from_file(str(labels)).split(valid=VALID)
-    done = ingest(tiles, str(base / "dataset"), say=lambda line: None)
-    say(
-        f"dataset {done.dataset.place}: {done.dataset.rows} synthetic tiles ({duration(time.monotonic() - began)})"
+    with only("raytrain.cli"):
+        done = ingest(tiles, str(base / "dataset"))
+    logger.info(
+        f"dataset {done.dataset.path}: {done.dataset.rows} synthetic tiles ({duration(time.monotonic() - began)})"
     )
     overrides = {
-        "dataset": done.dataset.place,
+        "dataset": done.dataset.path,
         "storage": str(base / "runs"),
         "num_workers": num_workers,
     }
-    run = train(load_recipe("quickstart", overrides), name=runs.new_name("quickstart"), say=say).run
-    scores = compare(done.dataset, run.place)
-    storage.write_json(storage.join(run.place, "baselines.json"), scores)
-    report = conclude(run.place).report
+    run = train(load_recipe("quickstart", overrides), name=runs.new_name("quickstart")).run
+    scores = compare(done.dataset, run.path)
+    storage.write_json(storage.join(run.path, "baselines.json"), scores)
+    report = conclude(run.path).report
     for line in _summary(scores, len(done.dataset.part_rows("random", "valid"))):
-        say(line)
-    say(f"done in {duration(time.monotonic() - began)}\nreport: {report}")
+        logger.info(line)
+    logger.info(f"done in {duration(time.monotonic() - began)}\nreport: {report}")
     program = (
         "raytrain" if shutil.which("raytrain") else str(Path(sys.executable).with_name("raytrain"))
     )
-    say(f"next: {shlex.join([program, 'runs', 'show', run.name, '--storage', str(base / 'runs')])}")
-    say(
+    logger.info(
+        f"next: {shlex.join([program, 'runs', 'show', run.name, '--storage', str(base / 'runs')])}"
+    )
+    logger.info(
         f"with your own tiles: {shlex.quote(program)} ingest --images DIR --labels CSV --out mydata"
     )
 
 
-def _workers(asked: int | None, say: Callable[[str], None]) -> int:
+def _workers(asked: int | None) -> int:
     """The number of workers that was asked for, or the one that memory has room for; refused before a tile is painted."""
     recipe = load_recipe("quickstart", {"num_workers": asked or WORKERS})
     fitting = workers_that_fit(recipe, len(synthetic.CLASSES))
@@ -85,7 +90,9 @@ def _workers(asked: int | None, say: Callable[[str], None]) -> int:
         return recipe.num_workers
     bound = available()
     if fitting < WORKERS and bound:
-        say(f"{fitting} worker instead of {WORKERS}: {bound.free / 1e9:.1f} GB are {bound.bound}")
+        logger.info(
+            f"{fitting} worker instead of {WORKERS}: {bound.free / 1e9:.1f} GB are {bound.bound}"
+        )
     return fitting
 
 

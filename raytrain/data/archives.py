@@ -60,14 +60,14 @@ class Extracted:
         return self
 
 
-Place = Callable[[str], str | None]
+Destination = Callable[[str], str | None]
 """From a member's name to `file` or `folder/file` inside the target, or None to leave it out."""
 
 
 def extract(
     path: Path,
     target: Path,
-    place: Place,
+    destination: Destination,
     limits: Limits | None = None,
     tell: Callable[[int], None] = lambda count: None,
     *,
@@ -79,7 +79,7 @@ def extract(
     Args:
         path: archive; what it is, is read from its first bytes and not from its name. A plain CSV counts as one too.
         target: folder, which the caller removes where an error is raised.
-        place: see `Place`; `.inner/NAME` means an archive in the archive, which is unpacked in turn; of all together the
+        destination: see `Destination`; `.inner/NAME` means an archive in the archive, which is unpacked in turn; of all together the
             limits hold. Two levels: a zip of everything holds a 7z, which holds a tar.
         tell: is told the bytes of each piece that was written.
         depth, taken: for archives in archives: how deep, and the files that exist already.
@@ -92,7 +92,7 @@ def extract(
     archive = open_archive(path, limits.total)
     with damage(archive):
         wanted, done = _judged(
-            archive, place if depth < DEPTH else _without_inner(place), limits, taken
+            archive, destination if depth < DEPTH else _without_inner(destination), limits, taken
         )
         _check_space(target, [member.size for member in wanted.values()])
     with storage.failures("write", str(target)):
@@ -113,7 +113,9 @@ def extract(
             total=limits.total - done.bytes.total(),
             members=limits.members - done.files.total(),
         )
-        done += extract(target / name, target, place, rest, tell, depth=depth + 1, taken=taken)
+        done += extract(
+            target / name, target, destination, rest, tell, depth=depth + 1, taken=taken
+        )
         with storage.failures("remove", str(target / name)):
             (target / name).unlink()
     if not depth:
@@ -121,25 +123,25 @@ def extract(
     return done
 
 
-def _without_inner(place: Place) -> Place:
+def _without_inner(destination: Destination) -> Destination:
     def placed(name: str) -> str | None:
-        found = place(name)
+        found = destination(name)
         return None if found and found.startswith(f"{INNER}/") else found
 
     return placed
 
 
 def _judged(
-    archive: Archive, place: Place, limits: Limits, taken: set[str]
+    archive: Archive, destination: Destination, limits: Limits, taken: set[str]
 ) -> tuple[dict[str, Member], Extracted]:
-    """The members to write by their place in the target, and their counts; refuses the archive if one is wrong."""
+    """The members to write by their destination in the target, and their counts; refuses the archive if one is wrong."""
     wanted: dict[str, Member] = {}
     done, total = Extracted(), 0
     for number, member in enumerate(archive.members(), 1):
         if number > limits.members:
             raise _refusal(archive.path, f"holds more than {limits.members} members")
         _refuse_hostile(archive.path, member)
-        target = place(member.name) if member.kind == "file" else None
+        target = destination(member.name) if member.kind == "file" else None
         if target is None:
             done.others += member.kind == "file"
         else:
@@ -196,13 +198,13 @@ def _refusal(path: Path, what: str) -> DataError:
     )
 
 
-def check_space(place: Path, needed: int, what: str) -> None:
+def check_space(path: Path, needed: int, what: str) -> None:
     """Raises StorageError where fewer than `needed` bytes are free; the nearest folder that exists is asked."""
-    folder = next(p for p in (place, *place.parents) if p.exists())
+    folder = next(p for p in (path, *path.parents) if p.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"{what} needs {size_text(needed)} of free disk, {place} has {size_text(free)}",
+            f"{what} needs {size_text(needed)} of free disk, {path} has {size_text(free)}",
             "it would stop half-way",
             "free some space (df -h), or give --out on a larger disk",
         )

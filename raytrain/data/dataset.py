@@ -41,6 +41,9 @@ SHARD_SCHEMA = pa.schema(
 )
 SPLIT_SCHEMA = pa.schema([("image_name", pa.string()), ("part", pa.string()), ("fold", pa.int32())])
 PARTS = ("train", "valid", "test")
+# Starting a pool costs a second or two, about what one process needs to decode this many tiles.
+POOL_FROM_TILES = 3000
+PROGRESS_EVERY_S = 10.0
 MANIFEST_KEYS = {"schema_version", "classes", "tile_size", "shards", "splits"}
 
 
@@ -48,7 +51,7 @@ MANIFEST_KEYS = {"schema_version", "classes", "tile_size", "shards", "splits"}
 class Dataset:
     """A dataset directory that was opened; `manifest` is the content of its dataset.json."""
 
-    place: str
+    path: str
     manifest: dict[str, Any]
 
     @property
@@ -65,7 +68,7 @@ class Dataset:
     def shards(self) -> list[str]:
         """Places of the shards, in the order that numbers the rows."""
         return [
-            storage.join(self.place, "shards", shard["file"]) for shard in self.manifest["shards"]
+            storage.join(self.path, "shards", shard["file"]) for shard in self.manifest["shards"]
         ]
 
     @property
@@ -91,8 +94,8 @@ class Dataset:
             DataError: a shard is missing or damaged, or its labels are not those that were written.
         """
         tables = [
-            _labels(place, entry)
-            for place, entry in zip(self.shards, self.manifest["shards"], strict=True)
+            _labels(path, entry)
+            for path, entry in zip(self.shards, self.manifest["shards"], strict=True)
         ]
         names = [name for t in tables for name in t.column("image_name").to_pylist()]
         return pd.DataFrame(
@@ -117,11 +120,11 @@ class Dataset:
         known = [split["name"] for split in self.manifest["splits"]]
         if name not in known:
             raise DataError(
-                f'{self.place} has no split "{name}" (it has: {", ".join(known) or "none"}).{did_you_mean(name, known)}',
+                f'{self.path} has no split "{name}" (it has: {", ".join(known) or "none"}).{did_you_mean(name, known)}',
                 "training and validation rows would be undefined",
                 f"--data.split {known[0]}"
                 if known
-                else f"raytrain data split {self.place} --name {name}",
+                else f"raytrain data split {self.path} --name {name}",
             )
         content = self._verified(
             "splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"]
@@ -139,16 +142,16 @@ class Dataset:
         return next(str(s["sha256"]) for s in self.manifest["splits"] if s["name"] == split)
 
     def _verified(self, folder: str, file: str, sha256: str) -> bytes:
-        place = storage.join(self.place, folder, file)
+        path = storage.join(self.path, folder, file)
         try:
-            content = storage.read_bytes(place)
+            content = storage.read_bytes(path)
         except FileNotFoundError:
             content = b""
         if hashlib.sha256(content).hexdigest() != sha256:
             raise DataError(
-                f"{place} is {'damaged' if content else 'missing'}: it is not the file that dataset.json names",
+                f"{path} is {'damaged' if content else 'missing'}: it is not the file that dataset.json names",
                 "labels or pictures would be silently wrong",
-                f"raytrain data check {self.place}",
+                f"raytrain data check {self.path}",
             )
         return content
 
@@ -162,8 +165,8 @@ def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
     Raises:
         DataError: a name is taken by another split, or a part is empty of validation or training rows.
     """
-    with storage.locked(dataset.place, "is dividing"):
-        return _add_splits(open_dataset(dataset.place), tables)
+    with storage.locked(dataset.path, "is dividing"):
+        return _add_splits(open_dataset(dataset.path), tables)
 
 
 def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -173,21 +176,19 @@ def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
     for name, entry in entries.items():
         if there.get(name, entry["sha256"]) != entry["sha256"]:
             raise DataError(
-                f'{dataset.place} has another split "{name}"',
+                f'{dataset.path} has another split "{name}"',
                 "runs were judged on it; a split is never overwritten",
                 "raytrain data split with another --name",
             )
         check_parts(name, entry["parts"])
     new = [name for name in entries if name not in there]
     for name in new:
-        storage.write_bytes(
-            storage.join(dataset.place, "splits", f"{name}.parquet"), contents[name]
-        )
+        storage.write_bytes(storage.join(dataset.path, "splits", f"{name}.parquet"), contents[name])
     if new:
         manifest = dataset.manifest | {
             "splits": dataset.manifest["splits"] + [entries[name] for name in new]
         }
-        storage.write_json(storage.join(dataset.place, "dataset.json"), manifest)
+        storage.write_json(storage.join(dataset.path, "dataset.json"), manifest)
     return new
 
 
@@ -237,8 +238,8 @@ def shard_entry(
     }
 
 
-def _labels(place: str, entry: dict[str, Any]) -> pa.Table:
-    table = read_shard(place, ["image_name", "target"])
+def _labels(path: str, entry: dict[str, Any]) -> pa.Table:
+    table = read_shard(path, ["image_name", "target"])
     flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     # Older datasets have no hash of their labels.
     known = entry.get("labels")
@@ -247,7 +248,7 @@ def _labels(place: str, entry: dict[str, Any]) -> pa.Table:
         _labels_hash(table.column(0).to_pylist(), flat),
     ):
         raise DataError(
-            f"the names or labels in shard {place} are not those that were written",
+            f"the names or labels in shard {path} are not those that were written",
             "the network would learn other labels than the dataset's",
             "raytrain data check DATASET; then ingest again into a new directory",
         )
@@ -264,15 +265,15 @@ def dataset_hash(shards: Sequence[dict[str, Any]], classes: Sequence[str]) -> st
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def open_dataset(place: str) -> Dataset:
+def open_dataset(path: str) -> Dataset:
     """Opens a dataset directory or URI.
 
     Raises:
         DataError: no dataset.json, or one of another schema version.
     """
-    place = storage.absolute(place)
+    path = storage.absolute(path)
     try:
-        manifest = storage.read_json(storage.join(place, "dataset.json"))
+        manifest = storage.read_json(storage.join(path, "dataset.json"))
         if not isinstance(manifest, dict):
             raise ValueError("it is no JSON object")
         if manifest.get("schema_version") == SCHEMA_VERSION and (
@@ -281,30 +282,30 @@ def open_dataset(place: str) -> Dataset:
             raise ValueError(f"it has no {min(lacking)}")
     except FileNotFoundError:
         raise DataError(
-            f"{place} is not a dataset: it has no dataset.json",
+            f"{path} is not a dataset: it has no dataset.json",
             "the manifest is written last, so an ingest that was cut short leaves none",
-            f"raytrain ingest --images DIR --labels CSV --out {place}",
+            f"raytrain ingest --images DIR --labels CSV --out {path}",
         ) from None
     except ValueError as error:
         raise DataError(
-            f"{place}/dataset.json is damaged: {error}", "", f"ingest {place} again"
+            f"{path}/dataset.json is damaged: {error}", "", f"ingest {path} again"
         ) from None
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
-            f"{place} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}",
+            f"{path} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}",
             "rows could be misread",
             "ingest it again with this version of raytrain",
         )
-    return Dataset(place, manifest)
+    return Dataset(path, manifest)
 
 
-def read_shard(place: str, columns: list[str], sha256: str | None = None) -> pa.Table:
+def read_shard(path: str, columns: list[str], sha256: str | None = None) -> pa.Table:
     """Reads columns of a shard with page checksums verified.
 
     Only the named columns are touched: a foreign column with a pickled extension type must never be converted.
 
     Args:
-        place: of the shard.
+        path: of the shard.
         columns: some of `SHARD_SCHEMA`.
         sha256: of the whole file, to be compared; for those who read nearly all of it anyway. Page checksums do not cover
             the footer.
@@ -314,26 +315,26 @@ def read_shard(place: str, columns: list[str], sha256: str | None = None) -> pa.
     """
     try:
         if sha256 is not None:
-            content = storage.read_bytes(place)
+            content = storage.read_bytes(path)
             if hashlib.sha256(content).hexdigest() != sha256:
                 raise OSError("it is not the file that dataset.json names")
-            fs, path = None, pa.BufferReader(content)
+            fs, source = None, pa.BufferReader(content)
         else:
-            fs, path = storage.filesystem(place)
-        with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as file:
+            fs, source = storage.filesystem(path)
+        with pq.ParquetFile(source, filesystem=fs, page_checksum_verification=True) as file:
             unexpected = [
                 c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type
             ]
             if unexpected:
                 raise DataError(
-                    f"the column {unexpected[0]} of shard {place} has another type than raytrain writes",
+                    f"the column {unexpected[0]} of shard {path} has another type than raytrain writes",
                     "columns of foreign types may hold code and are never read",
                     "ingest again into a new directory",
                 )
             return file.read(columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(
-            f"shard {place} cannot be read: {str(error).splitlines()[0]}",
+            f"shard {path} cannot be read: {str(error).splitlines()[0]}",
             "its tiles would be missing from training",
             "raytrain data check DATASET names every damaged file; ingest again to replace them",
         ) from None
@@ -366,7 +367,7 @@ def decoded_images(
             yield images.decode(content, size)
         except images.BadImage as error:
             raise DataError(
-                f"the picture {dataset.table['image_name'].iloc[row]} in {dataset.place} cannot be used "
+                f"the picture {dataset.table['image_name'].iloc[row]} in {dataset.path} cannot be used "
                 f"({error.kind}: {error.detail})",
                 "the network would learn from wrong pixels",
                 "ingest again into a new directory",
@@ -375,7 +376,7 @@ def decoded_images(
 
 def sides(dataset: Dataset) -> np.ndarray[Any, Any]:
     """int32 (rows, 2): width and height of every tile as stored, pixels."""
-    tables = [read_shard(place, ["width", "height"]) for place in dataset.shards]
+    tables = [read_shard(path, ["width", "height"]) for path in dataset.shards]
     return np.concatenate(
         [np.stack([column.to_numpy() for column in table.columns], 1) for table in tables]
     )
@@ -440,9 +441,7 @@ def examples(dataset: Dataset) -> list[str]:
     """The first quarantined file of each kind with the reason, a sentence each; none where nothing was left out."""
     try:
         lines = (
-            storage.read_bytes(storage.join(dataset.place, "quarantine.jsonl"))
-            .decode()
-            .splitlines()
+            storage.read_bytes(storage.join(dataset.path, "quarantine.jsonl")).decode().splitlines()
         )
     except FileNotFoundError:
         return []

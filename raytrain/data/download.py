@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from raytrain.data.labels import read_labels
 from raytrain.data.names import KnownNames, is_junk
 from raytrain.data.remote import Kaggle, RemoteFile
 from raytrain.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
 
 # Pictures in each folder of the competition, and how their names begin.
 EXPECTED = {"train-jpg": 40_479, "test-jpg": 40_669, "test-jpg-additional": 20_522}
@@ -47,11 +50,10 @@ WHOLE = (remote.COMPETITION, remote.DATASET.split("/")[1], "archive", "planet")
 PICTURES = (".jpg", ".jpeg", ".png")
 STAGING = "unpacking.partial"
 _DEPTH = 3
-Say = Callable[[str], None]
 
 
 def place_of(name: str) -> str | None:
-    """Where a member of an archive belongs: `train-jpg/train_0.jpg`, `train_v2.csv`, or None (see `archives.Place`)."""
+    """Where a member of an archive belongs: `train-jpg/train_0.jpg`, `train_v2.csv`, or None (see `archives.Destination`)."""
     # Older Windows tools write `\\` between folders.
     *folders, base = [part for part in re.split(r"[/\\]", name) if part != "."] or [""]
     if not base or is_junk("/".join([*folders, base])):
@@ -81,7 +83,7 @@ def choose(names: list[str], wanted: str) -> str | None:
     )
 
 
-def download(out: str, source: str, say: Say = print) -> None:
+def download(out: str, source: str) -> None:
     """Fills a folder, and says what is in it.
 
     Args:
@@ -100,7 +102,7 @@ def download(out: str, source: str, say: Say = print) -> None:
     base = Path(storage.absolute(out))
     storage.make_dir(str(base))
     with storage.locked(str(base), "is filling"):
-        planet = _Planet(base, say)
+        planet = _Planet(base)
         planet.finish()
         if source in ("competition", "dataset"):
             _from_kaggle(planet, source)
@@ -120,21 +122,20 @@ class _Planet:
     """
 
     base: Path
-    say: Say
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     plans: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        place = self.base / "download.json"
-        if place.exists():
+        path = self.base / "download.json"
+        if path.exists():
             try:
-                known = json.loads(place.read_bytes())
+                known = json.loads(path.read_bytes())
                 self.records, self.plans = known["archives"], known["plans"]
             except (OSError, ValueError, KeyError, TypeError):
                 raise DataError(
-                    f"{place} cannot be read as a record of downloads",
+                    f"{path} cannot be read as a record of downloads",
                     "it says what is complete",
-                    f"rm {place}",
+                    f"rm {path}",
                 ) from None
 
     def save(self) -> None:
@@ -179,15 +180,15 @@ class _Planet:
         ):
             return False
         for part, counts in record["contents"].items():
-            place = self.base / part
-            files = len(os.listdir(place)) if place.is_dir() else 1
+            path = self.base / part
+            files = len(os.listdir(path)) if path.is_dir() else 1
             if files != counts["files"] or (
-                place.is_file() and place.stat().st_size != counts["bytes"]
+                path.is_file() and path.stat().st_size != counts["bytes"]
             ):
                 raise DataError(
-                    f"{place} has {files} files, {counts['files']} came out of {name}",
+                    f"{path} has {files} files, {counts['files']} came out of {name}",
                     "files were lost, added or changed since",
-                    f"rm -r {shlex.quote(str(place))} and run the same command again",
+                    f"rm -r {shlex.quote(str(path))} and run the same command again",
                 )
         return True
 
@@ -196,7 +197,7 @@ class _Planet:
         name, found = path.name, self._identified(path)
         known = self.records.get(name)
         if known and self.has(name):
-            self.say(f"{name} is unpacked already")
+            logger.info(f"{name} is unpacked already")
             return
         if known:
             known["unpacked"] = False
@@ -204,7 +205,7 @@ class _Planet:
         self._clear()
         try:
             # All of a .tar.7z is written twice: as a tar, and as files.
-            with Progress(f"unpacking {name}", self.say) as progress:
+            with Progress(f"unpacking {name}") as progress:
                 progress.begin(0, found["size"] * (2 if name.endswith(".tar.7z") else 1))
                 done = archives.extract(path, self.base / STAGING, place_of, tell=progress.add)
             self._check_contents(path, list(done.files), set(known["contents"] if known else ()))
@@ -226,7 +227,9 @@ class _Planet:
         self.save()
         self.finish()
         left = f"; {done.others} other files left out" if done.others else ""
-        self.say(f"{name}: {', '.join(f'{part} {done.files[part]:,}' for part in contents)}{left}")
+        logger.info(
+            f"{name}: {', '.join(f'{part} {done.files[part]:,}' for part in contents)}{left}"
+        )
 
     def _check_contents(self, path: Path, parts: list[str], ours: set[str]) -> None:
         if not parts:
@@ -262,28 +265,28 @@ class _Planet:
 
     def link(self, name: str, folder: Path) -> None:
         """Uses a folder of tiles where it lies, by a symbolic link of the name that it has here."""
-        place = self.base / name
-        if place.exists() and place.samefile(folder):
+        path = self.base / name
+        if path.exists() and path.samefile(folder):
             return
-        if os.path.lexists(place):
+        if os.path.lexists(path):
             raise DataError(
-                f"{place} is there already and is not {folder}",
+                f"{path} is there already and is not {folder}",
                 "it would be hidden",
                 "give another --out, or move it away",
             )
-        place.symlink_to(folder)
-        self.say(f"{place} points to {folder}; nothing is copied")
+        path.symlink_to(folder)
+        logger.info(f"{path} points to {folder}; nothing is copied")
 
     def conclude(self) -> None:
         """Says what is there, and checks that the labels can be read and have their pictures."""
         for name in (*EXPECTED, *TABLES):
             if not (self.base / name).exists():
-                self.say(f"{name}: not there")
+                logger.info(f"{name}: not there")
             elif name in EXPECTED:
                 count = sum(
                     file.lower().endswith(PICTURES) for file in os.listdir(self.base / name)
                 )
-                self.say(f"{name}: {count:,} pictures (the competition has {EXPECTED[name]:,})")
+                logger.info(f"{name}: {count:,} pictures (the competition has {EXPECTED[name]:,})")
         absent = [name for name in ("train-jpg", LABELS) if not (self.base / name).exists()]
         if absent:
             raise DataError(
@@ -301,17 +304,19 @@ class _Planet:
             if missing
             else "each has its picture"
         )
-        self.say(f"{LABELS}: {len(found.table):,} tiles with {len(found.classes)} labels; {each}")
+        logger.info(
+            f"{LABELS}: {len(found.table):,} tiles with {len(found.classes)} labels; {each}"
+        )
         paths = (shlex.quote(str(path)) for path in (images, labels))
-        self.say("next: raytrain ingest --images {} --labels {} --out planet".format(*paths))
+        logger.info("next: raytrain ingest --images {} --labels {} --out planet".format(*paths))
 
 
 def _from_kaggle(planet: _Planet, source: str) -> None:
     plan = planet.plans.get(source, [])
     if plan and all(planet.has(name) for name in plan):
-        planet.say(f"{planet.base} is complete: all of {', '.join(plan)} is there")
+        logger.info(f"{planet.base} is complete: all of {', '.join(plan)} is there")
         return
-    kaggle = Kaggle(source, planet.say)
+    kaggle = Kaggle(source)
     files = kaggle.files()
     chosen = _chosen(kaggle, files)
     planet.plans[source] = [name for _, name, _ in chosen]
@@ -345,7 +350,7 @@ def _say_plan(planet: _Planet, chosen: list[tuple[str | None, str, int]]) -> Non
     """Prints what is fetched and refuses a disk that is too small for it."""
     left = [(name, size) for _, name, size in chosen if not planet.has(name)]
     for name, size in left:
-        planet.say(f"  {name}  {size_text(size) if size else 'size not listed'}")
+        logger.info(f"  {name}  {size_text(size) if size else 'size not listed'}")
     here = planet.base / "archives"
     come = {
         name: sum(p.stat().st_size for p in here.glob(f"{name}*") if p.suffix != ".json")
@@ -354,7 +359,7 @@ def _say_plan(planet: _Planet, chosen: list[tuple[str | None, str, int]]) -> Non
     needed = sum(size - min(size, come[name]) for name, size in left)
     needed += _room([(name, size) for name, size in left])
     free = shutil.disk_usage(planet.base).free
-    planet.say(
+    logger.info(
         f"needs {size_text(needed)} of free disk (archives, one tar at a time, pictures); {size_text(free)} are free"
     )
     check_space(planet.base, needed, "the download")
@@ -371,7 +376,7 @@ def _fetched(planet: _Planet, kaggle: Kaggle, listed: str | None, name: str, siz
     if path.exists():
         return path
     storage.make_dir(str(path.parent))
-    with Progress(f"downloading {name}", planet.say) as progress:
+    with Progress(f"downloading {name}") as progress:
 
         def ready(start: int, whole: int) -> None:
             check_space(path.parent, whole - start + _room([(name, whole)]), name)
@@ -419,8 +424,8 @@ def _found_in(path: Path) -> tuple[list[str], dict[str, Path]]:
     """Relative names of files, and folders with pictures named as the competition's, at most three levels down."""
     files: list[str] = []
     folders: dict[str, Path] = {}
-    for place, inside, names in os.walk(path, followlinks=True):
-        here = Path(place)
+    for folder, inside, names in os.walk(path, followlinks=True):
+        here = Path(folder)
         if ours := _folder_of_tiles(here.name, names):
             folders.setdefault(ours, here)
             inside.clear()
@@ -450,8 +455,8 @@ def _folder_of_tiles(folder: str, files: list[str]) -> str | None:
 class Progress:
     """How far a transfer or an unpacking is, and when it ends: a line that moves, or one a minute where nobody watches."""
 
-    def __init__(self, label: str, say: Say) -> None:
-        self._label, self._say = label, say
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._watched = sys.stdout.isatty()
 
     def __enter__(self) -> Progress:
@@ -467,7 +472,7 @@ class Progress:
         self._whole = whole
         self._began = self._told = time.monotonic()
         there = f", {size_text(start)} are there" if start else ""
-        self._say(f"{self._label}: {size_text(whole)}{there}")
+        logger.info(f"{self._label}: {size_text(whole)}{there}")
 
     def add(self, count: int) -> None:
         """Some more bytes; tells now and then."""
@@ -484,4 +489,4 @@ class Progress:
         if self._watched:
             print(f"\r\033[K{line}", end="", flush=True)
         else:
-            self._say(line)
+            logger.info(line)

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from raytrain.data import images
-from raytrain.data.dataset import Dataset, read_shard
+from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, read_shard
 from raytrain.errors import DataError
+
+logger = logging.getLogger(__name__)
+
 
 Array = np.ndarray[Any, Any]
 
@@ -70,20 +74,13 @@ class Group:
     rows: tuple[int, ...]
 
 
-def fingerprints(
-    dataset: Dataset,
-    *,
-    decode: bool = True,
-    processes: int | None = None,
-    say: Callable[[str], None] = print,
-) -> Array:
+def fingerprints(dataset: Dataset, *, decode: bool = True, processes: int | None = None) -> Array:
     """The fingerprint of every row, decoded by all CPUs of this process.
 
     Args:
         dataset: an opened dataset whose bytes are known to be good.
         decode: False reads the encoded bytes only; then pixels, dhash, grey and colour are zero.
         processes: by default the CPUs that this process may use.
-        say: receives progress lines.
 
     Returns:
         FINGERPRINT (rows,). 1,100 bytes a tile.
@@ -100,7 +97,7 @@ def fingerprints(
         if time.monotonic() - said > PROGRESS_EVERY_S:
             said = time.monotonic()
             left = round((said - began) / done * (dataset.rows - done))
-            say(
+            logger.info(
                 f"check: {done} of {dataset.rows} tiles looked at, {left // 60}:{left % 60:02} to go"
             )
     return np.concatenate(found)
@@ -112,11 +109,11 @@ def _map(shards: list[str], decode: bool, processes: int) -> Iterator[Array]:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             yield from pool.map(_fingerprint_shard, shards, [decode] * len(shards))
     else:
-        yield from (_fingerprint_shard(place, decode) for place in shards)
+        yield from (_fingerprint_shard(path, decode) for path in shards)
 
 
-def _fingerprint_shard(place: str, decode: bool) -> Array:
-    table = read_shard(place, ["image_name", "image", "width", "height"])
+def _fingerprint_shard(path: str, decode: bool) -> Array:
+    table = read_shard(path, ["image_name", "image", "width", "height"])
     found = np.zeros(table.num_rows, FINGERPRINT)
     found["width"], found["height"] = (
         table.column("width").to_numpy(),
@@ -129,7 +126,7 @@ def _fingerprint_shard(place: str, decode: bool) -> Array:
             _fill(found[row], content.as_py(), decode)
         except images.BadImage as error:
             raise DataError(
-                f"the picture {name} in {place} is damaged ({error.kind}: {error.detail})",
+                f"the picture {name} in {path} is damaged ({error.kind}: {error.detail})",
                 "training would stop at it",
                 "ingest again into a new directory",
             ) from None

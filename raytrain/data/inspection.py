@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -253,7 +253,6 @@ def inspect(
     split: str | None = None,
     rules: Sequence[LabelRule] = (),
     decode: bool = True,
-    say: Callable[[str], None] = print,
 ) -> Inspection:
     """Looks at every tile and label of a dataset whose bytes are known to be good (`dataset.damages`).
 
@@ -262,7 +261,6 @@ def inspect(
         split: the only split to look at; by default all.
         rules: of the labels, beside those of the weather where the dataset has Planet's weather labels.
         decode: False leaves out everything that needs pixels.
-        say: receives progress lines.
 
     Raises:
         DataError: unknown split or label, or a picture that cannot be decoded.
@@ -275,7 +273,7 @@ def inspect(
     weather = weather_rules(dataset.classes)
     every = dict.fromkeys([*rules, *weather])
     broken = tuple((rule, rule.broken_by(dataset.targets, dataset.classes)) for rule in every)
-    prints = duplicates.fingerprints(dataset, decode=decode, say=say)
+    prints = duplicates.fingerprints(dataset, decode=decode)
     groups = tuple(duplicates.groups(prints))
     return Inspection(dataset, parts, broken, bool(weather), prints, decode, groups)
 
@@ -295,10 +293,10 @@ def class_index(dataset: Dataset, label: str) -> int:
     """
     if label not in dataset.classes:
         raise DataError(
-            f'{dataset.place} has no label "{label}" (it has: {", ".join(dataset.classes)}).'
+            f'{dataset.path} has no label "{label}" (it has: {", ".join(dataset.classes)}).'
             f"{did_you_mean(label, dataset.classes)}",
             "no tile can have it",
-            f"raytrain data check {dataset.place} lists the labels with their tiles",
+            f"raytrain data check {dataset.path} lists the labels with their tiles",
         )
     return dataset.classes.index(label)
 

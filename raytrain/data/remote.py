@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ import requests
 from raytrain import storage
 from raytrain.data.archives import size_text
 from raytrain.errors import RemoteError, UnfinishedError
+
+logger = logging.getLogger(__name__)
+
 
 COMPETITION = "planet-understanding-the-amazon-from-space"
 DATASET = "nikitarom/planets-dataset"
@@ -58,13 +62,13 @@ class Cut(Exception):
 class Kaggle:
     """A signed-in client of one source: "competition" or "dataset"."""
 
-    def __init__(self, source: str, say: Callable[[str], None] = print) -> None:
+    def __init__(self, source: str) -> None:
         """Signs in.
 
         Raises:
             RemoteError: no credentials, or they are refused.
         """
-        self.source, self._say = source, say
+        self.source = source
         self.slug = COMPETITION if source == "competition" else DATASET
         self.available: list[str] = []
         self._api = self._persist("Kaggle", _signed_in)
@@ -113,7 +117,7 @@ class Kaggle:
             UnfinishedError: cut too often, or too many requests; what came is kept.
             StorageError: the disk is full or cannot be written.
         """
-        part = _Part(to, self._say)
+        part = _Part(to)
         if not part.complete():
             self._persist(
                 to.name, lambda: part.transfer(*self._address(name), size, ready, tell), part.length
@@ -168,7 +172,7 @@ class Kaggle:
                     "trying on would not help now, and nothing that came is lost",
                     f"run the same command again{after}; it goes on from there",
                 )
-            self._say(
+            logger.info(
                 f"{label}: {what}{kept}; trying again in {seconds:.0f} s ({failed} of {ATTEMPTS - 1})"
             )
             time.sleep(seconds)
@@ -280,8 +284,8 @@ def _web_page(label: str) -> RemoteError:
 class _Part:
     """The part of a file that is there: `NAME.partial`, with the identity of the whole in `NAME.partial.json`."""
 
-    def __init__(self, to: Path, say: Callable[[str], None]) -> None:
-        self.to, self._say = to, say
+    def __init__(self, to: Path) -> None:
+        self.to = to
         self.path = to.with_name(f"{to.name}.partial")
         self._marker = to.with_name(f"{to.name}.partial.json")
 
@@ -358,7 +362,7 @@ class _Part:
         if response.status_code == 206 and begin == start:
             return start, whole
         if start:
-            self._say(
+            logger.info(
                 f"{self.to.name}: it has changed at Kaggle since {size_text(start)} came; beginning anew"
             )
         etag = response.headers.get("ETag", "")

@@ -52,7 +52,7 @@ class Images:
 
     def label_from_file(
         self,
-        place: str,
+        path: str,
         form: LabelFormat = KAGGLE_FORMAT,
         classes: Sequence[str] | None = None,
         *,
@@ -60,9 +60,9 @@ class Images:
         force: bool = False,
     ) -> Tiles:
         """Takes the labels from a CSV or Parquet file; arguments and errors as `labels.read_labels`."""
-        place = storage.absolute(place)
-        labels = read_labels(place, form, classes, allow_empty=allow_empty, force=force)
-        return self._label(labels, {"file": storage.name_of(place), "form": form.content()})
+        path = storage.absolute(path)
+        labels = read_labels(path, form, classes, allow_empty=allow_empty, force=force)
+        return self._label(labels, {"file": storage.name_of(path), "form": form.content()})
 
     def label_from_table(
         self,
@@ -294,7 +294,7 @@ class DividedTiles:
 
 
 def images_in(
-    place: str,
+    path: str,
     *,
     subfolders: bool = False,
     suffixes: Iterable[str] = SUFFIXES,
@@ -303,7 +303,7 @@ def images_in(
     """The pictures in a folder.
 
     Args:
-        place: directory or URI.
+        path: directory or URI.
         subfolders: also those in folders below it; their names are `folder/name`.
         suffixes: endings of picture files, in any case.
         folders: only these folders directly below `place`, with what is below them.
@@ -311,10 +311,10 @@ def images_in(
     Raises:
         DataError: no such folder, or no picture in it.
     """
-    place, endings = storage.absolute(place), tuple(suffix.lower() for suffix in suffixes)
-    found = pictures_in(place, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
+    path, endings = storage.absolute(path), tuple(suffix.lower() for suffix in suffixes)
+    found = pictures_in(path, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
     if not found.files:
-        missing = not storage.exists(place)
+        missing = not storage.exists(path)
         left = (
             f"; {len(found.left_out)} were left out, such as {found.left_out[0]}"
             if found.left_out
@@ -323,10 +323,10 @@ def images_in(
         below = (
             []
             if missing or subfolders
-            else pictures_in(place, subfolders=True, suffixes=endings).files
+            else pictures_in(path, subfolders=True, suffixes=endings).files
         )
         raise DataError(
-            f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}{left}",
+            f"the image folder {path} {'does not exist' if missing else 'holds no pictures'}{left}",
             f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
             f"--subfolders: {len(below)} pictures lie in folders below it"
             if below
@@ -336,35 +336,35 @@ def images_in(
         {
             "image_name": _names([file.path for file in found.files]),
             "file": [file.path for file in found.files],
-            "path": [storage.join(place, file.path) for file in found.files],
+            "path": [storage.join(path, file.path) for file in found.files],
             "stamp": [f"{file.size} {file.mtime_ns}" for file in found.files],
         }
     )
-    return Images(table, {"images": storage.name_of(place)}, place, tuple(found.left_out))
+    return Images(table, {"images": storage.name_of(path)}, path, tuple(found.left_out))
 
 
-def images_at(places: Iterable[str]) -> Images:
+def images_at(paths: Iterable[str]) -> Images:
     """Pictures by their places: paths or URIs (local, s3://, gs://), each with a file name of its own.
 
     Raises:
         DataError: none, or two with one name.
     """
-    listed = [storage.absolute(place) for place in places]
+    listed = [storage.absolute(path) for path in paths]
     junk = [path for path in listed if is_listed_junk(path)]
-    paths = [path for path in listed if not is_listed_junk(path)]
-    files = [storage.name_of(path) for path in paths]
+    kept = [path for path in listed if not is_listed_junk(path)]
+    files = [storage.name_of(path) for path in kept]
     names = _names(files)
     twice = pd.Series(names, dtype=str).duplicated()
-    if twice.any() or not paths:
+    if twice.any() or not kept:
         raise DataError(
             f"two of the listed pictures are named {names[int(twice.argmax())]}"
-            if paths
+            if kept
             else "no picture is listed",
             "labels are looked up by name",
             "give each picture a file name of its own",
         )
     table = pd.DataFrame(
-        {"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))}
+        {"image_name": names, "file": files, "path": kept, "stamp": list(map(_stamp, kept))}
     )
     left = tuple(
         LeftOut(visible(path), "system-file", "a thumbnail, or what a system leaves")

@@ -198,7 +198,7 @@ class _CsvTable:
             )
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
-        places = [self.header.index(column.name) for column in columns]
+        paths = [self.header.index(column.name) for column in columns]
         rows = self._rows()
         next(rows)  # the header
         for line, row in rows:
@@ -209,7 +209,7 @@ class _CsvTable:
                     "a field too many or too few would shift labels to another tile",
                     "correct that line (several labels are separated by spaces, not commas)",
                 )
-            yield Row(line, tuple(row[place] for place in places))
+            yield Row(line, tuple(row[path] for path in paths))
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Trimmed cells with the line they start in; without blank rows, and blank cells beyond the header are cut off."""
@@ -245,8 +245,8 @@ class FrameTable:
         self.header = [trimmed(str(name)) for name in frame.columns]
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
-        places = [self.header.index(column.name) for column in columns]
-        values = [self._frame.iloc[:, place].to_list() for place in places]
+        paths = [self.header.index(column.name) for column in columns]
+        values = [self._frame.iloc[:, path].to_list() for path in paths]
         for line, row in enumerate(zip(*values, strict=True), 1):
             cells = tuple(cell_of(value, f"line {line} of {self.path}") for value in row)
             if any(cells):

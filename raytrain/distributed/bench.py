@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -20,7 +21,6 @@ import ray
 import torch
 
 from raytrain.bench import growth
-from raytrain.bench.blocks import Say
 from raytrain.bench.figures import Figure
 from raytrain.bench.files import write_labelled
 from raytrain.bench.generate import workplace
@@ -33,10 +33,15 @@ from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.ingest import ingest
 from raytrain.distributed.predict import predict, processes
 from raytrain.distributed.train import train
+from raytrain.log import heard
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision
 from raytrain.tiles.cache import stored_size
 from raytrain.training import transforms
+
+# One with the other parts of the bench: what they train and ingest is not printed.
+logger = logging.getLogger("raytrain.bench.ray")
+
 
 TILES = "tiles/s"
 INGESTED, START_TILES = 8192, 128
@@ -77,7 +82,7 @@ ray.shutdown()
 """
 
 
-def ingest_rate(dataset: Dataset, rounds: int, say: Say, count: int = INGESTED) -> list[Figure]:
+def ingest_rate(dataset: Dataset, rounds: int, count: int = INGESTED) -> list[Figure]:
     """Tiles per second of an ingest of `count` files, without its start, which is an ingest of two shards.
 
     The files are the dataset's own pictures, repeated under new names.
@@ -90,7 +95,7 @@ def ingest_rate(dataset: Dataset, rounds: int, say: Say, count: int = INGESTED) 
             starts.append(_ingest_seconds(few, f"{directory}/few-{number}"))
             whole = _ingest_seconds(many, f"{directory}/many-{number}")
             rates.append((len(many.table) - len(few.table)) / max(whole - starts[-1], 1e-9))
-            say(f"ingest: round {number + 1} of {rounds}: {rates[-1]:.0f} tiles/s")
+            logger.info(f"ingest: round {number + 1} of {rounds}: {rates[-1]:.0f} tiles/s")
         about = f"{count} files, {cpus()} CPUs"
     return [
         Figure("ingest", "ingest, without its start", TILES, tuple(rates), about),
@@ -107,11 +112,11 @@ def _divided(dataset: Dataset, count: int, directory: Path) -> DividedTiles:
 
 def _ingest_seconds(tiles: DividedTiles, out: str) -> float:
     began = time.monotonic()
-    ingest(tiles, out, say=lambda line: None)
+    ingest(tiles, out)
     return time.monotonic() - began
 
 
-def driver_growth(say: Say, tiles: int = growth.TILES, epochs: int = growth.EPOCHS) -> list[Figure]:
+def driver_growth(tiles: int = growth.TILES, epochs: int = growth.EPOCHS) -> list[Figure]:
     """Memory of the driver by epoch of a run of one worker, and the most of Ray's object store that it takes."""
     resident, stored = list[int](), list[float]()
 
@@ -120,16 +125,17 @@ def driver_growth(say: Say, tiles: int = growth.TILES, epochs: int = growth.EPOC
             resident.append(growth.resident_bytes())
             stored.append(_object_store_used() / 1e6)
             if len(resident) % 25 == 0:
-                say(f"  driver: {len(resident)} of {epochs} epochs")
+                logger.info(f"  driver: {len(resident)} of {epochs} epochs")
 
     with (
         workplace(None, tiles, growth.SIDE) as dataset,
         tempfile.TemporaryDirectory(prefix="raytrain-bench-") as runs,
     ):
-        settings = {"dataset": dataset.place, "storage": runs, "use_gpu": False}
+        settings = {"dataset": dataset.path, "storage": runs, "use_gpu": False}
         with session():
-            say(f"growth with epochs: the driver of {epochs} epochs in Ray")
-            train(growth.recipe_of(epochs).model_copy(update=settings), name="growth", say=note)
+            logger.info(f"growth with epochs: the driver of {epochs} epochs in Ray")
+            with heard(note):
+                train(growth.recipe_of(epochs).model_copy(update=settings), name="growth")
     about = f"{growth.ABOUT}, {epochs} epochs"
     return [
         *growth.memory_figures(resident, "driver"),
@@ -145,28 +151,24 @@ def _object_store_used() -> float:
     return float(whole - free)
 
 
-def predict_rate(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> list[Figure]:
+def predict_rate(recipe: Recipe, dataset: Dataset, rounds: int) -> list[Figure]:
     """Tiles per second of predicting the whole dataset, and its start: the seconds until every process gave a first block.
 
     The network is the recipe's with random weights, its tiles of the size of the last selected stage.
     """
     rates, starts = [], []
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as directory, session():
-        place = _checkpoint(recipe, dataset, f"{directory}/checkpoint")
-        count = processes(gpus.usable(None, say), len(dataset.shards))
+        path = _checkpoint(recipe, dataset, f"{directory}/checkpoint")
+        count = processes(gpus.usable(None), len(dataset.shards))
         for number in range(rounds):
             lines = _Lines()
-            predict(
-                place,
-                f"{directory}/{number}.parquet",
-                dataset_place=dataset.place,
-                part="all",
-                say=lines.add,
-            )
+            out = f"{directory}/{number}.parquet"
+            with heard(lines.add):
+                predict(path, out, dataset_path=dataset.path, part="all")
             start, rate = _after_first_blocks(lines, count)
             starts.append(start)
             rates.append(rate)
-            say(
+            logger.info(
                 f"predict: round {number + 1} of {rounds}: {rates[-1]:.0f} tiles/s after {starts[-1]:.1f} s"
             )
     size = recipe.stages[recipe.selected[1] - 1].size
@@ -205,7 +207,7 @@ def _after_first_blocks(lines: _Lines, processes: int) -> tuple[float, float]:
     return start, (total - before) / (end - start) if end > start else total / end
 
 
-def _checkpoint(recipe: Recipe, dataset: Dataset, place: str) -> str:
+def _checkpoint(recipe: Recipe, dataset: Dataset, path: str) -> str:
     """A checkpoint of random weights with what `predict` asks of one."""
     stage = recipe.stages[recipe.selected[1] - 1]
     model = networks.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
@@ -222,11 +224,11 @@ def _checkpoint(recipe: Recipe, dataset: Dataset, place: str) -> str:
         "precision": agreed_precision(recipe.train.precision, torch.device("cpu"), 1),
         "resize": {"stored_size": size, "rule": transforms.RESIZE_RULE},
     }
-    writing.save(place, model, meta)
-    return place
+    writing.save(path, model, meta)
+    return path
 
 
-def start_times(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> list[Figure]:
+def start_times(recipe: Recipe, dataset: Dataset, rounds: int) -> list[Figure]:
     """From `raytrain train` with two CPU workers to its first optimiser step, in parts, against an empty TorchTrainer.
 
     Both are processes of their own, in turn; a first round, after which all tiles are decoded, does not count. Nothing
@@ -234,7 +236,7 @@ def start_times(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> list
     """
     number = min(WORKERS, cpus())
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as directory:
-        settings = {"dataset": dataset.place, "num_workers": number, "use_gpu": False}
+        settings = {"dataset": dataset.path, "num_workers": number, "use_gpu": False}
         path = Path(directory) / "recipe.yaml"
         path.write_text(recipe.model_copy(update=settings).to_yaml())
         imports: list[float] = []
@@ -245,7 +247,7 @@ def start_times(recipe: Recipe, dataset: Dataset, rounds: int, say: Say) -> list
             ours.append(_moments(_train_command(path, f"{directory}/{n}"), MOMENTS))
             theirs.append(_moments(_empty_command(number, f"{directory}/empty"), EMPTY_MOMENTS))
             counts = f"round {n} of {rounds}" if n else "a first round, which does not count"
-            say(
+            logger.info(
                 f"start: {counts}: first step after {ours[-1][-1]:.1f} s, empty trainer after {theirs[-1][-1]:.1f} s"
             )
     stage = recipe.stages[recipe.selected[0] - 1]

@@ -14,11 +14,11 @@ import pandas as pd
 import ray
 import ray.data
 
-from raytrain.checkpoints.history import duration
 from raytrain.distributed import environment
 from raytrain.distributed.messages import terminates_as_interrupt
 from raytrain.distributed.stop_signals import hangups_blocked
 from raytrain.errors import RaytrainError, ResourceError
+from raytrain.log import duration
 from raytrain.output import outlive_reader
 
 

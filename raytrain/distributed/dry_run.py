@@ -5,16 +5,15 @@ Resolves places, reads two batches, takes one step at every stage size and says 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 
-from raytrain.checkpoints.history import duration
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed import gpus
@@ -28,6 +27,7 @@ from raytrain.distributed.preflight import (
     free_bytes,
     use_gpu,
 )
+from raytrain.log import duration
 from raytrain.models import layer_groups, networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tiles import cache, placement, sampling
@@ -36,8 +36,10 @@ from raytrain.training import optim
 from raytrain.training.step import Stepper
 from raytrain.worker import Worker
 
+logger = logging.getLogger(__name__)
 
-def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
+
+def dry_run(recipe: Recipe) -> None:
     """Checks a recipe and prints its plan.
 
     Raises:
@@ -46,7 +48,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
-    device = _device(recipe, say)
+    device = _device(recipe)
     keep_fp32()
     precision = agreed_precision(recipe.train.precision, device, world=1)
     recipe = recipe.model_copy(
@@ -60,7 +62,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
     size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     lines = [*_plan(recipe, dataset, model), placement.planned(dataset, size, device, recipe.tiles)]
     for line in lines:
-        say(line)
+        logger.info(line)
     first, last = recipe.selected
     selected = list(enumerate(recipe.stages, 1))[first - 1 : last]
     rows = dataset.part_rows(recipe.data.split, "train")[
@@ -71,7 +73,7 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
         torch.from_numpy(dataset.targets[rows]).to(device),
     )
     source = Source(CacheFeed(pixels, device), targets)
-    say(f"read two batches: {len(rows)} tiles decoded at {size} px")
+    logger.info(f"read two batches: {len(rows)} tiles decoded at {size} px")
     total = 0.0
     for number, stage in selected:
         steps, batch = _steps(recipe, dataset, stage), recipe.batch_size(stage)
@@ -85,21 +87,23 @@ def dry_run(recipe: Recipe, say: Callable[[str], None] = print) -> None:
             else "unfrozen"
         )
         rise = f", rising from {stage.start_size} px" if stage.start_size else ""
-        say(
+        logger.info(
             f"stage {number} {recipe.stage_names[number - 1]}: {stage.epochs} epochs x {steps} steps of {batch}, {frozen}, "
             f"lr {recipe.lr or stage.lr}{rise}, one step {seconds:.2f} s here"
         )
-    say(
+    logger.info(
         f"in this process alone the steps would take {duration(total)}; {recipe.num_workers} workers share them"
     )
 
 
-def _device(recipe: Recipe, say: Callable[[str], None]) -> torch.device:
+def _device(recipe: Recipe) -> torch.device:
     """Where a step is tried: on a GPU where the command would use them."""
     if "RAY_ADDRESS" in os.environ and not ray.is_initialized():
-        say("the GPUs of the cluster at RAY_ADDRESS are counted when the command starts, not here")
+        logger.info(
+            "the GPUs of the cluster at RAY_ADDRESS are counted when the command starts, not here"
+        )
         return gpus.device(recipe.use_gpu is not False and gpus.seen().count > 0)
-    return gpus.device(use_gpu(recipe, say))
+    return gpus.device(use_gpu(recipe))
 
 
 def _steps(recipe: Recipe, dataset: Dataset, stage: Stage) -> int:
@@ -121,7 +125,7 @@ def _plan(recipe: Recipe, dataset: Dataset, model: torch.nn.Sequential) -> list[
     named, full = checkpoint_bytes(recipe, weights)
     free = free_bytes(recipe.storage)
     return [
-        f"dataset: {dataset.place}, {counts['train']} training and {counts['valid']} validation tiles, "
+        f"dataset: {dataset.path}, {counts['train']} training and {counts['valid']} validation tiles, "
         f"{len(dataset.classes)} classes",
         f"model: {recipe.model.arch}, {weights:,} parameters, weights {recipe.model.weights}, {recipe.train.precision}",
         f"workers: {workers}, {cpus()} CPUs on this machine; global batch {batch}, per worker {' or '.join(map(str, shares))}",

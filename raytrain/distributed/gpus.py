@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from raytrain.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
 
 # A new process imports torch first.
 ANSWER_S = 60.0
@@ -96,12 +99,11 @@ def _heard(node: dict[str, Any], answer: Any) -> Machine:
     return Machine(name, resources.get("CPU", 0.0), int(resources["GPU"]), found)
 
 
-def usable(wanted: bool | None, say: Callable[[str], None] = lambda line: None) -> list[Machine]:
+def usable(wanted: bool | None) -> list[Machine]:
     """The machines whose GPUs a command uses; none where it uses CPUs.
 
     Args:
         wanted: whether GPUs are asked for; None takes them where there are any.
-        say: hears of GPUs that are declared and cannot be used.
 
     Raises:
         ResourceError: GPUs are declared that torch does not see, and were asked for or are among others that it sees:
@@ -114,7 +116,7 @@ def usable(wanted: bool | None, say: Callable[[str], None] = lambda line: None) 
     if not short:
         return machines
     if wanted is None and not any(machine.seen.count for machine in machines):
-        say(f"CPUs are used: {short[0]}")
+        logger.info(f"CPUs are used: {short[0]}")
         return []
     raise ResourceError(
         str(short[0]),
@@ -123,13 +125,13 @@ def usable(wanted: bool | None, say: Callable[[str], None] = lambda line: None) 
     )
 
 
-def needed(wanted: bool | None, say: Callable[[str], None] = lambda line: None) -> list[Machine]:
+def needed(wanted: bool | None) -> list[Machine]:
     """As `usable`; where GPUs are asked for, at least one.
 
     Raises:
         ResourceError: as `usable`, and where GPUs are asked for and there are none.
     """
-    machines = usable(wanted, say)
+    machines = usable(wanted)
     if wanted and not machines:
         raise ResourceError(
             "GPUs are asked for, the cluster declares 0 GPUs",

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.distributed.nodes import check_reach
 from raytrain.errors import DataError, StorageError, masked
+
+logger = logging.getLogger(__name__)
+
 
 Record = dict[str, Any]
 PROGRESS_SECONDS = 1.0
@@ -79,12 +83,7 @@ class Ingested:
 
 
 def ingest(
-    tiles: DividedTiles,
-    out: str,
-    *,
-    max_bad: int | None = None,
-    bands: BandRule | None = None,
-    say: Callable[[str], None] = print,
+    tiles: DividedTiles, out: str, *, max_bad: int | None = None, bands: BandRule | None = None
 ) -> Ingested:
     """Makes a dataset directory, goes on with one that was killed, or says that it is there.
 
@@ -93,7 +92,6 @@ def ingest(
         out: dataset directory or URI to make.
         max_bad: unusable files before nothing is written; by default the larger of 10 and 0.1 % of the rows.
         bands: how TIFF files with other than 8-bit grey or RGB pixels become pictures.
-        say: receives progress lines.
 
     Raises:
         DataError: too many bad files, no training or no validation tiles, or `out` holds something else.
@@ -107,14 +105,14 @@ def ingest(
     budget = max(10, len(tiles.table) // 1000) if max_bad is None else max_bad
     _check_budget(tiles.unusable(), budget, out, len(tiles.table))
     ds.check_parts(tiles.rule.by, tiles.usable()["part"].value_counts().to_dict())
-    say(f"labels: {tiles.tiles}")
-    say(f"classes and their tiles: {tiles.tiles.counts()}")
-    say(f"split {tiles.rule.by}: {tiles}")
+    logger.info(f"labels: {tiles.tiles}")
+    logger.info(f"classes and their tiles: {tiles.tiles.counts()}")
+    logger.info(f"split {tiles.rule.by}: {tiles}")
     for line in (*tiles.tiles.remarks, *_broken_rules(tiles)):
-        say(f"labels: {line}")
+        logger.info(f"labels: {line}")
     for line in said_of_left_out(tiles.tiles.left_out):
-        say(line)
-    written = _build(out, tiles, source, budget, bands, say)
+        logger.info(line)
+    written = _build(out, tiles, source, budget, bands)
     storage.remove(quarantine_beside(out))
     dataset = ds.open_dataset(out)
     return Ingested(
@@ -132,12 +130,7 @@ def _broken_rules(tiles: DividedTiles) -> Iterator[str]:
 
 
 def _build(
-    out: str,
-    tiles: DividedTiles,
-    source: Record,
-    budget: int,
-    bands: BandRule | None,
-    say: Callable[[str], None],
+    out: str, tiles: DividedTiles, source: Record, budget: int, bands: BandRule | None
 ) -> list[Record]:
     """Writes the dataset beside its place and renames it; unusable tiles leave nothing, a stop leaves what is done."""
     # An object store cannot rename; there the manifest, written last, makes the dataset.
@@ -147,7 +140,7 @@ def _build(
     blocks = _blocks(index, tiles.rule.seed, bands)
     with storage.locked(partial, "is ingesting into"):
         try:
-            written = _write_shards(blocks, partial, bands, say)
+            written = _write_shards(blocks, partial, bands)
             bad = tiles.unusable() + [record for shard in written for record in shard["bad"]]
             _check_budget(bad, budget, out, len(tiles.table))
             _finish(partial, index, bad + tiles.left_out(), written, tiles, source)
@@ -164,12 +157,12 @@ def quarantine_beside(out: str) -> str:
     return storage.join(storage.parent(out), f"{storage.name_of(out)}.quarantine.jsonl")
 
 
-def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -> Record:
+def gate_shard(block: pd.DataFrame, path: str, bands: BandRule | None = None) -> Record:
     """One Ray Data task: reads and checks the files of one shard, writes the shard and then its record.
 
     Args:
         block: rows of the index table with the number (`shard`) and the key (`key`) of their shard.
-        place: the dataset directory to write into.
+        path: the dataset directory to write into.
         bands: for TIFF files.
 
     Returns:
@@ -207,7 +200,7 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
     file = f"part-{shard:05}.parquet"
     written = ds.shard_bytes(rows)
     if rows:
-        storage.write_bytes(storage.join(place, "shards", file), written)
+        storage.write_bytes(storage.join(path, "shards", file), written)
     names = [row[0] for row in rows]
     record = {
         "shard": shard,
@@ -221,7 +214,7 @@ def gate_shard(block: pd.DataFrame, place: str, bands: BandRule | None = None) -
         "pid": os.getpid(),
     }
     storage.write_bytes(
-        storage.join(place, "progress", f"{shard:05}.json"),
+        storage.join(path, "progress", f"{shard:05}.json"),
         json.dumps(record).encode(),
         durable=False,
     )
@@ -246,11 +239,11 @@ def _bad(entry: Record, error: BadImage, content: bytes | BadImage) -> Record:
 class Gate:
     """`gate_shard` as an actor: a fixed pool of processes shares the shards, however short their work is."""
 
-    def __init__(self, place: str, bands: BandRule | None) -> None:
-        self.place, self.bands = place, bands
+    def __init__(self, path: str, bands: BandRule | None) -> None:
+        self.path, self.bands = path, bands
 
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
-        record = gate_shard(block, self.place, self.bands)
+        record = gate_shard(block, self.path, self.bands)
         return pd.DataFrame([{"record": json.dumps(record)}])
 
 
@@ -292,31 +285,29 @@ def _key(block: pd.DataFrame, bands: BandRule | None) -> str:
     return hashlib.sha256(f"{ds.SCHEMA_VERSION} {bands} {files}".encode() + targets).hexdigest()
 
 
-def _write_shards(
-    blocks: list[pd.DataFrame], place: str, bands: BandRule | None, say: Callable[[str], None]
-) -> list[Record]:
-    written = _written_before(place, blocks)
+def _write_shards(blocks: list[pd.DataFrame], path: str, bands: BandRule | None) -> list[Record]:
+    written = _written_before(path, blocks)
     left = [
         block
         for block in blocks
         if block["shard"].iloc[0] not in {record["shard"] for record in written}
     ]
-    say(
+    logger.info(
         f"ingest: {len(blocks)} shards of up to {len(blocks[0])} tiles"
         if blocks
         else "ingest: no usable row"
     )
-    say(
+    logger.info(
         f"ingest: {len(written)} shards are there from an earlier, unfinished ingest"
     ) if written else None
     began = said = 0.0
-    for done, record in enumerate(_gated(left, place, bands)):
+    for done, record in enumerate(_gated(left, path, bands)):
         written.append(record)
         now = time.monotonic()
         began = began or now  # the first shard's time is mostly Ray's start
         if done and (now - said > PROGRESS_SECONDS or done + 1 == len(left)):
             said = now
-            say(
+            logger.info(
                 f"ingest: {len(written)} of {len(blocks)} shards, {to_go(done, len(left) - 1, began)}"
             )
     written.sort(key=lambda record: int(record["shard"]))
@@ -327,14 +318,14 @@ def _write_shards(
     return written
 
 
-def _gated(blocks: list[pd.DataFrame], place: str, bands: BandRule | None) -> Iterator[Record]:
+def _gated(blocks: list[pd.DataFrame], path: str, bands: BandRule | None) -> Iterator[Record]:
     if not blocks:
         return
     with session():
-        check_reach(place, "--out")
+        check_reach(path, "--out")
         data = quiet_dataset(blocks).map_batches(
             Gate,
-            fn_constructor_kwargs={"place": place, "bands": bands},
+            fn_constructor_kwargs={"place": path, "bands": bands},
             batch_size=None,
             batch_format="pandas",
             compute=actors(len(blocks)),
@@ -343,14 +334,14 @@ def _gated(blocks: list[pd.DataFrame], place: str, bands: BandRule | None) -> It
             yield from map(json.loads, batch["record"])
 
 
-def _written_before(place: str, blocks: list[pd.DataFrame]) -> list[Record]:
+def _written_before(path: str, blocks: list[pd.DataFrame]) -> list[Record]:
     """Records of the shards that are complete and would be made again from the same files; all else is removed."""
     keys = {int(block["shard"].iloc[0]): block["key"].iloc[0] for block in blocks}
-    sizes = {file.path: file.size for file in storage.files(storage.join(place, "shards"))}
+    sizes = {file.path: file.size for file in storage.files(storage.join(path, "shards"))}
     kept = []
-    names = storage.names(storage.join(place, "progress"))
+    names = storage.names(storage.join(path, "progress"))
     for name in names:
-        record = _record(storage.join(place, "progress", name))
+        record = _record(storage.join(path, "progress", name))
         # A shard with bad files is made again: they may have been mended meanwhile. So is one of files whose time of
         # change is not known.
         if (
@@ -363,35 +354,35 @@ def _written_before(place: str, blocks: list[pd.DataFrame]) -> list[Record]:
         ):
             kept.append(record)
     # All files at the top: the lists that are written last, and what a kill left in the middle of writing one.
-    for name in ("splits", *storage.names(place)):
-        storage.remove(storage.join(place, name))
+    for name in ("splits", *storage.names(path)):
+        storage.remove(storage.join(path, name))
     for file in set(sizes) - {record["file"] for record in kept}:
-        storage.remove(storage.join(place, "shards", file))
+        storage.remove(storage.join(path, "shards", file))
     for name in set(names) - {f"{record['shard']:05}.json" for record in kept}:
-        storage.remove(storage.join(place, "progress", name))
+        storage.remove(storage.join(path, "progress", name))
     for folder in ("shards", "progress"):
-        storage.make_dir(storage.join(place, folder))
+        storage.make_dir(storage.join(path, folder))
     return kept
 
 
-def _record(place: str) -> Record | None:
+def _record(path: str) -> Record | None:
     """A shard's record, or None where a power cut left it torn."""
     try:
-        found: Record = json.loads(storage.read_bytes(place))
+        found: Record = json.loads(storage.read_bytes(path))
     except ValueError:
         return None
     return found
 
 
 def _finish(
-    place: str,
+    path: str,
     index: pd.DataFrame,
     bad: list[Record],
     written: list[Record],
     tiles: DividedTiles,
     source: Record,
 ) -> None:
-    sizes_there = {file.path: file.size for file in storage.files(storage.join(place, "shards"))}
+    sizes_there = {file.path: file.size for file in storage.files(storage.join(path, "shards"))}
     lost = [
         shard["file"]
         for shard in written
@@ -399,7 +390,7 @@ def _finish(
     ]
     if lost:
         raise StorageError(
-            f"{lost[0]} is no longer in {place} as it was written",
+            f"{lost[0]} is no longer in {path} as it was written",
             "another process works there",
             "run the command again",
         )
@@ -414,11 +405,11 @@ def _finish(
     name = tiles.rule.by
     split = splits.as_split(usable["image_name"].to_list(), usable["part"].to_numpy())
     content = ds.split_bytes(split)
-    storage.write_bytes(storage.join(place, "splits", f"{name}.parquet"), content)
-    storage.write_text(storage.join(place, "quarantine.jsonl"), _jsonl(bad))
+    storage.write_bytes(storage.join(path, "splits", f"{name}.parquet"), content)
+    storage.write_text(storage.join(path, "quarantine.jsonl"), _jsonl(bad))
     unlisted = tiles.tiles.unlisted
     storage.write_text(
-        storage.join(place, "unlisted.txt"), "\n".join([*map(masked, unlisted), ""])
+        storage.join(path, "unlisted.txt"), "\n".join([*map(masked, unlisted), ""])
     ) if unlisted else None
     sizes = _total(written, "sizes")
     sides = max(sizes, key=lambda key: (sizes[key], key)).split("x")
@@ -441,8 +432,8 @@ def _finish(
         | {f"size {key}": n for key, n in sorted(sizes.items())}
         | dict(sorted(_total(written, "counts").items())),
     }
-    storage.remove(storage.join(place, "progress"))
-    storage.write_json(storage.join(place, "dataset.json"), manifest)
+    storage.remove(storage.join(path, "progress"))
+    storage.write_json(storage.join(path, "dataset.json"), manifest)
 
 
 def _total(written: list[Record], key: str) -> dict[str, int]:
@@ -488,13 +479,13 @@ def _already_there(out: str, source: Record) -> ds.Dataset | None:
 def _check_budget(bad: list[Record], budget: int, out: str, rows: int) -> None:
     if len(bad) <= budget:
         return
-    place = quarantine_beside(out)
-    storage.write_text(place, _jsonl(bad))
+    path = quarantine_beside(out)
+    storage.write_text(path, _jsonl(bad))
     counts = Counter(record["kind"] for record in bad).most_common()
     kinds = ", ".join(f"{n} {kind}" for kind, n in counts)
     why, fix = ADVICE.get(counts[0][0], WRONG_FOLDER)
     raise DataError(
         f"{len(bad)} of {rows} tiles cannot be used ({kinds}), more than --max-bad {budget}; no dataset was written",
         why,
-        f"look at {place}; then {fix}{'' if 2 * len(bad) > rows else ', or raise --max-bad'}",
+        f"look at {path}; then {fix}{'' if 2 * len(bad) > rows else ', or raise --max-bad'}",
     )

@@ -8,6 +8,7 @@ would take the cores of the step.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 import threading
@@ -22,6 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raytrain.distributed.stop_signals import handled, stopping_signals
 from raytrain.errors import Interrupted
 from raytrain.training.watchdog import Saves
+
+logger = logging.getLogger(__name__)
 
 # Seconds between two deliveries of a signal that was caught.
 DELIVER_EVERY_S = 0.5
@@ -41,18 +44,18 @@ class Mailbox:
     """The actor: lines for the driver, the reason to stop, whether steps are under way, when a checkpoint was last written."""
 
     def __init__(self) -> None:
-        self.lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self.lines: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
         self.reason: str | None = None
         self.stopping = asyncio.Event()
         self.stepping, self.writing = False, False
         self.written: float | None = None
 
-    async def say(self, line: str | None) -> None:
-        """Leaves a line for the driver; None: there will be no more."""
-        self.lines.put_nowait(line)
+    async def log(self, message: tuple[int, str] | None) -> None:
+        """Leaves a message for the driver, its level and text; None: there will be no more."""
+        self.lines.put_nowait(message)
 
-    async def next_line(self) -> str | None:
-        """The next line, when there is one; None after the last one."""
+    async def next_line(self) -> tuple[int, str] | None:
+        """The next message, when there is one; None after the last one."""
         return await self.lines.get()
 
     async def put(self, reason: str) -> bool:
@@ -89,27 +92,27 @@ def beside_driver() -> dict[str, Any]:
 
 
 @contextmanager
-def mailbox(say: Callable[[str], None]) -> Iterator[Any]:
-    """A handle of a new mailbox, which is gone at the end. Its lines are said in this process, in their order.
+def mailbox() -> Iterator[Any]:
+    """A handle of a new mailbox, which is gone at the end. Its messages are logged in this process, in their order.
 
     Worker output through Ray's log would be prefixed and doubled.
     """
     handle = ray.remote(Mailbox).options(**beside_driver()).remote()
-    thread = threading.Thread(target=_say_lines, args=(handle, say), daemon=True)
+    thread = threading.Thread(target=_log_messages, args=(handle,), daemon=True)
     thread.start()
     try:
         yield handle
     finally:
         with suppress(ray.exceptions.RayError):
-            handle.say.remote(None)
+            handle.log.remote(None)
             thread.join(timeout=ANSWERS_S)
             ray.kill(handle)
 
 
-def _say_lines(handle: Any, say: Callable[[str], None]) -> None:
+def _log_messages(handle: Any) -> None:
     with suppress(ray.exceptions.RayError):  # the mailbox is gone
-        while (line := ray.get(handle.next_line.remote())) is not None:
-            say(line)
+        while (message := ray.get(handle.next_line.remote())) is not None:
+            logger.log(*message)
 
 
 def _tell(method: Any, value: bool) -> None:
@@ -118,9 +121,9 @@ def _tell(method: Any, value: bool) -> None:
         ray.get(method.remote(value), timeout=ANSWERS_S)
 
 
-def say_to_driver(handle: Any, line: str) -> None:
-    """Says a line in the driver's process; returns when the mailbox has it."""
-    ray.get(handle.say.remote(line))
+def log_in_driver(handle: Any, level: int, text: str) -> None:
+    """Logs a message in the driver's process; returns when the mailbox has it."""
+    ray.get(handle.log.remote((level, text)))
 
 
 class GroupSaves(Saves):
@@ -145,9 +148,9 @@ class GroupSaves(Saves):
 class Outbox:
     """The driver's side: leaves the reason to stop, and learns whether steps are under way that end in a checkpoint."""
 
-    def __init__(self, handle: Any, say: Callable[[str], None]) -> None:
-        self.handle, self.say = handle, say
-        self.said, self.idle = False, 0
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.told, self.idle = False, 0
 
     def deliver(self, name: str) -> bool:
         """Leaves the name of a signal, again and again. Returns whether the run comes to an end by itself.
@@ -159,9 +162,9 @@ class Outbox:
         except ray.exceptions.RayError:
             return True
         self.idle = 0 if stepping else self.idle + 1
-        if stepping and not self.said:
-            self.said = True
-            self.say(
+        if stepping and not self.told:
+            self.told = True
+            logger.info(
                 f"{name}: a checkpoint follows after the next step, then the run stops; once more stops it at once"
             )
         return self.idle < 2
@@ -170,8 +173,8 @@ class Outbox:
 class Inbox:
     """Rank 0's side: threads wait at the mailbox and look at the cluster's machines, so that no step waits for an answer."""
 
-    def __init__(self, handle: Any, say: Callable[[str], None]) -> None:
-        self.handle, self.say = handle, say
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
         self.reason: str | None = None
         self.leaving: set[str] = set()
         self.noticed, self.asked = False, False
@@ -205,7 +208,7 @@ class Inbox:
             ):  # the cluster's head does not answer now
                 leaving = self.leaving
             if leaving - self.leaving:
-                self.say(
+                logger.info(
                     "a machine of the cluster will be taken away: a checkpoint follows after the next step"
                 )
                 self.noticed = True

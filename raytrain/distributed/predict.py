@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ from raytrain.models import initial_weights, networks
 from raytrain.models.precision import default_precision, keep_fp32
 from raytrain.training import transforms
 
+logger = logging.getLogger(__name__)
+
+
 BATCH = 64
 TILES_PER_BLOCK = 256
 SYMMETRIES = 8
@@ -48,55 +52,53 @@ WINDOW = 4
 class Predicted:
     """Where the predictions are, how many, and the files that were left out."""
 
-    place: str
+    path: str
     tiles: int
     left_out: list[LeftOut]
 
 
 def predict(
-    checkpoint_place: str,
+    checkpoint_path: str,
     out: str,
     *,
-    dataset_place: str | None = None,
+    dataset_path: str | None = None,
     part: str = "valid",
     sources: Sequence[Images] = (),
     tta: bool = False,
     bands: BandRule | None = None,
-    say: Callable[[str], None] = print,
 ) -> Predicted:
     """Writes the logits of a dataset's part (or of folders of pictures) to a Parquet file.
 
     Args:
-        checkpoint_place: a checkpoint directory.
+        checkpoint_path: a checkpoint directory.
         out: file to write.
-        dataset_place: dataset whose split (the one trained on) has `part`.
+        dataset_path: dataset whose split (the one trained on) has `part`.
         part: train, valid, test or all.
         sources: pictures in folders or lists, instead of a dataset; their labels are unknown.
         tta: mean logits over the 8 symmetries of the square.
         bands: how TIFF files in the folders become pictures, as at the ingest of the training tiles.
-        say: receives progress lines.
 
     Raises:
         ConfigError: the checkpoint is missing or has other classes than the dataset.
         DataError: no tiles, or the same name in two folders.
     """
-    checkpoint = reading.load(checkpoint_place)
+    checkpoint = reading.load(checkpoint_path)
     meta = {
         "task": checkpoint.meta["task"],
-        "checkpoint": checkpoint.place,
+        "checkpoint": checkpoint.path,
         "tta": str(tta).lower(),
     }
-    if dataset_place is not None:
-        dataset = open_dataset(dataset_place)
+    if dataset_path is not None:
+        dataset = open_dataset(dataset_path)
         fitting.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
-        blocks = _dataset_blocks(dataset_place, checkpoint.meta["split"], part)
-        meta |= {"dataset": dataset.place, "split": checkpoint.meta["split"], "part": part}
+        blocks = _dataset_blocks(dataset_path, checkpoint.meta["split"], part)
+        meta |= {"dataset": dataset.path, "split": checkpoint.meta["split"], "part": part}
     else:
         blocks = _picture_blocks(sources)
         meta |= {"images": json.dumps([source.origin for source in sources])}
     _check_resize(checkpoint)
     _network(checkpoint)
-    table = _run(blocks, (checkpoint.place, tta, bands), say)
+    table = _run(blocks, (checkpoint.path, tta, bands))
     left_out = [entry for source in sources for entry in source.left_out]
     bad = table[table["kind"] != ""].sort_values("order")
     left_out += [LeftOut(row.image_name, row.kind, row.detail) for row in bad.itertuples()]
@@ -107,7 +109,7 @@ def predict(
             "there is nothing to predict",
             "check --images, or give the flags that ingest was given",
         )
-    target = np.stack(list(good["target"])) if dataset_place is not None else None
+    target = np.stack(list(good["target"])) if dataset_path is not None else None
     outcome = predictions.Predictions(
         tuple(good["image_name"]),
         np.stack(list(good["logits"])).astype(np.float32),
@@ -122,7 +124,7 @@ def predict(
 def _check_resize(checkpoint: reading.Checkpoint) -> None:
     if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
         raise ConfigError(
-            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
+            f"{checkpoint.path} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
             f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
             "predict with the version that trained it (meta.json, versions)",
         )
@@ -130,7 +132,7 @@ def _check_resize(checkpoint: reading.Checkpoint) -> None:
 
 def _network(checkpoint: reading.Checkpoint) -> torch.nn.Sequential:
     model = networks.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
-    initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.place)
+    initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.path)
     return model
 
 
@@ -138,7 +140,7 @@ class Predictor:
     """One inference actor: holds the network of a checkpoint.
 
     Args:
-        place: of the checkpoint.
+        path: of the checkpoint.
         tta, bands: as in `predict`.
         device: where the network computes, as `gpus.device` says of the run.
         decoders: threads that decode pictures.
@@ -146,7 +148,7 @@ class Predictor:
 
     def __init__(
         self,
-        place: str,
+        path: str,
         tta: bool,
         bands: BandRule | None = None,
         device: torch.device = CPU,
@@ -155,7 +157,7 @@ class Predictor:
         self.tta, self.bands, self.device = tta, bands, device
         keep_fp32()
         self.decoders, self.pool = decoders, ThreadPoolExecutor(decoders)
-        checkpoint = reading.load(place)
+        checkpoint = reading.load(path)
         self.meta = checkpoint.meta
         self.model = _network(checkpoint)
         networks.placed(self.model, self.device).eval()
@@ -229,8 +231,8 @@ def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
     if block["row"].iloc[0] < 0:
         return contents(block["path"].to_list())
     # One shard; or several, one after the other, where Ray has put small blocks together.
-    places = zip(block["path"], block["row"], strict=True)
-    shards = itertools.groupby(places, key=operator.itemgetter(0))
+    paths = zip(block["path"], block["row"], strict=True)
+    shards = itertools.groupby(paths, key=operator.itemgetter(0))
     return [
         content
         for shard, rows in shards
@@ -243,18 +245,14 @@ def _rows_of(shard: str, rows: list[int]) -> list[bytes]:
     return [column[row].as_py() for row in rows]
 
 
-def _run(
-    blocks: list[pd.DataFrame],
-    predictor: tuple[str, bool, BandRule | None],
-    say: Callable[[str], None],
-) -> pd.DataFrame:
+def _run(blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None]) -> pd.DataFrame:
     total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
     with session():
-        data = _mapped(blocks, predictor, gpus.usable(None, say))
+        data = _mapped(blocks, predictor, gpus.usable(None))
         for table in blocks_of(data):
             tables.append(table)
             done += len(table)
-            say(
+            logger.info(
                 f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}"
             )
     return pd.concat(tables, ignore_index=True)
@@ -295,9 +293,9 @@ def _mapped(
     )
 
 
-def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
+def _dataset_blocks(dataset_path: str, split: str, part: str) -> list[pd.DataFrame]:
     """One table per shard with the rows of the part: order (row in the dataset), path of the shard, row in it."""
-    dataset = open_dataset(place)
+    dataset = open_dataset(dataset_path)
     rows = np.arange(dataset.rows) if part == "all" else dataset.part_rows(split, part)
     if not len(rows):
         raise DataError(

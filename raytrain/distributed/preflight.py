@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -57,7 +56,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     check_batches(
         recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid"))
     )
-    places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
+    paths = {"dataset": dataset.path, "storage": storage.absolute(recipe.storage)}
     model = networks.build(
         recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
     )
@@ -66,11 +65,11 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     )
     networks.check_sizes(model, recipe.model.arch, sizes)
     if starts and recipe.init_from is not None:
-        places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
-        source = initial(recipe.model_copy(update=places), dataset)
+        paths["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
+        source = initial(recipe.model_copy(update=paths), dataset)
         assert source is not None
         fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
-        initial_weights.load_weights(model, source.weights(), source.place)
+        initial_weights.load_weights(model, source.weights(), source.path)
     elif starts:
         state = initial_weights.body_weights(recipe.model.arch, recipe.model.weights)
         if state is not None:
@@ -80,25 +79,25 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
         recipe = recipe.model_copy(
             update={"model": recipe.model.model_copy(update={"weights": weights})}
         )
-    storage.probe(places["storage"])
-    check_disk(recipe, places["storage"], networks.parameter_count(model), run)
-    return recipe.model_copy(update=places), dataset
+    storage.probe(paths["storage"])
+    check_disk(recipe, paths["storage"], networks.parameter_count(model), run)
+    return recipe.model_copy(update=paths), dataset
 
 
-def _dataset_of(run: runs.Run, recipe: Recipe, place: str) -> Dataset:
+def _dataset_of(run: runs.Run, recipe: Recipe, path: str) -> Dataset:
     """The dataset of a run that goes on, at its old place or at another.
 
     Raises:
         DataError: there is none, or it is another one.
     """
-    again = runs.resume_command(run.name, storage.parent(run.place))
-    if place == run.recipe.dataset and not storage.exists(storage.join(place, "dataset.json")):
+    again = runs.resume_command(run.name, storage.parent(run.path))
+    if path == run.recipe.dataset and not storage.exists(storage.join(path, "dataset.json")):
         raise DataError(
-            f"the dataset of the run {run.name} is not at {place} any more",
+            f"the dataset of the run {run.name} is not at {path} any more",
             "its tiles were moved, or lie on a disk that is not there now",
             f"{again} --dataset NEW, with the place where it is now",
         )
-    dataset = open_dataset(place)
+    dataset = open_dataset(path)
     dataset.split(recipe.data.split)  # there is such a split
     found = {"dataset_hash": dataset.hash, "split_hash": dataset.split_hash(recipe.data.split)}
     other = [key for key, known in runs.trained_on(run).items() if found[key] != known]
@@ -109,14 +108,14 @@ def _dataset_of(run: runs.Run, recipe: Recipe, place: str) -> Dataset:
             else f"rows in the parts of its split {recipe.data.split}"
         )
         raise DataError(
-            f"the dataset {dataset.place} is not the one that the run {run.name} was trained on: it has other {what}",
+            f"the dataset {dataset.path} is not the one that the run {run.name} was trained on: it has other {what}",
             "validation tiles could have been trained on",
             f"{again} --dataset PLACE of the same dataset; or start a new run with --init-from {shlex.quote(run.name)}",
         )
     return dataset
 
 
-def check_disk(recipe: Recipe, place: str, weights: int, run: runs.Run | None = None) -> None:
+def check_disk(recipe: Recipe, path: str, weights: int, run: runs.Run | None = None) -> None:
     """Compares the free disk under a storage path with the checkpoints of a run, of which one that goes on has some.
 
     Raises:
@@ -124,10 +123,10 @@ def check_disk(recipe: Recipe, place: str, weights: int, run: runs.Run | None = 
     """
     named, full = checkpoint_bytes(recipe, weights)
     first, last = recipe.selected
-    needed, free = named * (last - first + 2) + full * FULL_CHECKPOINTS, free_bytes(place)
-    if free is not None and free < needed - (held_bytes(run.place) if run else 0):
+    needed, free = named * (last - first + 2) + full * FULL_CHECKPOINTS, free_bytes(path)
+    if free is not None and free < needed - (held_bytes(run.path) if run else 0):
         raise StorageError(
-            f"the checkpoints of this run need {needed / 1e6:,.0f} MB, {place} has {free / 1e6:,.0f} MB free",
+            f"the checkpoints of this run need {needed / 1e6:,.0f} MB, {path} has {free / 1e6:,.0f} MB free",
             "the disk would be full in the middle of training",
             "free some, or give another --storage",
         )
@@ -139,9 +138,9 @@ def checkpoint_bytes(recipe: Recipe, weights: int) -> tuple[int, int]:
     return weights * BYTES_PER_WEIGHT * copies, weights * BYTES_PER_WEIGHT * (copies + ADAM_MOMENTS)
 
 
-def free_bytes(place: str) -> int | None:
+def free_bytes(path: str) -> int | None:
     """Free bytes of the disk that a directory is on; None for an object store."""
-    return None if storage.is_uri(place) else shutil.disk_usage(Path(storage.absolute(place))).free
+    return None if storage.is_uri(path) else shutil.disk_usage(Path(storage.absolute(path))).free
 
 
 def held_bytes(run: str) -> int:
@@ -227,23 +226,22 @@ def check_networks(num_workers: int, gpu: bool) -> None:
             raise only_here(found, where)
 
 
-def use_gpu(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> bool:
+def use_gpu(recipe: Recipe) -> bool:
     """Whether workers get a GPU each, on the connected cluster, or on this machine where none is connected.
 
     Args:
         recipe: with what is wanted.
-        say: hears why GPUs that are declared are not used.
 
     Raises:
         ConfigError: synchronised BatchNorm was asked for and workers have no GPU.
         ResourceError: GPUs were asked for and there are too few, or torch does not see them.
     """
-    count = gpus.count(gpus.usable(recipe.use_gpu, say))
+    count = gpus.count(gpus.usable(recipe.use_gpu))
     wanted = recipe.use_gpu if recipe.use_gpu is not None else count > 0
     if wanted and recipe.num_workers > count:
-        place = "the cluster declares" if ray.is_initialized() else "this machine has"
+        path = "the cluster declares" if ray.is_initialized() else "this machine has"
         raise ResourceError(
-            f"{recipe.num_workers} workers with a GPU each are asked for, {place} {count} GPUs",
+            f"{recipe.num_workers} workers with a GPU each are asked for, {path} {count} GPUs",
             "Ray would wait for them for ever",
             f"--num-workers {count}" if count else "--no-use-gpu, or a cluster with GPUs",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,9 +91,8 @@ def restarts(run: str, mailbox: Any) -> Any:
         if permanent is not None:
             raise permanent  # Ray starts nothing again after an error of a callback
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        mailbox.say.remote(
-            f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again"
-        )
+        text = f"rank {ranks} failed ({_first_line(worker_exceptions)}); the workers start again"
+        mailbox.log.remote((logging.WARNING, text))
 
     # Made here, since the base has no type that mypy would let a class have.
     methods = {"after_report": after_report, "after_exception": after_exception}

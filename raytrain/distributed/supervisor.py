@@ -6,12 +6,13 @@ For what Ray does not survive: the death of its controller, of the driver, of th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from raytrain.distributed import environment
 from raytrain.distributed.stop_signals import SUPERVISOR, handled
 from raytrain.errors import ConfigError, NoRoomError, ResourceError, masked
 from raytrain.output import outlive_reader
+
+logger = logging.getLogger(__name__)
+
 
 PROGRAM = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
 # Ends that the same command would only repeat, or that somebody wanted; exit code 5 depends.
@@ -70,21 +74,14 @@ class Child:
             self.process.send_signal(number)
 
 
-def supervise(
-    first: list[str],
-    again: list[str],
-    place: str,
-    restarts: int,
-    say: Callable[[str], None] = print,
-) -> int:
+def supervise(first: list[str], again: list[str], path: str, restarts: int) -> int:
     """Runs the first command, and after each death of its process the other one.
 
     Args:
         first: arguments of the command that begins the run.
         again: arguments of the command that goes on with it, once its directory is there.
-        place: the run's directory.
+        path: the run's directory.
         restarts: at most so many.
-        say: receives lines.
 
     Returns:
         The exit code of the last attempt, as a shell counts it; of the signal that came between two of them.
@@ -93,19 +90,17 @@ def supervise(
     child = Child()
     with handled(child.forward):
         for attempt in range(restarts + 1):
-            begun = storage.exists(storage.join(place, "config.yaml"))
+            begun = storage.exists(storage.join(path, "config.yaml"))
             code = child.run(again if begun else first)
-            while code == ResourceError.exit_code and _head_came(
-                child, range(attempt, restarts), say
-            ):
+            while code == ResourceError.exit_code and _head_came(child, range(attempt, restarts)):
                 code = child.run(again if begun else first)
             if code == ResourceError.exit_code and _missing_head():
                 return 128 + child.signal if child.signal is not None else code
-            if child.signal is not None or _comes_again(place, code, attempt == 0):
+            if child.signal is not None or _comes_again(path, code, attempt == 0):
                 break
             if attempt < restarts:
                 pause = _pause(attempt)
-                say(
+                logger.info(
                     f"the run's process ended with {code}; restart {attempt + 1} of {restarts} in {pause:.0f} s"
                 )
                 child.pause(pause)
@@ -119,18 +114,19 @@ def _pause(attempt: int) -> float:
     return min(LONGEST_PAUSE_S, 2.0**attempt)
 
 
-def _head_came(child: Child, left: range, say: Callable[[str], None]) -> bool:
+def _head_came(child: Child, left: range) -> bool:
     """Whether the head of the cluster was missing and has come, which is waited for; that counts as no restart.
 
     Args:
         child: hears of signals.
         left: attempts that may be followed by a restart.
-        say: receives a line.
     """
     patience = HEAD_S + sum(HEAD_S + _pause(attempt) for attempt in left)
     end, missing = time.monotonic() + patience, _missing_head()
     if missing:
-        say(f"{missing}; it is waited for, {patience:.0f} s at most, which counts as no restart")
+        logger.info(
+            f"{missing}; it is waited for, {patience:.0f} s at most, which counts as no restart"
+        )
     was_missing = bool(missing)
     while missing and child.signal is None and time.monotonic() < end:
         child.pause(ASK_HEAD_S)
@@ -153,7 +149,7 @@ def _missing_head() -> str:
 def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
     """`supervise` for a new run of a recipe. Returns the exit code."""
     runs.refuse_taken(name, recipe.storage)
-    place = storage.join(storage.absolute(recipe.storage), name)
+    path = storage.join(storage.absolute(recipe.storage), name)
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         file = Path(folder) / "recipe.yaml"
         file.write_text(masked(recipe.to_yaml()))
@@ -165,7 +161,7 @@ def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
             name,
             *_flags(_with_keys(recipe.model_dump(mode="json"))),
         ]
-        return supervise(first, _resume(place, []), place, restarts)
+        return supervise(first, _resume(path, []), path, restarts)
 
 
 def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) -> int:
@@ -174,12 +170,12 @@ def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) ->
     Raises:
         ConfigError: another field would change.
     """
-    again = _resume(run.place, _flags(runs.placement(run, overrides)))
-    return supervise(again, again, run.place, restarts)
+    again = _resume(run.path, _flags(runs.placement(run, overrides)))
+    return supervise(again, again, run.path, restarts)
 
 
-def _resume(place: str, flags: list[str]) -> list[str]:
-    return ["train", "--resume", storage.name_of(place), "--storage", storage.parent(place), *flags]
+def _resume(path: str, flags: list[str]) -> list[str]:
+    return ["train", "--resume", storage.name_of(path), "--storage", storage.parent(path), *flags]
 
 
 def _with_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,19 +213,19 @@ def _without_settings() -> dict[str, str]:
     return kept | {SUPERVISOR: str(os.getpid())}
 
 
-def _comes_again(place: str, code: int, first: bool) -> bool:
+def _comes_again(path: str, code: int, first: bool) -> bool:
     """Whether another attempt would end as this one did; `first` if none has trained before."""
-    said = _said(place, code)
+    said = _said(path, code)
     if code == ResourceError.exit_code:
         # A cluster whose head or machine is being replaced has too little only for a while. Memory stays too small.
         return said == ResourceError.__name__ or (first and said != NoRoomError.__name__)
     return code in FINAL_CODES or (code == 1 and said in FINAL_ERRORS)
 
 
-def _said(place: str, code: int) -> str | None:
+def _said(path: str, code: int) -> str | None:
     """The kind of error that the run says it ended with; None where it speaks of another end, or of none."""
     try:
-        failure = storage.read_json(storage.join(place, "failure.json"))
+        failure = storage.read_json(storage.join(path, "failure.json"))
         return failure["error"] if failure["exit_code"] == code else None
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None

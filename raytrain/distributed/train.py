@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -29,19 +30,23 @@ from raytrain.distributed.messages import (
     Outbox,
     Unstarted,
     interruptible,
+    log_in_driver,
     mailbox,
-    say_to_driver,
 )
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
+from raytrain.log import send_messages
 from raytrain.runlock import held
 from raytrain.training import loop
 from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.lr_find import Curve
 from raytrain.training.step import Batch
 from raytrain.worker import Worker
+
+logger = logging.getLogger(__name__)
+
 
 # The exit code of a worker that ends itself since it hangs; Ray starts the group again.
 STALLED = 70
@@ -58,18 +63,13 @@ class Trained:
 
 
 def train(
-    recipe: Recipe,
-    *,
-    name: str,
-    say: Callable[[str], None] = print,
-    on_batch: Callable[[int, Batch], None] | None = None,
+    recipe: Recipe, *, name: str, on_batch: Callable[[int, Batch], None] | None = None
 ) -> Trained:
     """Trains a new run.
 
     Args:
         recipe: its `dataset` is set; places may be relative.
         name: of the run directory under `recipe.storage`.
-        say: receives a line per epoch and more.
         on_batch: called in the workers with (rank, batch) of every step; must be picklable. For tests.
 
     Raises:
@@ -84,22 +84,18 @@ def train(
         with session():
             check_cluster(recipe)
             run = runs.create(recipe, name, dataset)
-            say(f"run {run.name} in {run.place}")
-            return _attempt(run, recipe, say, on_batch)
+            logger.info(f"run {run.name} in {run.path}")
+            return _attempt(run, recipe, on_batch)
 
 
 def resume(
-    run: runs.Run,
-    overrides: dict[str, Any],
-    say: Callable[[str], None] = print,
-    on_batch: Callable[[int, Batch], None] | None = None,
+    run: runs.Run, overrides: dict[str, Any], on_batch: Callable[[int, Batch], None] | None = None
 ) -> Trained:
     """Goes on with a run from its latest checkpoint.
 
     Args:
         run: an existing run.
         overrides: nested values of fields that may change, `runs.PLACEMENT`: workers, where tiles are, how often it saves.
-        say: receives lines.
         on_batch: as in `train`.
 
     Raises:
@@ -108,25 +104,22 @@ def resume(
     """
     recipe = Recipe.model_validate(merge(run.recipe.model_dump(), runs.placement(run, overrides)))
     check_group(recipe)
-    recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
+    recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
     recipe, dataset = check_recipe(recipe, run)
     check_memory(recipe, len(dataset.classes))
-    with held(run.place), session():
+    with held(run.path), session():
         check_cluster(recipe)
-        runs.write_places(run, recipe)
-        storage.remove(storage.join(run.place, "failure.json"))
-        say(f"run {run.name} in {run.place}")
-        return _attempt(run, recipe, say, on_batch)
+        runs.write_paths(run, recipe)
+        storage.remove(storage.join(run.path, "failure.json"))
+        logger.info(f"run {run.name} in {run.path}")
+        return _attempt(run, recipe, on_batch)
 
 
 def _attempt(
-    run: runs.Run,
-    recipe: Recipe,
-    say: Callable[[str], None],
-    on_batch: Callable[[int, Batch], None] | None,
+    run: runs.Run, recipe: Recipe, on_batch: Callable[[int, Batch], None] | None
 ) -> Trained:
     try:
-        metrics = _while_it_gets_on(run, recipe, say, on_batch)
+        metrics = _while_it_gets_on(run, recipe, on_batch)
         if name := metrics.get("stopped"):
             raise _stopped(run, signal.Signals[name], metrics["checkpoint"])
         return Trained(run, metrics)
@@ -140,22 +133,19 @@ def _attempt(
 
 
 def _while_it_gets_on(
-    run: runs.Run,
-    recipe: Recipe,
-    say: Callable[[str], None],
-    on_batch: Callable[[int, Batch], None] | None,
+    run: runs.Run, recipe: Recipe, on_batch: Callable[[int, Batch], None] | None
 ) -> Metrics:
     """Trains. Ray counts waits for room over its whole run: they end one only where it got no further since its start."""
-    checkpoints = storage.join(run.place, "checkpoints")
+    checkpoints = storage.join(run.path, "checkpoints")
     while True:
         reached = reading.furthest(checkpoints)
         try:
-            metrics: Metrics = _group(train_worker, run.place, recipe, say, on_batch)
+            metrics: Metrics = _group(train_worker, run.path, recipe, on_batch)
             return metrics
         except NoRoomError as error:
             if reading.furthest(checkpoints) == reached:
                 raise
-            say(f"{error.what}; they are waited for again, since the run got further")
+            logger.info(f"{error.what}; they are waited for again, since the run got further")
 
 
 def _ended(run: runs.Run, raised: BaseException) -> BaseException:
@@ -173,8 +163,8 @@ def _stopped(
     run: runs.Run, number: signal.Signals, newest: str | None = None
 ) -> UnfinishedError | Interrupted:
     """How a run ends that a first signal has stopped: nothing is lost, and without a checkpoint nothing was trained."""
-    again = runs.resume_command(run.name, storage.parent(run.place))
-    checkpoints = storage.join(run.place, "checkpoints")
+    again = runs.resume_command(run.name, storage.parent(run.path))
+    checkpoints = storage.join(run.path, "checkpoints")
     if reading.furthest(checkpoints) == layout.BEGINNING:
         return Interrupted(
             number, f" before its first step: there is nothing to keep\n  next: {again}"
@@ -184,7 +174,7 @@ def _stopped(
     )
 
 
-def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) -> dict[int, Curve]:
+def find_rates(recipe: Recipe, name: str) -> dict[int, Curve]:
     """Runs the range test for the selected stages. Returns its curve by stage; `<storage>/<name>/lr-find` holds them too.
 
     Raises:
@@ -196,30 +186,31 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
     with session():
         check_cluster(recipe)
         curves: dict[int, Curve] = _group(
-            lr_find_worker, storage.join(recipe.storage, name), recipe, say, None
+            lr_find_worker, storage.join(recipe.storage, name), recipe, None
         )
     return curves
 
 
 def _group(
     function: Callable[[dict[str, Any]], Any],
-    place: str,
+    path: str,
     recipe: Recipe,
-    say: Callable[[str], None],
     on_batch: Callable[[int, Batch], None] | None,
 ) -> Any:
     """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
-    gpu = use_gpu(recipe, say)
-    say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
-    with mailbox(say) as box:
+    gpu = use_gpu(recipe)
+    logger.info(
+        f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)"
+    )
+    with mailbox() as box:
         config = {
             "recipe": recipe.model_dump(mode="json"),
-            "run": place,
+            "run": path,
             "on_batch": on_batch,
             "mailbox": box,
             "device": gpus.device(gpu).type,
         }
-        fs, path = storage.filesystem(storage.join(place, "ray"))
+        fs, ray_path = storage.filesystem(storage.join(path, "ray"))
         trainer = ray.train.torch.TorchTrainer(
             # Not as `train_loop_config`: Ray shows that, and exports it, with the keys that places may hold.
             lambda: function(config),
@@ -231,19 +222,19 @@ def _group(
             # Ray's own snapshot decides nothing: a fresh name for every attempt.
             run_config=ray.train.RunConfig(
                 name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=path,
-                storage_filesystem=fs if storage.is_uri(place) else None,
+                storage_path=ray_path,
+                storage_filesystem=fs if storage.is_uri(path) else None,
                 # `restarts` decides: a number for the whole run would end one that gets further between its failures.
                 failure_config=ray.train.FailureConfig(
                     max_failures=-1, controller_failure_limit=START_ATTEMPTS
                 ),
                 logging_config=ray.train.LoggingConfig("ERROR"),
-                callbacks=[restarts(place, box)],
+                callbacks=[restarts(path, box)],
             ),
         )
 
         leave_unused_actors_out(trainer)
-        outbox, caught = Outbox(box, say), list[tuple[int, float]]()
+        outbox, caught = Outbox(box), list[tuple[int, float]]()
         try:
             # A range test keeps nothing that a signal could wait for.
             deliver = outbox.deliver if function is train_worker else None
@@ -298,10 +289,10 @@ def _place_in_group(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worke
     if on_batch:
         hooks = replace(hooks, on_batch=lambda batch: on_batch(rank, batch))
     if box is not None:  # not in Ray's local mode, where this process is the driver's
-        say = partial(say_to_driver, box)
-        hooks = replace(hooks, say=say, stalled=lambda: os._exit(STALLED), saves=GroupSaves(box))
+        send_messages(partial(log_in_driver, box), rank)
+        hooks = replace(hooks, stalled=lambda: os._exit(STALLED), saves=GroupSaves(box))
         if rank == 0:
-            inbox = Inbox(box, say)
+            inbox = Inbox(box)
             hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks

@@ -13,6 +13,7 @@ YAML mapping from a field's path to how it is drawn:
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,9 @@ from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+
 # ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.
 MOST_EPOCHS = 10**6
 # Tune hands them to trials in a runtime environment, which Ray writes into a log of every machine.
@@ -52,12 +56,7 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 
 
 def search(
-    recipe: Recipe,
-    space: Mapping[str, Any],
-    *,
-    name: str,
-    num_samples: int,
-    say: Callable[[str], None] = print,
+    recipe: Recipe, space: Mapping[str, Any], *, name: str, num_samples: int
 ) -> pd.DataFrame:
     """Runs the trials and writes `trials.csv` and `best.yaml` into `<storage>/<name>`.
 
@@ -66,7 +65,6 @@ def search(
         space: path of a field to {sampler: arguments}.
         name: of the search under the recipe's storage.
         num_samples: trials.
-        say: receives a line per finished epoch of a trial.
 
     Returns:
         One row per trial, best F2 first: trial, f2, epochs, and a column per path.
@@ -74,7 +72,7 @@ def search(
     Raises:
         ConfigError: a path or a sampler that does not exist, a drawn value out of range, or keys in the space.
     """
-    place = storage.join(recipe.storage, name)
+    directory = storage.join(recipe.storage, name)
     if masked(str(space)) != str(space):
         raise ConfigError(
             "the space holds the keys of a URI",
@@ -87,27 +85,24 @@ def search(
     base = recipe.model_dump(mode="json")
     results = _tune(
         _trial,
-        (base, place),
+        (base, directory),
         drawn,
-        place,
+        directory,
         num_samples,
         ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2),
-        say,
         recipe.use_gpu,
         trials_that_fit(recipe, len(open_dataset(str(recipe.dataset)).classes)),
     )
     table = _table(results)
-    storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
+    storage.write_text(storage.join(directory, "trials.csv"), table.to_csv(index=False))
     best = results[table["trial"].iloc[0]].config
-    chosen = storage.join(place, "best.yaml")
+    chosen = storage.join(directory, "best.yaml")
     header = f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {typed(chosen)}\n"
     storage.write_text(chosen, header + apply_draw(recipe, best).to_yaml())
     return table
 
 
-def search_thresholds(
-    place: str, out: str, *, num_samples: int, say: Callable[[str], None] = print
-) -> pd.DataFrame:
+def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
     """Threshold search as Tune trials over a predictions file; no training is spent on it.
 
     Each trial ascends from a drawn threshold in a drawn order of classes on one half of the tiles and is judged on the
@@ -117,13 +112,13 @@ def search_thresholds(
     Raises:
         DataError: no predictions file, or one without targets.
     """
-    found = predictions.read(place)
+    found = predictions.read(path)
     judgement = thresholds.judge(found)
     assert found.target is not None  # or judge would have refused
     space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
     # The numbers travel, not the file: it may lie on this machine alone. A trial computes nothing that a GPU could.
     results = _tune(
-        _threshold_trial, (found.logits, found.target), space, out, num_samples, None, say, False
+        _threshold_trial, (found.logits, found.target), space, out, num_samples, None, False
     )
     table = _table(results)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
@@ -188,13 +183,11 @@ def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
 
 def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], str]) -> None:
     """Trains what was drawn; given are the recipe's fields and the search's place."""
-    base, place = given
+    base, path = given
     recipe = apply_draw(Recipe.model_validate(base), config)
     recipe = recipe.model_copy(update={"num_workers": 1})
-    hooks = Hooks(
-        say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]})
-    )
-    run = storage.join(place, "trials", ray.tune.get_context().get_trial_id())
+    hooks = Hooks(report=lambda metrics: ray.tune.report({"f2": metrics["f2"]}))
+    run = storage.join(path, "trials", ray.tune.get_context().get_trial_id())
     storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     assert recipe.dataset is not None
     fit(recipe, open_dataset(recipe.dataset), run, worker, hooks)
@@ -217,40 +210,39 @@ def _threshold_trial(
 class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
     """Says a line for each report of a trial."""
 
-    def __init__(self, say: Callable[[str], None], trials: int) -> None:
-        self.say, self.trials, self.finished = say, trials, 0
+    def __init__(self, trials: int) -> None:
+        self.trials, self.finished = trials, 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.say(
+        logger.info(
             f"trial {trial.trial_id}  epoch {result['training_iteration']}  F2 {result['f2']:.4f}"
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finished += 1
-        self.say(f"trial {trial.trial_id} is done ({self.finished} of {self.trials})")
+        logger.info(f"trial {trial.trial_id} is done ({self.finished} of {self.trials})")
 
 
 def _tune(
     function: Callable[[dict[str, Any], Worker, Any], None],
     given: Any,
     space: dict[str, Any],
-    place: str,
+    path: str,
     num_samples: int,
     scheduler: ASHAScheduler | None,
-    say: Callable[[str], None],
     use_gpu: bool | None,
     most: int | None = None,
 ) -> dict[str, ray.tune.Result]:
     """Runs trials, at most `most` at a time: `function` gets what was drawn, the worker that a trial is, and `given`."""
-    storage.probe(place)
+    storage.probe(path)
     # Machines have keys of their own, as `raytrain train` needs them too.
     class_cache.ENV_VARS_TO_PROPAGATE -= KEYS
-    with session(), _folder_of_tune(place) as folder:
+    with session(), _folder_of_tune(path) as folder:
         check_workers(1)  # Tune would wait for a CPU for ever
-        check_reach(place)
-        machines = gpus.needed(use_gpu, say)
+        check_reach(path)
+        machines = gpus.needed(use_gpu)
         # A trial on a GPU decodes and streams with its share of the machine's CPUs.
         share = gpus.cpus_of_each(machines) if machines else 1
         worker = Worker(device=gpus.device(bool(machines)), cpus=max(1, int(share)))
@@ -270,7 +262,7 @@ def _tune(
                 reuse_actors=False,
             ),
             run_config=ray.tune.RunConfig(
-                name="ray", storage_path=folder, verbose=0, callbacks=[_Lines(say, num_samples)]
+                name="ray", storage_path=folder, verbose=0, callbacks=[_Lines(num_samples)]
             ),
         )
         grid = tuner.fit()
@@ -278,21 +270,21 @@ def _tune(
     if len(failed) == len(grid):
         raise failed[0]
     if failed:
-        say(f"{len(failed)} trials failed, the first: {str(failed[0]).splitlines()[-1]}")
+        logger.warning(f"{len(failed)} trials failed, the first: {str(failed[0]).splitlines()[-1]}")
     return {
         result.metrics["trial_id"]: result for result in grid if result.metrics and not result.error
     }
 
 
 @contextmanager
-def _folder_of_tune(place: str) -> Iterator[str]:
+def _folder_of_tune(path: str) -> Iterator[str]:
     """The folder in which Tune keeps files of its own: the search's place where that is a local path.
 
     Tune pickles where its files lie. A URI may hold keys, so there they lie in a temporary folder of this machine, which
     goes at the end: nothing reads them, and trials write what counts by themselves.
     """
-    if not storage.is_uri(place):
-        yield place
+    if not storage.is_uri(path):
+        yield path
         return
     folder = tempfile.mkdtemp(prefix="raytrain-")
     try:

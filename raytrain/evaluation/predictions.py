@@ -56,7 +56,7 @@ class Predictions:
         return sigmoid(self.logits)
 
 
-def write(place: str, predictions: Predictions, *, durable: bool = True) -> None:
+def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
     """Writes the file atomically; see `storage.write_bytes` for `durable`.
 
     Raises:
@@ -78,10 +78,10 @@ def write(place: str, predictions: Predictions, *, durable: bool = True) -> None
     )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
-    storage.write_bytes(place, sink.getvalue(), durable=durable)
+    storage.write_bytes(path, sink.getvalue(), durable=durable)
 
 
-def read(place: str) -> Predictions:
+def read(path: str) -> Predictions:
     """Reads predictions and proves that they can be used.
 
     Raises:
@@ -89,24 +89,24 @@ def read(place: str) -> Predictions:
             K finite numbers a row.
         StorageError: the file system cannot be reached.
     """
-    table = _table(place)
-    known = _known(place, table.schema.metadata or {})
+    table = _table(path)
+    known = _known(path, table.schema.metadata or {})
     classes = known["classes"]
     if table.column("image_name").null_count:
-        raise _unusable(place, "a row has no image_name")
-    logits = _matrix(place, table, "logits", classes)
+        raise _unusable(path, "a row has no image_name")
+    logits = _matrix(path, table, "logits", classes)
     if not np.isfinite(logits).all():
         row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
         name = table.column("image_name")[row].as_py()
         raise _unusable(
-            place,
+            path,
             f"the logits of {name} are not finite",
             "a network that diverged says nothing about a tile",
         )
-    target = _matrix(place, table, "target", classes) if "target" in table.column_names else None
+    target = _matrix(path, table, "target", classes) if "target" in table.column_names else None
     if target is not None and target.max(initial=0) > 1:
         raise _unusable(
-            place,
+            path,
             f"a target is {target.max()}, not 0 or 1",
             "a label that counts twice would bend every score",
         )
@@ -122,12 +122,12 @@ def _lists(values: Array, dtype: type[np.generic]) -> pa.ListArray:
     )
 
 
-def _table(place: str) -> pa.Table:
+def _table(path: str) -> pa.Table:
     """The columns that raytrain writes, types checked; foreign columns are never converted."""
     try:
-        content = storage.read_bytes(place)
+        content = storage.read_bytes(path)
     except FileNotFoundError:
-        raise DataError(f"there is no predictions file {place}", "", AGAIN) from None
+        raise DataError(f"there is no predictions file {path}", "", AGAIN) from None
     try:
         with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True) as file:
             schema = file.schema_arrow
@@ -140,15 +140,15 @@ def _table(place: str) -> pa.Table:
                 if name not in schema.names or schema.field(name).type != TYPES[name]
             ]
             if wrong:
-                raise _unusable(place, f"it has no column {wrong[0]} of type {TYPES[wrong[0]]}")
+                raise _unusable(path, f"it has no column {wrong[0]} of type {TYPES[wrong[0]]}")
             return file.read(columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _unusable(
-            place, f"it is no Parquet file, or damaged ({str(error).splitlines()[0]})"
+            path, f"it is no Parquet file, or damaged ({str(error).splitlines()[0]})"
         ) from None
 
 
-def _known(place: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
+def _known(path: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """The object under the key `raytrain`, with classes (list of str) and meta (str to str)."""
     try:
         known = json.loads(metadata[KEY])
@@ -158,14 +158,14 @@ def _known(place: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         right = False
     if not right:
         raise _unusable(
-            place,
+            path,
             f"its metadata is not that of raytrain's schema version {SCHEMA_VERSION}",
             "classes are unknown",
         )
     return dict(known)
 
 
-def _matrix(place: str, table: pa.Table, name: str, classes: list[str]) -> Array:
+def _matrix(path: str, table: pa.Table, name: str, classes: list[str]) -> Array:
     """(N, K) of a list column; slicing and nulls cannot shift a row, since every list is measured."""
     column = table.column(name).combine_chunks()
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
@@ -178,12 +178,12 @@ def _matrix(place: str, table: pa.Table, name: str, classes: list[str]) -> Array
             if len(wrong)
             else f"{name} has empty values"
         )
-        raise _unusable(place, found, "they would be read as other labels")
+        raise _unusable(path, found, "they would be read as other labels")
     values: Array = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
     return values
 
 
 def _unusable(
-    place: str, what: str, why: str = "scores and submissions would be wrong"
+    path: str, what: str, why: str = "scores and submissions would be wrong"
 ) -> DataError:
-    return DataError(f"{place} cannot be used as predictions: {what}", why, AGAIN)
+    return DataError(f"{path} cannot be used as predictions: {what}", why, AGAIN)

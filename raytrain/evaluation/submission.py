@@ -107,13 +107,13 @@ def build(
     return Submission(pd.DataFrame({"image_name": names, "tags": every}), filled, tuple(ordered))
 
 
-def write(place: str, table: pd.DataFrame) -> None:
+def write(path: str, table: pd.DataFrame) -> None:
     """Writes the table as CSV, lines ended by LF.
 
     Raises:
         StorageError: the place cannot be written.
     """
-    storage.write_text(place, table.to_csv(index=False, lineterminator="\n"))
+    storage.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:

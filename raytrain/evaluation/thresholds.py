@@ -238,7 +238,7 @@ def table(judgement: Judgement) -> str:
     )
 
 
-def read_thresholds(place: str, classes: Sequence[str]) -> Array:
+def read_thresholds(path: str, classes: Sequence[str]) -> Array:
     """The recommended thresholds of a thresholds.json, float64 (K,) in the order of `classes`.
 
     Raises:
@@ -246,27 +246,27 @@ def read_thresholds(place: str, classes: Sequence[str]) -> Array:
     """
     fix = "raytrain evaluate P.parquet --out DIR writes DIR/thresholds.json"
     try:
-        content = storage.read_json(place)
+        content = storage.read_json(path)
         rule, per_class = str(content["recommended"]), dict(content["per_class"])
         chosen = per_class if rule == "per_class" else dict.fromkeys(per_class, content[rule])
         cuts = {label: float(threshold) for label, threshold in chosen.items()}
     except FileNotFoundError:
-        raise DataError(f"there is no thresholds file {place}", "", fix) from None
+        raise DataError(f"there is no thresholds file {path}", "", fix) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{place} is not a thresholds file ({error!r})", "no label could be decided", fix
+            f"{path} is not a thresholds file ({error!r})", "no label could be decided", fix
         ) from None
     other = sorted(set(cuts).symmetric_difference(classes))
     if other:
         found = f'"{other[0]}" is {"unknown to the predictions" if other[0] in cuts else "missing"}'
         raise DataError(
-            f"{place} was fitted for other classes: {found}",
+            f"{path} was fitted for other classes: {found}",
             "labels would be cut at the wrong places",
             fix,
         )
     if not all(0.0 <= cut <= 1.0 for cut in cuts.values()):
         raise DataError(
-            f"{place} has a threshold outside 0 to 1", "a label would come always or never", fix
+            f"{path} has a threshold outside 0 to 1", "a label would come always or never", fix
         )
     return np.array([cuts[label] for label in classes], np.float64)
 

@@ -129,7 +129,7 @@ def _file(weights: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor], place: str) -> None:
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], path: str) -> None:
     """Gives a network the weights of a checkpoint at a place.
 
     Raises:
@@ -140,7 +140,7 @@ def load_weights(model: nn.Module, state: dict[str, torch.Tensor], place: str) -
     except RuntimeError as error:
         found = str(error).splitlines()
         raise ConfigError(
-            f"the weights of the checkpoint {place} do not fit the network that its meta.json names: {found[1].strip()[:200]}",
+            f"the weights of the checkpoint {path} do not fit the network that its meta.json names: {found[1].strip()[:200]}",
             "one of the two is of another checkpoint",
             "give another checkpoint; raytrain runs show RUN lists those of a run",
         ) from None

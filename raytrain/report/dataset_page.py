@@ -44,12 +44,12 @@ class Card:
     labels: tuple[str, ...]
 
 
-def write(found: Inspection, place: str, table: str) -> None:
+def write(found: Inspection, path: str, table: str) -> None:
     """Writes the page of an inspection.
 
     Args:
         found: what to show.
-        place: of the page.
+        path: of the page.
         table: place of the table of groups of duplicates, for the command that uses it.
 
     Raises:
@@ -57,14 +57,14 @@ def write(found: Inspection, place: str, table: str) -> None:
         StorageError: the place cannot be written.
     """
     context = _context(found) | _pictures(found) | {"split_command": split_command(found, table)}
-    storage.write_text(place, page.render("dataset.html.j2", context))
+    storage.write_text(path, page.render("dataset.html.j2", context))
 
 
 def split_command(found: Inspection, table: str) -> str:
     """What to type for a split that keeps duplicates on one side."""
-    places = (shlex.quote(masked(found.dataset.place)), shlex.quote(masked(table)))
+    paths = (shlex.quote(masked(found.dataset.path)), shlex.quote(masked(table)))
     return "raytrain data split {} --name no-leaks --by group --table {} --column group".format(
-        *places
+        *paths
     )
 
 
@@ -72,7 +72,7 @@ def _context(found: Inspection) -> dict[str, Any]:
     dataset = found.dataset
     names = dataset.table["image_name"]
     return {
-        "name": storage.name_of(dataset.place),
+        "name": storage.name_of(dataset.path),
         "kind": "dataset check",
         "synthetic": dataset.rows > 0 and all(name.startswith(SYNTHETIC_PREFIX) for name in names),
         "summary": _summary(found),
@@ -89,7 +89,7 @@ def _context(found: Inspection) -> dict[str, Any]:
         "heat_splits_left": max(0, len(found.parts) - HEAT_SPLITS),
         "leak_count": len(found.leaks),
         "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
-        "place": shlex.quote(masked(dataset.place)),
+        "place": shlex.quote(masked(dataset.path)),
     }
 
 
@@ -118,7 +118,7 @@ def _summary(found: Inspection) -> list[str]:
     return [
         f"{dataset.rows:,} tiles in {len(dataset.shards)} shards, {len(dataset.classes)} labels, "
         f"{dataset.targets.sum() / max(dataset.rows, 1):.2f} labels a tile, most tiles {usual} pixels. Every byte is as written.",
-        f"Dataset {masked(dataset.place)}.",
+        f"Dataset {masked(dataset.path)}.",
     ]
 
 

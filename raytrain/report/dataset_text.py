@@ -17,7 +17,7 @@ def summary(found: Inspection) -> str:
     """The whole text for the terminal."""
     dataset = found.dataset
     lines = [
-        f"{masked(dataset.place)}: {dataset.rows:,} tiles in {len(dataset.shards)} shards, every byte as written"
+        f"{masked(dataset.path)}: {dataset.rows:,} tiles in {len(dataset.shards)} shards, every byte as written"
     ]
     lines += [f"  size {_first(found, found.sizes)}", f"  mode {_first(found, found.modes)}", ""]
     lines += [*_labels(found), "", *_rules(found), *_duplicates(found), ""]

@@ -73,19 +73,19 @@ def write_report(record: Record) -> str:
     return _write(record, "training report")
 
 
-def write_evaluation(out: str, predictions_place: str, judgement: Judgement | None = None) -> str:
+def write_evaluation(out: str, predictions_path: str, judgement: Judgement | None = None) -> str:
     """Renders the parts of the report that need nothing but a predictions file into `out`; returns the place.
 
     Args:
         out: directory.
-        predictions_place: of the file.
+        predictions_path: of the file.
         judgement: of these predictions, where they were judged already.
 
     Raises:
         DataError: the predictions cannot be read.
         StorageError: `out` cannot be written.
     """
-    return _write(read_evaluation(out, predictions_place, judgement), "evaluation")
+    return _write(read_evaluation(out, predictions_path, judgement), "evaluation")
 
 
 def model_card(run: str) -> str:
@@ -99,18 +99,18 @@ def model_card(run: str) -> str:
 
 def write_card(record: Record) -> str:
     """`model_card` for a run directory that was read."""
-    place = storage.join(record.place, "model_card.md")
+    path = storage.join(record.path, "model_card.md")
     storage.write_text(
-        place, render("model_card.md.j2", _context(record, "model card"), autoescape=False)
+        path, render("model_card.md.j2", _context(record, "model card"), autoescape=False)
     )
-    return place
+    return path
 
 
 def _write(record: Record, kind: str) -> str:
     context = _context(record, kind) | _sheet(record) | {"plots": _plots(record)}
-    place = storage.join(record.place, "report.html")
-    storage.write_text(place, render("page.html.j2", context))
-    return place
+    path = storage.join(record.path, "report.html")
+    storage.write_text(path, render("page.html.j2", context))
+    return path
 
 
 def render(template: str, context: dict[str, Any], *, autoescape: bool = True) -> str:
@@ -321,8 +321,8 @@ def _commands(record: Record) -> list[dict[str, str]]:
     """What to type next, with this run's own places; capitals stand for what only the user knows."""
     meta = record.predictions.meta if record.predictions else {}
     # Of a run, predict takes the last checkpoint.
-    checkpoint = record.place if record.recipe else str(meta.get("checkpoint") or "CHECKPOINT")
-    thresholds = shlex.quote(storage.join(record.place, "thresholds.json"))
+    checkpoint = record.path if record.recipe else str(meta.get("checkpoint") or "CHECKPOINT")
+    thresholds = shlex.quote(storage.join(record.path, "thresholds.json"))
     return [
         {
             "why": "Predict a folder of tiles without labels:",
@@ -353,7 +353,7 @@ def _plots(record: Record) -> dict[str, Plot]:
             lambda theme: plots.schedule(record.steps, names, theme),
             "learning rate and momentum",
         )
-    for test in rates.read(record.place):
+    for test in rates.read(record.path):
         draw_one = partial(plots.range_test, test.curve, test.suggestions)
         drawn[f"lr-find/{test.stage}"] = (draw_one, f"range test of {test.stage}")
     if record.judgement is not None:
@@ -362,7 +362,7 @@ def _plots(record: Record) -> dict[str, Plot]:
     found = {}
     for name, (draw, alt) in drawn.items():
         light = draw(plots.LIGHT)
-        storage.write_bytes(storage.join(record.place, f"{name}.png"), light)
+        storage.write_bytes(storage.join(record.path, f"{name}.png"), light)
         found[name] = Plot(_png_uri(light), _png_uri(draw(plots.DARK)), alt)
     return found
 

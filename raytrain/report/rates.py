@@ -38,8 +38,8 @@ def read(run: str) -> list[RangeTest]:
 
 def draw(run: str) -> list[str]:
     """Writes a picture of every range test of a run directory. Returns their places."""
-    places = []
+    paths = []
     for test in read(run):
-        places.append(storage.join(run, "lr-find", f"{test.stage}.png"))
-        storage.write_bytes(places[-1], plots.range_test(test.curve, test.suggestions))
-    return places
+        paths.append(storage.join(run, "lr-find", f"{test.stage}.png"))
+        storage.write_bytes(paths[-1], plots.range_test(test.curve, test.suggestions))
+    return paths

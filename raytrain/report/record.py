@@ -45,7 +45,7 @@ class Record:
     `history` has HISTORY_COLUMNS, `steps` STEP_COLUMNS; both are tables without rows where there is nothing.
     """
 
-    place: str
+    path: str
     recipe: Recipe | None = None
     env: dict[str, Any] = field(default_factory=dict)
     history: pd.DataFrame = field(
@@ -59,7 +59,7 @@ class Record:
     @property
     def name(self) -> str:
         """The run's name: the last part of its place."""
-        return storage.name_of(self.place)
+        return storage.name_of(self.path)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -78,11 +78,11 @@ class Record:
         """Place of the dataset, if anything names it."""
         meta = self.predictions.meta if self.predictions else {}
         known = (self.recipe and self.recipe.dataset, self.env.get("dataset"), meta.get("dataset"))
-        found = next((place for place in known if isinstance(place, str) and place), None)
-        return found and storage.with_keys_of(found, self.place)
+        found = next((path for path in known if isinstance(path, str) and path), None)
+        return found and storage.with_keys_of(found, self.path)
 
 
-def read_run(place: str) -> Record:
+def read_run(path: str) -> Record:
     """Reads a run directory.
 
     Raises:
@@ -90,51 +90,51 @@ def read_run(place: str) -> Record:
         ConfigError: a config.yaml that is no recipe of this version.
         StorageError: the file system cannot be reached.
     """
-    place = storage.absolute(place)
-    history = _history(place)
-    config = _content(place, "config.yaml").decode()
-    label = storage.join(place, "config.yaml")
+    path = storage.absolute(path)
+    history = _history(path)
+    config = _content(path, "config.yaml").decode()
+    label = storage.join(path, "config.yaml")
     record = Record(
-        place=place,
+        path=path,
         recipe=validate(parse_yaml(config, label), label, config) if config else None,
-        env=_json(place, "env.json"),
+        env=_json(path, "env.json"),
         history=history,
-        steps=_steps(_content(place, "metrics.jsonl"), place),
-        baselines=_json(place, "baselines.json"),
+        steps=_steps(_content(path, "metrics.jsonl"), path),
+        baselines=_json(path, "baselines.json"),
     )
-    predictions = storage.join(place, "predictions.parquet")
+    predictions = storage.join(path, "predictions.parquet")
     return _judged(record, predictions) if storage.exists(predictions) else record
 
 
-def read_evaluation(out: str, predictions_place: str, judgement: Judgement | None = None) -> Record:
+def read_evaluation(out: str, predictions_path: str, judgement: Judgement | None = None) -> Record:
     """The record of an evaluation without a run: predictions, and a judgement if they have targets.
 
     Args:
         out: directory of the evaluation.
-        predictions_place: of the file.
+        predictions_path: of the file.
         judgement: of these predictions, where they were judged already: it takes most of the time.
 
     Raises:
         DataError: the predictions cannot be used.
     """
-    return _judged(Record(place=storage.absolute(out)), predictions_place, judgement)
+    return _judged(Record(path=storage.absolute(out)), predictions_path, judgement)
 
 
-def _judged(record: Record, place: str, judgement: Judgement | None = None) -> Record:
-    predictions = prediction_files.read(place)
+def _judged(record: Record, path: str, judgement: Judgement | None = None) -> Record:
+    predictions = prediction_files.read(path)
     if judgement is None and predictions.target is not None:
         judgement = judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)
 
 
-def _history(place: str) -> pd.DataFrame:
-    content = _content(place, "history.csv")
-    file = storage.join(place, "history.csv")
+def _history(path: str) -> pd.DataFrame:
+    content = _content(path, "history.csv")
+    file = storage.join(path, "history.csv")
     if not content.strip():
         raise DataError(
-            f"{place} has no history.csv",
+            f"{path} has no history.csv",
             "a run writes it after its first epoch; without it there is nothing to report",
-            f"raytrain runs list --storage {typed(storage.parent(storage.absolute(place)))}",
+            f"raytrain runs list --storage {typed(storage.parent(storage.absolute(path)))}",
         )
     table = pd.read_csv(io.BytesIO(content))
     missing = [column for column in HISTORY_COLUMNS if column not in table.columns]
@@ -147,33 +147,33 @@ def _history(place: str) -> pd.DataFrame:
     return table
 
 
-def _steps(content: bytes, place: str) -> pd.DataFrame:
+def _steps(content: bytes, path: str) -> pd.DataFrame:
     try:
         rows = [json.loads(line) for line in content.splitlines()]
     except ValueError as error:
-        raise _damaged(place, "metrics.jsonl", error) from None
+        raise _damaged(path, "metrics.jsonl", error) from None
     return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
 
 
-def _json(place: str, name: str) -> dict[str, Any]:
+def _json(path: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(_content(place, name) or b"{}")
+        content = json.loads(_content(path, name) or b"{}")
     except ValueError as error:
-        raise _damaged(place, name, error) from None
+        raise _damaged(path, name, error) from None
     return content if isinstance(content, dict) else {}
 
 
-def _damaged(place: str, name: str, error: ValueError) -> DataError:
+def _damaged(path: str, name: str, error: ValueError) -> DataError:
     return DataError(
-        f"{storage.join(place, name)} is damaged: {error}",
+        f"{storage.join(path, name)} is damaged: {error}",
         "the report would show something else than the run did",
-        f"remove {name}, the report does without it; then raytrain runs report {storage.name_of(place)}",
+        f"remove {name}, the report does without it; then raytrain runs report {storage.name_of(path)}",
     )
 
 
-def _content(place: str, name: str) -> bytes:
+def _content(path: str, name: str) -> bytes:
     """The bytes of a file of the run, none if it is not there."""
     try:
-        return storage.read_bytes(storage.join(place, name))
+        return storage.read_bytes(storage.join(path, name))
     except FileNotFoundError:
         return b""

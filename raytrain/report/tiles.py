@@ -62,7 +62,7 @@ def cards(
     predicted: np.ndarray[Any, Any],
     f2: np.ndarray[Any, Any],
     rows: Sequence[int],
-    place: str,
+    path: str,
 ) -> list[Card]:
     """The cards of some rows of the predictions.
 
@@ -71,17 +71,17 @@ def cards(
         predicted: bool (N, K), the labels that were said.
         f2: float (N,), F2 of every tile.
         rows: which tiles, in the order wanted.
-        place: the dataset they come from.
+        path: the dataset they come from.
 
     Raises:
         DataError: the dataset is not there any more, is damaged, or does not hold these tiles.
         StorageError: its file system cannot be reached.
     """
-    dataset = open_dataset(place)
+    dataset = open_dataset(path)
     positions = {name: row for row, name in enumerate(dataset.table["image_name"])}
     missing = [predictions.names[row] for row in rows if predictions.names[row] not in positions]
     if missing:
-        raise DataError(f"{place} does not hold the tile {missing[0]}")
+        raise DataError(f"{path} does not hold the tile {missing[0]}")
     contents = read_images(dataset, [positions[predictions.names[row]] for row in rows])
     return [
         _card(predictions, predicted[row], float(f2[row]), row, content)

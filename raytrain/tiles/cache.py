@@ -19,11 +19,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from raytrain.data import images
 from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, read_shard
 from raytrain.errors import ConfigError, DataError, StorageError
 
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Shard:
     """Where a shard's tiles come from and where they go: rows [first, first + rows) of the store."""
 
     number: int
-    place: str
+    path: str
     sha256: str
     first: int
     rows: int
@@ -93,7 +95,6 @@ def open_store(
     directory: Path | None = None,
     processes: int = 1,
     turn: tuple[int, int] = (0, 1),
-    say: Callable[[str], None] = lambda line: None,
 ) -> Store:
     """Opens the store of a dataset, decoding what is missing; several processes may do so at once.
 
@@ -103,7 +104,6 @@ def open_store(
         directory: cache folder.
         processes: CPUs that this caller may use for decoding.
         turn: (position, callers) among the processes of this node; each verifies its share and starts with it.
-        say: receives progress lines.
 
     Raises:
         DataError: a shard is damaged, or a picture no longer passes the gate.
@@ -117,7 +117,7 @@ def open_store(
         pixels = np.memmap(root / "tiles.u8", np.uint8, "r", shape=shape)
         for shard in shards[turn[0] :: turn[1]]:
             _drop_if_damaged(root, shard, pixels)
-        decoded = _fill(root, shards[turn[0] :] + shards[: turn[0]], shape, processes, say)
+        decoded = _fill(root, shards[turn[0] :] + shards[: turn[0]], shape, processes)
         return Store(root, pixels, decoded, lease)
 
 
@@ -156,8 +156,8 @@ def _failures(directory: Path) -> Iterator[None]:
 def _shards(dataset: Dataset) -> list[Shard]:
     starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])[:-1]
     return [
-        Shard(i, place, entry["sha256"], int(first), entry["rows"])
-        for i, (place, first, entry) in enumerate(
+        Shard(i, path, entry["sha256"], int(first), entry["rows"])
+        for i, (path, first, entry) in enumerate(
             zip(dataset.shards, starts, dataset.manifest["shards"], strict=True)
         )
     ]
@@ -280,13 +280,7 @@ def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> 
                 marker.unlink()
 
 
-def _fill(
-    root: Path,
-    shards: list[Shard],
-    shape: tuple[int, ...],
-    processes: int,
-    say: Callable[[str], None],
-) -> int:
+def _fill(root: Path, shards: list[Shard], shape: tuple[int, ...], processes: int) -> int:
     """Decodes what no other process has decoded or is decoding, then waits for the others. Returns tiles decoded."""
     decoded, said = 0, time.monotonic()
     while missing := [shard for shard in shards if not _marker(root, shard).exists()]:
@@ -295,7 +289,7 @@ def _fill(
             decoded += rows
             if time.monotonic() - said > PROGRESS_EVERY_S:
                 said = time.monotonic()
-                say(f"  tiles: {decoded} of {shape[0]} decoded by this process")
+                logger.info(f"  tiles: {decoded} of {shape[0]} decoded by this process")
         if decoded == before:
             time.sleep(0.05)
     return decoded
@@ -319,11 +313,11 @@ def _decode_shard(shard: Shard, root: Path, shape: tuple[int, ...]) -> int:
             return 0
         pixels = np.memmap(root / "tiles.u8", np.uint8, "r+", shape=shape)
         view = pixels[shard.first : shard.first + shard.rows]
-        table = read_shard(shard.place, ["image_name", "image", "crc32"], shard.sha256)
+        table = read_shard(shard.path, ["image_name", "image", "crc32"], shard.sha256)
         for row, (name, content, check) in enumerate(
             zip(*(c.to_pylist() for c in table.columns), strict=True)
         ):
-            view[row] = decode_checked(content, check, shape[1], f"{name} in {shard.place}")
+            view[row] = decode_checked(content, check, shape[1], f"{name} in {shard.path}")
         pixels.flush()
         storage.write_json(str(_marker(root, shard)), _checksum(view))
         return shard.rows

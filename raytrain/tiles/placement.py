@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from raytrain.checkpoints.history import duration
 from raytrain.data.dataset import Dataset
 from raytrain.errors import ConfigError, ResourceError, StorageError
+from raytrain.log import EVERY_RANK, duration
 from raytrain.tiles.cache import Store, check_store, default_directory, open_store, store_bytes
 from raytrain.tiles.feeds import CacheFeed, DeviceFeed, Feed
 from raytrain.tiles.stream import StreamFeed, stream_window
 from raytrain.worker import Worker
+
+logger = logging.getLogger(__name__)
+
 
 # Of the GPU's free memory; the rest is for the network, its optimiser and what a step computes.
 SHARE_OF_GPU = 0.5
@@ -39,7 +42,6 @@ def place_tiles(
     choice: str,
     window_gb: float,
     order: tuple[int | None] | None,
-    say: Callable[[str], None],
 ) -> Placed:
     """Opens the tiles of a dataset for this process.
 
@@ -50,14 +52,13 @@ def place_tiles(
         choice: auto, device, cache or stream.
         window_gb: encoded tiles that streaming may hold in a window.
         order: the window of a run that goes on, whose order of tiles must not change; None for a new run.
-        say: receives lines.
 
     Raises:
         ConfigError: `device` without a GPU, or `stream` for a run that shuffles more together than a window holds.
         DataError, StorageError: as `open_store`.
         ResourceError: they do not fit into the GPU's memory.
     """
-    store, reason = _store(dataset, size, worker, choice, say)
+    store, reason = _store(dataset, size, worker, choice)
     streamed = _any(store is None, worker.world)
     largest = stream_window(dataset, window_gb) if streamed else None
     if order == (None,) and largest is not None:
@@ -69,13 +70,15 @@ def place_tiles(
             dataset, size, window=window, processes=processes, device=worker.device
         )
         shards = len(dataset.shards)
-        place = f"streamed from the shards, {window or shards} of {shards} in a window"
+        path = f"streamed from the shards, {window or shards} of {shards} in a window"
     else:
         on_gpu, reason = goes_to_gpu(choice, store.pixels.nbytes, worker.device)
         feed = _uploaded(store, worker.device) if on_gpu else CacheFeed(store.pixels, worker.device)
-        place = "on the GPU" if on_gpu else f"in {store.directory}"
+        path = "on the GPU" if on_gpu else f"in {store.directory}"
     if worker.rank == 0:
-        say(f"tiles: {place}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px ({reason})")
+        logger.info(
+            f"tiles: {path}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px ({reason})"
+        )
     return Placed(feed, size, window, store)
 
 
@@ -142,9 +145,7 @@ def goes_to_gpu(choice: str, size: int, device: torch.device) -> tuple[bool, str
     )
 
 
-def _store(
-    dataset: Dataset, size: int, worker: Worker, choice: str, say: Callable[[str], None]
-) -> tuple[Store | None, str]:
+def _store(dataset: Dataset, size: int, worker: Worker, choice: str) -> tuple[Store | None, str]:
     """The filled store, or None and the reason why there is none."""
     if choice == "stream":
         return None, "as asked"
@@ -155,15 +156,15 @@ def _store(
             size,
             processes=max(1, worker.cpus // worker.local_world),
             turn=(worker.local_rank, worker.local_world),
-            say=say,
         )
     except StorageError as error:
         if choice != "auto":
             raise
         return None, error.what
-    say(
+    logger.info(
         f"tiles: rank {worker.rank} of {worker.world} decoded {store.decoded} of {dataset.rows} at {size} px"
-        f" in {duration(time.monotonic() - began)}, the others were in {store.directory}"
+        f" in {duration(time.monotonic() - began)}, the others were in {store.directory}",
+        extra=EVERY_RANK,
     )
     return store, ""
 

@@ -40,7 +40,7 @@ def stream_window(dataset: Dataset, gigabytes: float) -> int | None:
 
     A function of dataset and recipe, not of the machine: the order of tiles must be the same everywhere.
     """
-    largest = max(storage.size(place) for place in dataset.shards)
+    largest = max(storage.size(path) for path in dataset.shards)
     window = max(1, int(gigabytes * 1e9 / largest))
     return None if window >= len(dataset.shards) else window
 
@@ -112,7 +112,7 @@ class ShardWindow:
     """The encoded tiles of the shards used last, at most `window` of them between two batches."""
 
     def __init__(self, dataset: Dataset, window: int) -> None:
-        self.places, self.window = dataset.shards, window
+        self.paths, self.window = dataset.shards, window
         self.hashes = [shard["sha256"] for shard in dataset.manifest["shards"]]
         self.first = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
         self.held: OrderedDict[int, pa.Table] = OrderedDict()
@@ -141,13 +141,13 @@ class ShardWindow:
             self.held[shard] = table
 
     def _read(self, shard: int) -> pa.Table:
-        return read_shard(self.places[shard], COLUMNS, self.hashes[shard]).combine_chunks()
+        return read_shard(self.paths[shard], COLUMNS, self.hashes[shard]).combine_chunks()
 
     def _tile(self, shard: int, row: int) -> tuple[bytes, int, str]:
         name, image, check = (
             self.held[shard].column(c)[row - self.first[shard]].as_py() for c in COLUMNS
         )
-        return image, check, f"{name} in {self.places[shard]}"
+        return image, check, f"{name} in {self.paths[shard]}"
 
 
 class _Handed(Sampler[Encoded]):

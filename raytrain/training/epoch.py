@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
-from raytrain.checkpoints.history import StepRow, duration
+from raytrain.checkpoints.history import StepRow
 from raytrain.errors import DivergedError
+from raytrain.log import duration
 from raytrain.training.step import Outcome
+
+logger = logging.getLogger(__name__)
+
 
 PROGRESS_EVERY_S = 30.0
 # Steps between two looks at the device: a gradient that is not finite is known after so many at the latest.
@@ -25,16 +29,8 @@ class GroupDiverged(DivergedError):
 class EpochRecord:
     """What the steps of an epoch leave behind: losses (on the device until the end), rates, time."""
 
-    def __init__(
-        self, number: int, epoch: int, batches: int, world: int, say: Callable[[str], None]
-    ) -> None:
-        self.number, self.epoch, self.batches, self.world, self.say = (
-            number,
-            epoch,
-            batches,
-            world,
-            say,
-        )
+    def __init__(self, number: int, epoch: int, batches: int, world: int) -> None:
+        self.number, self.epoch, self.batches, self.world = (number, epoch, batches, world)
         self.outcomes: list[torch.Tensor] = []
         self.rates: list[tuple[list[float], float]] = []
         self.losses: list[float] = []
@@ -66,7 +62,7 @@ class EpochRecord:
         if time.monotonic() - self.said > PROGRESS_EVERY_S:
             self.said = time.monotonic()
             left = (self.said - self.began) / (done - self.before) * (self.batches - done)
-            self.say(
+            logger.info(
                 f"  stage {self.number} epoch {self.epoch}: step {done}/{self.batches}, {duration(left)} to go"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.models.precision import autocast, dtype_of
+
+logger = logging.getLogger(__name__)
+
 
 # Capturing graphs takes about as long as 20 steps; compiling takes a minute, and earns a tenth of a step of some ms.
 GRAPHS_FROM_STEPS = 200
@@ -51,12 +55,7 @@ def reuses_gradients(network: nn.Module) -> bool:
 
 
 def set_execution(
-    model: nn.Module,
-    how: str,
-    shape: tuple[int, ...],
-    precision: str,
-    device: torch.device,
-    say: Callable[[str], None],
+    model: nn.Module, how: str, shape: tuple[int, ...], precision: str, device: torch.device
 ) -> None:
     """Makes the network take training batches of one shape the fast way; all others, and validation, run eagerly.
 
@@ -66,12 +65,11 @@ def set_execution(
         shape: of the pixels (B, 3, S, S) of a pass.
         precision: as in the recipe.
         device: where it trains.
-        say: hears of it where graphs are not possible; the stage then runs eagerly.
     """
     run_eagerly(model)
     eager = model.forward
     if how == "graphs":
-        fast = _graphed(model, shape, precision, device, say)
+        fast = _graphed(model, shape, precision, device)
     else:
         # With graphs of its own on a GPU, where launching kernels takes longer than small batches compute.
         mode = "reduce-overhead" if device.type == "cuda" else "default"
@@ -89,15 +87,11 @@ def set_execution(
 
 
 def _graphed(
-    model: nn.Module,
-    shape: tuple[int, ...],
-    precision: str,
-    device: torch.device,
-    say: Callable[[str], None],
+    model: nn.Module, shape: tuple[int, ...], precision: str, device: torch.device
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Forward and backward of the network as CUDA graphs, or None where they cannot be captured."""
     if not has_graphs(device):
-        say("CUDA graphs need a GPU: the network runs eagerly")
+        logger.info("CUDA graphs need a GPU: the network runs eagerly")
         return None
     # A graph holds one mode, and validation leaves the network in the other: in training the graph would never be taken.
     model.train()
@@ -114,7 +108,7 @@ def _graphed(
         return graphed
     except RuntimeError as error:
         model.__dict__.pop("forward", None)
-        say(
+        logger.info(
             f"CUDA graphs are not possible here ({str(error).splitlines()[0]}): the network runs eagerly"
         )
         return None

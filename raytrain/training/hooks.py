@@ -24,7 +24,6 @@ class Hooks:
     process whose batches have stopped coming, after it has told where it stands. `saves`: what other ranks write.
     """
 
-    say: Callable[[str], None] = print
     report: Callable[[Metrics], None] = lambda metrics: None
     saved: Callable[[Metrics], None] = lambda metrics: None
     on_batch: Callable[[Batch], None] = lambda batch: None

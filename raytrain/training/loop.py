@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,9 @@ from raytrain.training.step import Batch, Outcome, Stepper
 from raytrain.training.tasks import MultiLabel
 from raytrain.training.watchdog import Watchdog
 from raytrain.worker import Worker
+
+logger = logging.getLogger(__name__)
+
 
 # On the peak rates of a run that diverged, from the checkpoint on that it goes back to.
 BACKOFF = 0.5
@@ -79,7 +83,7 @@ def fit(
     except GroupDiverged as error:
         if not backoff or trainer.lr_scale < 1:
             raise
-        trainer.say(
+        logger.info(
             f"{error.what}: the run goes back to its latest checkpoint and on with half the learning rates"
         )
     del trainer
@@ -154,7 +158,7 @@ class Trainer:
         self.model = networks.build(
             recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
         )
-        self.start, source = starting.begin(self.recipe, dataset, run, self.model, worker, self.say)
+        self.start, source = starting.begin(self.recipe, dataset, run, self.model, worker)
         self.backoff, self.lr_scale = backoff, self.start.lr_scale * backoff
         networks.placed(self.model, worker.device, dtype_of(precision))
         self.ema = starting.averages(self.model, recipe.train.ema, source)
@@ -167,13 +171,12 @@ class Trainer:
         self.task = MultiLabel(recipe.train)
         self.lr: Any = None  # peak of the stage that runs
         self.waiting = True  # for the first step
-        self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s, self.say)
+        self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s)
         self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
         self.watchdog = Watchdog(
             run,
             worker.rank,
             recipe.train.stall_s,
-            hooks.say,
             hooks.stalled,
             lambda: self.saver.writing,
             hooks.saves,
@@ -185,11 +188,6 @@ class Trainer:
     def leads(self) -> bool:
         """True on rank 0, which alone writes."""
         return self.worker.rank == 0
-
-    def say(self, line: str) -> None:
-        """Says a line once for the group."""
-        if self.leads:
-            self.hooks.say(line)
 
     def stages_left(self) -> Iterator[tuple[int, Stage]]:
         """(number, stage) of the selected stages that are not complete, the checkpoint with their name included."""
@@ -210,7 +208,7 @@ class Trainer:
         step = self._stepper(self.recipe, number, self.lr, self.ema)
         dropped = len(self.train_rows) - sum(map(len, batches))
         if dropped:
-            self.say(
+            logger.info(
                 f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped"
             )
         if resumed and self.start.optimizer:
@@ -230,7 +228,7 @@ class Trainer:
             step.pace, number, epoch, rank=worker.rank, world=worker.world, group=group
         )
         for sentence in pace.slow_ranks(paces.rows):
-            self.say(sentence)
+            logger.info(sentence)
         judged = self.validate(number, epoch)
         # A run that is through has nothing to stop.
         action = Action.SAVE if self._is_end(number, epoch) else self.decisions.now()
@@ -245,7 +243,7 @@ class Trainer:
         In the epoch that a run goes on in, its first record holds the steps before as well.
         """
         batches, epochs = self.batches(number, epoch), self.recipe.stages[number - 1].epochs
-        record = EpochRecord(number, epoch, len(batches), self.worker.world, self.say)
+        record = EpochRecord(number, epoch, len(batches), self.worker.world)
 
         def rates(i: int) -> tuple[list[float], float]:
             position = (epoch - 1) * len(batches) + i
@@ -305,7 +303,7 @@ class Trainer:
         if self.waiting:
             self.waiting = False
             record.outcomes[0].tolist()
-            self.say(
+            logger.info(
                 f"stage {record.number} epoch {record.epoch}: first step of {record.batches} done in "
                 f"{time.monotonic() - record.began:.1f} s"
             )
@@ -420,7 +418,7 @@ class Trainer:
                 remaining_s=left,
             )
             contention = waits.sentence(paces.waits)
-            self.hooks.say(f"{line}\n  {contention}" if contention else line)
+            logger.info(f"{line}\n  {contention}" if contention else line)
         self.hooks.report(self.last)
         if save:
             self.hooks.saved(self.last)
@@ -490,7 +488,7 @@ class Trainer:
         if self.recipe.lr != "auto":
             return stage.lr
         peak, sentence = lr_find.peak(self.range_test(number), stage.lr)
-        self.say(f"stage {number}: {sentence}")
+        logger.info(f"stage {number}: {sentence}")
         return peak
 
     def _stepper(
@@ -515,7 +513,7 @@ class Trainer:
         )
         part = sampling.pass_slices(len(batches[0]), worker.rank, worker.world, train.accumulate)[0]
         shape = (part.stop - part.start, 3, stage.size, stage.size)
-        execution.set_execution(self.model, how, shape, train.precision, worker.device, self.say)
+        execution.set_execution(self.model, how, shape, train.precision, worker.device)
 
     def _place_tiles(self) -> Placed:
         recipe = self.recipe
@@ -527,7 +525,6 @@ class Trainer:
             choice=recipe.tiles,
             window_gb=recipe.data.window_gb,
             order=self.start.order,
-            say=self.hooks.say,
         )
 
     def _write_predictions(
@@ -537,7 +534,7 @@ class Trainer:
             "task": self.task.name,
             "split": self.recipe.data.split,
             "part": "valid",
-            "dataset": self.dataset.place,
+            "dataset": self.dataset.path,
             "checkpoint": storage.join(self.run, "checkpoints", "last"),
             "stage": str(number),
             "epoch": str(epoch),
@@ -593,7 +590,7 @@ class Trainer:
             "window": self.placed.window,
             "resize": {"stored_size": self.placed.size, "rule": transforms.RESIZE_RULE},
             "thresholds": {"default": 0.2},
-            "dataset": self.dataset.place,
+            "dataset": self.dataset.path,
             "dataset_hash": self.dataset.hash,
             "split": recipe.data.split,
             "split_hash": self.dataset.split_hash(recipe.data.split),
@@ -608,7 +605,7 @@ class Trainer:
         }
 
     def _row_metrics(self, row: EpochRow) -> Metrics:
-        place = storage.join(self.run, "checkpoints", "last")
+        path = storage.join(self.run, "checkpoints", "last")
         return {
             "stage": row.stage,
             "epoch": row.epoch,
@@ -616,7 +613,7 @@ class Trainer:
             "valid_loss": row.valid_loss,
             "accuracy": row.accuracy,
             "train_loss": row.train_loss,
-            "checkpoint": place,
+            "checkpoint": path,
         }
 
     def _remaining_seconds(self, number: int, epoch: int, row: EpochRow) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from raytrain.errors import DataError, StorageError
 from raytrain.models import initial_weights, networks
 from raytrain.training.ema import Ema
 from raytrain.worker import Worker
+
+logger = logging.getLogger(__name__)
+
 
 RankState = dict[str, Any]
 
@@ -58,12 +61,7 @@ class Start:
 
 
 def begin(
-    recipe: Recipe,
-    dataset: Dataset,
-    run: str,
-    model: nn.Sequential,
-    worker: Worker,
-    say: Callable[[str], None],
+    recipe: Recipe, dataset: Dataset, run: str, model: nn.Sequential, worker: Worker
 ) -> tuple[Start, reading.Checkpoint | None]:
     """Loads the weights that a run begins with into the model.
 
@@ -75,7 +73,6 @@ def begin(
         run: its directory.
         model: whose weights are replaced.
         worker: this process.
-        say: receives lines.
 
     Raises:
         ConfigError: the checkpoint is for other classes, another network or other pixels.
@@ -84,10 +81,10 @@ def begin(
     """
     own, skipped = _latest(run, worker)
     for sentence in skipped:
-        say(f"skipped a checkpoint: {sentence}")
+        logger.info(f"skipped a checkpoint: {sentence}")
     source = own or initial(recipe, dataset)
     if source is None:
-        say(f"new run, from {_fresh(recipe, model)}")
+        logger.info(f"new run, from {_fresh(recipe, model)}")
         return Start(), None
     fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
     if own:
@@ -96,12 +93,12 @@ def begin(
     goes_on = own is not None or recipe.train.ema > 0
     model.load_state_dict(source.weights() if goes_on else source.judged_weights())
     f2 = source.meta["f2"]
-    origin = f"{source.place} ({'not judged' if f2 is None else f'F2 {f2:.4f}'})"
+    origin = f"{source.path} ({'not judged' if f2 is None else f'F2 {f2:.4f}'})"
     if own is None:
-        say(f"new run, from {origin}{_other_data(source, recipe, dataset)}")
-        return Start(parent=source.place), source
-    say(f"resuming {_readable(own.position)}, from {origin}")
-    _say_changes(own, worker, say)
+        logger.info(f"new run, from {origin}{_other_data(source, recipe, dataset)}")
+        return Start(parent=source.path), source
+    logger.info(f"resuming {_readable(own.position)}, from {origin}")
+    _say_changes(own, worker)
     return _resumed(own, recipe, run), own
 
 
@@ -111,7 +108,7 @@ def _latest(run: str, worker: Worker) -> tuple[reading.Checkpoint | None, list[s
     )
     if worker.world == 1:
         return own, skipped
-    chosen = [own.place if own else None]
+    chosen = [own.path if own else None]
     dist.broadcast_object_list(chosen, src=0)
     if worker.rank == 0 or chosen[0] is None:
         return own, skipped
@@ -203,7 +200,7 @@ def _resumed(own: reading.Checkpoint, recipe: Recipe, run: str) -> Start:
     optimizer = state if "param_groups" in state else state.get("optimizer")
     return Start(
         own.position,
-        own.place,
+        own.path,
         optimizer,
         tuple(state.get("ranks", ())),
         tuple(state.get("rates", ())),
@@ -224,7 +221,7 @@ def _unnamed(own: reading.Checkpoint, recipe: Recipe, run: str) -> int:
 def _check_same_data(own: reading.Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
     if _data_of(own) != (dataset.hash, dataset.split_hash(recipe.data.split)):
         raise DataError(
-            f"the dataset {dataset.place} is not the one that {own.place} was trained on",
+            f"the dataset {dataset.path} is not the one that {own.path} was trained on",
             "tiles or their parts have changed since; validation tiles could have been trained on",
             "start a new run with --init-from that checkpoint, or restore the dataset",
         )
@@ -248,13 +245,13 @@ def _readable(position: layout.Position) -> str:
     return f"after stage {position.stage} epoch {position.epochs}"
 
 
-def _say_changes(own: reading.Checkpoint, worker: Worker, say: Callable[[str], None]) -> None:
+def _say_changes(own: reading.Checkpoint, worker: Worker) -> None:
     """Says what keeps the rest of the run from having the bits of an undisturbed one."""
     for key, now, thing in (
         ("world", worker.world, "workers"),
         ("threads", torch.get_num_threads(), "threads a worker"),
     ):
         if own.meta[key] != now:
-            say(
+            logger.info(
                 f"  {own.meta[key]} {thing} so far, {now} from here: the same tiles in the same order, last bits may differ"
             )

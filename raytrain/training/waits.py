@@ -60,10 +60,10 @@ def sentence(waits: list[tuple[str, float]]) -> str:
 
 def _turns(tasks: Path) -> dict[str, Turn]:
     found = {}
-    for place in tasks.glob("*/schedstat"):
+    for path in tasks.glob("*/schedstat"):
         try:
-            on, queued, _ = place.read_text().split()
+            on, queued, _ = path.read_text().split()
         except (OSError, ValueError):  # the thread has ended
             continue
-        found[place.parent.name] = Turn(int(on), int(queued))
+        found[path.parent.name] = Turn(int(on), int(queued))
     return found

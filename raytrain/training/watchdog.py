@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import math
 import statistics
 import tempfile
@@ -13,6 +14,9 @@ from collections.abc import Callable
 
 from raytrain import storage
 from raytrain.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
 
 # No batch for so many times as long as batches take, and at least for train.stall_s.
 TIMES_MEDIAN = 10
@@ -44,7 +48,6 @@ class Watchdog:
         run: str,
         rank: int,
         stall_s: float,
-        say: Callable[[str], None],
         stalled: Callable[[], None] = lambda: None,
         writes: Callable[[], bool] = lambda: False,
         saves: Saves | None = None,
@@ -55,13 +58,12 @@ class Watchdog:
             run: its directory.
             rank: of this process.
             stall_s: seconds without a batch that are a stall.
-            say: receives lines.
             stalled: called after a stall was told.
             writes: whether this process is writing a checkpoint.
             saves: the same of the others.
         """
-        self.place, self.rank = storage.join(run, "stacks", f"rank-{rank}.txt"), rank
-        self.stall_s, self.say, self.stalled = stall_s, say, stalled
+        self.path, self.rank = storage.join(run, "stacks", f"rank-{rank}.txt"), rank
+        self.stall_s, self.stalled = stall_s, stalled
         self.writes, self.saves = writes, saves or Saves()
         self.durations: deque[float] = deque(maxlen=REMEMBERED)
         self.beaten: float | None = None
@@ -121,7 +123,7 @@ class Watchdog:
         self.written = time.monotonic()
         if self.beaten is not None and self.written - self.beaten > self.limit_s and not self.waits:
             self.waits = True
-            self.say(
+            logger.warning(
                 f"no batch for {self.written - self.beaten:.0f} s: training waits for a checkpoint to be written"
             )
 
@@ -134,10 +136,10 @@ class Watchdog:
             faulthandler.dump_traceback(file)
             file.seek(0)
             text = file.read()
-        self.say(
-            f"rank {self.rank} has begun no batch for {silent:.0f} s; where its threads stand: {self.place}"
+        logger.warning(
+            f"rank {self.rank} has begun no batch for {silent:.0f} s; where its threads stand: {self.path}"
         )
         try:
-            storage.write_text(self.place, text)
+            storage.write_text(self.path, text)
         except StorageError as error:
-            self.say(f"{error.what}\n{text}")
+            logger.warning(f"{error.what}\n{text}")

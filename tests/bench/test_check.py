@@ -35,8 +35,8 @@ SKIPS = "needs a GPU"
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    place = generate.write_tiles(str(tmp_path_factory.mktemp("check") / "dataset"), 40, 32).place
-    return Setting(place, device="cpu", arch=NETWORK, size=32, batch=8, steps=3)
+    path = generate.write_tiles(str(tmp_path_factory.mktemp("check") / "dataset"), 40, 32).path
+    return Setting(path, device="cpu", arch=NETWORK, size=32, batch=8, steps=3)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_the_check_says_a_verdict_a_line_and_ends_with_json(
         "feeds", "cache", FAIL if failing else PASS, "0 of 200 batches differ", {"wrong": 0}
     )
 
-    def run_parts(setting, say, end):
+    def run_parts(setting, end):
         assert len(setting.dataset) and setting.on_gpu
-        say(str(verdict))
+        check.logger.info(str(verdict))
         return [verdict]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -285,7 +285,7 @@ def test_a_part_is_a_process_with_a_limit_whose_verdicts_survive_it(setting, mon
 def test_parts_that_find_no_time_are_skipped_and_said(setting, monkeypatch):
     ran, said = [], []
     monkeypatch.setattr(
-        check, "run_part", lambda name, setting, limit, say: ran.append((name, round(limit))) or []
+        check, "run_part", lambda name, setting, limit: ran.append((name, round(limit))) or []
     )
     parts = {"a": Limited(print, 30), "b": Limited(print, 100), "c": Limited(print, 30)}
     now = [0.0]

@@ -87,12 +87,8 @@ def test_the_ceiling_trains_the_same_network_and_reads_no_tile(loop, monkeypatch
     assert not torch.equal(before, weights(ceiling.network))
 
 
-def test_measuring_a_stage_gives_its_figures(recipe, dataset):
-    lines = []
-    found = {
-        f.name: f
-        for f in measure(recipe, dataset, pairs=2, block=1, parts=["train"], say=lines.append)
-    }
+def test_measuring_a_stage_gives_its_figures(recipe, dataset, logged):
+    found = {f.name: f for f in measure(recipe, dataset, pairs=2, block=1, parts=["train"])}
     stage = ("ceiling", "loop", "ratio", "cache", "augmented", "validation", "epoch")
     assert list(found) == [*(f"train.stage-1-32.{name}" for name in stage), "memory.host"]
     loop, ceiling, ratio = (
@@ -100,7 +96,7 @@ def test_measuring_a_stage_gives_its_figures(recipe, dataset):
     )
     assert len(ratio) == 2 and ratio == tuple(a / b for a, b in zip(loop, ceiling, strict=True))
     assert found["train.stage-1-32.epoch"].about.endswith("14 + 6 tiles")
-    assert any("round 2 of 2" in line for line in lines)
+    assert any("round 2 of 2" in line for line in logged)
 
 
 def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_side_do_not_count(
@@ -134,10 +130,7 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
 def test_what_checkpoints_cost(recipe, dataset, monkeypatch):
     monkeypatch.setattr(saver, "LEAST_INTERVAL_S", 0.1)
     monkeypatch.setattr(saver, "TIMES_COST", 1)
-    found = {
-        f.name: f
-        for f in measure(recipe, dataset, pairs=2, block=2, parts=["checkpoints"], say=print)
-    }
+    found = {f.name: f for f in measure(recipe, dataset, pairs=2, block=2, parts=["checkpoints"])}
     assert list(found) == [
         f"checkpoints.{name}" for name in ("loop", "without", "ratio", "saves", "cost")
     ]
@@ -205,13 +198,12 @@ def test_the_plain_loops_batches_are_augmented_pictures_with_their_targets(files
     assert names[0] == "RandomResizedCrop" and names[-2:] == ["ToTensor", "Normalize"]
 
 
-def test_a_frozen_stage_is_not_compared_with_a_plain_loop(recipe, dataset):
-    lines = []
+def test_a_frozen_stage_is_not_compared_with_a_plain_loop(recipe, dataset, logged):
     frozen = recipe.model_copy(
         update={"stages": (recipe.stages[0].model_copy(update={"freeze": True}),)}
     )
-    assert against_plain(frozen, dataset, 1, "", 1, 1, lines.append) == []
-    assert "not frozen" in lines[0]
+    assert against_plain(frozen, dataset, 1, "", 1, 1) == []
+    assert "not frozen" in logged[0]
 
 
 def test_generated_tiles_are_a_whole_dataset_of_planets_format(tmp_path):
@@ -229,9 +221,9 @@ def test_generated_tiles_are_a_whole_dataset_of_planets_format(tmp_path):
 def test_generated_tiles_are_cached_beside_them_and_gone_afterwards(monkeypatch):
     monkeypatch.setenv("RAYTRAIN_CACHE", "mine")
     with generate.workplace(None, 8, 32) as made:
-        cache, place = generate.os.environ["RAYTRAIN_CACHE"], generate.Path(made.place)
-        assert cache != "mine" and place.exists()
-    assert generate.os.environ["RAYTRAIN_CACHE"] == "mine" and not place.exists()
+        cache, path = generate.os.environ["RAYTRAIN_CACHE"], generate.Path(made.path)
+        assert cache != "mine" and path.exists()
+    assert generate.os.environ["RAYTRAIN_CACHE"] == "mine" and not path.exists()
 
 
 def test_the_decode_rate_counts_every_tile(dataset, monkeypatch):

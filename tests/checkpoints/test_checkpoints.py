@@ -30,9 +30,9 @@ def model(value=1.0):
     return net
 
 
-def save(place, value=1.0, stage=1, epoch=2, state=None, steps=0):
+def save(path, value=1.0, stage=1, epoch=2, state=None, steps=0):
     writing.save(
-        str(place),
+        str(path),
         model(value),
         META | {"stage": stage, "epoch": epoch, "epoch_steps": steps},
         state,
@@ -215,13 +215,13 @@ def test_code_in_a_training_state_is_never_run(tmp_path):
         reading.load(str(tmp_path / "last")).train_state()
 
 
-def rewritten(place, **files):
+def rewritten(path, **files):
     """Other files with a manifest that agrees, as another program would write them."""
     for name, content in files.items():
-        (place / name.replace("_", ".")).write_bytes(content)
-    names = [path.name for path in place.iterdir() if path.name != layout.MANIFEST]
-    manifest = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in names}
-    (place / layout.MANIFEST).write_text(json.dumps(manifest))
+        (path / name.replace("_", ".")).write_bytes(content)
+    names = [file.name for file in path.iterdir() if file.name != layout.MANIFEST]
+    manifest = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    (path / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,13 @@ def save(saver, step):
 def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, monkeypatch):
     let, running, threads, write = threading.Event(), [], [], writing.write
 
-    def slow(place, what, twin):
+    def slow(path, what, twin):
         threads.append(threading.current_thread())
-        running.append(place)
+        running.append(path)
         assert len(running) == 1
         let.wait(30)
-        write(place, what, twin)
-        running.remove(place)
+        write(path, what, twin)
+        running.remove(path)
 
     monkeypatch.setattr(writing, "write", slow)
     save(saver, 1)
@@ -72,7 +72,7 @@ def test_a_save_leaves_no_pool_of_threads_behind(saver):
 def full(monkeypatch):
     """A disk without space; called, it has some again."""
 
-    def write(place, what, twin):
+    def write(path, what, twin):
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
@@ -91,14 +91,13 @@ def test_an_error_at_the_end_of_an_epoch_is_raised_by_the_next_look_and_once(sav
 
 
 def test_within_an_epoch_training_goes_on_until_the_third_save_in_a_row_fails(
-    saver, full, tmp_path
+    saver, full, tmp_path, logged
 ):
-    saver.say = (said := []).append
     for step in (1, 2, 3):
         save(saver, step)
         saver.pending.exception()
-        assert len(said) == step - 1
-    assert said == [
+        assert len(logged) == step - 1
+    assert logged == [
         f"no checkpoint: no space left; training goes on ({n} of 3 in a row)" for n in (1, 2)
     ]
     with pytest.raises(StorageError):
@@ -106,9 +105,8 @@ def test_within_an_epoch_training_goes_on_until_the_third_save_in_a_row_fails(
 
 
 def test_storage_that_comes_back_ends_the_count_and_what_must_be_there_is_waited_for(
-    saver, full, tmp_path
+    saver, full, tmp_path, logged
 ):
-    saver.say = (said := []).append
     save(saver, 1)
     saver.pending.exception()
     with pytest.raises(StorageError):
@@ -116,7 +114,7 @@ def test_storage_that_comes_back_ends_the_count_and_what_must_be_there_is_waited
     full()
     save(saver, 2)
     saver.wait()
-    assert saver.failures == 0 and not said and (tmp_path / "step-00000002").exists()
+    assert saver.failures == 0 and not logged and (tmp_path / "step-00000002").exists()
 
 
 def test_without_a_setting_the_interval_follows_the_measured_cost(tmp_path):
@@ -134,9 +132,9 @@ def test_where_nothing_can_be_renamed_the_last_state_stands_elsewhere_while_last
 ):
     written = []
     monkeypatch.setattr(
-        writing, "write", lambda place, what, twin=None: written.append(storage.name_of(place))
+        writing, "write", lambda path, what, twin=None: written.append(storage.name_of(path))
     )
-    monkeypatch.setattr(storage, "names", lambda place, directories: [])
+    monkeypatch.setattr(storage, "names", lambda path, directories: [])
     saver = Saver("s3://bucket/run/checkpoints", 0.0)
     saver.save([("best", state(7)), ("last", state(7))], 0.0)
     saver.wait()

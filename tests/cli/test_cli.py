@@ -36,7 +36,7 @@ def yaml_file(folder, content):
 
 
 def without_manifest(folder, dataset):
-    shutil.copytree(dataset.place, folder / "cut")
+    shutil.copytree(dataset.path, folder / "cut")
     (folder / "cut" / "dataset.json").unlink()
     return str(folder / "cut")
 
@@ -124,7 +124,7 @@ MISTAKES = {
         "no dataset.json",
     ),
     "an unknown split": (
-        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--data.split", "rando"],
+        lambda t, s, d: [*SMOKE, "--dataset", d.path, "--data.split", "rando"],
         3,
         'Did you mean "random"',
     ),
@@ -134,7 +134,7 @@ MISTAKES = {
             "--checkpoint",
             str(t / "no" / "last"),
             "--dataset",
-            d.place,
+            d.path,
             "--out",
             str(t / "p"),
         ],
@@ -149,7 +149,7 @@ MISTAKES = {
             "--storage",
             str(t),
             "--dataset",
-            d.place,
+            d.path,
             "--out",
             str(t / "p"),
         ],
@@ -160,7 +160,7 @@ MISTAKES = {
         lambda t, s, d: [
             *SMOKE,
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(t / "runs"),
             "--init-from",
@@ -173,7 +173,7 @@ MISTAKES = {
         lambda t, s, d: [
             *SMOKE,
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(t / "runs"),
             "--init-from",
@@ -188,7 +188,7 @@ MISTAKES = {
             "--checkpoint",
             with_other_classes(t, d),
             "--dataset",
-            d.place,
+            d.path,
             "--out",
             str(t / "p"),
         ],
@@ -206,7 +206,7 @@ MISTAKES = {
         "labels.csv",
     ),
     "a read-only storage path": (
-        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--storage", "/proc/raytrain"],
+        lambda t, s, d: [*SMOKE, "--dataset", d.path, "--storage", "/proc/raytrain"],
         7,
         "cannot make",
     ),
@@ -214,7 +214,7 @@ MISTAKES = {
         lambda t, s, d: [
             *SMOKE,
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(t / "runs"),
             "--num-workers",
@@ -227,7 +227,7 @@ MISTAKES = {
         lambda t, s, d: [
             *SMOKE,
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(t / "runs"),
             "--model.batch-norm",
@@ -237,7 +237,7 @@ MISTAKES = {
         "needs GPUs",
     ),
     "passes smaller than BatchNorm needs": (
-        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--train.accumulate", "5"],
+        lambda t, s, d: [*SMOKE, "--dataset", d.path, "--train.accumulate", "5"],
         2,
         "--train.batch-size 10",
     ),
@@ -267,7 +267,7 @@ MISTAKES = {
             "--checkpoint",
             "c",
             "--dataset",
-            d.place,
+            d.path,
             "--out",
             str(t / "p"),
             "--part",
@@ -280,7 +280,7 @@ MISTAKES = {
         lambda t, s, d: [
             *SMOKE,
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(t / "runs"),
             "--model.weights",
@@ -293,7 +293,7 @@ MISTAKES = {
         lambda t, s, d: [
             *SMOKE,
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(t / "runs"),
             "--model.arch",
@@ -303,7 +303,7 @@ MISTAKES = {
         'Did you mean "resnet',
     ),
     "a batch larger than the data": (
-        lambda t, s, d: [*SMOKE, "--dataset", d.place, "--train.batch-size", "4096"],
+        lambda t, s, d: [*SMOKE, "--dataset", d.path, "--train.batch-size", "4096"],
         2,
         "training tiles",
     ),
@@ -342,7 +342,7 @@ MISTAKES = {
             "--checkpoint",
             "x",
             "--dataset",
-            d.place,
+            d.path,
             "--out",
             str(t / "p"),
             "--subfolders",
@@ -436,14 +436,14 @@ MISTAKES = {
 
 
 def good_predictions(folder):
-    place = str(folder / "good.parquet")
+    path = str(folder / "good.parquet")
     predictions.write(
-        place,
+        path,
         predictions.Predictions(
             ("a", "b"), np.zeros((2, 3), np.float32), None, ("x", "y", "z"), {}
         ),
     )
-    return place
+    return path
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -529,7 +529,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(dataset, tmp_path, capsys):
     arguments = [
         *SMOKE,
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(tmp_path / "runs"),
         "--num-workers",

@@ -77,11 +77,11 @@ def test_a_place_that_is_left_out_is_refused_alike(job, arguments, capsys):
 
 
 @pytest.mark.parametrize("place", ["runs", "./runs", "../runs", "file://runs", "~x/runs"])
-def test_all_relative_forms_are_refused(job, place):
+def test_all_relative_forms_are_refused(job, path):
     from raytrain.errors import ConfigError
 
     with pytest.raises(ConfigError, match="is relative"):
-        check_written("--storage", place)
+        check_written("--storage", path)
 
 
 def test_an_absolute_place_inside_the_folder_of_the_job_is_refused_too(job, capsys):
@@ -92,8 +92,8 @@ def test_an_absolute_place_inside_the_folder_of_the_job_is_refused_too(job, caps
 @pytest.mark.parametrize(
     "place", ["/shared/runs", "s3://bucket/runs?region=us-east-1", "file:///shared/runs", "~/runs"]
 )
-def test_absolute_places_are_taken(job, place):
-    check_written("--storage", place)
+def test_absolute_places_are_taken(job, path):
+    check_written("--storage", path)
 
 
 def test_the_variable_and_the_recipe_count_as_given(job, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ CLASSES = ["<b>", "forest", "road & rail", "$x$"]
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def path(tmp_path, monkeypatch):
     """A dataset of twelve tiles; the user stands in an empty folder beside it."""
     pictures = [encoded(scene(i), "JPEG", quality=90) for i in range(12)]
     pictures[11] = pictures[4]
@@ -63,38 +63,38 @@ def pixels_of(number):
     )
 
 
-def test_show_draws_every_tile_it_names_and_says_where(place, capsys):
-    names, picture = shown(capsys, place, "--tiles", 6, "--size", 64)
-    assert len(names) == 6 and (place.parent / "here" / "set-tiles.png").exists()
+def test_show_draws_every_tile_it_names_and_says_where(path, capsys):
+    names, picture = shown(capsys, path, "--tiles", 6, "--size", 64)
+    assert len(names) == 6 and (path.parent / "here" / "set-tiles.png").exists()
     drawn = {f"tile_{i:02}" for i in range(11) if holds(picture, pixels_of(i))}
     assert drawn == {name.replace("11", "04") for name in names}
-    assert shown(capsys, place, "--tiles", 6, "--size", 64)[1].tobytes() == picture.tobytes()
-    others, _ = shown(capsys, place, "--tiles", 6, "--size", 64, "--seed", 7)
+    assert shown(capsys, path, "--tiles", 6, "--size", 64)[1].tobytes() == picture.tobytes()
+    others, _ = shown(capsys, path, "--tiles", 6, "--size", 64, "--seed", 7)
     assert set(others) != set(names)
 
 
-def test_show_takes_tiles_of_a_part_and_of_a_label(place, capsys):
-    names, _ = shown(capsys, place, "--part", "valid", "--split", "random")
+def test_show_takes_tiles_of_a_part_and_of_a_label(path, capsys):
+    names, _ = shown(capsys, path, "--part", "valid", "--split", "random")
     assert sorted(names) == ["tile_08", "tile_09", "tile_10", "tile_11"]
-    names, _ = shown(capsys, place, "--label", "<b>", "--part", "valid")
+    names, _ = shown(capsys, path, "--label", "<b>", "--part", "valid")
     assert names == {"tile_08": ["<b>"], "tile_10": ["<b>"]}
 
 
-def test_show_per_label_has_a_row_for_each_label_that_has_tiles(place, capsys):
+def test_show_per_label_has_a_row_for_each_label_that_has_tiles(path, capsys):
     names, picture = shown(
-        capsys, place, "--per-label", "--tiles", 2, "--size", 64, "--out", "rows.png"
+        capsys, path, "--per-label", "--tiles", 2, "--size", 64, "--out", "rows.png"
     )
     assert holds(picture, pixels_of(5)) and names["tile_05"] == ["forest", "$x$"]
     row = 64 + 4 + 2 * sheet.LINE + sheet.GAP + 2 * sheet.LINE
     assert 3 * row < len(picture) < 4 * row  # `road & rail` has none
 
 
-def test_augmented_tiles_are_what_the_training_transform_makes_of_them(place, capsys):
+def test_augmented_tiles_are_what_the_training_transform_makes_of_them(path, capsys):
     _, picture = shown(
-        capsys, place, "--augmented", "--tiles", 1, "--size", 64, "--config", "quickstart"
+        capsys, path, "--augmented", "--tiles", 1, "--size", 64, "--config", "quickstart"
     )
     augment = Augment(flip="dihedral", rotate=0, zoom=1.0, lighting=0.1)
-    name = shown(capsys, place, "--tiles", 1)[0].popitem()[0]
+    name = shown(capsys, path, "--tiles", 1)[0].popitem()[0]
     tile = pixels_of(int(name.split("_")[1]))
     assert holds(picture, tile)
     for draw in examples(tile[None], augment, 5, 64, 42)[0]:
@@ -135,16 +135,16 @@ def test_examples_are_the_training_transform_pixel_by_pixel():
         (["--augmented", "--per-label"], 2, "leave one of them out"),
     ],
 )
-def test_show_refuses_in_one_sentence(place, capsys, arguments, code, words):
-    assert run_command(["data", "show", str(place), *arguments]) == code
+def test_show_refuses_in_one_sentence(path, capsys, arguments, code, words):
+    assert run_command(["data", "show", str(path), *arguments]) == code
     message = capsys.readouterr().err
     assert words in message and "Traceback" not in message
-    assert list((place.parent / "here").iterdir()) == []
+    assert list((path.parent / "here").iterdir()) == []
 
 
-def test_a_sheet_that_no_program_would_open_is_refused(monkeypatch, place, capsys):
+def test_a_sheet_that_no_program_would_open_is_refused(monkeypatch, path, capsys):
     monkeypatch.setattr(sheet, "MAX_PIXELS", 100_000)
-    assert run_command(["data", "show", str(place)]) == 2
+    assert run_command(["data", "show", str(path)]) == 2
     assert "fewer --tiles" in capsys.readouterr().err
 
 
@@ -155,9 +155,9 @@ def test_text_on_a_sheet_stays_inside_its_column_and_is_never_cut():
     assert "".join(lines).replace(" ", "") == "short," + "W" * 60 + "line�break"
 
 
-def test_looking_needs_neither_torch_nor_ray(place):
+def test_looking_needs_neither_torch_nor_ray(path):
     code = "import sys; from raytrain.cli.main import run_command\n"
-    code += f"assert run_command(['data', 'show', {str(place)!r}]) == run_command(['data', 'check', {str(place)!r}]) == 0\n"
+    code += f"assert run_command(['data', 'show', {str(path)!r}]) == run_command(['data', 'check', {str(path)!r}]) == 0\n"
     code += "print([m for m in ('torch', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
@@ -186,9 +186,9 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_check_prints_and_draws_what_it_found(place, capsys):
+def test_check_prints_and_draws_what_it_found(path, capsys):
     assert (
-        run_command(["data", "check", str(place), "--alone", "$x$", "--at-most-one", "<b>,forest"])
+        run_command(["data", "check", str(path), "--alone", "$x$", "--at-most-one", "<b>,forest"])
         == 0
     )
     text = capsys.readouterr().out
@@ -205,9 +205,9 @@ def test_check_prints_and_draws_what_it_found(place, capsys):
     # The command that it prints mends the leak.
     command = text.splitlines()[-1].removeprefix("next: raytrain ")
     assert run_command(shlex.split(command)) == 0
-    split = open_dataset(str(place)).split("no-leaks").set_index("image_name")["part"]
+    split = open_dataset(str(path)).split("no-leaks").set_index("image_name")["part"]
     assert split["tile_04"] == split["tile_11"] and set(split) == {"train", "valid"}
-    written = (place.parent / "here" / "set-check.html").read_text()
+    written = (path.parent / "here" / "set-check.html").read_text()
     page = Page(written)
     assert page.open == []
     assert all(source.startswith("data:image/") for source in page.sources)
@@ -223,23 +223,23 @@ def test_check_prints_and_draws_what_it_found(place, capsys):
     assert written.count('alt="tile tile_04"') >= 1 and "<script" not in written
 
 
-def test_the_page_goes_where_it_is_told(place, capsys):
+def test_the_page_goes_where_it_is_told(path, capsys):
     for out, file in (("a/page.html", "a/page.html"), ("b", "b/set-check.html")):
-        assert run_command(["data", "check", str(place), "--fast", "--out", out]) == 0
-        assert (place.parent / "here" / file).exists() and file in capsys.readouterr().out
+        assert run_command(["data", "check", str(path), "--fast", "--out", out]) == 0
+        assert (path.parent / "here" / file).exists() and file in capsys.readouterr().out
     assert (
-        "only equal bytes are found" in (place.parent / "here" / "b" / "set-check.html").read_text()
+        "only equal bytes are found" in (path.parent / "here" / "b" / "set-check.html").read_text()
     )
 
 
-def test_damage_ends_with_3_and_no_page(place, capsys):
-    shard = place / "shards" / "part-00001.parquet"
+def test_damage_ends_with_3_and_no_page(path, capsys):
+    shard = path / "shards" / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert run_command(["data", "check", str(place)]) == 3
+    assert run_command(["data", "check", str(path)]) == 3
     assert "part-00001.parquet is damaged" in capsys.readouterr().err
-    assert list((place.parent / "here").iterdir()) == []
+    assert list((path.parent / "here").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_damage_ends_with_3_and_no_page(place, capsys):
         (["--split", "randon"], 3, 'Did you mean "random"'),
     ],
 )
-def test_check_refuses_in_one_sentence(place, capsys, arguments, code, words):
-    assert run_command(["data", "check", str(place), *arguments]) == code
+def test_check_refuses_in_one_sentence(path, capsys, arguments, code, words):
+    assert run_command(["data", "check", str(path), *arguments]) == code
     message = capsys.readouterr().err
     assert words in message and "Traceback" not in message
 
@@ -275,8 +275,8 @@ def test_a_picture_that_an_older_version_let_in_is_named_and_no_traceback(tmp_pa
     tiles = {"good": (encoded(scene(1)), "a"), "deep": (deep.getvalue(), "a")}
     found = write_dataset(tmp_path / "old", tiles, ["a"], {"random": ["train", "valid"]})
     for command in (
-        ["data", "show", found.place, "--out", str(tmp_path / "x.png")],
-        ["data", "check", found.place],
+        ["data", "show", found.path, "--out", str(tmp_path / "x.png")],
+        ["data", "check", found.path],
     ):
         assert run_command(command) == 3
         message = capsys.readouterr().err

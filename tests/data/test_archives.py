@@ -415,7 +415,7 @@ def test_a_full_disk_is_a_storage_error_that_keeps_the_archive(
 def test_too_little_free_disk_is_refused_before_anything_is_written(tmp_path, tiles, monkeypatch):
     path = KINDS["zip"](tmp_path, tiles)
     monkeypatch.setattr(
-        archives.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 150_000)
+        archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 150_000)
     )
     with pytest.raises(StorageError, match=r"unpacking needs .* kB of free disk, .* has 150\.0 kB"):
         extract(path, tmp_path / "out", place_of)
@@ -511,8 +511,8 @@ def changed(path, at, value, size):
     """A zip whose headers hold another value at an offset (local header, central directory)."""
     content = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\3\4", at), (b"PK\1\2", at + 2)):
-        place = content.index(signature) + offset
-        content[place : place + size] = value.to_bytes(size, "little")
+        start = content.index(signature) + offset
+        content[start : start + size] = value.to_bytes(size, "little")
     path.write_bytes(content)
     return path
 

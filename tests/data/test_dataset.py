@@ -39,15 +39,15 @@ def test_labels_and_names_are_compared_wherever_they_are_read(data, changes):
     with pytest.raises(
         DataError, match=r"labels in shard .*part-00001\.parquet are not those that were written"
     ):
-        ds.open_dataset(data.place).part_rows("random", "train")
+        ds.open_dataset(data.path).part_rows("random", "train")
 
 
 def test_a_dataset_from_before_labels_had_a_hash_is_read(data):
-    manifest = json.loads((Path(data.place) / "dataset.json").read_text())
+    manifest = json.loads((Path(data.path) / "dataset.json").read_text())
     for shard in manifest["shards"]:
         del shard["labels"]
-    (Path(data.place) / "dataset.json").write_text(json.dumps(manifest))
-    older = ds.open_dataset(data.place)
+    (Path(data.path) / "dataset.json").write_text(json.dumps(manifest))
+    older = ds.open_dataset(data.path)
     assert older.hash == data.hash and len(older.table) == 8
 
 
@@ -74,9 +74,9 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     ],
 )
 def test_a_manifest_that_is_none_is_refused(data, content, words):
-    (Path(data.place) / "dataset.json").write_text(content)
+    (Path(data.path) / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=words):
-        ds.open_dataset(data.place)
+        ds.open_dataset(data.path)
 
 
 def test_a_file_is_no_dataset(data):

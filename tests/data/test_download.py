@@ -463,7 +463,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
     from raytrain.data import archives
 
     monkeypatch.setattr(
-        archives.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 13_000_000)
+        archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 13_000_000)
     )
     assert run_command(command(tmp_path / "planet")) == 7
     assert "of free disk" in capsys.readouterr().err and kaggle.sent == 0
@@ -474,7 +474,9 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
 
 def test_no_credentials_names_the_three_ways(tmp_path):
     """In a process of its own: Kaggle's client reads its folder when it is imported."""
-    code = "import sys\nfrom raytrain.cli.main import run_command\nsys.exit(run_command(sys.argv[1:]))"
+    code = (
+        "import sys\nfrom raytrain.cli.main import run_command\nsys.exit(run_command(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *command(tmp_path / "planet")],
         capture_output=True,

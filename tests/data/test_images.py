@@ -106,11 +106,11 @@ def test_no_damage_of_a_tiff_or_its_exif_gets_past_the_gate_as_another_error():
         encoded(noise(size=(32, 32)), "JPEG", exif=exif),
     )
     # The directory of a TIFF lies behind its header or at its end, the tags of a JPEG at its start.
-    places = [(tiff, at) for at in [*range(4, 300), *range(-300, 0)]] + [
+    paths = [(tiff, at) for at in [*range(4, 300), *range(-300, 0)]] + [
         (jpeg, at) for at in range(2, 200)
     ]
     kinds = set()
-    for content, at in places:
+    for content, at in paths:
         damaged = bytearray(content)
         damaged[at] ^= 0xFF
         try:

@@ -78,9 +78,7 @@ def test_a_rule_names_the_tiles_that_break_it(kind, labels, broken):
 
 
 def test_the_weather_rules_apply_where_all_four_weather_labels_are(dataset):
-    found = inspect(
-        dataset, rules=[LabelRule("requires", ("road", "clear"))], say=lambda line: None
-    )
+    found = inspect(dataset, rules=[LabelRule("requires", ("road", "clear"))])
     assert found.default_rules
     assert {str(rule): rows.tolist() for rule, rows in found.rules} == {
         "road only together with clear": [5],

@@ -266,10 +266,10 @@ def test_a_thousand_generated_tables_give_rows_or_a_sentence(tmp_path_factory, r
 
 @settings(max_examples=500, deadline=None)
 @given(st.integers(0, len(GOOD) - 1), st.binary(max_size=4), st.integers(0, 3))
-def test_five_hundred_damaged_files_give_rows_or_a_sentence(tmp_path_factory, place, junk, cut):
+def test_five_hundred_damaged_files_give_rows_or_a_sentence(tmp_path_factory, path, junk, cut):
     content = GOOD.encode()
     _rows_or_a_sentence(
-        tmp_path_factory.getbasetemp(), content[:place] + junk + content[place + cut :]
+        tmp_path_factory.getbasetemp(), content[:path] + junk + content[path + cut :]
     )
 
 

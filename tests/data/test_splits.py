@@ -92,11 +92,11 @@ def test_values_say_the_part():
 def copy(dataset, tmp_path):
     import shutil
 
-    return shutil.copytree(dataset.place, tmp_path / "dataset")
+    return shutil.copytree(dataset.path, tmp_path / "dataset")
 
 
-def shards(place):
-    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (place / "shards").iterdir()}
+def shards(path):
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (path / "shards").iterdir()}
 
 
 def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys, tmp_path):
@@ -224,7 +224,7 @@ def test_labels_of_validation_alone_are_named():
 
 def test_a_dataset_is_divided_by_a_list_of_names(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     names = sorted(dataset.table["image_name"])
     (tmp_path / "names.txt").write_text(
         "\n".join([*(f"{name}.jpg" for name in names[:7]), "left_out"])

@@ -76,8 +76,8 @@ def surroundings(out):
 
 def ingested(out):
     """The dataset of the real tiles: 481 to train on, 120 to validate."""
-    place = out / "planet"
-    if not (place / "dataset.json").exists():
+    path = out / "planet"
+    if not (path / "dataset.json").exists():
         tiles = REAL / "planet"
         command = [
             "ingest",
@@ -87,10 +87,10 @@ def ingested(out):
             "--labels",
             tiles / "train_v2.csv",
             "--out",
-            place,
+            path,
         ]
         subprocess.run([*PROGRAM, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    return place
+    return path
 
 
 def measured(part, out, dataset, pairs):
@@ -210,7 +210,7 @@ def alone(recipe, dataset):
         if metrics["epoch"] == epochs:
             raise Ended
 
-    hooks = Hooks(say=lambda line: print(line, flush=True), report=report)
+    hooks = Hooks(report=report)
     worker = Worker(cpus=len(os.sched_getaffinity(0)))
     silent = [(Saver, "save"), (Saver, "keep_best"), (History, "write"), (predictions, "write")]
     with tempfile.TemporaryDirectory() as run:

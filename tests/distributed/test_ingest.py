@@ -59,7 +59,7 @@ def test_several_processes_share_the_gate_and_two_ingests_are_the_same_bytes(
 
 
 def dataset_folder(dataset):
-    return Path(dataset.place)
+    return Path(dataset.path)
 
 
 def test_the_pictures_in_the_shards_are_the_files(tiles, dataset):
@@ -79,7 +79,7 @@ def test_a_second_ingest_says_what_is_there_and_changes_nothing(tiles, dataset, 
         "--labels",
         str(tiles[1]),
         "--out",
-        dataset.place,
+        dataset.path,
     ]
     assert run_command(arguments) == 0
     assert "is there already" in capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_a_dataset_is_never_overwritten_by_another(tiles, dataset, capsys):
         "--labels",
         str(tiles[1]),
         "--out",
-        dataset.place,
+        dataset.path,
         "--seed",
         "7",
     ]
@@ -160,30 +160,28 @@ def cut(monkeypatch, tmp_path):
     return run
 
 
-def test_an_ingest_that_was_cut_goes_on_to_the_same_bytes(tiles, dataset, tmp_path, cut):
+def test_an_ingest_that_was_cut_goes_on_to_the_same_bytes(tiles, dataset, tmp_path, cut, logged):
     cut(*tiles)
     (tmp_path / "out.partial" / "shards" / ".part-00000.parquet.1f.partial").write_bytes(
         b"what a SIGKILL leaves"
     )
     (tmp_path / "out.partial" / "shards" / "part-00001.parquet").unlink()
     (tmp_path / "out.partial" / "progress" / "00002.json").unlink()
-    said = []
-    done = ingest(divided(*tiles), str(tmp_path / "out"), say=said.append)
-    assert "ingest: 1 shards are there from an earlier, unfinished ingest" in said
+    done = ingest(divided(*tiles), str(tmp_path / "out"))
+    assert "ingest: 1 shards are there from an earlier, unfinished ingest" in logged
     assert tree(tmp_path / "out") == tree(dataset_folder(dataset)) and not done.already_there
     assert not (tmp_path / "out.partial").exists()
 
 
 def test_shards_of_files_that_changed_or_were_bad_are_made_again(
-    tiles, damaged, dataset, tmp_path, cut
+    tiles, damaged, dataset, tmp_path, cut, logged
 ):
     cut(damaged, tiles[1])
     for path in damaged.iterdir():  # three files are mended; all others are newer than they were
         path.write_bytes((tiles[0] / path.name).read_bytes())
     shutil.copy(tiles[0] / sorted(p.name for p in tiles[0].iterdir())[8], damaged)
-    said = []
-    ingest(divided(damaged, tiles[1]), str(tmp_path / "out"), say=said.append)
-    assert not any("unfinished" in line for line in said)
+    ingest(divided(damaged, tiles[1]), str(tmp_path / "out"))
+    assert not any("unfinished" in line for line in logged)
     shards = tmp_path / "out" / "shards"
     assert tree(shards) == tree(dataset_folder(dataset) / "shards")
 
@@ -298,7 +296,7 @@ def test_the_five_lines_of_the_readme_run(number, request, tiles, tmp_path, monk
 
 def test_check_names_every_damage(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     assert run_command(["data", "check", str(copy), "--out", str(tmp_path)]) == 0
     shard = copy / "shards" / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
@@ -328,12 +326,12 @@ def test_other_pictures_of_the_same_names_are_another_dataset(tiles, dataset, tm
     folder = tmp_path / tiles[0].name
     shutil.copytree(tiles[0], folder)
     assert ingest(
-        divided(folder, tiles[1]), dataset.place
+        divided(folder, tiles[1]), dataset.path
     ).already_there  # a copy of the same pictures
     first = sorted(folder.iterdir())[0]
     first.write_bytes(first.read_bytes() + b"\0")
     with pytest.raises(DataError, match="made with other pictures_sha256"):
-        ingest(divided(folder, tiles[1]), dataset.place)
+        ingest(divided(folder, tiles[1]), dataset.path)
 
 
 def test_two_ingests_do_not_write_one_dataset(tiles, tmp_path):
@@ -351,10 +349,10 @@ def test_a_torn_record_and_a_file_that_cannot_be_read_stop_nothing(tiles, datase
     cut(*tiles)
     (tmp_path / "out.partial" / "progress" / "00001.json").write_bytes(b"")
     assert ingest(divided(*tiles), str(tmp_path / "out")).dataset.hash == dataset.hash
-    places = [str(path) for path in sorted(tiles[0].iterdir())]
+    paths = [str(path) for path in sorted(tiles[0].iterdir())]
     (tmp_path / "folder.jpg").mkdir()
     listed = (
-        images_at([*places[:20], str(tmp_path / "folder.jpg")]).label_with(lambda name: "x").split()
+        images_at([*paths[:20], str(tmp_path / "folder.jpg")]).label_with(lambda name: "x").split()
     )
     done = ingest(listed, str(tmp_path / "listed"))
     assert done.counts["quarantined: unreadable"] == 1 and done.dataset.rows == 20
@@ -367,7 +365,7 @@ def test_a_tile_of_another_size_and_a_png_pass_and_are_counted(tiles, tmp_path):
     Image.open(first).convert("RGB").resize((200, 100)).save(first, "PNG")
     done = ingest(divided(folder, tiles[1]), str(tmp_path / "out"))
     assert done.counts["size 200x100"] == 1 and done.dataset.tile_size == 256
-    assert open_dataset(done.dataset.place).rows == 160
+    assert open_dataset(done.dataset.path).rows == 160
 
 
 def test_what_lies_among_the_tiles_is_named_and_does_not_end_the_command(
@@ -483,7 +481,7 @@ def test_joined_rows_and_classes_from_a_file_give_the_dataset_of_one_row_a_tile(
 
 def test_a_split_takes_tables_and_lists_as_ingest_does(tiles, dataset, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     names = dataset.table["image_name"].to_list()
     frame = {"tile": [f"{name}.JPG" for name in names], "fold": [i % 2 for i in range(len(names))]}
     pq.write_table(pa.table(frame), tmp_path / "folds.parquet")

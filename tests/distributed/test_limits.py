@@ -20,13 +20,13 @@ REFUSED_S, REPORT_S = 90, 1200
 class Group:
     """A control group of memory of its own."""
 
-    place: Path
+    path: Path
     limit: str
     peak: str
     kills: str
 
     def read(self, name):
-        return (self.place / name).read_text()
+        return (self.path / name).read_text()
 
     def killed(self):
         lines = self.read(self.kills).splitlines()
@@ -46,16 +46,16 @@ V2 = ("/sys/fs/cgroup", "memory.max", "memory.peak", "memory.events")
 def group():
     """An empty group; skipped, with the reason, where none can be made."""
     root, *names = V1 if Path(V1[0]).is_dir() else V2
-    place = Path(root, f"raytrain-test-{os.getpid()}")
+    path = Path(root, f"raytrain-test-{os.getpid()}")
     try:
-        place.mkdir()
-        (place / names[0]).write_text(str(64 * GB))
+        path.mkdir()
+        (path / names[0]).write_text(str(64 * GB))
     except OSError as error:
         pytest.skip(f"no control group of memory can be made here: {error}")
-    yield Group(place, *names)
-    while (place / "cgroup.procs").read_text():
+    yield Group(path, *names)
+    while (path / "cgroup.procs").read_text():
         time.sleep(0.2)
-    place.rmdir()
+    path.rmdir()
 
 
 @pytest.mark.slow
@@ -63,8 +63,8 @@ def group():
 def test_quickstart_ends_with_its_report_or_says_that_memory_is_short(
     limit, group, tmp_path, no_cluster, own_network
 ):
-    (group.place / group.limit).write_text(str(limit * GB))
-    inside = f'echo $$ > {group.place}/cgroup.procs; exec "$@"'
+    (group.path / group.limit).write_text(str(limit * GB))
+    inside = f'echo $$ > {group.path}/cgroup.procs; exec "$@"'
     program = [
         sys.executable,
         "-c",

@@ -164,7 +164,7 @@ def test_every_command_that_trains_refuses_before_anything_is_written(
             "--config",
             "smoke",
             "--dataset",
-            dataset.place,
+            dataset.path,
             "--storage",
             str(tmp_path),
             *flags,

@@ -93,7 +93,7 @@ def test_nccl_counts_only_where_gpus_are_used():
 @pytest.mark.parametrize("command", ["train", "lr-find", "train --dry-run"])
 def test_a_command_says_it_before_anything_starts(command, dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(module.GLOO, "eth99")
-    where = ["--dataset", dataset.place, "--storage", str(tmp_path / "runs")]
+    where = ["--dataset", dataset.path, "--storage", str(tmp_path / "runs")]
     assert run_command([*command.split(), "--config", "smoke", *where]) == 2
     said = capsys.readouterr().err
     assert (
@@ -105,7 +105,7 @@ def test_a_command_says_it_before_anything_starts(command, dataset, tmp_path, mo
 
 def test_a_bench_of_workers_says_it_too(dataset, monkeypatch, capsys):
     monkeypatch.setenv(module.GLOO, "eth99")
-    assert run_command(["bench", "--only", "workers", "--dataset", dataset.place]) == 2
+    assert run_command(["bench", "--only", "workers", "--dataset", dataset.path]) == 2
     assert 'GLOO_SOCKET_IFNAME="eth99" names no network interface' in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ def checkpoint(dataset, tmp_path_factory):
     from raytrain.models import networks
     from raytrain.training.transforms import RESIZE_RULE
 
-    place = tmp_path_factory.mktemp("checkpoint") / "last"
+    path = tmp_path_factory.mktemp("checkpoint") / "last"
     meta = {
         "task": "multi-label",
         "classes": dataset.classes,
@@ -40,8 +40,8 @@ def checkpoint(dataset, tmp_path_factory):
         "precision": "fp32",
         "resize": {"rule": RESIZE_RULE, "stored_size": 64},
     }
-    writing.save(str(place), networks.build(NETWORK, len(dataset.classes), 0.5), meta)
-    return str(place)
+    writing.save(str(path), networks.build(NETWORK, len(dataset.classes), 0.5), meta)
+    return str(path)
 
 
 def block(paths):
@@ -64,10 +64,10 @@ def written(folder, files):
     return [str(folder / name) for name in files]
 
 
-def kinds_of_ingest(paths, place, bands=None):
+def kinds_of_ingest(paths, path, bands=None):
     return {
         record["image_name"]: record["kind"]
-        for record in gate_shard(block(paths), str(place), bands)["bad"]
+        for record in gate_shard(block(paths), str(path), bands)["bad"]
     }
 
 

@@ -35,7 +35,7 @@ WEIGHTS = 1_000_000
 )
 def test_a_disk_too_small_for_the_checkpoints_is_refused(tmp_path, monkeypatch, changes, needed):
     recipe, usage = load_recipe("smoke", changes), SimpleNamespace(free=needed * 10**6)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     check_disk(recipe, str(tmp_path), WEIGHTS)
     usage.free -= 1
     with pytest.raises(StorageError, match=f"need {needed} MB"):
@@ -51,7 +51,7 @@ def test_a_node_with_a_disk_of_its_own_is_named(cluster, tmp_path, monkeypatch):
     probe_from(ray.nodes(), str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     # The node sees nothing of what is written here.
-    monkeypatch.setattr(storage, "write_bytes", lambda place, content: None)
+    monkeypatch.setattr(storage, "write_bytes", lambda path, content: None)
     with pytest.raises(
         StorageError,
         match=r"the node \S+ \([0-9.]+\) cannot use .*: what this machine wrote is not there",
@@ -82,7 +82,7 @@ def test_every_command_whose_work_is_spread_tries_its_place_from_every_node_firs
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--name",
         "s",
         "--storage",
@@ -117,7 +117,7 @@ def test_gpus_that_are_not_there_are_refused_before_a_run_stands(cluster, datase
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(runs),
         "--use-gpu",

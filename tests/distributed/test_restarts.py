@@ -77,7 +77,7 @@ class Box:
     """Stands for the mailbox."""
 
     def __init__(self):
-        self.say, self.step = Call(), Call()
+        self.log, self.step = Call(), Call()
 
 
 def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
@@ -85,7 +85,7 @@ def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
     callback = restarts(str(tmp_path), box)
     callback.after_exception(None, {1: memory, 0: BROKEN})
     callback.after_exception(None, {0: DEAD})
-    assert len(box.say.told) == 2 and box.step.told == [False, False]  # no step is under way
+    assert len(box.log.told) == 2 and box.step.told == [False, False]  # no step is under way
     with pytest.raises(ResourceError, match=r"rank 1 .* for the 2nd time"):
         callback.after_exception(None, {1: memory, 0: BROKEN})
 
@@ -160,8 +160,8 @@ def test_failures_count_from_the_last_place_that_the_run_reached(tmp_path):
 def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch):
     run, lines, groups = Run(str(tmp_path)), [], []
 
-    def group(function, place, recipe, say, on_batch):
-        groups.append(place)
+    def group(function, path, recipe, on_batch):
+        groups.append(path)
         if len(groups) <= 2:
             saved(tmp_path / "checkpoints", len(groups))
         raise NoRoomError("2 workers found no room")
@@ -189,8 +189,8 @@ def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code)
 def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, trained):
     run, groups = Run(str(tmp_path)), []
 
-    def group(function, place, recipe, say, on_batch):
-        groups.append(place)
+    def group(function, path, recipe, on_batch):
+        groups.append(path)
         if trained:
             saved(tmp_path / "checkpoints", 3)
         raise Unstarted(signal.SIGTERM)
@@ -223,7 +223,7 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
         yield None
 
     monkeypatch.setattr(train, "mailbox", nothing)
-    monkeypatch.setattr(train, "use_gpu", lambda recipe, say: False)
+    monkeypatch.setattr(train, "use_gpu", lambda recipe: False)
     monkeypatch.setattr(train, "cpus", lambda: 2)
     monkeypatch.setattr(
         ray.train.torch,
@@ -238,6 +238,6 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
 
 def saved(checkpoints, step):
     """What tells how far a run is."""
-    place = checkpoints / f"step-{step:08}"
-    place.mkdir(parents=True)
-    (place / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))
+    path = checkpoints / f"step-{step:08}"
+    path.mkdir(parents=True)
+    (path / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))

@@ -25,7 +25,7 @@ PROGRAM = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
 def recipe(dataset):
     """Long enough to be met in the middle: 6 epochs of 16 steps, which at 128 px take a second; a signal needs half of it."""
     train = {"batch_size": 8, "threads": 1, "save_every_s": 0.5, "ema": 0.9}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "num_workers": 2})
+    smoke = load_recipe("smoke", {"dataset": dataset.path, "train": train, "num_workers": 2})
     longer = {"size": 128, "epochs": 3}
     return smoke.model_copy(
         update={"stages": tuple(s.model_copy(update=longer) for s in smoke.stages[:2])}

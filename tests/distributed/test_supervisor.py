@@ -251,9 +251,9 @@ def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(
 def test_the_commands_are_those_of_the_run(monkeypatch, tmp_path):
     seen = []
 
-    def noted(first, again, place, restarts):
+    def noted(first, again, path, restarts):
         text = Path(first[2]).read_text() if first[1] == "--config" else ""
-        seen.append((first, again, place, restarts, text))
+        seen.append((first, again, path, restarts, text))
         return 0
 
     monkeypatch.setattr(supervisor, "supervise", noted)
@@ -275,9 +275,9 @@ def test_the_commands_are_those_of_the_run(monkeypatch, tmp_path):
         )
         == 0
     )
-    first, again, place, restarts, text = seen[0]
+    first, again, path, restarts, text = seen[0]
     assert first[0] == "train" and first[3:] == ["--name", "n"] and "wd: 0.5" in text
-    assert again == ["train", "--resume", "n", *where] and (place, restarts) == (
+    assert again == ["train", "--resume", "n", *where] and (path, restarts) == (
         str(tmp_path / "n"),
         3,
     )
@@ -351,12 +351,12 @@ def test_too_little_of_a_cluster_that_answers_is_no_missing_head(supervise, head
 def test_the_keys_of_places_are_handed_on_in_no_file(monkeypatch, tmp_path):
     seen = []
 
-    def noted(first, again, place, restarts):
+    def noted(first, again, path, restarts):
         seen.append((first, Path(first[2]).read_text()))
         return 0
 
     monkeypatch.setattr(supervisor, "supervise", noted)
-    monkeypatch.setattr(runs, "refuse_taken", lambda name, place: None)
+    monkeypatch.setattr(runs, "refuse_taken", lambda name, path: None)
     dataset, store = "s3://KEY:S3CRET@bucket/data?region=us-east-1", "s3://KEY:S3CRET@bucket/runs"
     given = [
         "--dataset",

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def recipe(dataset, storage, **changes):
-    base = {"dataset": dataset.place, "storage": str(storage), "train": {"batch_size": 32}}
+    base = {"dataset": dataset.path, "storage": str(storage), "train": {"batch_size": 32}}
     return load_recipe("smoke", base | changes)
 
 
@@ -66,7 +66,7 @@ def trained(dataset, tmp_path_factory):
             "--config",
             "smoke",
             "--dataset",
-            dataset.place,
+            dataset.path,
             "--storage",
             str(storage),
             "--name",
@@ -114,7 +114,7 @@ def test_loop_predictions_file_and_predict_agree_on_f2(trained, dataset, tmp_pat
                 "--checkpoint",
                 str(run),
                 "--dataset",
-                dataset.place,
+                dataset.path,
                 "--out",
                 str(tmp_path / "p.parquet"),
             ]
@@ -146,7 +146,7 @@ def test_runs_are_listed_shown_and_reported(trained, capsys):
 def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
     _, run = trained
     changes = {"init_from": "two:stage-2-32", "select": "3"}
-    done = train(recipe(dataset, run.parent, **changes), name="from-two", say=lambda line: None)
+    done = train(recipe(dataset, run.parent, **changes), name="from-two")
     meta = reading.load(str(run.parent / "from-two" / "checkpoints" / "stage-1-64")).meta
     assert meta["parent"].endswith("two/checkpoints/stage-2-32") and done.metrics["stage"] == 3
 
@@ -158,7 +158,7 @@ def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_pat
     shutil.copytree(run / "checkpoints" / "stage-1-32", parent)
     settings = recipe(dataset, tmp_path, init_from=parent, select="2")
     child = runs.create(settings, "child", dataset)
-    fit(settings, dataset, child.place, Worker(), Hooks(say=lambda line: None))
+    fit(settings, dataset, child.path, Worker(), Hooks())
     shutil.rmtree(parent)
     # A crash between the last epoch of a stage and its named checkpoint: the same command writes it.
     shutil.rmtree(tmp_path / "child" / "checkpoints" / "stage-2-32")
@@ -173,7 +173,7 @@ def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_pat
 def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_path, capsys):
     _, run = trained
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     for shard in (copy / "shards").iterdir():
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
@@ -209,33 +209,33 @@ def slow_storage(rank: int, batch: Batch) -> None:
     """Makes each checkpoint of the worker take five seconds."""
     if getattr(writing, "quick_write", None) is None:
         writing.quick_write = writing.write
-        writing.write = lambda place, state: (time.sleep(5), writing.quick_write(place, state))
+        writing.write = lambda path, state: (time.sleep(5), writing.quick_write(path, state))
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(dataset, tmp_path):
+def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(dataset, tmp_path, logged):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
     settings = settings.model_copy(
         update={"train": settings.train.model_copy(update={"stall_s": 1.0})}
     )
-    lines = []
-    train(settings, name="slow", say=lines.append, on_batch=slow_storage)
-    assert any("training waits for a checkpoint to be written" in line for line in lines), lines
-    assert not any("start again" in line or "begun no batch" in line for line in lines), lines
+    train(settings, name="slow", on_batch=slow_storage)
+    assert any("training waits for a checkpoint to be written" in line for line in logged), logged
+    assert not any("start again" in line or "begun no batch" in line for line in logged), logged
 
 
-def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(dataset, tmp_path, capsys):
+def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(
+    dataset, tmp_path, capsys, logged
+):
     # Workers cannot import this file: the bomb travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
-    lines = []
     with pytest.raises(DivergedError, match="stage 2 epoch 1"):
-        train(settings, name="cut", say=lines.append, on_batch=bomb)
+        train(settings, name="cut", on_batch=bomb)
     # What would come again is not started again.
     assert (
-        not any("start again" in line for line in lines)
-        and sum("new run" in line for line in lines) == 1
+        not any("start again" in line for line in logged)
+        and sum("new run" in line for line in logged) == 1
     )
     run = runs.find("cut", str(tmp_path))
     assert json.loads((tmp_path / "cut" / "failure.json").read_text())["exit_code"] == 6
@@ -264,7 +264,7 @@ def test_a_name_that_is_taken_is_refused(trained, dataset, capsys):
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(run.parent),
         "--name",
@@ -322,12 +322,12 @@ def test_predictions_of_the_symmetries_are_their_mean(trained, dataset):
     from raytrain.distributed.predict import Predictor
 
     _, run = trained
-    place = str(run / "checkpoints" / "last")
+    path = str(run / "checkpoints" / "last")
     pixels = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
     turned = [np.rot90(p).copy() for p in pixels]
-    with_tta = Predictor(place, True)
+    with_tta = Predictor(path, True)
     np.testing.assert_allclose(with_tta._logits(pixels), with_tta._logits(turned), atol=1e-4)
-    plain = Predictor(place, False)
+    plain = Predictor(path, False)
     assert not np.allclose(plain._logits(pixels), plain._logits(turned), atol=1e-4)
 
 
@@ -339,7 +339,7 @@ def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(tmp_path),
         "--name",
@@ -379,12 +379,12 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
             raise AssertionError("nothing is started here")
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    monkeypatch.setattr(train_module, "use_gpu", lambda recipe, say: False)
-    monkeypatch.setattr(train_module, "mailbox", lambda say: nullcontext())
-    place = (
+    monkeypatch.setattr(train_module, "use_gpu", lambda recipe: False)
+    monkeypatch.setattr(train_module, "mailbox", lambda: nullcontext())
+    path = (
         "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
     )
     recipe = load_recipe("smoke", {"dataset": "s3://KEY:S3CRET@bucket/data"})
-    assert train_module._group(train_module.train_worker, place, recipe, print, None) == "done"
+    assert train_module._group(train_module.train_worker, path, recipe, print, None) == "done"
     assert told["run_config"].storage_path == "bucket/runs/a/ray"
     assert told["run_config"].storage_filesystem.type_name == "s3" and "S3CRET" not in str(told)

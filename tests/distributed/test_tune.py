@@ -64,7 +64,7 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
         "--space",
         str(tmp_path / "space.yaml"),
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(tmp_path),
         "--name",
@@ -83,8 +83,7 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
     )
     best = load_recipe(str(tmp_path / "search" / "best.yaml"))
     assert (
-        best.stages[0].lr == pytest.approx(table["stages.0.lr"][0])
-        and best.dataset == dataset.place
+        best.stages[0].lr == pytest.approx(table["stages.0.lr"][0]) and best.dataset == dataset.path
     )
     # A drawn number of epochs is trained to its end, though the recipe's own list is shorter.
     assert table["epochs"].max() >= 3 and best.stages[0].epochs == 3
@@ -99,14 +98,14 @@ def test_thresholds_are_searched_over_a_predictions_file(tmp_path):
     target = (generator.random((200, 4)) < [0.8, 0.5, 0.2, 0.1]).astype(np.uint8)
     logits = (2 * target - 1 + generator.normal(0, 1.5, target.shape)).astype(np.float32)
     names = tuple(f"t_{i}" for i in range(200))
-    place = str(tmp_path / "p.parquet")
+    path = str(tmp_path / "p.parquet")
     predictions.write(
-        place, predictions.Predictions(names, logits, target, ("a", "b", "c", "d"), {})
+        path, predictions.Predictions(names, logits, target, ("a", "b", "c", "d"), {})
     )
     arguments = [
         "tune",
         "--thresholds",
-        place,
+        path,
         "--storage",
         str(tmp_path),
         "--name",
@@ -155,18 +154,18 @@ def tuner(monkeypatch):
     monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2}, raising=False)
     monkeypatch.setattr(module, "session", nullcontext)
     monkeypatch.setattr(module, "check_workers", lambda number: None)
-    monkeypatch.setattr(module.gpus, "needed", lambda use_gpu, say: [])
-    monkeypatch.setattr(module, "check_reach", lambda place: told.order.append(f"reach {place}"))
-    monkeypatch.setattr(module.storage, "probe", lambda place: None)
+    monkeypatch.setattr(module.gpus, "needed", lambda use_gpu: [])
+    monkeypatch.setattr(module, "check_reach", lambda path: told.order.append(f"reach {path}"))
+    monkeypatch.setattr(module.storage, "probe", lambda path: None)
     return told
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_tune_keeps_its_files_out_of_a_bucket_and_tidies_them_up(tuner, fails):
-    place, tuner.fails = "s3://KEY:S3CRET@bucket/runs/s?region=us-east-1", fails
+    path, tuner.fails = "s3://KEY:S3CRET@bucket/runs/s?region=us-east-1", fails
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        module._tune(module._trial, ({}, place), {}, place, 1, None, print, None)
-    assert tuner.order == [f"reach {place}", "tuner"]
+        module._tune(module._trial, ({}, path), {}, path, 1, None, print, None)
+    assert tuner.order == [f"reach {path}", "tuner"]
     assert "S3CRET" not in str(tuner.folder) and str(tuner.folder).startswith(tempfile.gettempdir())
     assert not tuner.folder.exists()
 

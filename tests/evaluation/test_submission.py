@@ -90,9 +90,9 @@ def test_a_label_that_spaces_would_break_is_refused(label):
 
 
 def sample_file(tmp_path, names, header="image_name,tags"):
-    place = tmp_path / "sample.csv"
-    place.write_text("\n".join([header, *(f"{name},primary" for name in names)]) + "\n")
-    return str(place)
+    path = tmp_path / "sample.csv"
+    path.write_text("\n".join([header, *(f"{name},primary" for name in names)]) + "\n")
+    return str(path)
 
 
 def test_the_sample_gives_the_order(tmp_path):
@@ -129,17 +129,17 @@ def test_a_sample_that_repeats_a_name_is_refused(tmp_path):
     ],
 )
 def test_a_sample_that_is_none_is_a_data_error(tmp_path, content, sentence):
-    place = tmp_path / "sample.csv"
+    path = tmp_path / "sample.csv"
     if content is not None:
-        place.write_bytes(content)
+        path.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
-        build([of({"a": [0.5] * 3})], None, str(place))
+        build([of({"a": [0.5] * 3})], None, str(path))
 
 
 def test_the_file_is_csv_with_line_feeds(tmp_path):
-    place = tmp_path / "out" / "submission.csv"
-    write(str(place), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})]).table)
-    assert place.read_bytes() == b"image_name,tags\na,clear water\nb,haze\n"
+    path = tmp_path / "out" / "submission.csv"
+    write(str(path), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})]).table)
+    assert path.read_bytes() == b"image_name,tags\na,clear water\nb,haze\n"
 
 
 def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
@@ -169,14 +169,14 @@ def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
 )
 @pytest.mark.parametrize("pack", [None, "gz", "zip"])
 def test_a_sample_is_read_as_every_table_and_gives_its_own_names(tmp_path, content, names, pack):
-    place = tmp_path / ("sample.csv" if pack is None else f"sample.csv.{pack}")
+    path = tmp_path / ("sample.csv" if pack is None else f"sample.csv.{pack}")
     if pack == "zip":
-        with zipfile.ZipFile(place, "w") as archive:
+        with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("sample_submission_v2.csv", content)
     else:
-        place.write_bytes(gzip.compress(content.encode()) if pack else content.encode())
+        path.write_bytes(gzip.compress(content.encode()) if pack else content.encode())
     tiles = {name: [0.9, 0.1, 0.1] if name == "t_0" else [0.1, 0.9, 0.1] for name in ("t_0", "t_1")}
-    assert rows(build([of(tiles)], None, str(place))) == dict(
+    assert rows(build([of(tiles)], None, str(path))) == dict(
         zip(names, ["haze", "clear"], strict=True)
     )
 

@@ -278,8 +278,8 @@ def test_the_recommended_thresholds_are_read_in_class_order(tmp_path, rule):
     ],
 )
 def test_a_thresholds_file_that_cannot_be_used_is_a_data_error(tmp_path, content, sentence):
-    place = tmp_path / "thresholds.json"
+    path = tmp_path / "thresholds.json"
     if content is not None:
-        place.write_text(content)
+        path.write_text(content)
     with pytest.raises(DataError, match=sentence):
-        thresholds.read_thresholds(str(place), ["a", "b"])
+        thresholds.read_thresholds(str(path), ["a", "b"])

@@ -106,7 +106,7 @@ def pss() -> int:
 def timed_ingest(divided: DividedTiles, out: Path) -> float:
     """Seconds of an ingest; the dataset is removed."""
     began = time.monotonic()
-    ingest(divided, str(out), say=lambda line: None)
+    ingest(divided, str(out))
     seconds = time.monotonic() - began
     shutil.rmtree(out)
     return seconds

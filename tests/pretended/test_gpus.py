@@ -17,10 +17,10 @@ from raytrain.errors import ConfigError, ResourceError
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    place = tmp_path_factory.mktemp("gpus")
+    path = tmp_path_factory.mktemp("gpus")
     values = {
-        "dataset": write_tiles(str(place / "dataset"), 64, 32).place,
-        "storage": str(place / "runs"),
+        "dataset": write_tiles(str(path / "dataset"), 64, 32).path,
+        "storage": str(path / "runs"),
         "num_workers": 2,
         "stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}],
         "train": {"batch_size": 8},

@@ -58,7 +58,7 @@ def recipe_of(data, **train):
         "save_every_s": 9999,
     }
     values = {
-        "dataset": data.place,
+        "dataset": data.path,
         "model": {"arch": NETWORK, "weights": "none"},
         "stages": STAGES,
         "lr": "auto",
@@ -106,7 +106,7 @@ def test_every_stage_replays_a_graph_of_its_own_and_range_tests_replay_none(
     monkeypatch.setattr(loop.Trainer, "_stepper", noted)
     monkeypatch.setattr(execution, "set_execution", set_execution)
     torch.backends.cudnn.allow_tf32 = True
-    fit(recipe_of(data), data, str(tmp_path / "run"), Worker(), Hooks(say=lambda line: None))
+    fit(recipe_of(data), data, str(tmp_path / "run"), Worker(), Hooks())
     assert replayed == [False, False] and all(trained), "every weight that trains has a gradient"
     assert [training for training, _ in graphs.captures] == [True, True]
     frozen, unfrozen = (wanted for _, wanted in graphs.captures)
@@ -144,7 +144,7 @@ def test_a_run_that_diverged_frees_network_and_tiles_before_it_goes_back(
         data,
         str(tmp_path / "run"),
         Worker(),
-        Hooks(say=lambda line: None),
+        Hooks(),
         backoff=True,
     )
     assert alive == [[], [], [False], [False]]
@@ -184,9 +184,7 @@ def test_several_workers_run_eagerly_unless_told(steps):
 def test_what_the_ranks_run_depends_on_how_many_there_are(data, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(execution, "chosen", lambda *arguments: asked.append(arguments) or "eager")
-    trainer = loop.Trainer(
-        recipe_of(data), data, str(tmp_path), Worker(), Hooks(say=lambda line: None)
-    )
+    trainer = loop.Trainer(recipe_of(data), data, str(tmp_path), Worker(), Hooks())
     trainer.worker = Worker(0, 3)
     trainer._set_execution(1, trainer.batches(1, 1))
     assert asked[0][-1] == 3

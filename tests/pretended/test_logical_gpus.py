@@ -33,7 +33,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def recipe(data, tmp_path):
     values = {
-        "dataset": data.place,
+        "dataset": data.path,
         "storage": str(tmp_path / "runs"),
         "num_workers": 2,
         "stages": [STAGE],
@@ -60,15 +60,14 @@ def flags(recipe):
 
 @no_gpu
 @pytest.mark.usefixtures("declared")
-def test_declared_gpus_that_torch_does_not_see_are_not_used_and_a_line_says_so(recipe):
-    said = []
-    assert preflight.use_gpu(recipe, said.append) is False
-    assert len(said) == 1
+def test_declared_gpus_that_torch_does_not_see_are_not_used_and_a_line_says_so(recipe, logged):
+    assert preflight.use_gpu(recipe) is False
+    assert len(logged) == 1
     assert re.fullmatch(
-        r"CPUs are used: \S+ \(.*\) declares 2 GPUs, torch sees none there \(.+\)", said[0]
+        r"CPUs are used: \S+ \(.*\) declares 2 GPUs, torch sees none there \(.+\)", logged[0]
     )
-    assert preflight.use_gpu(recipe.model_copy(update={"use_gpu": False}), said.append) is False
-    assert len(said) == 1, "nothing is asked where GPUs are not wanted"
+    assert preflight.use_gpu(recipe.model_copy(update={"use_gpu": False})) is False
+    assert len(logged) == 1, "nothing is asked where GPUs are not wanted"
 
 
 @no_gpu
@@ -98,26 +97,19 @@ def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(
 
 @pytest.mark.usefixtures("usable")
 def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
-    recipe, data, tmp_path, monkeypatch
+    recipe, data, tmp_path, monkeypatch, logged
 ):
-    def note(rank, batch, place=str(tmp_path)):
-        with open(f"{place}/rank-{rank}", "w") as file:
+    def note(rank, batch, path=str(tmp_path)):
+        with open(f"{path}/rank-{rank}", "w") as file:
             file.write(f"{ray.get_gpu_ids()} {ray.train.get_context().get_local_rank()}")
 
-    said = []
-    done = train(recipe, name="run", say=said.append, on_batch=note)
-    assert "starting 2 GPU workers (about 15 seconds)" in said
+    done = train(recipe, name="run", on_batch=note)
+    assert "starting 2 GPU workers (about 15 seconds)" in logged
     ranks = sorted((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
     assert {text[-1] for text in ranks} == {"0", "1"} and len({text[:-2] for text in ranks}) == 2
 
-    predicted_alike(f"{done.run.place}/checkpoints/last", data, tmp_path)
-    table = tune.search(
-        recipe,
-        {"train.wd": {"choice": [0.01, 0.1]}},
-        name="search",
-        num_samples=1,
-        say=lambda line: None,
-    )
+    predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path)
+    table = tune.search(recipe, {"train.wd": {"choice": [0.01, 0.1]}}, name="search", num_samples=1)
     assert table["epochs"].tolist() == [1]
     assert resources_of_a_trial(recipe, monkeypatch) == {"CPU": 1, "GPU": 1}
     assert resources_of_a_trial(recipe.model_copy(update={"use_gpu": False}), monkeypatch) == {
@@ -125,12 +117,11 @@ def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
     }
 
 
-def predicted_alike(checkpoint, data, tmp_path):
+def predicted_alike(checkpoint, data, tmp_path, logged):
     """Two processes on a GPU each give, for every tile, what one process without gives, though small blocks are joined."""
-    lines = []
     out = str(tmp_path / "p.parquet")
-    predict(checkpoint, out, dataset_place=data.place, part="all", say=lines.append)
-    assert len({re.search(r"process (\d+)", line)[1] for line in lines}) == 2
+    predict(checkpoint, out, dataset_path=data.path, part="all")
+    assert len({re.search(r"process (\d+)", line)[1] for line in logged}) == 2
     found = predictions.read(out)
     alone = Predictor(checkpoint, False)
     rows = []

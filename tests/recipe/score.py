@@ -44,11 +44,11 @@ def write_large_recipe(path: Path) -> None:
 def run(out: Path, data: str, variant: str, seed: int) -> pd.DataFrame:
     """The history of a run: trained now, resumed, or found finished."""
     name = f"{data}-{variant}-{seed}"
-    place = out / name
-    if not (place / "report.html").exists():  # written last
+    path = out / name
+    if not (path / "report.html").exists():  # written last
         flags = (
             ["--resume", name]
-            if (place / "config.yaml").exists()
+            if (path / "config.yaml").exists()
             else [
                 "--name",
                 name,
@@ -63,7 +63,7 @@ def run(out: Path, data: str, variant: str, seed: int) -> pd.DataFrame:
         )
         if run_command(["train", *flags, "--storage", str(out)]) != 0:
             raise SystemExit(f"{name} failed; the same command goes on with it")
-    return pd.read_csv(place / "history.csv")
+    return pd.read_csv(path / "history.csv")
 
 
 def prepared(out: Path, data: str) -> None:

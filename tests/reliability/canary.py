@@ -65,9 +65,9 @@ def _trained(bucket: Path) -> list[str]:
     data = open_dataset(f"{STORE}/data")
     run = runs.create(settings, "a", data)
     with captured() as streams, patch("sys.stdout", Output(streams[0])):
-        print(f"run {run.name} in {run.place}")
-        run_alone(settings, run.place, report=print)
-        conclude(run.place)
+        print(f"run {run.name} in {run.path}")
+        run_alone(settings, run.path, report=print)
+        conclude(run.path)
     lines.append(streams[0].getvalue())
     assert (
         runs.find("a", f"{STORE}/runs").recipe == settings
@@ -198,10 +198,10 @@ def bucket() -> Iterator[str]:
     query = (
         f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
     )
-    place = f"s3://{KEY}:{SECRET}@bucket/place{query}"
-    storage.make_dir(place)
+    path = f"s3://{KEY}:{SECRET}@bucket/place{query}"
+    storage.make_dir(path)
     try:
-        yield place
+        yield path
     finally:
         server.stop()
 
@@ -209,8 +209,8 @@ def bucket() -> Iterator[str]:
 def under_ray(folder: Path) -> Outcome:
     """Every command that starts Ray or takes --storage, in a bucket: its objects, all of Ray's files, and what is printed."""
     checks, searches = Checks(), []
-    with bucket() as place:
-        for number, arguments in enumerate(_all_commands(folder, place)):
+    with bucket() as path:
+        for number, arguments in enumerate(_all_commands(folder, path)):
             own = folder / f"{number}-{arguments[0]}"
             own.mkdir()
             with Session(own, *arguments, program=CLI, env=ENVIRONMENT) as session:
@@ -220,17 +220,17 @@ def under_ray(folder: Path) -> Outcome:
                     f"{' '.join(arguments[:2])}: exit code {code}, {session.text()[-1500:]}",
                 )
                 searches.append(keys_in(own, session.tmp))
-        searches.append(_keys_in_objects(place))
+        searches.append(_keys_in_objects(path))
     return _judged(checks, *searches)
 
 
-def _all_commands(folder: Path, place: str) -> Iterator[list[str]]:
+def _all_commands(folder: Path, path: str) -> Iterator[list[str]]:
     """The commands, each of which may use what those before it have left."""
-    runs_at, data = storage.join(place, "runs"), storage.join(place, "data")
+    runs_at, data = storage.join(path, "runs"), storage.join(path, "data")
     storage.upload_directory(Path(dataset(folder / "data", 64)), data)
     writers.painted(folder)
-    storage.upload_directory(folder / "tiles", storage.join(place, "tiles"))
-    storage.write_bytes(storage.join(place, "labels.csv"), (folder / "labels.csv").read_bytes())
+    storage.upload_directory(folder / "tiles", storage.join(path, "tiles"))
+    storage.write_bytes(storage.join(path, "labels.csv"), (folder / "labels.csv").read_bytes())
     space = folder / "space.yaml"
     space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
     where = ["--storage", runs_at]
@@ -247,15 +247,15 @@ def _all_commands(folder: Path, place: str) -> Iterator[list[str]]:
         "8",
         *where,
     ]
-    predicted = storage.join(place, "p.parquet")
+    predicted = storage.join(path, "p.parquet")
     yield [
         "ingest",
         "--images",
-        storage.join(place, "tiles"),
+        storage.join(path, "tiles"),
         "--labels",
-        storage.join(place, "labels.csv"),
+        storage.join(path, "labels.csv"),
         "--out",
-        storage.join(place, "ingested"),
+        storage.join(path, "ingested"),
     ]
     yield ["train", "--name", "a", *small]
     yield ["train", "--name", "b", "--restarts", "1", *small]
@@ -273,17 +273,17 @@ def _all_commands(folder: Path, place: str) -> Iterator[list[str]]:
         *where,
     ]
     yield ["predict", "--checkpoint", "a", *where, "--dataset", data, "--out", predicted]
-    yield ["evaluate", predicted, "--out", storage.join(place, "evaluation")]
+    yield ["evaluate", predicted, "--out", storage.join(path, "evaluation")]
     yield ["runs", "report", "a", *where]
 
 
 def cut(folder: Path) -> Outcome:
     """A search that is killed in the middle, with all that it started: nothing of it could tidy up."""
     checks, searches = Checks(), []
-    with bucket() as place:
+    with bucket() as path:
         search = next(
             command
-            for command in _all_commands(folder, place)
+            for command in _all_commands(folder, path)
             if command[:3] == ["tune", "--name", "search"]
         )
         with Session(folder, *search, program=CLI, env=ENVIRONMENT) as session:
@@ -300,15 +300,15 @@ def cut(folder: Path) -> Outcome:
             )
             kill(*(process.pid for process in session.processes()))
             searches.append(keys_in(folder, session.tmp))
-        searches.append(_keys_in_objects(place))
+        searches.append(_keys_in_objects(path))
     return _judged(checks, *searches)
 
 
-def _keys_in_objects(place: str) -> Search:
-    objects = [file.path for file in storage.files(place, recursive=True)]
+def _keys_in_objects(path: str) -> Search:
+    objects = [file.path for file in storage.files(path, recursive=True)]
     return Search(
         len(objects),
-        [path for path in objects if _holds_key(storage.read_bytes(storage.join(place, path)))],
+        [name for name in objects if _holds_key(storage.read_bytes(storage.join(path, name)))],
     )
 
 

@@ -29,15 +29,15 @@ Found = Callable[[str], str]
 
 
 @contextmanager
-def flipped(place: Path, chance: random.Random) -> Iterator[str]:
+def flipped(path: Path, chance: random.Random) -> Iterator[str]:
     """One bit of a file is another one for a while; gives where."""
-    good = place.read_bytes()
+    good = path.read_bytes()
     at, bit = chance.randrange(len(good)), chance.randrange(8)
     bad = bytearray(good)
     bad[at] ^= 1 << bit
-    place.write_bytes(bad)
-    yield f"bit {bit} of byte {at} in {place.name}"
-    place.write_bytes(good)
+    path.write_bytes(bad)
+    yield f"bit {bit} of byte {at} in {path.name}"
+    path.write_bytes(good)
 
 
 def flips(kind: str, quick: bool, folder: Path) -> Outcome:
@@ -78,9 +78,9 @@ def _made(folder: Path) -> ds.Dataset:
     return ds.open_dataset(str(folder / "out"))
 
 
-def _opened(place: str, directory: Path) -> cache.Store:
+def _opened(path: str, directory: Path) -> cache.Store:
     """What a training process reads before its first step."""
-    data = ds.open_dataset(place)
+    data = ds.open_dataset(path)
     data.part_rows("random", "train")
     return cache.open_store(data, writers.SIDE, directory=directory)
 
@@ -91,24 +91,24 @@ def _shard(folder: Path) -> tuple[list[Path], Found]:
     def find(name: str) -> str:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         try:
-            _opened(data.place, folder / "cache")
+            _opened(data.path, folder / "cache")
         except DataError as error:
             return flaw_of(error) or (
                 "" if name in error.what else f"{name} is not named: {error.what}"
             )
         return "not found"
 
-    return [*map(Path, data.shards), *Path(data.place).glob("splits/*")], find
+    return [*map(Path, data.shards), *Path(data.path).glob("splits/*")], find
 
 
 def _cached(folder: Path) -> tuple[list[Path], Found]:
     """Damaged pixels are decoded again; a flip in what the cache knows of itself may cost that too."""
     data = _made(folder)
-    store = _opened(data.place, folder / "cache")
+    store = _opened(data.path, folder / "cache")
     wanted, root = np.array(store.pixels), store.directory
 
     def find(name: str) -> str:
-        again = _opened(data.place, folder / "cache")
+        again = _opened(data.path, folder / "cache")
         if not np.array_equal(again.pixels, wanted):
             return "other pixels"
         return "" if again.decoded else "not noticed"
@@ -128,9 +128,7 @@ def _archive(folder: Path) -> tuple[list[Path], Found]:
     def find(name: str) -> str:
         kind = name.removeprefix("all.")
         try:
-            download(
-                str(folder / kind / "planet"), str(folder / kind / name), say=lambda line: None
-            )
+            download(str(folder / kind / "planet"), str(folder / kind / name))
         except DataError as error:
             shutil.rmtree(folder / kind / "planet" / "train-jpg", ignore_errors=True)
             return flaw_of(error)
@@ -175,12 +173,12 @@ def changed(what: str, tiles: str, folder: Path) -> Outcome:
 
 
 def _changed(what: str, tiles: str, folder: Path) -> Outcome:
-    checks, place = Checks(), dataset(folder / "data", 64)
+    checks, path = Checks(), dataset(folder / "data", 64)
     if tiles == "cached before":
-        cache.open_store(ds.open_dataset(place), 64)
-    shard = Path(ds.open_dataset(place).shards[1])
+        cache.open_store(ds.open_dataset(path), 64)
+    shard = Path(ds.open_dataset(path).shards[1])
     CHANGES[what](shard)
-    settings = recipe(place, (32, 64), epochs=1).model_copy(
+    settings = recipe(path, (32, 64), epochs=1).model_copy(
         update={"tiles": "stream" if tiles == "streamed" else "cache"}
     )
     try:

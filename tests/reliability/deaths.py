@@ -8,7 +8,7 @@ import canary
 import psutil
 from driver import PACE
 from figures import Case, Checks, Figure, counted, numbers, passed, spread
-from recovery import PARTS, Recovery, batches, driver, place
+from recovery import PARTS, Recovery, batches, driver, path
 from session import PATIENCE_S, Session, kill, titled
 from workshop import dataset, once, recipe, same_trace, undisturbed
 
@@ -28,8 +28,8 @@ TITLES = {CONTROLLER: "ray::TrainController", RAYLET: "raylet", GCS: "gcs_server
 
 def settings(folder, **train):
     """The four stages on two workers, each of one epoch of 16 steps: room for checkpoints within epochs."""
-    place = str(once(folder, "data", lambda place: dataset(place / "tiles")) / "tiles")
-    small = recipe(place, epochs=1, **{"batch_size": 4, "save_every_s": SAVE_EVERY_S, **train})
+    path = str(once(folder, "data", lambda path: dataset(path / "tiles")) / "tiles")
+    small = recipe(path, epochs=1, **{"batch_size": 4, "save_every_s": SAVE_EVERY_S, **train})
     return small.model_copy(update={"num_workers": 2})
 
 
@@ -96,7 +96,7 @@ def pids(session, victim, worker):
 
 def reached(entries, rank, batch, after=0.0):
     """The entry of a rank that has come as far as a batch, in a process that began after a time and has done a step."""
-    return next((e for e in batches(entries, rank, after)[1:] if place(e) >= place(batch)), None)
+    return next((e for e in batches(entries, rank, after)[1:] if path(e) >= path(batch)), None)
 
 
 def judged(kills, entries, same, left, keys, end):

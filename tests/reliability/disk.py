@@ -26,6 +26,7 @@ from raytrain.checkpoints.reading import find_latest
 from raytrain.checkpoints.saver import MOST_FAILURES, Saver
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import StorageError
+from raytrain.log import collected
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.worker import Worker
@@ -62,10 +63,10 @@ def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Ou
 
 def _tried(writer: Writer, number: int, fault: Fault, folder: Path) -> Iterator[str]:
     """What is wrong after a fault, nothing if all is well."""
-    place = _fresh(folder)
-    ended = syscalls.disturbed(partial(writer.work, place), place, number, fault)
+    path = _fresh(folder)
+    ended = syscalls.disturbed(partial(writer.work, path), path, number, fault)
     try:
-        state = writer.state(place)
+        state = writer.state(path)
         yield (
             _ended_badly(ended, state)
             if fault.error
@@ -101,29 +102,25 @@ def flushed(folder: Path) -> Outcome:
         writer.begin(_emptied(here / "before"))
         dirty: set[str] = set()
         for point in syscalls.points(partial(writer.work, _fresh(here)), here / "place"):
-            call, _, place = point.partition(" ")
-            if any(word in place for word in ("progress/", "cache/")):
+            call, _, path = point.partition(" ")
+            if any(word in path for word in ("progress/", "cache/")):
                 continue
             if call in ("write", "pwrite64", "writev"):
-                dirty.add(place)
+                dirty.add(path)
             elif call in FLUSHES:
-                dirty = dirty - {place, _renamed_beside(place)} if place else set()
-            elif place in dirty and Path(place).parent.suffix == ".partial":
+                dirty = dirty - {path, _renamed_beside(path)} if path else set()
+            elif path in dirty and Path(path).parent.suffix == ".partial":
                 # A file in a folder that has no final name yet: what is flushed there next must be this one.
-                dirty = dirty - {place} | {_renamed_beside(place)}
+                dirty = dirty - {path} | {_renamed_beside(path)}
             elif call.startswith("rename"):
-                lost = sorted(
-                    path for path in dirty if path == place or path.startswith(f"{place}/")
-                )
-                checks.add(
-                    not lost, f"{name}: {place} is renamed, {', '.join(lost)} is not flushed"
-                )
+                lost = sorted(file for file in dirty if file == path or file.startswith(f"{path}/"))
+                checks.add(not lost, f"{name}: {path} is renamed, {', '.join(lost)} is not flushed")
     checks.add(checks.of > 20, "next to nothing was renamed")
     return checks.outcome()
 
 
-def _renamed_beside(place: str) -> str:
-    return str(Path(place).with_name("renamed"))
+def _renamed_beside(path: str) -> str:
+    return str(Path(path).with_name("renamed"))
 
 
 def too_large(folder: Path) -> Outcome:
@@ -131,20 +128,20 @@ def too_large(folder: Path) -> Outcome:
     checks, writer = Checks(), writers.writer("checkpoints", folder)
     writer.begin(_emptied(folder / "before"))
     for limit in range(0, 1500, 100):
-        place = _fresh(folder)
+        path = _fresh(folder)
 
-        def limited(place: Path = place, limit: int = limit) -> None:
+        def limited(path: Path = path, limit: int = limit) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            writer.work(place)
+            writer.work(path)
 
-        ended = syscalls.disturbed(limited, place, -1, KILLS[0])
+        ended = syscalls.disturbed(limited, path, -1, KILLS[0])
         checks.add(
             (ended.code == 7 and "File too large" in ended.text) or ended.code == 0,
             f"{limit} bytes: {ended.text}",
         )
         checks.add(
-            writer.state(place) == ("new" if ended.code == 0 else "old"),
+            writer.state(path) == ("new" if ended.code == 0 else "old"),
             f"{limit} bytes: another state",
         )
     return checks.outcome()
@@ -152,7 +149,7 @@ def too_large(folder: Path) -> Outcome:
 
 def within_an_epoch(failing: int, folder: Path) -> Outcome:
     """A run whose disk is full for so many checkpoints within an epoch, in a row: two are borne, the third ends it."""
-    checks, lines, met, written = Checks(), [], [], storage.written
+    checks, met, written = Checks(), [], storage.written
     settings = recipe(
         dataset(folder / "data", 64), (32, 64), epochs=1, save_every_s=0.0
     ).model_copy(update={"select": "1"})
@@ -165,7 +162,11 @@ def within_an_epoch(failing: int, folder: Path) -> Outcome:
         fails = f"/{STEP}" in str(path) and len(met) < failing
         return written(path, refused if fails else write)
 
-    with patch.object(Saver, "save", Saver.save), patch.object(storage, "written", full):
+    with (
+        patch.object(Saver, "save", Saver.save),
+        patch.object(storage, "written", full),
+        collected() as lines,
+    ):
         save_at_once()
         try:
             fit(
@@ -173,7 +174,7 @@ def within_an_epoch(failing: int, folder: Path) -> Outcome:
                 open_dataset(settings.dataset),
                 str(folder / "run"),
                 Worker(),
-                Hooks(say=lines.append),
+                Hooks(),
             )
             checks.add(failing < MOST_FAILURES, "it went on without a checkpoint")
         except StorageError as error:

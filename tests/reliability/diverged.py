@@ -11,6 +11,7 @@ from workshop import TRAIN, dataset, recipe
 from raytrain.checkpoints import reading
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
+from raytrain.log import collected
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.training.step import Batch
@@ -27,11 +28,11 @@ PLACES = {
 
 def poisoned(where: str, value: float, often: bool, folder: Path) -> Outcome:
     """Training with such a target, once or whenever that step comes."""
-    place, checks, met, lines = PLACES[where], Checks(), [], list[str]()
+    path, checks, met = PLACES[where], Checks(), []
 
     def poison(batch: Batch) -> None:
         at = (batch.stage, batch.number)
-        if batch.part == "train" and at == place and (often or not met):
+        if batch.part == "train" and at == path and (often or not met):
             met.append(at)
             batch.tensors["target"][0, 0] = value
 
@@ -40,15 +41,16 @@ def poisoned(where: str, value: float, often: bool, folder: Path) -> Outcome:
     )
     what = f"{value} in {where}{' every time' if often else ''}"
     try:
-        hooks = Hooks(say=lines.append, on_batch=poison)
-        fit(
-            settings,
-            open_dataset(settings.dataset),
-            str(folder / "run"),
-            Worker(),
-            hooks,
-            backoff=True,
-        )
+        hooks = Hooks(on_batch=poison)
+        with collected() as lines:
+            fit(
+                settings,
+                open_dataset(settings.dataset),
+                str(folder / "run"),
+                Worker(),
+                hooks,
+                backoff=True,
+            )
         # A label that is not finite can be left out only by stepping over it, which nobody promises.
         checks.add(not often, f"{what}: trained to the end")
         checks.add(
@@ -61,8 +63,8 @@ def poisoned(where: str, value: float, often: bool, folder: Path) -> Outcome:
     except Exception as error:
         checks.add(False, f"{what}: {type(error).__name__}: {error}")
     checks.add(bool(met), f"{what}: never came")
-    found = [reading.read(str(place)) for place in (folder / "run" / "checkpoints").glob("[!.]*")]
-    checks.add(bool(found) or place == (1, 0), f"{what}: no checkpoint to look at")
+    found = [reading.read(str(path)) for path in (folder / "run" / "checkpoints").glob("[!.]*")]
+    checks.add(bool(found) or path == (1, 0), f"{what}: no checkpoint to look at")
     checks.add(_all_finite(found), f"{what}: a checkpoint holds values that are not finite")
     return checks.outcome()
 

@@ -55,26 +55,28 @@ def recording(file, pace):
 
     from raytrain.distributed import train
 
-    def say(line):
-        note(file, what="line", line=line)
-        print(line)
-
-    train.train = partial(train.train, say=say, on_batch=Recorder(file, pace))
-    train.resume = partial(train.resume, say=say, on_batch=Recorder(file, pace))
+    train.train = partial(train.train, on_batch=Recorder(file, pace))
+    train.resume = partial(train.resume, on_batch=Recorder(file, pace))
 
 
 def main():
+    from raytrain.log import heard
+
     if "--restarts" in sys.argv:
         from raytrain.distributed import supervisor
 
         supervisor.PROGRAM = [sys.executable, __file__]
         # The wait before a restart is a setting, and no part of how long a restart takes.
         supervisor.LONGEST_PAUSE_S = 0.5
-    else:
-        recording(os.environ[RECORD], float(os.environ.get(PACE, "0")))
+        from raytrain.cli.main import main as program
+
+        program()
+    file = os.environ[RECORD]
+    recording(file, float(os.environ.get(PACE, "0")))
     from raytrain.cli.main import main as program
 
-    program()
+    with heard(lambda line: note(file, what="line", line=line)):
+        program()
 
 
 if __name__ == "__main__":

@@ -40,18 +40,18 @@ class Payload:
         return os.system, (f"touch '{self.canary}'",)
 
 
-def rehashed(place: Path, **files: bytes) -> None:
+def rehashed(path: Path, **files: bytes) -> None:
     """Replaces files of a checkpoint (`meta_json=...`) and makes its manifest agree, as an attacker would."""
     for name, content in files.items():
         (
-            place
+            path
             / name.replace("_json", ".json")
             .replace("_pt", ".pt")
             .replace("_safetensors", ".safetensors")
         ).write_bytes(content)
-    names = [path.name for path in place.iterdir() if path.name != layout.MANIFEST]
-    manifest = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in names}
-    (place / layout.MANIFEST).write_text(json.dumps(manifest))
+    names = [file.name for file in path.iterdir() if file.name != layout.MANIFEST]
+    manifest = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    (path / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
 def _yaml(canary: Path) -> str:
@@ -134,13 +134,13 @@ def _outside(folder: Path, canary: Path) -> str:
 
 def _weights_file(folder: Path, canary: Path) -> str:
     torch.save({"0.weight": Payload(canary)}, folder / "evil.pth")
-    place = dataset(folder / "data", 64)
+    path = dataset(folder / "data", 64)
     return _command(
         "train",
         "--config",
         "smoke",
         "--dataset",
-        place,
+        path,
         "--dry-run",
         "--storage",
         str(folder / "runs"),
@@ -151,8 +151,8 @@ def _weights_file(folder: Path, canary: Path) -> str:
 
 def _shard(column: str, folder: Path, canary: Path) -> str:
     """A whole dataset with right hashes, one of whose columns holds objects."""
-    place = Path(dataset(folder / "data", 64))
-    shard = place / "shards" / "part-00000.parquet"
+    path = Path(dataset(folder / "data", 64))
+    shard = path / "shards" / "part-00000.parquet"
     table = pq.read_table(shard)
     objects = _pickled_column(canary, table.num_rows)
     known = column in table.column_names
@@ -162,16 +162,16 @@ def _shard(column: str, folder: Path, canary: Path) -> str:
         else table.append_column(column, objects)
     )
     pq.write_table(table, shard)
-    manifest = json.loads((place / "dataset.json").read_text())
+    manifest = json.loads((path / "dataset.json").read_text())
     manifest["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
-    (place / "dataset.json").write_text(json.dumps(manifest))
+    (path / "dataset.json").write_text(json.dumps(manifest))
     if not known:  # what nobody reads harms nobody
         run_alone(
-            recipe(str(place), (32, 64), epochs=1).model_copy(update={"select": "1"}),
+            recipe(str(path), (32, 64), epochs=1).model_copy(update={"select": "1"}),
             folder / "run",
         )
         return "trained\n  why:  foreign columns are never read"
-    return _raised(lambda: run_alone(recipe(str(place), (32, 64), epochs=1), folder / "run"))
+    return _raised(lambda: run_alone(recipe(str(path), (32, 64), epochs=1), folder / "run"))
 
 
 def _predictions(folder: Path, canary: Path) -> str:

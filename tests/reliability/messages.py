@@ -30,7 +30,7 @@ def _shared(folder: Path) -> Made:
     """A folder of pictures with labels.csv and other files, and a dataset."""
     folder.mkdir(exist_ok=True)
     writers.painted(folder)
-    place = open_dataset(dataset(folder / "data", 64))
+    path = open_dataset(dataset(folder / "data", 64))
     (folder / "latin.csv").write_bytes("image_name,tags\nt_0,fôret\n".encode("latin-1"))
     (folder / "utf16.csv").write_text("image_name,tags\nt_0,clear\n", encoding="utf-16")
     (folder / "short.csv").write_text("image_name,tags\nt_0,clear\nt_1\n")
@@ -46,7 +46,7 @@ def _shared(folder: Path) -> Made:
         )
         predictions.write(str(folder / f"{name}.parquet"), some)
     (folder / "cut.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-9])
-    return folder, place
+    return folder, path
 
 
 def _ingest(folder: Path, out: Path, labels: str, *more: str) -> list[str]:
@@ -63,7 +63,7 @@ def _ingest(folder: Path, out: Path, labels: str, *more: str) -> list[str]:
 
 
 def _with_manifest(data: Dataset, folder: Path, change: Callable[[str], str]) -> str:
-    (folder / "dataset.json").write_text(change((Path(data.place) / "dataset.json").read_text()))
+    (folder / "dataset.json").write_text(change((Path(data.path) / "dataset.json").read_text()))
     return str(folder)
 
 
@@ -178,7 +178,7 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
             "--config",
             "smoke",
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(e),
             "--space",
@@ -192,7 +192,7 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
             "--config",
             "smoke",
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(e),
             "--space",
@@ -206,7 +206,7 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
             "--config",
             "smoke",
             "--dataset",
-            d.place,
+            d.path,
             "--storage",
             str(e),
             "--space",
@@ -220,19 +220,19 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
     "tiles of no dataset": (3, lambda f, d, e: ["data", "show", str(e)]),
     "tiles of an unknown label": (
         3,
-        lambda f, d, e: ["data", "show", d.place, "--label", "watr", "--out", str(e / "o.png")],
+        lambda f, d, e: ["data", "show", d.path, "--label", "watr", "--out", str(e / "o.png")],
     ),
     "a check of no dataset": (3, lambda f, d, e: ["data", "check", str(e / "no")]),
     "a rule about an unknown label": (
         3,
-        lambda f, d, e: ["data", "check", d.place, "--alone", "cloudi", "--out", str(e / "o.html")],
+        lambda f, d, e: ["data", "check", d.path, "--alone", "cloudi", "--out", str(e / "o.html")],
     ),
     "a split whose name is taken": (
         3,
         lambda f, d, e: [
             "data",
             "split",
-            d.place,
+            d.path,
             "--name",
             "random",
             "--by",
@@ -243,7 +243,7 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
     ),
     "a split by groups without a table": (
         2,
-        lambda f, d, e: ["data", "split", d.place, "--name", "g", "--by", "group"],
+        lambda f, d, e: ["data", "split", d.path, "--name", "g", "--by", "group"],
     ),
     "a run that is not there": (2, lambda f, d, e: ["runs", "show", "nobody", "--storage", str(e)]),
     "a report of no run": (2, lambda f, d, e: ["runs", "report", "nobody", "--storage", str(e)]),
@@ -330,7 +330,7 @@ def surrounded(folder: Path) -> Outcome:
     checks, (_, data) = Checks(), _shared(folder.parent / "messages")
     for code, name, value in VARIABLES:
         with patch.dict(os.environ, {name: value}):
-            done = said([*SMOKE, "--dataset", data.place])
+            done = said([*SMOKE, "--dataset", data.path])
         _judge(
             checks,
             f"{name}={value}",

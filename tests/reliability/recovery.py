@@ -24,7 +24,7 @@ class Recovery:
         again = [
             e
             for e in self.entries
-            if e["t"] < self.at and is_batch(e, 0) and place(e) == place(first)
+            if e["t"] < self.at and is_batch(e, 0) and path(e) == path(first)
         ]
         self.lost_s = self.at - again[-1]["t"] if again else 0.0
         self.seconds = second["t"] - self.at
@@ -58,7 +58,7 @@ def is_batch(entry, rank):
     return entry["what"] == "batch" and entry["rank"] == rank
 
 
-def place(batch):
+def path(batch):
     """Sorts batches as a run meets them."""
     return batch["stage"], batch["epoch"], batch["part"] == "valid", batch["number"]
 

@@ -14,7 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).parent / room) for room in (".", "..", "../data", "../training", "../cli"))
+sys.path.extend(
+    str(Path(__file__).parent / room) for room in (".", "..", "../data", "../training", "../cli")
+)
 
 from figures import Figure, Ledger, passed
 

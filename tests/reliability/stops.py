@@ -14,7 +14,7 @@ from pathlib import Path
 from deaths import STEP_S, reached, settings, started
 from driver import PACE
 from figures import PROJECT, Case, Checks, Figure, counted, numbers, spread
-from recovery import is_batch, place
+from recovery import is_batch, path
 from session import PROGRAM, Session
 from workshop import same_trace, undisturbed
 
@@ -49,8 +49,8 @@ def signalled(folder, number):
 def plan(folder, seed, room):
     """(recipe, batches after which to stop). Only the signal makes it save within epochs."""
     met = undisturbed(folder, settings(folder), "whole")[1]
-    places = sorted(random.Random(seed).sample(range(len(met) - room), POINTS))
-    return settings(folder, save_every_s=None), [met[i] for i in places]
+    paths = sorted(random.Random(seed).sample(range(len(met) - room), POINTS))
+    return settings(folder, save_every_s=None), [met[i] for i in paths]
 
 
 def ended_well(checks, folder, code, text):
@@ -61,9 +61,9 @@ def ended_well(checks, folder, code, text):
         f"other bits: exit code {code}, {text[-1500:]}",
     )
     entries = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
-    steps = [place(e) for e in entries if is_batch(e, 0) and e["part"] == "train"]
+    steps = [path(e) for e in entries if is_batch(e, 0) and e["part"] == "train"]
     checks.add(
-        steps == [place(b) for b in met if b["part"] == "train"], f"not each step once: {steps}"
+        steps == [path(b) for b in met if b["part"] == "train"], f"not each step once: {steps}"
     )
 
 

@@ -53,9 +53,9 @@ DESCRIPTORS = {
 }
 WITHOUT = {"sync": (162, 0)}
 CALLS = {
-    number: (name, place)
+    number: (name, path)
     for table in (PATHS, DESCRIPTORS, WITHOUT)
-    for name, (number, place) in table.items()
+    for name, (number, path) in table.items()
 }
 FLUSHES, PARTLY = {"fsync", "fdatasync", "sync"}, {"write", "pwrite64"}
 AT_FDCWD, TO_WRITE = -100, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -211,11 +211,11 @@ class _Tracer:
             return
         self.inside.add(thread)
         name, where = CALLS.get(self.peek(thread, NUMBER), ("", 0))
-        place = self.place(thread, name, where) if name else None
-        if place is None:
+        path = self.path(thread, name, where) if name else None
+        if path is None:
             return
         number = len(self.seen)
-        self.seen.append(f"{name} {place}")
+        self.seen.append(f"{name} {path}")
         hit = self.number == number
         late = (
             self.number is not None
@@ -252,7 +252,7 @@ class _Tracer:
         self.ask(POKEUSER, thread, NUMBER, -1)
         self.results[thread] = result
 
-    def place(self, thread: int, name: str, where: int) -> str | None:
+    def path(self, thread: int, name: str, where: int) -> str | None:
         """The path below the folder that a call writes to; None where it writes nothing there."""
         if name in WITHOUT:
             return ""

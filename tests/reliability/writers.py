@@ -125,10 +125,10 @@ def _checkpoint_state(folder: Path) -> str:
     latest = _latest(folder)
     _require(latest in ((2, 2), (3, 0), (3, 1)), f"the latest checkpoint is that of {latest}")
     bests = [
-        place for name in ("best", "best.old") if (place := folder / "checkpoints" / name).exists()
+        path for name in ("best", "best.old") if (path := folder / "checkpoints" / name).exists()
     ]
     _require(
-        any(_readable(place) for place in bests), "neither the old best nor the new one can be read"
+        any(_readable(path) for path in bests), "neither the old best nor the new one can be read"
     )
     _save(folder)
     _require(_latest(folder) == (3, 1), "the next save does not stand")
@@ -139,9 +139,9 @@ def _checkpoint_state(folder: Path) -> str:
     return "new" if latest == (3, 1) else "old"
 
 
-def _readable(place: Path) -> bool:
+def _readable(path: Path) -> bool:
     with contextlib.suppress(reading.DamagedCheckpoint):
-        return reading.read(str(place)) is not None
+        return reading.read(str(path)) is not None
     return False
 
 
@@ -185,15 +185,15 @@ def _record_state(folder: Path) -> str:
 def _create(dataset: Dataset, folder: Path) -> None:
     with held(str(folder / "runs" / "a")):
         runs.create(
-            recipe(dataset.place).model_copy(update={"storage": str(folder / "runs")}), "a", dataset
+            recipe(dataset.path).model_copy(update={"storage": str(folder / "runs")}), "a", dataset
         )
 
 
 def _run_state(dataset: Dataset, folder: Path) -> str:
     found = {run.name: run for run in runs.every(str(folder / "runs"))}
     if "a" in found:
-        _require(found["a"].recipe.dataset == dataset.place, "another recipe")
-        with held(found["a"].place):
+        _require(found["a"].recipe.dataset == dataset.path, "another recipe")
+        with held(found["a"].path):
             return "new" if (folder / "runs" / "a" / "env.json").exists() else "old"
     _create(dataset, folder)
     return "old"
@@ -220,12 +220,12 @@ def ingest_from(images: str, labels: str, out: str) -> None:
     """`raytrain ingest` in this process."""
     tiles = images_in(images).label_from_file(labels).split(by="random", valid=0.25)
     gated, rows = ingesting._gated, ingesting.rows_per_shard
-    ingesting._gated = lambda blocks, place, bands: (
-        ingesting.gate_shard(block, place, bands) for block in blocks
+    ingesting._gated = lambda blocks, path, bands: (
+        ingesting.gate_shard(block, path, bands) for block in blocks
     )
     ingesting.rows_per_shard = lambda count: ROWS
     try:
-        ingesting.ingest(tiles, out, say=lambda line: None)
+        ingesting.ingest(tiles, out)
     finally:
         ingesting._gated, ingesting.rows_per_shard = gated, rows
 
@@ -253,7 +253,7 @@ def _dataset_state(folder: Path) -> str:
 
 
 def _copied(dataset: Dataset, folder: Path) -> None:
-    shutil.copytree(dataset.place, folder / "data")
+    shutil.copytree(dataset.path, folder / "data")
 
 
 def _divide(folder: Path) -> None:
@@ -311,7 +311,7 @@ def _archive(kind: str, folder: Path) -> None:
 
 
 def _unpack(kind: str, folder: Path) -> None:
-    download(str(folder / "planet"), str(folder / f"all.{kind}"), say=lambda line: None)
+    download(str(folder / "planet"), str(folder / f"all.{kind}"))
 
 
 def _extraction_state(kind: str, folder: Path) -> str:

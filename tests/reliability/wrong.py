@@ -25,20 +25,20 @@ ARCH = "timm:test_resnet"
 @cache
 def _shared(folder: Path) -> tuple[str, Path]:
     """(dataset, checkpoint) of a run of one stage, made once."""
-    place = dataset(folder / "data", 64)
-    settings = recipe(place, (32, 64), epochs=1).model_copy(update={"select": "1"})
+    path = dataset(folder / "data", 64)
+    settings = recipe(dataset, (32, 64), epochs=1).model_copy(update={"select": "1"})
     run_alone(settings, folder / "run")
-    return place, folder / "run" / "checkpoints" / "last"
+    return path, folder / "run" / "checkpoints" / "last"
 
 
 def _file(name: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path], None]:
     """Another content, or none, of a file of the checkpoint."""
 
-    def harm(place: Path) -> None:
-        content = change((place / name).read_bytes())
-        (place / name).unlink()
+    def harm(path: Path) -> None:
+        content = change((path / name).read_bytes())
+        (path / name).unlink()
         if content is not None:
-            (place / name).write_bytes(content)
+            (path / name).write_bytes(content)
 
     return harm
 
@@ -46,10 +46,10 @@ def _file(name: str, change: Callable[[bytes], bytes | None]) -> Callable[[Path]
 def _meta(**changes: object) -> Callable[[Path], None]:
     """Another meta.json, with a manifest that agrees; a field that is None goes."""
 
-    def harm(place: Path) -> None:
-        meta = json.loads((place / "meta.json").read_text()) | changes
+    def harm(path: Path) -> None:
+        meta = json.loads((path / "meta.json").read_text()) | changes
         rehashed(
-            place, meta_json=json.dumps({k: v for k, v in meta.items() if v is not None}).encode()
+            path, meta_json=json.dumps({k: v for k, v in meta.items() if v is not None}).encode()
         )
 
     return harm
@@ -60,11 +60,11 @@ def _weights(
 ) -> Callable[[Path], None]:
     """Other weights, averages included, with a manifest that agrees."""
 
-    def harm(place: Path) -> None:
+    def harm(path: Path) -> None:
         for name in ("model.safetensors", "ema.safetensors"):
-            state = change(safetensors.torch.load((place / name).read_bytes()))
-            (place / name).write_bytes(safetensors.torch.save(state))
-        rehashed(place)
+            state = change(safetensors.torch.load((path / name).read_bytes()))
+            (path / name).write_bytes(safetensors.torch.save(state))
+        rehashed(path)
 
     return harm
 
@@ -83,13 +83,13 @@ def _one_class_fewer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def _replaced_by_a_file(place: Path) -> None:
-    shutil.rmtree(place)
-    place.write_text("weights")
+def _replaced_by_a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("weights")
 
 
-def _emptied(place: Path) -> None:
-    for file in place.iterdir():
+def _emptied(path: Path) -> None:
+    for file in path.iterdir():
         file.unlink()
 
 
@@ -113,10 +113,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest that names nothing": (_file(MANIFEST, lambda c: b"{}"), "does not name"),
     "manifest that is a list": (_file(MANIFEST, lambda c: b"[1]"), "does not name"),
     "meta.json missing": (_file("meta.json", lambda c: None), "incomplete"),
-    "meta.json that is text": (lambda place: rehashed(place, meta_json=b"hello"), "meta.json"),
+    "meta.json that is text": (lambda path: rehashed(path, meta_json=b"hello"), "meta.json"),
     "meta.json without classes": (_meta(classes=None), "classes"),
     "text with a right hash for weights": (
-        lambda place: rehashed(place, model_safetensors=b"x" * 99, ema_safetensors=b"x" * 99),
+        lambda path: rehashed(path, model_safetensors=b"x" * 99, ema_safetensors=b"x" * 99),
         "no plain tensors",
     ),
     "weights that are not finite": (_weights(_not_finite), "not finite"),
@@ -142,7 +142,7 @@ OWN = {
 
 def refused(name: str, command: str, folder: Path) -> Outcome:
     """One broken checkpoint, in one use of it."""
-    checks, (place, good) = Checks(), _shared(folder.parent / "wrong-checkpoints")
+    checks, (dataset, good) = Checks(), _shared(folder.parent / "wrong-checkpoints")
     harm, word = (BROKEN | TO_START_FROM)[name]
     bad = folder / "runs" / "checkpoint"
     shutil.copytree(good, bad)
@@ -153,7 +153,7 @@ def refused(name: str, command: str, folder: Path) -> Outcome:
             "--checkpoint",
             str(bad),
             "--dataset",
-            place,
+            dataset,
             "--out",
             str(folder / "p.parquet"),
         ]
@@ -163,7 +163,7 @@ def refused(name: str, command: str, folder: Path) -> Outcome:
             "--config",
             "smoke",
             "--dataset",
-            place,
+            dataset,
             "--model.arch",
             ARCH,
             "--storage",
@@ -186,14 +186,14 @@ def refused(name: str, command: str, folder: Path) -> Outcome:
 
 def own_refused(name: str, folder: Path) -> Outcome:
     """A run whose own checkpoint was trained on something else."""
-    checks, (place, good) = Checks(), _shared(folder.parent / "wrong-checkpoints")
+    checks, (dataset, good) = Checks(), _shared(folder.parent / "wrong-checkpoints")
     harm, word = OWN[name]
     shutil.copytree(good.parents[1], folder / "run")
     shutil.rmtree(folder / "run" / "checkpoints" / "best")
     for path in (folder / "run" / "checkpoints").iterdir():
         harm(path)
     try:
-        run_alone(recipe(place, (32, 64), epochs=1), folder / "run")
+        run_alone(recipe(dataset, (32, 64), epochs=1), folder / "run")
         checks.add(False, f"{name}: trained all the same")
     except RaytrainError as error:
         checks.add(word in error.what and not flaw_of(error), str(error))

@@ -46,7 +46,7 @@ def jpeg(color: tuple[int, int, int], mode: str) -> bytes:
     return sink.getvalue()
 
 
-def make_dataset(place: Path, target: np.ndarray) -> None:
+def make_dataset(path: Path, target: np.ndarray) -> None:
     pictures = [jpeg((200, 60, 30), "CMYK" if row % 2 else "RGB") for row in range(len(target))]
     table = pa.table(
         {
@@ -60,8 +60,8 @@ def make_dataset(place: Path, target: np.ndarray) -> None:
         schema=ds.SHARD_SCHEMA,
     )
     content = ds.shard_bytes(list(zip(*table.to_pydict().values(), strict=True)))
-    (place / "shards").mkdir(parents=True)
-    (place / "shards" / "part-00000.parquet").write_bytes(content)
+    (path / "shards").mkdir(parents=True)
+    (path / "shards" / "part-00000.parquet").write_bytes(content)
     shard = {
         "file": "part-00000.parquet",
         "rows": len(target),
@@ -74,7 +74,7 @@ def make_dataset(place: Path, target: np.ndarray) -> None:
         "shards": [shard],
         "splits": [],
     }
-    (place / "dataset.json").write_text(json.dumps(manifest))
+    (path / "dataset.json").write_text(json.dumps(manifest))
 
 
 def make_curves() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -110,14 +110,14 @@ def make_curves() -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(steps), pd.DataFrame(history)
 
 
-def make_predictions(place: Path, dataset: Path, target: np.ndarray) -> np.ndarray:
+def make_predictions(path: Path, dataset: Path, target: np.ndarray) -> np.ndarray:
     """Writes predictions.parquet; logits follow the targets, so that some tiles are right and some are not."""
     logits = (6.0 * target - 3.5 + np.random.default_rng(0).normal(0, 1.5, target.shape)).astype(
         np.float32
     )
     names = tuple(f"tile_{row}" for row in range(len(target)))
     meta = {"task": "multi-label", "split": "random", "part": "valid", "dataset": str(dataset)}
-    prediction_files.write(str(place), Predictions(names, logits, target, CLASSES, meta))
+    prediction_files.write(str(path), Predictions(names, logits, target, CLASSES, meta))
     return logits
 
 
@@ -127,29 +127,29 @@ def run(tmp_path: Path) -> Path:
     rng = np.random.default_rng(1)
     target = (rng.random((ROWS, len(CLASSES))) < 0.4).astype(np.uint8)
     target[:, 2] = 1
-    dataset, place = tmp_path / "tiles", tmp_path / "runs" / "calm-run"
+    dataset, path = tmp_path / "tiles", tmp_path / "runs" / "calm-run"
     make_dataset(dataset, target)
-    place.mkdir(parents=True)
+    path.mkdir(parents=True)
     steps, history = make_curves()
-    history.to_csv(place / "history.csv", index=False)
-    (place / "metrics.jsonl").write_text(
+    history.to_csv(path / "history.csv", index=False)
+    (path / "metrics.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in steps.to_dict("records"))
     )
     recipe = Recipe.model_validate(
         {"model": {"arch": "resnet18"}, "stages": STAGES, "dataset": str(dataset)}
     )
-    (place / "config.yaml").write_text(recipe.to_yaml())
+    (path / "config.yaml").write_text(recipe.to_yaml())
     env = {
         "command": "raytrain train --name '<calm>'",
         "versions": {"torch": "2.15"},
         "tiles": 150,
         "synthetic": False,
     }
-    (place / "env.json").write_text(json.dumps(env))
+    (path / "env.json").write_text(json.dumps(env))
     baselines = {"constant": {"labels": ["primary"], "f2": 0.4321}, "logistic": {"f2": 0.5432}}
-    (place / "baselines.json").write_text(json.dumps(baselines))
-    make_predictions(place / "predictions.parquet", dataset, target)
-    return place
+    (path / "baselines.json").write_text(json.dumps(baselines))
+    make_predictions(path / "predictions.parquet", dataset, target)
+    return path
 
 
 def tile_f2(logits: np.ndarray, target: np.ndarray, threshold: float = 0.2) -> np.ndarray:
@@ -342,8 +342,8 @@ def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
 
 def test_evaluation_report_needs_only_predictions(run: Path, tmp_path: Path):
     out = tmp_path / "judged"
-    place = page.write_evaluation(str(out), str(run / "predictions.parquet"))
-    text = visible(Path(place).read_text())
+    path = page.write_evaluation(str(out), str(run / "predictions.parquet"))
+    text = visible(Path(path).read_text())
     predictions = prediction_files.read(str(run / "predictions.parquet"))
     assert (
         f'<div class="big">{tile_f2(predictions.logits, predictions.target).mean():.4f}</div>'

@@ -32,7 +32,7 @@ def test_several_processes_fill_one_store_each_shard_once(dataset, tmp_path):
     )
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, dataset.place, str(tmp_path), str(turn)],
+            [sys.executable, "-c", code, dataset.path, str(tmp_path), str(turn)],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -96,7 +96,7 @@ def test_the_oldest_store_that_nobody_uses_makes_room(dataset, tmp_path, monkeyp
         "import sys, pathlib; from raytrain.data import cache; from raytrain.data.dataset import open_dataset\n"
         "cache.open_store(open_dataset(sys.argv[1]), 32, directory=pathlib.Path(sys.argv[2]))"
     )
-    subprocess.run([sys.executable, "-c", code, dataset.place, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-c", code, dataset.path, str(tmp_path)], check=True)
     (unused,) = tmp_path.glob("*/store.json")
     in_use = cache.open_store(dataset, 48, directory=tmp_path)
     room = cache.store_bytes(dataset, 48) + cache.store_bytes(dataset, 40)
@@ -170,7 +170,7 @@ def test_two_processes_share_one_mapping_of_the_tiles(dataset, tmp_path):
     )
 
     def start():
-        command = [sys.executable, "-c", code, dataset.place, str(tmp_path)]
+        command = [sys.executable, "-c", code, dataset.path, str(tmp_path)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -43,20 +43,20 @@ def dataset(tmp_path, monkeypatch):
     return write_dataset(tmp_path / "dataset", named, ["a"])
 
 
-def placed(dataset, said, **changes):
+def placed(dataset, **changes):
     settings = {"choice": "auto", "window_gb": 1.0, "order": None} | changes
-    return placement.place_tiles(dataset, 64, Worker(), say=said.append, **settings)
+    return placement.place_tiles(dataset, 64, Worker(), **settings)
 
 
-def test_the_place_its_bytes_and_the_reason_are_said(dataset):
-    said = []
-    found = placed(dataset, said)
+def test_the_place_its_bytes_and_the_reason_are_said(dataset, logged):
+    found = placed(dataset)
     assert isinstance(found.feed, CacheFeed) and found.window is None
-    assert said[-1] == f"tiles: in {found.store.directory}, 0 MB at 64 px (no GPU)"
-    streamed = placed(dataset, said, choice="stream")
+    assert logged[-1] == f"tiles: in {found.store.directory}, 0 MB at 64 px (no GPU)"
+    streamed = placed(dataset, choice="stream")
     assert isinstance(streamed.feed, StreamFeed) and streamed.window is None
     assert (
-        said[-1] == "tiles: streamed from the shards, 3 of 3 in a window, 0 MB at 64 px (as asked)"
+        logged[-1]
+        == "tiles: streamed from the shards, 3 of 3 in a window, 0 MB at 64 px (as asked)"
     )
     rows = np.array([3, 11, 0])
     assert torch.equal(
@@ -66,16 +66,15 @@ def test_the_place_its_bytes_and_the_reason_are_said(dataset):
     streamed.feed.close()
 
 
-def test_tiles_that_fit_no_disk_are_streamed_and_why_is_said(dataset, monkeypatch):
+def test_tiles_that_fit_no_disk_are_streamed_and_why_is_said(dataset, monkeypatch, logged):
     def full(*args, **options):
         raise StorageError("the decoded tiles need 9 GB, /cache has 1 GB free")
 
     monkeypatch.setattr(placement, "open_store", full)
-    said = []
-    assert isinstance(placed(dataset, said).feed, StreamFeed)
-    assert "(the decoded tiles need 9 GB, /cache has 1 GB free)" in said[-1]
+    assert isinstance(placed(dataset).feed, StreamFeed)
+    assert "(the decoded tiles need 9 GB, /cache has 1 GB free)" in logged[-1]
     with pytest.raises(StorageError):
-        placed(dataset, said, choice="cache")
+        placed(dataset, choice="cache")
 
 
 def test_a_run_keeps_the_order_it_began_in(dataset):

@@ -61,7 +61,7 @@ def test_a_window_reads_each_shard_once_an_epoch_and_holds_no_more_than_two_wind
 
 
 def test_the_window_is_what_the_gigabytes_hold_of_the_largest_shard(shards):
-    largest = max(storage.size(place) for place in shards.shards)
+    largest = max(storage.size(path) for path in shards.shards)
     assert stream_window(shards, largest * 2.5 / 1e9) == 2
     assert stream_window(shards, largest / 2 / 1e9) == 1
     assert stream_window(shards, largest * 6 / 1e9) is None

@@ -68,7 +68,7 @@ def run_alone(recipe: Recipe, run: Path, **hooks) -> dict:
         open_dataset(recipe.dataset),
         str(run),
         Worker(),
-        Hooks(say=lambda line: None, **hooks),
+        Hooks(**hooks),
     )
 
 
@@ -86,9 +86,9 @@ def save_at_once(patch=setattr) -> None:
 def trace(run):
     """All that must not depend on where a run was stopped: sha256 of weights and averages of each stage, the record."""
     hashes = {}
-    for place in sorted((run / "checkpoints").iterdir()):
-        manifest = json.loads((place / "MANIFEST.json").read_text())
-        hashes[place.name] = {
+    for path in sorted((run / "checkpoints").iterdir()):
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        hashes[path.name] = {
             name: value for name, value in manifest.items() if name.endswith(".safetensors")
         }
     rows = [
@@ -142,11 +142,7 @@ def _member(
         }
         (Path(run) / f"parameters-{stage}-{rank}.json").write_text(json.dumps(state))
 
-    hooks = Hooks(
-        say=lambda line: None,
-        on_stage_end=on_stage_end,
-        **({"on_batch": on_batch} if record or kill else {}),
-    )
+    hooks = Hooks(on_stage_end=on_stage_end, **({"on_batch": on_batch} if record or kill else {}))
     fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, world, rank, world), hooks)
     if world > 1:
         dist.destroy_process_group()

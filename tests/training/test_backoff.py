@@ -24,7 +24,7 @@ def recipe(dataset):
     """Two stages of two epochs; five steps an epoch, a checkpoint after each."""
     train = {"batch_size": 30, "threads": 1, "ema": 0.9, "save_every_s": 0.0}
     smoke = load_recipe(
-        "smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}}
+        "smoke", {"dataset": dataset.path, "train": train, "model": {"arch": "timm:test_resnet"}}
     )
     return smoke.model_copy(
         update={"stages": tuple(s.model_copy(update={"epochs": 2}) for s in smoke.stages[:2])}
@@ -36,14 +36,14 @@ def at_once(monkeypatch):
     save_at_once(monkeypatch.setattr)
 
 
-def poison(*places):
+def poison(*paths):
     """A hook that makes the targets of each (stage, epoch, step) useless, once."""
-    left = set(places)
+    left = set(paths)
 
     def on_batch(batch):
-        place = (batch.stage, batch.epoch, batch.number)
-        if batch.part == "train" and place in left:
-            left.remove(place)
+        path = (batch.stage, batch.epoch, batch.number)
+        if batch.part == "train" and path in left:
+            left.remove(path)
             batch.tensors["target"].fill_(float("nan"))
 
     return on_batch
@@ -55,29 +55,26 @@ def rates(run):
     return {(row["stage"], row["epoch"], row["step"]): row["lr"][-1] for row in rows}
 
 
-def train(recipe, run, say=lambda line: None, **hooks):
+def train(recipe, run, **hooks):
     return fit(
         recipe,
         open_dataset(recipe.dataset),
         str(run),
         Worker(),
-        Hooks(say=say, **hooks),
+        Hooks(**hooks),
         backoff=True,
     )
 
 
 @pytest.mark.parametrize("place", [(1, 1, 2), (1, 2, 0), (2, 2, 3)])
-def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, place):
-    lines = []
-    train(recipe, tmp_path / "run", lines.append, on_batch=poison(place))
-    told = [line for line in lines if "goes back" in line]
-    assert (
-        len(told) == 1 and f"at step {place[2] + 1} of stage {place[0]} epoch {place[1]}" in told[0]
-    )
+def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, path, logged):
+    train(recipe, tmp_path / "run", on_batch=poison(path))
+    told = [line for line in logged if "goes back" in line]
+    assert len(told) == 1 and f"at step {path[2] + 1} of stage {path[0]} epoch {path[1]}" in told[0]
     run_alone(recipe, tmp_path / "whole")
     found, usual = rates(tmp_path / "run"), rates(tmp_path / "whole")
     assert found.keys() == usual.keys() and len(found) == 20
-    at = 5 * (2 * place[0] + place[1] - 3) + place[2]
+    at = 5 * (2 * path[0] + path[1] - 3) + path[2]
     assert {key: rate / usual[key] for key, rate in found.items()} == {
         key: 0.5 if key[2] >= at else 1.0 for key in usual
     }
@@ -118,7 +115,7 @@ def test_a_stop_after_it_costs_no_bit(recipe, tmp_path):
 def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
     dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
     recipe = Recipe.model_validate_json(recipe_json)
-    hooks = Hooks(say=lambda line: None, on_batch=poison(*[(1, 2, 2)] * rank))  # rank 1 alone
+    hooks = Hooks(on_batch=poison(*[(1, 2, 2)] * rank))  # rank 1 alone
     fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks, backoff=True)
     dist.destroy_process_group()
 

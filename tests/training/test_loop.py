@@ -27,7 +27,7 @@ from raytrain.worker import Worker
 def recipe(dataset):
     """The smoke recipe: four stages of one epoch at 32 and 64 px, fp32, one thread."""
     return load_recipe(
-        "smoke", {"dataset": dataset.place, "train": {"batch_size": 30, "threads": 1}}
+        "smoke", {"dataset": dataset.path, "train": {"batch_size": 30, "threads": 1}}
     )
 
 
@@ -261,10 +261,10 @@ def test_a_dataset_that_changed_is_refused_on_resume(recipe, whole, dataset, tmp
     storage.make_dir(str(other))
     (other / "checkpoints").symlink_to(meta)
     changed = type(dataset)(
-        dataset.place, dataset.manifest | {"shards": dataset.manifest["shards"][::-1]}
+        dataset.path, dataset.manifest | {"shards": dataset.manifest["shards"][::-1]}
     )
     with pytest.raises(DataError, match="is not the one that"):
-        loop.fit(recipe, changed, str(other), Worker(), loop.Hooks(say=lambda line: None))
+        loop.fit(recipe, changed, str(other), Worker(), loop.Hooks())
 
 
 def test_batches_that_cannot_be_made_are_refused(recipe):
@@ -346,12 +346,11 @@ def test_any_number_of_workers_reaches_the_same_losses(exact, precision, world, 
 
 
 def test_a_range_test_chooses_each_stages_rate_and_leaves_the_weights_alone(
-    recipe, whole, tmp_path, monkeypatch
+    recipe, whole, tmp_path, monkeypatch, logged
 ):
     monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
     monkeypatch.setattr(lr_find, "CLEAR_FALL", -10.0)
-    lines = []
-    hooks = loop.Hooks(say=lines.append)
+    hooks = loop.Hooks()
     settings = recipe.model_copy(update={"lr": "auto", "select": "1-2"})
     loop.fit(settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
     chosen = json.loads((tmp_path / "run" / "lr-find" / "stage-1-32.json").read_text())[
@@ -366,7 +365,7 @@ def test_a_range_test_chooses_each_stages_rate_and_leaves_the_weights_alone(
     assert meta[1]["lr"][1] / meta[1]["lr"][0] == pytest.approx(second / first)
     peak = max(step.lr[-1] for step in read_steps(str(tmp_path / "run")) if step.stage == 1)
     assert chosen / 4 < peak <= chosen * 1.0001
-    assert sum("the range test suggests" in line for line in lines) == 2
+    assert sum("the range test suggests" in line for line in logged) == 2
     # The rate of the recipe, written in by hand, gives the bits of a run that never made the test.
     monkeypatch.setattr(
         lr_find, "suggestions", lambda curve: {lr_find.AUTO_RULE: recipe.stages[0].lr}
@@ -377,15 +376,14 @@ def test_a_range_test_chooses_each_stages_rate_and_leaves_the_weights_alone(
 
 
 def test_a_range_test_without_a_clear_fall_leaves_the_recipes_rate(
-    recipe, whole, tmp_path, monkeypatch
+    recipe, whole, tmp_path, monkeypatch, logged
 ):
     monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
     monkeypatch.setattr(lr_find, "CLEAR_FALL", 1.0)
-    lines = []
     settings = recipe.model_copy(update={"lr": "auto", "select": "1"})
     run = str(tmp_path / "run")
-    loop.fit(settings, open_dataset(recipe.dataset), run, Worker(), loop.Hooks(say=lines.append))
-    assert any("peak lr stays 1.0e-02" in line for line in lines)
+    loop.fit(settings, open_dataset(recipe.dataset), run, Worker(), loop.Hooks())
+    assert any("peak lr stays 1.0e-02" in line for line in logged)
     assert_same_bits(weights(whole, "stage-1-32"), weights(tmp_path / "run", "stage-1-32"))
 
 
@@ -393,8 +391,8 @@ def test_a_run_without_averages_starts_from_the_averages_of_the_checkpoint(recip
     train = recipe.train.model_copy(update={"ema": 0.9})
     run_alone(recipe.model_copy(update={"select": "1", "train": train}), tmp_path / "averaged")
     start = reading.load(str(tmp_path / "averaged" / "checkpoints" / "stage-1-32"))
-    settings = recipe.model_copy(update={"select": "2", "init_from": start.place})
-    hooks = loop.Hooks(say=lambda line: None)
+    settings = recipe.model_copy(update={"select": "2", "init_from": start.path})
+    hooks = loop.Hooks()
     trainer = loop.Trainer(
         settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks
     )
@@ -408,7 +406,7 @@ def test_a_range_test_keeps_one_size_where_the_stage_grows(recipe, tmp_path, mon
     monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
     stage = recipe.stages[0].model_copy(update={"size": 64, "start_size": 32, "epochs": 3})
     settings = recipe.model_copy(update={"stages": (stage,)})
-    hooks = loop.Hooks(say=lambda line: None)
+    hooks = loop.Hooks()
     trainer = loop.Trainer(
         settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks
     )

@@ -13,6 +13,7 @@ from group import run_alone
 from raytrain.checkpoints.history import RankRow
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
+from raytrain.log import collected
 from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.training.pace import slow_ranks
@@ -26,7 +27,7 @@ def recipe(dataset):
     """Two epochs of 16 steps."""
     train = {"batch_size": 8, "threads": 1}
     smoke = load_recipe(
-        "smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}}
+        "smoke", {"dataset": dataset.path, "train": train, "model": {"arch": "timm:test_resnet"}}
     )
     return smoke.model_copy(update={"stages": (smoke.stages[0].model_copy(update={"epochs": 2}),)})
 
@@ -73,9 +74,10 @@ def _held_up(rank, batch):
 
 def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
     dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
-    recipe, lines = Recipe.model_validate_json(recipe_json), []
-    hooks = Hooks(say=lines.append, on_batch=partial(_held_up, rank))
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks)
+    recipe = Recipe.model_validate_json(recipe_json)
+    hooks = Hooks(on_batch=partial(_held_up, rank))
+    with collected() as lines:
+        fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks)
     if rank == 0:
         assert any("rank 1 on" in line and "all wait for it" in line for line in lines), lines
         assert not any("rank 0 on" in line for line in lines), lines

@@ -121,14 +121,14 @@ def reference_parameters(reference):
 def trainer(own_network, dataset, tmp_path, request):
     """The lesson's recipe at 64 px with batches of 8."""
     recipe = load_recipe(
-        "planet-resnet50-2018", {"dataset": dataset.place, "model": {"weights": "none"}}
+        "planet-resnet50-2018", {"dataset": dataset.path, "model": {"weights": "none"}}
     )
     stages = tuple(stage.model_copy(update={"size": SIZE}) for stage in recipe.stages)
     train = recipe.train.model_copy(
         update={"batch_size": BATCH, "precision": request.param, "threads": 2}
     )
     recipe = recipe.model_copy(update={"stages": stages, "train": train})
-    hooks = loop.Hooks(say=lambda line: None)
+    hooks = loop.Hooks()
     return loop.Trainer(recipe, dataset, str(tmp_path / "run"), Worker(), hooks)
 
 

@@ -29,7 +29,7 @@ STEPS, OPTIONS = 5, {"ema": 0.9, "mixup": 0.4, "accumulate": 2, "clip_norm": 1.0
 def recipe(dataset):
     """Two epochs frozen, one unfrozen, one at 64 px."""
     train = {"batch_size": 30, "threads": 1, "ema": 0.9}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train})
+    smoke = load_recipe("smoke", {"dataset": dataset.path, "train": train})
     first = smoke.stages[0].model_copy(update={"epochs": 2})
     return smoke.model_copy(update={"stages": (first, *smoke.stages[1:3])})
 
@@ -89,21 +89,18 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(recipe, whole, tm
     assert trace(run) == whole
 
 
-def test_it_goes_on_from_the_very_step(recipe, tmp_path):
+def test_it_goes_on_from_the_very_step(recipe, tmp_path, logged):
     with pytest.raises(Stopped):
         run_alone(often(recipe), tmp_path / "run", on_batch=stop_at(STEPS + 3))
     found, _ = reading.find_latest(str(tmp_path / "run" / "checkpoints"))
     assert (
         found.position == (1, 1, 3) and found.meta["step"] == STEPS + 3 and found.meta["f2"] is None
     )
-    seen, lines = [], []
-    hooks = Hooks(
-        say=lines.append,
-        on_batch=lambda batch: seen.append((batch.part, batch.epoch, batch.number)),
-    )
+    seen = []
+    hooks = Hooks(on_batch=lambda batch: seen.append((batch.part, batch.epoch, batch.number)))
     loop.fit(recipe, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
     assert seen[0] == ("train", 2, 3)
-    assert any("resuming in stage 1 epoch 2 after its step 3" in line for line in lines)
+    assert any("resuming in stage 1 epoch 2 after its step 3" in line for line in logged)
 
 
 def test_every_option_goes_on_in_the_middle_of_an_epoch(recipe, tmp_path, monkeypatch):
@@ -151,24 +148,23 @@ def test_a_range_test_stops_at_a_signal_and_what_was_trained_before_is_kept(
 
 
 def test_the_newest_checkpoint_is_damaged_and_the_one_before_gives_the_same_bits(
-    recipe, whole, tmp_path
+    recipe, whole, tmp_path, logged
 ):
     with pytest.raises(Stopped):
         run_alone(often(recipe), tmp_path / "run", on_batch=stop_at(STEPS + 4))
-    places = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert len(places) == layout.KEPT_STEPS
-    content = bytearray((places[-1] / "train_state.pt").read_bytes())
+    paths = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(paths) == layout.KEPT_STEPS
+    content = bytearray((paths[-1] / "train_state.pt").read_bytes())
     content[len(content) // 2] ^= 1
-    (places[-1] / "train_state.pt").write_bytes(content)
-    lines = []
+    (paths[-1] / "train_state.pt").write_bytes(content)
     loop.fit(
         recipe,
         open_dataset(recipe.dataset),
         str(tmp_path / "run"),
         Worker(),
-        Hooks(say=lines.append),
+        Hooks(),
     )
-    assert any("skipped a checkpoint" in line and places[-1].name in line for line in lines)
+    assert any("skipped a checkpoint" in line and paths[-1].name in line for line in logged)
     assert trace(tmp_path / "run") == whole
 
 
@@ -204,7 +200,7 @@ def test_ten_killed_ranks_each_give_the_same_bits(recipe, tmp_path, world):
 
 
 def test_another_number_of_workers_sees_the_same_tiles_and_says_that_bits_may_differ(
-    recipe, tmp_path
+    recipe, tmp_path, logged
 ):
     short = recipe.model_copy(update={"stages": recipe.stages[:1]})
     with pytest.raises(ProcessExitedException):
@@ -216,12 +212,11 @@ def test_another_number_of_workers_sees_the_same_tiles_and_says_that_bits_may_di
         and found.position[:2] == (1, 0)
         and found.position.steps in (STEPS - 2, STEPS - 1)
     )
-    lines = []
-    hooks = Hooks(say=lines.append)
+    hooks = Hooks()
     trainer = loop.Trainer(
         short, open_dataset(short.dataset), str(tmp_path / "run"), Worker(), hooks
     )
-    assert any("2 workers so far, 1 from here" in line for line in lines)
+    assert any("2 workers so far, 1 from here" in line for line in logged)
     record = next(trainer.steps(trainer.start_stage(1), 1, 1))
     assert record.done == found.position.steps + 1
     torch.testing.assert_close(
@@ -229,9 +224,7 @@ def test_another_number_of_workers_sees_the_same_tiles_and_says_that_bits_may_di
     )
     mean = (ranks[0]["statistics"][0] + ranks[1]["statistics"][0]) / 2
     assert not torch.equal(ranks[0]["statistics"][0], mean)
-    loop.fit(
-        short, open_dataset(short.dataset), str(tmp_path / "run"), Worker(), Hooks(say=lines.append)
-    )
+    loop.fit(short, open_dataset(short.dataset), str(tmp_path / "run"), Worker(), Hooks())
     assert [float(row["f2"]) > 0 for row in trace(tmp_path / "run")[1]] == [True, True]
 
 
@@ -272,14 +265,14 @@ def test_a_reason_to_stop_leaves_a_checkpoint_of_the_step_that_was_just_done(
 
 def test_a_start_from_classes_in_another_order_is_remapped_when_asked(recipe, dataset, tmp_path):
     run_alone(recipe.model_copy(update={"select": "1"}), tmp_path / "first")
-    place = tmp_path / "first" / "checkpoints" / "stage-1-32"
-    found = reading.load(str(place))
+    path = tmp_path / "first" / "checkpoints" / "stage-1-32"
+    found = reading.load(str(path))
     theirs = found.meta["classes"][::-1]
     net = loop.models.build(NETWORK, len(theirs), 0.5)
     net.load_state_dict(found.weights())
     writing.save(str(tmp_path / "other"), net, found.meta | {"classes": theirs})
     settings = recipe.model_copy(update={"select": "2", "init_from": str(tmp_path / "other")})
-    hooks = Hooks(say=lambda line: None)
+    hooks = Hooks()
     with pytest.raises(ConfigError, match="another order"):
         loop.Trainer(settings, dataset, str(tmp_path / "run"), Worker(), hooks)
     settings = settings.model_copy(update={"remap_labels": True})
@@ -293,8 +286,8 @@ def test_the_optimiser_of_a_checkpoint_from_before_steps_were_kept_goes_on(recip
     for run in (older, newer):
         with pytest.raises(Stopped):
             run_alone(often(recipe), run, on_batch=stop_at(STEPS + 1))
-        for place in (run / "checkpoints").glob("step-*"):
-            storage.remove(str(place))
+        for path in (run / "checkpoints").glob("step-*"):
+            storage.remove(str(path))
     last = reading.read(str(older / "checkpoints" / "last"))
     bare = io.BytesIO()
     torch.save(last.train_state()["optimizer"], bare)
@@ -334,7 +327,7 @@ def test_rank_0_chooses_the_checkpoint_and_one_that_cannot_read_it_trains_from_n
         start.dist, "broadcast_object_list", lambda box, src: box.__setitem__(slice(None), chosen)
     )
     found, _ = start._latest(str(tmp_path / "run"), Worker(1, 2, 1, 2))
-    assert len(steps) > 1 and found.place == chosen[0]
+    assert len(steps) > 1 and found.path == chosen[0]
     chosen[0] = str(tmp_path / "run" / "checkpoints" / "step-99999999")
     with pytest.raises(
         StorageError, match="rank 1 cannot read the checkpoint that rank 0 goes on from"

@@ -27,7 +27,7 @@ from raytrain.evaluation import predictions
 def recipe(dataset):
     """Two stages of three and two epochs, one thread; checkpoints are due after a minute."""
     smoke = load_recipe(
-        "smoke", {"dataset": dataset.place, "train": {"batch_size": 30, "threads": 1, "ema": 0.9}}
+        "smoke", {"dataset": dataset.path, "train": {"batch_size": 30, "threads": 1, "ema": 0.9}}
     )
     first, second = smoke.stages[:2]
     stages = (first.model_copy(update={"epochs": 3}), second.model_copy(update={"epochs": 2}))
@@ -39,8 +39,8 @@ def observed(recipe, run, **hooks):
     seen = []
 
     def report(metrics):
-        places = sorted((run / "checkpoints").glob("*"))
-        seen.append([place.name for place in places])
+        paths = sorted((run / "checkpoints").glob("*"))
+        seen.append([path.name for path in paths])
 
     run_alone(recipe, run, report=report, **hooks)
     return seen
@@ -125,7 +125,7 @@ def test_a_run_stopped_after_a_short_epoch_has_that_epoch_and_the_best_before_it
     # The first decision after the first report is made within the second epoch or at its end.
     found = run_alone(recipe, tmp_path / "run", **asked)
     assert found["stopped"] == "SIGTERM"
-    names = {place.name for place in (tmp_path / "run" / "checkpoints").iterdir()}
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert "best" in names and found["checkpoint"].rpartition("/")[2] in names
     run_alone(recipe, tmp_path / "run")
     run_alone(recipe, tmp_path / "whole")
@@ -138,8 +138,8 @@ def test_checkpoints_of_one_state_share_their_files(recipe, tmp_path):
     for name in ("model.safetensors", "ema.safetensors", "meta.json"):
         assert os.path.samefile(checkpoints / "last" / name, checkpoints / "stage-2-32" / name)
     assert not (checkpoints / "stage-2-32" / "train_state.pt").exists()
-    for place in checkpoints.iterdir():
-        reading.load(str(place))
+    for path in checkpoints.iterdir():
+        reading.load(str(path))
 
 
 def state(value, train_state=None):
@@ -157,7 +157,7 @@ def state(value, train_state=None):
 
 
 def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
-    def refused(*places):
+    def refused(*paths):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", refused)
@@ -263,15 +263,15 @@ def test_rows_that_a_crash_cut_off_are_passed_over_and_gone_after_the_next_epoch
 
 def test_an_object_store_gets_the_record_with_each_checkpoint(monkeypatch):
     written = []
-    monkeypatch.setattr(storage, "write_text", lambda place, text: written.append((place, text)))
+    monkeypatch.setattr(storage, "write_text", lambda path, text: written.append((path, text)))
     monkeypatch.setattr(
-        storage, "read_bytes", lambda place: (_ for _ in ()).throw(FileNotFoundError(place))
+        storage, "read_bytes", lambda path: (_ for _ in ()).throw(FileNotFoundError(path))
     )
     history = History("s3://bucket/run")
     for epoch, durable in ((1, False), (2, True)):
         history.add(*rows(epoch))
         history.write(durable=durable)
-    assert [storage.name_of(place) for place, _ in written] == [
+    assert [storage.name_of(path) for path, _ in written] == [
         "ranks.csv",
         "history.csv",
         "metrics.jsonl",

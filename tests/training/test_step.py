@@ -144,12 +144,12 @@ def test_a_step_moves_the_averages_statistics_included():
 def test_a_checkpoint_keeps_the_averages_beside_the_weights_and_inference_takes_them(tmp_path):
     model = networks.build(NETWORK, 5, 0.0)
     ema = Ema(networks.build(NETWORK, 5, 0.0), 0.9)
-    place, meta = (
+    path, meta = (
         str(tmp_path / "c"),
         {"stage": 1, "epoch": 1, "classes": list("abcde"), "arch": NETWORK},
     )
-    writing.save(place, model, meta, averaged=ema.module)
-    found = reading.load(place)
+    writing.save(path, model, meta, averaged=ema.module)
+    found = reading.load(path)
     assert torch.equal(
         found.weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight
     )
@@ -157,9 +157,9 @@ def test_a_checkpoint_keeps_the_averages_beside_the_weights_and_inference_takes_
         found.judged_weights()["body.network.conv1.0.weight"],
         ema.module.body.network.conv1[0].weight,
     )
-    writing.save(place, model, meta)
+    writing.save(path, model, meta)
     assert torch.equal(
-        reading.load(place).judged_weights()["body.network.conv1.0.weight"],
+        reading.load(path).judged_weights()["body.network.conv1.0.weight"],
         model.body.network.conv1[0].weight,
     )
 

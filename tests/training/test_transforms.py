@@ -294,14 +294,14 @@ def test_each_amount_has_the_lessons_law():
     assert np.allclose(np.linalg.det(turned), 1, atol=1e-12) and np.array_equal(
         zoomed[:, 0, 0], zoomed[:, 1, 1]
     )
-    place = (zoomed[scale > 1][:, :, 2] / (1 - zoomed[scale > 1][:, :1, 0]) + 1) / 2
+    path = (zoomed[scale > 1][:, :, 2] / (1 - zoomed[scale > 1][:, :1, 0]) + 1) / 2
     brightness = 1 / (1 + np.exp(-draws.brightness.numpy()))
     contrast = draws.contrast.numpy()
     amounts = {
         "rotation, degrees": (angle[angle != 0], -10, 10),
         "zoom": (scale[scale != 1], 1, 1.05),
-        "column": (place[:, 0], 0, 1),
-        "row": (place[:, 1], 0, 1),
+        "column": (path[:, 0], 0, 1),
+        "row": (path[:, 1], 0, 1),
         "brightness": (brightness[brightness != 0.5], 0.45, 0.55),
         "log contrast": (np.log(contrast[contrast != 1]), math.log(0.9), -math.log(0.9)),
     }
@@ -315,7 +315,7 @@ def test_each_amount_has_the_lessons_law():
     for i in range(4):
         for j in range(i):
             assert np.mean(changed[i] & changed[j]) == pytest.approx(0.75**2, abs=0.025)
-    assert abs(np.corrcoef(place.T)[0, 1]) < 0.05
+    assert abs(np.corrcoef(path.T)[0, 1]) < 0.05
 
 
 def test_probability_zero_switches_a_change_off_and_one_always_on():
