@@ -45,6 +45,11 @@ class ChannelsFirst(nn.Module):
 
 
 def torchvision_body(arch: str) -> Body:
+    """The body of a torchvision network, with random weights.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+    """
     known = [name for name in torchvision.models.list_models() if name.startswith(FAMILIES)]
     if arch not in known:
         raise ConfigError(
@@ -82,6 +87,11 @@ def _body(children: list[Child], channels: int, early: list[Child]) -> Body:
 
 
 def timm_package() -> Any:
+    """The module timm.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import timm
     except ModuleNotFoundError:
@@ -94,6 +104,11 @@ def timm_package() -> Any:
 
 
 def timm_body(name: str) -> Body:
+    """The body of a timm network, with random weights.
+
+    Raises:
+        ConfigError: there is no such network, or it gives no map of features.
+    """
     network = timm_network(name)
     shape = _probed_shape(network, name)
     # The tile is square, so the axis that differs from the other two is the channels.
