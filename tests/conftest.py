@@ -79,11 +79,11 @@ def logged():
 @pytest.fixture
 def in_this_process(monkeypatch):
     """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
-    from raytrain.training.hooks import Hooks
     from raytrain.training.loop import fit
+    from raytrain.training.services import Hooks
     from raytrain.worker import Worker
 
-    def group(function, path, recipe, on_batch):
+    def group(function, path, recipe):
         return fit(recipe, open_dataset(recipe.dataset), path, Worker(), Hooks())
 
     monkeypatch.setattr("raytrain.distributed.train._group", group)

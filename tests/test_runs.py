@@ -17,8 +17,8 @@ from raytrain.distributed import train
 from raytrain.errors import ConfigError
 from raytrain.models import networks
 from raytrain.tiles.cache import open_store
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 REFUSED = {

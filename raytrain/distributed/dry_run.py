@@ -28,12 +28,12 @@ from raytrain.distributed.preflight import (
     use_gpu,
 )
 from raytrain.log import duration
-from raytrain.models import layer_groups, networks
+from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tiles import cache, placement, sampling
 from raytrain.tiles.feeds import CacheFeed, Source
-from raytrain.training import optim
-from raytrain.training.step import Stepper
+from raytrain.training.stage import stage_network
+from raytrain.training.step import Stepper, Trained
 from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -160,10 +160,9 @@ def _step_seconds(
 ) -> float:
     """Time of one step on some tiles of `source`; the model is not the same afterwards."""
     stage = recipe.stages[number - 1]
-    layer_groups.set_frozen(model, stage.frozen_groups)
-    rates = optim.group_rates(stage.lr, LAYER_GROUPS, recipe.train.schedule)
-    optimizer = optim.make_optimizer(model, rates, recipe.train.wd)
-    step = Stepper(recipe, number, model.train(), optimizer, source, Worker(device=device))
+    worker = Worker(device=device)
+    network, optimizer = stage_network(recipe, number, model, stage.lr, worker)
+    step = Stepper(recipe, number, Trained(network.train(), optimizer), source, worker)
     if device.type == "cuda":
         # The first one also loads CUDA's and cuDNN's kernels, which a run does once.
         step(rows, stage.epochs, 0).values.tolist()

@@ -40,9 +40,9 @@ from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedEr
 from raytrain.log import send_messages
 from raytrain.runlock import held
 from raytrain.training import loop
-from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.lr_find import Curve
-from raytrain.training.step import Batch
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
 from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -62,15 +62,12 @@ class Trained:
     metrics: Metrics
 
 
-def train(
-    recipe: Recipe, *, name: str, on_batch: Callable[[int, Batch], None] | None = None
-) -> Trained:
+def train(recipe: Recipe, *, name: str) -> Trained:
     """Trains a new run.
 
     Args:
         recipe: its `dataset` is set; places may be relative.
         name: of the run directory under `recipe.storage`.
-        on_batch: called in the workers with (rank, batch) of every step; must be picklable. For tests.
 
     Raises:
         RaytrainError: of the kind that fits, with nothing started where that can be known before.
@@ -85,18 +82,15 @@ def train(
             check_cluster(recipe)
             run = runs.create(recipe, name, dataset)
             logger.info(f"run {run.name} in {run.path}")
-            return _attempt(run, recipe, on_batch)
+            return _attempt(run, recipe)
 
 
-def resume(
-    run: runs.Run, overrides: dict[str, Any], on_batch: Callable[[int, Batch], None] | None = None
-) -> Trained:
+def resume(run: runs.Run, overrides: dict[str, Any]) -> Trained:
     """Goes on with a run from its latest checkpoint.
 
     Args:
         run: an existing run.
         overrides: nested values of fields that may change, `runs.PLACEMENT`: workers, where tiles are, how often it saves.
-        on_batch: as in `train`.
 
     Raises:
         ConfigError: another field would change.
@@ -112,14 +106,12 @@ def resume(
         runs.write_paths(run, recipe)
         storage.remove(storage.join(run.path, "failure.json"))
         logger.info(f"run {run.name} in {run.path}")
-        return _attempt(run, recipe, on_batch)
+        return _attempt(run, recipe)
 
 
-def _attempt(
-    run: runs.Run, recipe: Recipe, on_batch: Callable[[int, Batch], None] | None
-) -> Trained:
+def _attempt(run: runs.Run, recipe: Recipe) -> Trained:
     try:
-        metrics = _while_it_gets_on(run, recipe, on_batch)
+        metrics = _while_it_gets_on(run, recipe)
         if name := metrics.get("stopped"):
             raise _stopped(run, signal.Signals[name], metrics["checkpoint"])
         return Trained(run, metrics)
@@ -132,15 +124,13 @@ def _attempt(
         raise error from None
 
 
-def _while_it_gets_on(
-    run: runs.Run, recipe: Recipe, on_batch: Callable[[int, Batch], None] | None
-) -> Metrics:
+def _while_it_gets_on(run: runs.Run, recipe: Recipe) -> Metrics:
     """Trains. Ray counts waits for room over its whole run: they end one only where it got no further since its start."""
     checkpoints = storage.join(run.path, "checkpoints")
     while True:
         reached = reading.furthest(checkpoints)
         try:
-            metrics: Metrics = _group(train_worker, run.path, recipe, on_batch)
+            metrics: Metrics = _group(train_worker, run.path, recipe)
             return metrics
         except NoRoomError as error:
             if reading.furthest(checkpoints) == reached:
@@ -186,7 +176,7 @@ def find_rates(recipe: Recipe, name: str) -> dict[int, Curve]:
     with session():
         check_cluster(recipe)
         curves: dict[int, Curve] = _group(
-            lr_find_worker, storage.join(recipe.storage, name), recipe, None
+            lr_find_worker, storage.join(recipe.storage, name), recipe
         )
     return curves
 
@@ -195,7 +185,6 @@ def _group(
     function: Callable[[dict[str, Any]], Any],
     path: str,
     recipe: Recipe,
-    on_batch: Callable[[int, Batch], None] | None,
 ) -> Any:
     """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
     gpu = use_gpu(recipe)
@@ -206,7 +195,6 @@ def _group(
         config = {
             "recipe": recipe.model_dump(mode="json"),
             "run": path,
-            "on_batch": on_batch,
             "mailbox": box,
             "device": gpus.device(gpu).type,
         }
@@ -275,7 +263,8 @@ def lr_find_worker(config: dict[str, Any]) -> dict[int, Curve]:
 def _place_in_group(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
     context = ray.train.get_context()
     recipe = Recipe.model_validate(config["recipe"])
-    rank, on_batch, box = context.get_world_rank(), config["on_batch"], config["mailbox"]
+    rank = context.get_world_rank()
+    box = config["mailbox"]
     worker = Worker(
         rank,
         context.get_world_size(),
@@ -286,8 +275,6 @@ def _place_in_group(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worke
     )
     # Ray hears of an epoch where its checkpoint is written: a report takes 7 ms, or the time to Ray's next look at the group.
     hooks = Hooks(saved=ray.train.report)
-    if on_batch:
-        hooks = replace(hooks, on_batch=lambda batch: on_batch(rank, batch))
     if box is not None:  # not in Ray's local mode, where this process is the driver's
         send_messages(partial(log_in_driver, box), rank)
         hooks = replace(hooks, stalled=lambda: os._exit(STALLED), saves=GroupSaves(box))

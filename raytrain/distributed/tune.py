@@ -36,8 +36,8 @@ from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How much memory a worker needs, from the recipe alone: nothing is computed and no tile is read."""
+"""How much memory a worker needs, from the recipe alone: no tile is read, nothing computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a worker: `state` of training with the copy that a save makes of it, `step` for the largest pass."""
+    """Bytes of a worker: `state` of training with the copy that a save makes of it, `step` for the
+    largest pass.
+    """
 
     state: int
     step: int
@@ -51,22 +53,26 @@ def footprint(recipe: Recipe, classes: int, device: torch.device) -> Footprint:
 
 
 def _state_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe) -> int:
-    """Weights, gradients, moments, averages, and what a save copies: all but the gradients, and the best weights apart."""
+    """Weights, gradients, moments and averages, and the copies of a save and of the best epoch."""
     layer_groups.set_frozen(model, stage.frozen_groups)
     weights = _bytes([*model.parameters(), *model.buffers()])
-    trained = _bytes([weight for weight in model.parameters() if weight.requires_grad])
-    kept = weights * (2 if recipe.train.ema else 1)
-    moments = ADAM_MOMENTS * trained
-    return kept + trained + moments + (kept + moments) + kept
+    gradients = _bytes([weight for weight in model.parameters() if weight.requires_grad])
+    moments = ADAM_MOMENTS * gradients
+    if recipe.train.ema:
+        weights *= 2  # the averages are as large
+    saved = weights + moments
+    best = weights  # waits in memory until it is written
+    return weights + gradients + moments + saved + best
 
 
 def _step_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe, device: torch.device) -> int:
     """What the forward pass of a rank keeps for the backward pass, and the pixels of its batch."""
     layer_groups.set_frozen(model, stage.frozen_groups)
     model.train()
-    share = sampling.pass_slices(
+    passes = sampling.pass_slices(
         recipe.batch_size(stage), 0, recipe.num_workers, recipe.train.accumulate
-    )[0]
+    )
+    share = passes[0]  # no other is larger
     dtype = dtype_of(recipe.train.precision)
     pixels = torch.empty(
         (share.stop - share.start, 3, stage.size, stage.size), dtype=dtype, device="meta"
@@ -95,7 +101,8 @@ def _step_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe, device: torc
     saved = sum(
         tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights
     )
-    # The backward pass holds the gradients of two neighbouring layers; augmentation holds the batch three times.
+    # The backward pass holds the gradients of two neighbouring layers; augmentation holds the batch
+    # three times.
     return saved + 2 * largest + 3 * pixels.numel() * pixels.element_size()
 
 

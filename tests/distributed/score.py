@@ -193,8 +193,8 @@ def alone(recipe, dataset):
     from raytrain.config import load_recipe
     from raytrain.data.dataset import open_dataset
     from raytrain.evaluation import predictions
-    from raytrain.training.hooks import Hooks
     from raytrain.training.loop import fit
+    from raytrain.training.services import Hooks
     from raytrain.worker import Worker
 
     def nothing(*some, **more):

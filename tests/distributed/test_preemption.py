@@ -7,9 +7,11 @@ import time
 import pytest
 import ray
 import ray.cloudpickle
+from batches import observed
 from ray.core.generated import autoscaler_pb2
 
 from raytrain.config import load_recipe
+from raytrain.distributed import train as train_module
 from raytrain.distributed.train import train
 from raytrain.log import heard
 
@@ -28,8 +30,9 @@ def slowly(rank, batch):
     time.sleep(0.3)
 
 
-def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path, logged):
+def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path, logged, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(train_module, "train_worker", observed(train_module.train_worker, slowly))
     ray.shutdown()
     train_settings = {"batch_size": 8, "threads": 1}
     changes = {
@@ -54,7 +57,7 @@ def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path, logg
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     try:
         with heard(note):
-            train(recipe, name="run", on_batch=slowly)
+            train(recipe, name="run")
     finally:
         ray.shutdown()
     assert told[1][0], told

@@ -15,6 +15,7 @@ import ray
 import ray.cloudpickle
 import ray.train
 import ray.train.torch
+from batches import Batch, observed
 from odd_images import four_bands
 
 from raytrain import runs
@@ -25,9 +26,8 @@ from raytrain.distributed import train as train_module
 from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Batch
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 # Else every command would start a Ray of its own, where a module before this one has stopped the shared one.
@@ -44,7 +44,6 @@ def test_the_real_worker_function_runs_in_local_mode(dataset, tmp_path):
         "recipe": recipe(dataset, tmp_path, select="1").model_dump(mode="json"),
         "run": str(tmp_path / "run"),
         "mailbox": None,
-        "on_batch": None,
     }
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -213,25 +212,31 @@ def slow_storage(rank: int, batch: Batch) -> None:
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(dataset, tmp_path, logged):
+def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(
+    dataset, tmp_path, logged, monkeypatch
+):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
     settings = settings.model_copy(
         update={"train": settings.train.model_copy(update={"stall_s": 1.0})}
     )
-    train(settings, name="slow", on_batch=slow_storage)
+    monkeypatch.setattr(
+        train_module, "train_worker", observed(train_module.train_worker, slow_storage)
+    )
+    train(settings, name="slow")
     assert any("training waits for a checkpoint to be written" in line for line in logged), logged
     assert not any("start again" in line or "begun no batch" in line for line in logged), logged
 
 
 def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(
-    dataset, tmp_path, capsys, logged
+    dataset, tmp_path, capsys, logged, monkeypatch
 ):
     # Workers cannot import this file: the bomb travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(train_module, "train_worker", observed(train_module.train_worker, bomb))
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
     with pytest.raises(DivergedError, match="stage 2 epoch 1"):
-        train(settings, name="cut", on_batch=bomb)
+        train(settings, name="cut")
     # What would come again is not started again.
     assert (
         not any("start again" in line for line in logged)

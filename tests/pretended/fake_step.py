@@ -78,9 +78,8 @@ def copies_of(settings):
         tiles.device, tiles.pixels = GPU, pixels
         averages = Ema(model, 0.9) if "ema" in settings else None
         worker = step.Worker(device=GPU)
-        one = step.Stepper(
-            recipe, 1, model.train(), optimizer, feeds.Source(tiles, targets), worker, ema=averages
-        )
+        trained = step.Trained(model.train(), optimizer, averages)
+        one = step.Stepper(recipe, 1, trained, feeds.Source(tiles, targets), worker)
         outcomes = one.epoch([np.arange(12)] * 3, 1)
         next(outcomes)
         with Copies() as copies:

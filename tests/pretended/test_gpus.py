@@ -109,7 +109,6 @@ def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(
         "recipe": recipe.model_dump(mode="json"),
         "run": "r",
         "mailbox": None,
-        "on_batch": None,
     }
     config |= {"device": gpus.device(granted).type}
     worker = _place_in_group(config)[3]

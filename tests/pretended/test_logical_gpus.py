@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import ray
 import torch
+from batches import observed
 from handmade import NETWORK
 
 from raytrain.bench.generate import write_tiles
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import dry_run, preflight, tune
+from raytrain.distributed import train as train_module
 from raytrain.distributed.predict import Predictor, predict
 from raytrain.distributed.train import train
 from raytrain.errors import ResourceError
@@ -103,12 +105,13 @@ def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
         with open(f"{path}/rank-{rank}", "w") as file:
             file.write(f"{ray.get_gpu_ids()} {ray.train.get_context().get_local_rank()}")
 
-    done = train(recipe, name="run", on_batch=note)
+    monkeypatch.setattr(train_module, "train_worker", observed(train_module.train_worker, note))
+    done = train(recipe, name="run")
     assert "starting 2 GPU workers (about 15 seconds)" in logged
     ranks = sorted((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
     assert {text[-1] for text in ranks} == {"0", "1"} and len({text[:-2] for text in ranks}) == 2
 
-    predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path)
+    predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path, logged)
     table = tune.search(recipe, {"train.wd": {"choice": [0.01, 0.1]}}, name="search", num_samples=1)
     assert table["epochs"].tolist() == [1]
     assert resources_of_a_trial(recipe, monkeypatch) == {"CPU": 1, "GPU": 1}
@@ -120,6 +123,7 @@ def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
 def predicted_alike(checkpoint, data, tmp_path, logged):
     """Two processes on a GPU each give, for every tile, what one process without gives, though small blocks are joined."""
     out = str(tmp_path / "p.parquet")
+    logged.clear()
     predict(checkpoint, out, dataset_path=data.path, part="all")
     assert len({re.search(r"process (\d+)", line)[1] for line in logged}) == 2
     found = predictions.read(out)

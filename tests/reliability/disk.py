@@ -27,8 +27,8 @@ from raytrain.checkpoints.saver import MOST_FAILURES, Saver
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import StorageError
 from raytrain.log import collected
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 LEAST_POINTS = 300

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from batches import Batch, batches_seen
 from figures import Case, Checks, Figure, Outcome
 from sentences import flaw_of
 from workshop import TRAIN, dataset, recipe
@@ -12,9 +13,8 @@ from raytrain.checkpoints import reading
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
 from raytrain.log import collected
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Batch
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 STEPS, BATCH = TRAIN // 8, 8
@@ -41,14 +41,13 @@ def poisoned(where: str, value: float, often: bool, folder: Path) -> Outcome:
     )
     what = f"{value} in {where}{' every time' if often else ''}"
     try:
-        hooks = Hooks(on_batch=poison)
-        with collected() as lines:
+        with collected() as lines, batches_seen(poison):
             fit(
                 settings,
                 open_dataset(settings.dataset),
                 str(folder / "run"),
                 Worker(),
-                hooks,
+                Hooks(),
                 backoff=True,
             )
         # A label that is not finite can be left out only by stepping over it, which nobody promises.

@@ -12,12 +12,13 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 RECORD, PACE = "RELIABILITY_RECORD", "RELIABILITY_PACE"
 
 
 class Recorder:
-    """The `on_batch` of all ranks. Being unpickled it notes that a worker has come to the training function."""
+    """Hears of each batch of all ranks. Being unpickled it notes that a worker has come to the training function."""
 
     def __init__(self, file, pace, in_worker=False):
         self.file, self.pace = file, pace
@@ -51,12 +52,12 @@ def note(file, **entry):
 
 def recording(file, pace):
     """Makes `raytrain train` record."""
-    from functools import partial
+    sys.path.append(str(Path(__file__).parents[1] / "training"))
+    from batches import observed
 
     from raytrain.distributed import train
 
-    train.train = partial(train.train, on_batch=Recorder(file, pace))
-    train.resume = partial(train.resume, on_batch=Recorder(file, pace))
+    train.train_worker = observed(train.train_worker, Recorder(file, pace))
 
 
 def main():

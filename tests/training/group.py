@@ -9,17 +9,19 @@ import signal
 import tempfile
 import uuid
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batches import Batch, batches_seen, ignored
 
 from raytrain.checkpoints.saver import Saver
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training.hooks import Hooks
+from raytrain.training import keeping
 from raytrain.training.loop import fit
-from raytrain.training.step import Batch
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 TIMES = ("seconds", "images_per_s")
@@ -61,15 +63,17 @@ def _start_group(
                 said.unlink()
 
 
-def run_alone(recipe: Recipe, run: Path, **hooks) -> dict:
-    """Trains in this process."""
-    return fit(
-        recipe,
-        open_dataset(recipe.dataset),
-        str(run),
-        Worker(),
-        Hooks(**hooks),
-    )
+def run_alone(recipe: Recipe, run: Path, on_batch=ignored, backoff=False, **hooks) -> dict:
+    """Trains in this process; `on_batch` gets each `Batch`."""
+    with batches_seen(on_batch):
+        return fit(
+            recipe,
+            open_dataset(recipe.dataset),
+            str(run),
+            Worker(),
+            Hooks(**hooks),
+            backoff=backoff,
+        )
 
 
 def save_at_once(patch=setattr) -> None:
@@ -135,14 +139,17 @@ def _member(
         with batches.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def on_stage_end(stage: int, model: torch.nn.Module) -> None:
-        state = {
+    def end_stage(job, state, services, number) -> None:
+        real_end(job, state, services, number)
+        hashes = {
             k: hashlib.sha256(v.numpy().tobytes()).hexdigest()
-            for k, v in model.state_dict().items()
+            for k, v in state.model.state_dict().items()
         }
-        (Path(run) / f"parameters-{stage}-{rank}.json").write_text(json.dumps(state))
+        (Path(run) / f"parameters-{number}-{rank}.json").write_text(json.dumps(hashes))
 
-    hooks = Hooks(on_stage_end=on_stage_end, **({"on_batch": on_batch} if record or kill else {}))
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, world, rank, world), hooks)
+    real_end = keeping.end_stage
+    worker = Worker(rank, world, rank, world)
+    with patch.object(keeping, "end_stage", end_stage), batches_seen(on_batch):
+        fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks())
     if world > 1:
         dist.destroy_process_group()

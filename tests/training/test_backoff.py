@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batches import batches_seen
 from group import run_alone, run_group, save_at_once, trace
 
 from raytrain.checkpoints import reading
@@ -14,8 +15,8 @@ from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
 from raytrain.training import optim
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 
@@ -56,20 +57,13 @@ def rates(run):
 
 
 def train(recipe, run, **hooks):
-    return fit(
-        recipe,
-        open_dataset(recipe.dataset),
-        str(run),
-        Worker(),
-        Hooks(**hooks),
-        backoff=True,
-    )
+    return run_alone(recipe, run, backoff=True, **hooks)
 
 
-@pytest.mark.parametrize("place", [(1, 1, 2), (1, 2, 0), (2, 2, 3)])
+@pytest.mark.parametrize("path", [(1, 1, 2), (1, 2, 0), (2, 2, 3)])
 def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, path, logged):
     train(recipe, tmp_path / "run", on_batch=poison(path))
-    told = [line for line in logged if "goes back" in line]
+    told = [line for line in logged if "returns to its latest checkpoint" in line]
     assert len(told) == 1 and f"at step {path[2] + 1} of stage {path[0]} epoch {path[1]}" in told[0]
     run_alone(recipe, tmp_path / "whole")
     found, usual = rates(tmp_path / "run"), rates(tmp_path / "whole")
@@ -115,8 +109,9 @@ def test_a_stop_after_it_costs_no_bit(recipe, tmp_path):
 def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
     dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
     recipe = Recipe.model_validate_json(recipe_json)
-    hooks = Hooks(on_batch=poison(*[(1, 2, 2)] * rank))  # rank 1 alone
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks, backoff=True)
+    data, worker = open_dataset(recipe.dataset), Worker(rank, 2, rank, 2)
+    with batches_seen(poison(*[(1, 2, 2)] * rank)):  # rank 1 alone
+        fit(recipe, data, run, worker, Hooks(), backoff=True)
     dist.destroy_process_group()
 
 

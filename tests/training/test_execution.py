@@ -40,7 +40,7 @@ def test_only_training_batches_of_the_planned_shape_take_the_fast_way(network, m
         return lambda pixels: (taken.append(tuple(pixels.shape)), function(pixels))[1]
 
     monkeypatch.setattr(torch, "compile", compiled)
-    execution.set_execution(network, "compiled", SHAPE, "fp32", CPU, print)
+    execution.set_execution(network, "compiled", SHAPE, "fp32", CPU)
     network(torch.zeros(SHAPE))
     network(torch.zeros(3, 3, 32, 32))
     network.eval()(torch.zeros(SHAPE))
@@ -48,15 +48,14 @@ def test_only_training_batches_of_the_planned_shape_take_the_fast_way(network, m
         network.train()(torch.zeros(SHAPE))
     assert taken == [SHAPE]
     # The next stage takes it back.
-    execution.set_execution(network, "eager", SHAPE, "fp32", CPU, print)
+    execution.set_execution(network, "eager", SHAPE, "fp32", CPU)
     network(torch.zeros(SHAPE))
     assert taken == [SHAPE] and "forward" not in vars(network)
 
 
-def test_graphs_without_a_gpu_are_said_to_be_impossible_and_the_stage_runs(network):
-    said = []
-    execution.set_execution(network, "graphs", SHAPE, "fp32", CPU, said.append)
-    assert said == ["CUDA graphs need a GPU: the network runs eagerly"]
+def test_graphs_without_a_gpu_are_said_to_be_impossible_and_the_stage_runs(network, logged):
+    execution.set_execution(network, "graphs", SHAPE, "fp32", CPU)
+    assert logged == ["CUDA graphs need a GPU: the network runs eagerly"]
     assert network(torch.zeros(SHAPE)).shape == (4, 5)
 
 
@@ -66,7 +65,7 @@ def test_a_compiled_step_gives_the_eager_gradient(network):
     network.double()
     pixels, target, found = torch.rand(SHAPE).double(), torch.rand(SHAPE[0], 5).double(), []
     for how in ("eager", "compiled"):
-        execution.set_execution(network, how, SHAPE, "fp32", CPU, print)
+        execution.set_execution(network, how, SHAPE, "fp32", CPU)
         network.zero_grad()
         torch.nn.functional.binary_cross_entropy_with_logits(network(pixels), target).backward()
         found.append([p.grad.clone() for p in network.parameters()])

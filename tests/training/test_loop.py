@@ -20,6 +20,8 @@ from raytrain.evaluation import metrics, predictions
 from raytrain.tiles import sampling
 from raytrain.tiles.cache import open_store
 from raytrain.training import loop, lr_find
+from raytrain.training.setup import opened
+from raytrain.training.stage import range_test
 from raytrain.worker import Worker
 
 
@@ -392,11 +394,9 @@ def test_a_run_without_averages_starts_from_the_averages_of_the_checkpoint(recip
     run_alone(recipe.model_copy(update={"select": "1", "train": train}), tmp_path / "averaged")
     start = reading.load(str(tmp_path / "averaged" / "checkpoints" / "stage-1-32"))
     settings = recipe.model_copy(update={"select": "2", "init_from": start.path})
-    hooks = loop.Hooks()
-    trainer = loop.Trainer(
-        settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks
-    )
-    assert_same_bits(start.judged_weights(), dict(trainer.model.state_dict()))
+    data, run = open_dataset(recipe.dataset), str(tmp_path / "run")
+    with opened(settings, data, run, Worker(), loop.Hooks()) as (_, state, _):
+        assert_same_bits(start.judged_weights(), dict(state.model.state_dict()))
     assert not torch.equal(
         start.weights()["head.7.weight"], start.judged_weights()["head.7.weight"]
     )
@@ -406,11 +406,9 @@ def test_a_range_test_keeps_one_size_where_the_stage_grows(recipe, tmp_path, mon
     monkeypatch.setattr(lr_find, "range_test", partial(lr_find.range_test, steps=30))
     stage = recipe.stages[0].model_copy(update={"size": 64, "start_size": 32, "epochs": 3})
     settings = recipe.model_copy(update={"stages": (stage,)})
-    hooks = loop.Hooks()
-    trainer = loop.Trainer(
-        settings, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks
-    )
+    data, run = open_dataset(recipe.dataset), str(tmp_path / "run")
     sides = set()
-    trainer.model.register_forward_pre_hook(lambda module, inputs: sides.add(inputs[0].shape[-1]))
-    trainer.range_test(1)
+    with opened(settings, data, run, Worker(), loop.Hooks()) as (job, state, services):
+        state.model.register_forward_pre_hook(lambda _, inputs: sides.add(inputs[0].shape[-1]))
+        range_test(job, state, services, 1)
     assert sides == {64}

@@ -8,15 +8,16 @@ from functools import partial
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batches import batches_seen
 from group import run_alone
 
 from raytrain.checkpoints.history import RankRow
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.log import collected
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
 from raytrain.training.pace import slow_ranks
+from raytrain.training.services import Hooks
 from raytrain.worker import Worker
 
 HELD_UP_S = 0.1
@@ -75,9 +76,9 @@ def _held_up(rank, batch):
 def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
     dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
     recipe = Recipe.model_validate_json(recipe_json)
-    hooks = Hooks(on_batch=partial(_held_up, rank))
-    with collected() as lines:
-        fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks)
+    worker = Worker(rank, 2, rank, 2)
+    with collected() as lines, batches_seen(partial(_held_up, rank)):
+        fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks())
     if rank == 0:
         assert any("rank 1 on" in line and "all wait for it" in line for line in lines), lines
         assert not any("rank 0 on" in line for line in lines), lines

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from raytrain.config import load_recipe
 from raytrain.tiles import sampling
 from raytrain.tiles.cache import open_store
-from raytrain.training import loop, optim, transforms
+from raytrain.training import optim, transforms
+from raytrain.training.services import Hooks
+from raytrain.training.setup import opened
+from raytrain.training.stage import begin_stage
 from raytrain.worker import Worker
 
 STEPS, LESSON_STEPS, BATCH, SIZE = 3, 2530, 8, 64
@@ -128,34 +131,35 @@ def trainer(own_network, dataset, tmp_path, request):
         update={"batch_size": BATCH, "precision": request.param, "threads": 2}
     )
     recipe = recipe.model_copy(update={"stages": stages, "train": train})
-    hooks = loop.Hooks()
-    return loop.Trainer(recipe, dataset, str(tmp_path / "run"), Worker(), hooks)
+    with opened(recipe, dataset, str(tmp_path / "run"), Worker(), Hooks()) as parts:
+        yield parts
 
 
 @pytest.mark.parametrize("trainer", ["fp64", "fp32"], indirect=True)
 def test_the_first_steps_agree_frozen_and_unfrozen(trainer, dataset):
-    fp64 = trainer.recipe.train.precision == "fp64"
+    job, state, services = trainer
+    fp64 = job.recipe.train.precision == "fp64"
     dtype = torch.float64 if fp64 else torch.float32
-    reference = reference_from(trainer.model, dtype)
+    reference = reference_from(state.model, dtype)
     store = open_store(dataset, 64)
     differences = []
     for number, frozen in ((1, True), (2, False)):
-        ours = trainer.start_stage(number)
-        trainer.model.train()
+        ours = begin_stage(job, state, services, number)
+        state.model.train()
         reference.train().freeze(frozen)
         adam = Adam(reference.groups())
         grads = []
         ours.optimizer.register_step_pre_hook(
             lambda *args, into=grads: into.extend(
-                p.grad.clone() for p in parameters(trainer.model) if p.grad is not None
+                p.grad.clone() for p in parameters(state.model) if p.grad is not None
             )
         )
-        for i, rows in enumerate(trainer.batches(number, 1)[:STEPS]):
+        for i, rows in enumerate(job.batches(number, 1)[:STEPS]):
             optim.set_step(ours.optimizer, i, LESSON_STEPS, "one-cycle-2018")
             loss = ours(rows, 1, i).values[0]
             key = (42, number, 1, i)
             draws = transforms.draw(
-                trainer.recipe.data.augment,
+                job.recipe.data.augment,
                 BATCH,
                 torch.Generator().manual_seed(sampling.seed_of(*key)),
             )
@@ -177,11 +181,11 @@ def test_the_first_steps_agree_frozen_and_unfrozen(trainer, dataset):
             if not fp64:
                 # Each step is judged by itself: Adam would turn rounding of tiny gradients into whole steps.
                 for p, value in zip(
-                    reference_parameters(reference), parameters(trainer.model), strict=True
+                    reference_parameters(reference), parameters(state.model), strict=True
                 ):
                     p.data.copy_(value.data)
             grads.clear()
         if fp64:
-            differences.append(worst(parameters(trainer.model), reference_parameters(reference)))
-    print(f"{trainer.recipe.train.precision}: largest relative difference {max(differences):.1e}")
+            differences.append(worst(parameters(state.model), reference_parameters(reference)))
+    print(f"{job.recipe.train.precision}: largest relative difference {max(differences):.1e}")
     assert max(differences) < (1e-9 if fp64 else 1e-5)

@@ -17,8 +17,11 @@ from raytrain.checkpoints import layout, reading, writing
 from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import ConfigError, DivergedError, StorageError
+from raytrain.models import networks
 from raytrain.training import decision, loop, lr_find, start
-from raytrain.training.hooks import Hooks
+from raytrain.training.services import Hooks
+from raytrain.training.setup import opened
+from raytrain.training.stage import begin_stage
 from raytrain.worker import Worker
 
 # Five steps an epoch, the last one short.
@@ -97,8 +100,11 @@ def test_it_goes_on_from_the_very_step(recipe, tmp_path, logged):
         found.position == (1, 1, 3) and found.meta["step"] == STEPS + 3 and found.meta["f2"] is None
     )
     seen = []
-    hooks = Hooks(on_batch=lambda batch: seen.append((batch.part, batch.epoch, batch.number)))
-    loop.fit(recipe, open_dataset(recipe.dataset), str(tmp_path / "run"), Worker(), hooks)
+    run_alone(
+        recipe,
+        tmp_path / "run",
+        on_batch=lambda batch: seen.append((batch.part, batch.epoch, batch.number)),
+    )
     assert seen[0] == ("train", 2, 3)
     assert any("resuming in stage 1 epoch 2 after its step 3" in line for line in logged)
 
@@ -212,12 +218,12 @@ def test_another_number_of_workers_sees_the_same_tiles_and_says_that_bits_may_di
         and found.position[:2] == (1, 0)
         and found.position.steps in (STEPS - 2, STEPS - 1)
     )
-    hooks = Hooks()
-    trainer = loop.Trainer(
-        short, open_dataset(short.dataset), str(tmp_path / "run"), Worker(), hooks
-    )
-    assert any("2 workers so far, 1 from here" in line for line in logged)
-    record = next(trainer.steps(trainer.start_stage(1), 1, 1))
+    data, run = open_dataset(short.dataset), str(tmp_path / "run")
+    with opened(short, data, run, Worker(), Hooks()) as (job, state, services):
+        assert any("2 workers so far, 1 from here" in line for line in logged)
+        stepper = begin_stage(job, state, services, 1)
+        record, steps = loop.begin_epoch(job, state, stepper, 1)
+        loop.train_step(job, state, stepper, record, steps)
     assert record.done == found.position.steps + 1
     torch.testing.assert_close(
         torch.stack(record.outcomes[:-1]), ranks[0]["outcomes"] + ranks[1]["outcomes"]
@@ -268,16 +274,16 @@ def test_a_start_from_classes_in_another_order_is_remapped_when_asked(recipe, da
     path = tmp_path / "first" / "checkpoints" / "stage-1-32"
     found = reading.load(str(path))
     theirs = found.meta["classes"][::-1]
-    net = loop.models.build(NETWORK, len(theirs), 0.5)
+    net = networks.build(NETWORK, len(theirs), 0.5)
     net.load_state_dict(found.weights())
     writing.save(str(tmp_path / "other"), net, found.meta | {"classes": theirs})
     settings = recipe.model_copy(update={"select": "2", "init_from": str(tmp_path / "other")})
-    hooks = Hooks()
     with pytest.raises(ConfigError, match="another order"):
-        loop.Trainer(settings, dataset, str(tmp_path / "run"), Worker(), hooks)
+        run_alone(settings, tmp_path / "run")
     settings = settings.model_copy(update={"remap_labels": True})
-    trainer = loop.Trainer(settings, dataset, str(tmp_path / "run"), Worker(), hooks)
-    assert torch.equal(trainer.model.head[-1].weight, found.weights()["head.7.weight"].flip(0))
+    with opened(settings, dataset, str(tmp_path / "run"), Worker(), Hooks()) as (_, state, _):
+        head = state.model.head[-1].weight
+    assert torch.equal(head, found.weights()["head.7.weight"].flip(0))
 
 
 def test_the_optimiser_of_a_checkpoint_from_before_steps_were_kept_goes_on(recipe, tmp_path, whole):

@@ -14,7 +14,7 @@ from raytrain.tiles import sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training import optim, transforms
 from raytrain.training.ema import Ema
-from raytrain.training.step import Stepper
+from raytrain.training.step import Stepper, Trained
 from raytrain.worker import Worker
 
 ROWS = np.arange(12)
@@ -34,7 +34,8 @@ def stepper(stage=STAGE, model=None, worker=None, ema=None, **train):
     model = model or networks.build(NETWORK, 5, 0.0, "fixed").double()
     layer_groups.set_frozen(model, recipe.stages[0].frozen_groups)
     optimizer = optim.make_optimizer(model, [0.01] * LAYER_GROUPS, recipe.train.wd)
-    return Stepper(recipe, 1, model.train(), optimizer, SOURCE, worker or Worker(), ema=ema)
+    trained = Trained(model.train(), optimizer, ema)
+    return Stepper(recipe, 1, trained, SOURCE, worker or Worker())
 
 
 def gradients(one, rows=ROWS, epoch=1):
@@ -95,8 +96,8 @@ def test_mixup_mixes_pixels_and_targets_of_two_tiles_by_the_same_share(monkeypat
         lambda module, inputs: seen.setdefault("pixels", inputs[0].clone())
     )
     one(ROWS, 1, 0)
-    draws = one._draw(12, (42, 1, 1, 0))
-    share = draws.share[:, None]
+    draws = one.plan(ROWS, 1, 0).draws
+    share = draws.weight[:, None]
     assert bool(((share >= 0.5) & (share <= 1)).all()) and share.std() > 0.05
     target = TARGETS.double()
     wanted = share * target + (1 - share) * target[draws.partner]
