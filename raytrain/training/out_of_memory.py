@@ -32,7 +32,7 @@ def advice(step: Stepper, plan: BatchPlan, message: str) -> ResourceError:
     tiles = plan.passes[0].stop - plan.passes[0].start
     size = step.stage.size_at(plan.epoch)
     passes = step.recipe.train.accumulate
-    factor = _passes_that_fit(step, tiles, size)
+    factor = passes_that_fit(step, tiles, size)
     if factor:
         why = f"training stops; tried just now: {tiles // factor} tiles in one pass do fit"
         fix = f"--train.accumulate {passes * factor}"
@@ -47,7 +47,7 @@ def advice(step: Stepper, plan: BatchPlan, message: str) -> ResourceError:
     )
 
 
-def _passes_that_fit(step: Stepper, tiles: int, size: int) -> int:
+def passes_that_fit(step: Stepper, tiles: int, size: int) -> int:
     """The power of two that the number of passes must be multiplied by; 0 where nothing fits."""
     # Graphs hold memory, of passes that are too large.
     execution.run_eagerly(step.model)

@@ -172,9 +172,9 @@ class Stepper:
     def _outcome(self, plan: BatchPlan, fetched: Iterator[Tensors]) -> Outcome:
         if len(plan.passes) > 1 and execution.reuses_gradients(self.model):
             self._begin_sums()
-        losses = [self._pass(plan, n, fetched) for n in range(len(plan.passes))]
+        losses = [self.train_pass(plan, n, fetched) for n in range(len(plan.passes))]
         loss = torch.stack(losses).sum()
-        left_out = self._update()
+        left_out = self.update()
         if self.ema:
             self.ema.update(self.model)
         return Outcome(torch.stack([loss, left_out.to(loss)]), len(plan.rows))
@@ -188,7 +188,7 @@ class Stepper:
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
 
-    def _pass(self, plan: BatchPlan, n: int, fetched: Iterator[Tensors]) -> torch.Tensor:
+    def train_pass(self, plan: BatchPlan, n: int, fetched: Iterator[Tensors]) -> torch.Tensor:
         """Forward and backward of one pass. Returns its share of the global batch's mean loss."""
         batch = self.next_batch(plan, fetched)
         pixels, target = self._mixed(plan, plan.passes[n], batch, fetched)
@@ -233,7 +233,7 @@ class Stepper:
             return self.network.no_sync()
         return contextlib.nullcontext()
 
-    def _update(self) -> torch.Tensor:
+    def update(self) -> torch.Tensor:
         """Moves the weights, unless a gradient is not finite: then nothing moves.
 
         Judged from the gradient that all ranks share after their reduction, so all of them do the

@@ -99,33 +99,33 @@ def test_versions_and_numbers_run(setting, short_range_tests):
 
 
 def test_numbers_find_a_gradient_that_is_wrong_and_weights_that_move(setting, monkeypatch):
-    real, calls = Stepper._pass, []
+    real, calls = Stepper.train_pass, []
 
     def wrong(self, plan, n, fetched):
         loss = real(self, plan, n, fetched)
         calls.append(n)
         if len(calls) == 5:
-            self.trained[0].grad.mul_(1.5)
+            self.weights[0].grad.mul_(1.5)
         return loss
 
-    monkeypatch.setattr(Stepper, "_pass", wrong)
+    monkeypatch.setattr(Stepper, "train_pass", wrong)
     verdict = next(iter(check_numbers.numbers(setting)))
     assert verdict.outcome == FAIL and verdict.values["difference"] > 0.01
-    monkeypatch.setattr(Stepper, "_pass", real)
+    monkeypatch.setattr(Stepper, "train_pass", real)
     monkeypatch.setattr(
-        Stepper, "_update", lambda self: (self.optimizer.step(), torch.zeros(()))[1]
+        Stepper, "update", lambda self: (self.optimizer.step(), torch.zeros(()))[1]
     )
     assert check_numbers.tried("n", "i", lambda: check_numbers._infinite(setting)).outcome == FAIL
 
 
 def test_a_range_test_over_a_frozen_graph_is_found(setting, short_range_tests, monkeypatch):
-    real = Stepper._update
+    real = Stepper.update
 
     def without(self):
-        self.trained[0].grad = None
+        self.weights[0].grad = None
         return real(self)
 
-    monkeypatch.setattr(Stepper, "_update", without)
+    monkeypatch.setattr(Stepper, "update", without)
     verdict = check_numbers.tried("n", "r", lambda: check_numbers._range_test(setting))
     assert verdict.outcome == FAIL and "1 weights without a gradient" in verdict.detail
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_step import ROWS, stepper
 
+from raytrain.training import out_of_memory
 from raytrain.config import load_recipe
 from raytrain.distributed import dry_run
 from raytrain.errors import ResourceError
@@ -34,10 +35,13 @@ def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(no_
             module.register_forward_hook(note)
     # The last layer: all activations are there.
     one.network.head[-1].register_forward_pre_hook(too_much)
-    real = one._passes_that_fit
-    one._passes_that_fit = lambda *arguments: (
-        alive.append(sum(activation() is not None for activation in held)) or real(*arguments)
-    )
+    real = out_of_memory.passes_that_fit
+
+    def noted(*arguments):
+        alive.append(sum(activation() is not None for activation in held))
+        return real(*arguments)
+
+    monkeypatch.setattr(out_of_memory, "passes_that_fit", noted)
     with pytest.raises(ResourceError) as caught:
         one(ROWS, 1, 0)
     assert len(held) > 10 and alive == [0]
@@ -52,7 +56,7 @@ def test_what_a_trial_that_failed_made_is_gone_when_the_next_is_tried(no_collect
 
     def empty_like(tensor, **options):
         made = real(tensor, **options)
-        if tensor is one.trained[0] and len(trials[-1]) < 2:
+        if tensor is one.weights[0] and len(trials[-1]) < 2:
             # How many of those of the trials before are left.
             counts.append(sum(moment() is not None for trial in trials[:-1] for moment in trial))
             trials[-1].append(weakref.ref(made))

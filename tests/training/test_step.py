@@ -12,7 +12,7 @@ from raytrain.errors import ResourceError
 from raytrain.models import layer_groups, networks
 from raytrain.tiles import sampling
 from raytrain.tiles.feeds import CacheFeed, Source
-from raytrain.training import optim, transforms
+from raytrain.training import optim, step, transforms
 from raytrain.training.ema import Ema
 from raytrain.training.step import Stepper, Trained
 from raytrain.worker import Worker
@@ -228,12 +228,12 @@ def test_dropout_differs_between_ranks_and_passes_and_repeats_for_a_position():
 def test_a_gradient_that_is_not_finite_moves_nothing_and_is_told(clip):
     one = stepper(clip_norm=clip)
     assert one(ROWS, 1, 0).values[1] == 0
-    before = [p.detach().clone() for p in one.trained]
-    moments = [one.optimizer.state[p]["exp_avg"].clone() for p in one.trained]
+    before = [p.detach().clone() for p in one.weights]
+    moments = [one.optimizer.state[p]["exp_avg"].clone() for p in one.weights]
     one.network.head[-1].bias.register_hook(lambda gradient: gradient * float("inf"))
     assert one(ROWS, 1, 1).values[1] == 1
-    assert all(torch.equal(a, b) for a, b in zip(before, one.trained, strict=True))
-    after = [one.optimizer.state[p]["exp_avg"] for p in one.trained]
+    assert all(torch.equal(a, b) for a, b in zip(before, one.weights, strict=True))
+    after = [one.optimizer.state[p]["exp_avg"] for p in one.weights]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
 
 
@@ -255,14 +255,14 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("settings", [{}, {"mixup": 0.4, "clip_norm": 1.0, "accumulate": 2}])
-def test_between_two_steps_the_host_reads_nothing_from_the_device(settings):
+def test_between_two_steps_the_host_reads_nothing_from_the_device(settings, monkeypatch):
     one = stepper(**settings, ema=None)
     outcomes = one.epoch([ROWS, ROWS, ROWS], 1)
     next(outcomes)
     # Operations that hold no tensor of a GPU, such as drawing the augmentation, may read.
     watch = HostReads()
-    drawn = one._draw
-    one._draw = lambda *args: paused(watch, drawn, *args)
+    planned = step.plan_batch
+    monkeypatch.setattr(step, "plan_batch", lambda *args: paused(watch, planned, *args))
     with watch:
         assert len(list(outcomes)) == 2
     assert watch.found == []
