@@ -17,7 +17,9 @@ from raytrain.tiles import placement
 from raytrain.tiles.cache import Store
 
 
-def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(no_collector):
+def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(
+    no_collector, monkeypatch
+):
     one = stepper()
     held, alive, full = [], [], [True]
 
