@@ -188,7 +188,7 @@ class KnownNames:
                 self._last.setdefault(key(last), []).append(name)
 
     def find(self, name: str) -> list[str]:
-        """Returns the known names that `name` means. Several of them differ only in their suffix."""
+        """Returns the known names that `name` means; several of them differ only in suffix."""
         whole = self.whole(name)
         if whole:
             return whole

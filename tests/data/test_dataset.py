@@ -65,7 +65,7 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     ("content", "words"),
     [
         ("{", "is damaged: Expecting"),
-        ("[]", "is damaged: it is no JSON object"),
+        ("[]", "is damaged: it is not a JSON object"),
         (
             '{"schema_version": 1, "classes": [], "tile_size": 32, "splits": []}',
             "is damaged: it has no shards",
