@@ -242,7 +242,7 @@ def _check_version(path: str, version: Any) -> None:
     """Refuses a dataset of any other schema version, also of one that does not exist yet."""
     if version == SCHEMA_VERSION:
         return
-    fix = "ingest it again with this version of raytrain"
+    fix = f"raytrain ingest into a new directory, which writes schema version {SCHEMA_VERSION}"
     if isinstance(version, int) and version > SCHEMA_VERSION:
         fix = f"update raytrain to a release that reads schema version {version}, or {fix}"
     raise DataError(
@@ -552,7 +552,7 @@ def shard_bytes(
     """
     arrays = []
     for number, field in enumerate(SHARD_SCHEMA):
-        values = [row[number] for row in rows]
+        values: list[Any] = [row[number] for row in rows]
         if field.name == "target":
             arrays.append(_target_array(values))
         else:

@@ -179,9 +179,11 @@ def tidied(
     """
     _check_classes(classes or ())
     spelled = _spelled(tagged, classes)
+    # Names are compared only in one spelling of their folders.
     names = [_tidy_name(name) for name in tagged.names]
     table = pd.DataFrame({"image_name": names, "tags": spelled.unique, "line": tagged.lines})
     rows = len(table)
+    # Before the problems are looked for: joined rows no longer contradict each other.
     if join_rows:
         table = _joined(table)
     table["problem"], table["detail"] = _problems(table, allow_empty)
@@ -287,6 +289,7 @@ def _one_label_a_row(table: pd.DataFrame) -> Iterator[str]:
     differ = table[table["problem"] == "contradicting-labels"]
     if differ.empty:
         return
+    # Rows with several labels are whole lists, and differ because of a mistake.
     if differ["tags"].map(len).max() > 1:
         return
     tiles = differ["image_name"].nunique()

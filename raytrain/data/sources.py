@@ -58,6 +58,7 @@ class Images:
 
     def __str__(self) -> str:
         names = _first_names(self.table["image_name"])
+        # Printed by the README's examples after each step.
         text = f"{len(self.table)} pictures in {self.source['images']}: {names}"
         if self.left_out:
             text += f"; {len(self.left_out)} left out"
@@ -153,6 +154,7 @@ class Images:
                 f"the labels name {_first_names(table['image_name'])}",
                 _where_to_look(table, self.table, self.source["images"]),
             )
+        # dataset.json keeps this order of the keys.
         source = dict(self.source)
         source["pictures_sha256"] = _pictures_hash(table)
         source["labels"] = origin | {"sha256": labels.sha256}
@@ -326,6 +328,7 @@ class DividedTiles:
         return records
 
     def __str__(self) -> str:
+        # Only usable rows become tiles; parts of the others would not be true of the dataset.
         index = self.usable()
         if index.empty:
             return "no usable tile"
@@ -597,6 +600,7 @@ def _groups_of(names: Sequence[str], groups: Groups) -> Sequence[str]:
         return []
     if callable(groups):
         return [groups(name) for name in names]
+    # What is left is a mapping, or a sequence in the order of the rows, whose length `Rule` checks.
     if not isinstance(groups, Mapping):
         return list(groups)
     missing = [name for name in names if name not in groups]

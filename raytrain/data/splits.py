@@ -420,7 +420,7 @@ def only_in_valid(parts: Sequence[str], targets: Array, classes: Sequence[str]) 
     in_valid = targets[part == "valid"].any(0)
     in_train = targets[part == "train"].any(0)
     alone = np.flatnonzero(in_valid & ~in_train)
-    return [classes[k] for k in alone]
+    return [classes[k] for k in alone.tolist()]
 
 
 def _short(values: tuple[str, ...]) -> list[str]:
