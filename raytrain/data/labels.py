@@ -146,7 +146,10 @@ def labels_of_folders(
     Raises:
         DataError: a label is not in `classes`.
     """
-    tags: list[Tags] = [(" ".join(folder.split()),) for folder in folders]
+    tags: list[Tags] = []
+    for folder in folders:
+        label = " ".join(folder.split())
+        tags.append((label,))
     return tidied(_tagged(names, tags, "the folder names"), classes)
 
 
@@ -383,10 +386,9 @@ def _problems(table: pd.DataFrame, allow_empty: bool) -> tuple[list[str], list[s
 
 
 def _check_known(found: list[str], classes: list[str], tagged: Tagged) -> None:
-    unknown = [tag for tag in found if tag not in classes]
-    if not unknown:
+    label = next((label for label in found if label not in classes), None)
+    if label is None:
         return
-    label = unknown[0]
     lines = _lines_with(label, tagged)
     raise DataError(
         f'{tagged.source} has the label "{visible(label)}" on {len(lines)} tiles '

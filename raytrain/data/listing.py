@@ -76,12 +76,14 @@ def pictures_in(
     endings = tuple(suffix.lower() for suffix in suffixes)
     listing = Listing()
     for file in found.files:
-        if _is_wanted(file.path, folders) and file.path.lower().endswith(endings):
+        is_picture = file.path.lower().endswith(endings)
+        if is_picture and _is_wanted(file.path, folders):
             listing.files.append(file)
     for entry in found.left_out:
-        # A folder that was left out may hold pictures; a file only if it has a picture's suffix.
-        possible = entry.path.endswith("/") or entry.path.lower().endswith(endings)
-        if possible and _is_wanted(entry.path, folders):
+        is_folder = entry.path.endswith("/")
+        is_picture = entry.path.lower().endswith(endings)
+        # A folder that was left out may hold pictures. Other files do not matter.
+        if (is_folder or is_picture) and _is_wanted(entry.path, folders):
             listing.left_out.append(entry)
     listing.files.sort(key=lambda file: file.path)
     listing.left_out.sort(key=lambda entry: entry.path)

@@ -157,6 +157,7 @@ def group_parts(groups: Sequence[str], valid: float = 0.2, seed: int = 42) -> Ar
         DataError: fewer than 2 groups.
     """
     sizes = _group_sizes(groups, 2)
+    # Both count rows.
     wanted = valid * len(groups)
     taken = 0
     chosen: set[str] = set()
@@ -251,6 +252,7 @@ class Rule:
         """
         valid = {self._key(value) for value in self.valid_values}
         test = {self._key(value) for value in self.test_values}
+        # Sorted, so that the message is the same each time.
         both = sorted(valid & test)
         if both:
             what = f"{both[0]} is to validate and to test."

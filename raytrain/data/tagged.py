@@ -193,8 +193,11 @@ def _labels_of_row(row: Row, labels: Sequence[str], path: str) -> Iterator[str]:
 
 
 def _tagged(table: Table, rows: Rows, tags: list[Tags]) -> Tagged:
-    names = [str(row.cells[0]) for row in rows.rows]
-    lines = [row.line for row in rows.rows]
+    names = []
+    lines = []
+    for row in rows.rows:
+        names.append(str(row.cells[0]))
+        lines.append(row.line)
     sha256 = table.sha256 or hash_of(names, tags, lines)
     return Tagged(names, tags, lines, table.path, sha256, rows.headers)
 
@@ -228,7 +231,10 @@ def _possible_flags(table: Table, form: LabelFormat) -> list[str]:
     chosen = form.label_columns or form.tags_column != KAGGLE_FORMAT.tags_column
     if chosen or form.tags_column in table.header:
         return []
-    columns = [name for name in table.header if name and not _INDEX.fullmatch(name)]
+    columns = []
+    for name in table.header:
+        if name and not _INDEX.fullmatch(name):
+            columns.append(name)
     # Names and a single column of 0 and 1 may be any table.
     if len(columns) < 3:
         return []

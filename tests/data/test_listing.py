@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raytrain.data.listing import is_list, listed_pictures, pictures_in, left_out_lines
+from raytrain.data.listing import is_list, left_out_lines, listed_pictures, pictures_in
 from raytrain.data.names import is_junk
 from raytrain.data.sources import images_at, images_in
 from raytrain.errors import ConfigError, DataError
