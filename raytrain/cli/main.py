@@ -399,13 +399,13 @@ def predict(
     path = runs.find_checkpoint(checkpoint, where)
     pictures = source or SourceFlags()
     sources = [pictures.find(folder) for folder in images or []]
-    from raytrain.data.listing import said_of_left_out
+    from raytrain.data.listing import left_out_lines
     from raytrain.distributed.predict import predict as run_predict
 
     done = run_predict(
         path, out, dataset_path=dataset, part=part, sources=sources, tta=tta, bands=rule
     )
-    for line in said_of_left_out(done.left_out):
+    for line in left_out_lines(done.left_out):
         print(line)
     print(f"{done.tiles} predictions in {done.path}")
     if dataset:

@@ -28,7 +28,7 @@ from raytrain.data.bands import BandRule, as_picture
 from raytrain.data.contents import contents, trouble
 from raytrain.data.images import BadImage
 from raytrain.data.inspection import weather_rules
-from raytrain.data.listing import said_of_left_out
+from raytrain.data.listing import left_out_lines
 from raytrain.data.sources import DividedTiles
 from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.distributed.nodes import check_reach
@@ -110,7 +110,7 @@ def ingest(
     logger.info(f"split {tiles.rule.by}: {tiles}")
     for line in (*tiles.tiles.remarks, *_broken_rules(tiles)):
         logger.info(f"labels: {line}")
-    for line in said_of_left_out(tiles.tiles.left_out):
+    for line in left_out_lines(tiles.tiles.left_out):
         logger.info(line)
     written = _build(out, tiles, source, budget, bands)
     storage.remove(quarantine_beside(out))

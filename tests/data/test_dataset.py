@@ -65,18 +65,54 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     ("content", "words"),
     [
         ("{", "is damaged: Expecting"),
-        ("[]", "is damaged: it is no JSON object"),
+        ("[]", "is damaged: it is not a JSON object"),
         (
             '{"schema_version": 1, "classes": [], "tile_size": 32, "splits": []}',
             "is damaged: it has no shards",
         ),
-        ('{"schema_version": 2}', "has schema version 2"),
+        ("{}", "has schema version None"),
+        ('{"schema_version": 0}', "has schema version 0"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(data, content, words):
     (Path(data.path) / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=words):
         ds.open_dataset(data.path)
+
+
+def test_a_newer_schema_version_is_refused_with_both_versions_and_the_fix(data):
+    path = Path(data.path) / "dataset.json"
+    newer = ds.SCHEMA_VERSION + 1
+    # A newer version may have other keys, so nothing but the version is looked at.
+    path.write_text(json.dumps({"schema_version": newer, "shards": "elsewhere"}))
+    with pytest.raises(DataError) as error:
+        ds.open_dataset(data.path)
+    assert f"has schema version {newer}" in error.value.what
+    assert f"reads schema version {ds.SCHEMA_VERSION}" in error.value.what
+    assert f"update raytrain to a release that reads schema version {newer}" in error.value.fix
+    assert error.value.exit_code == 3
+
+
+def test_an_older_schema_version_is_told_to_ingest_again(data):
+    (Path(data.path) / "dataset.json").write_text('{"schema_version": 0}')
+    with pytest.raises(DataError) as error:
+        ds.open_dataset(data.path)
+    assert "raytrain ingest" in error.value.fix and "update" not in error.value.fix
+
+
+def test_shards_start_where_the_one_before_ends(data):
+    assert data.shard_starts.dtype == np.int64
+    assert data.shard_starts[0] == 0 and data.shard_starts[-1] == data.rows == 8
+    assert np.diff(data.shard_starts).tolist() == data.shard_rows
+    names = data.table["image_name"].tolist()
+    for shard, path in enumerate(data.shards):
+        first, end = data.shard_starts[shard : shard + 2]
+        assert ds.read_shard(path, ["image_name"]).column(0).to_pylist() == names[first:end]
+
+
+def test_a_dataset_without_shards_has_one_start():
+    empty = ds.Dataset("nowhere", {"shards": []})
+    assert empty.shard_starts.tolist() == [0] and empty.shard_starts.dtype == np.int64
 
 
 def test_a_file_is_no_dataset(data):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raytrain.data.listing import is_list, listed_pictures, pictures_in, said_of_left_out
+from raytrain.data.listing import is_list, left_out_lines, listed_pictures, pictures_in
 from raytrain.data.names import is_junk
 from raytrain.data.sources import images_at, images_in
 from raytrain.errors import ConfigError, DataError
@@ -142,7 +142,7 @@ def test_many_that_were_left_out_are_counted(tmp_path):
     make(tmp_path, "a.jpg")
     for i in range(25):
         (tmp_path / f"gone_{i:02}.jpg").symlink_to("nowhere")
-    lines = list(said_of_left_out(pictures_in(str(tmp_path), subfolders=False).left_out))
+    lines = list(left_out_lines(pictures_in(str(tmp_path), subfolders=False).left_out))
     assert len(lines) == 21 and lines[-1] == "left out: 5 more (5 unreadable)"
 
 
