@@ -152,16 +152,19 @@ def _extract_level(path: Path, job: _Job, limits: Limits, depth: int) -> Extract
         if not name.startswith(f"{INNER}/"):
             continue
         inner = job.target / name
-        # What is left of the limits after everything so far.
-        rest = replace(
-            limits,
-            total=limits.total - done.bytes.total(),
-            members=limits.members - done.files.total(),
-        )
-        done += _extract_level(inner, job, rest, depth + 1)
+        done += _extract_level(inner, job, _rest_of(limits, done), depth + 1)
         with storage.failures("remove", str(inner)):
             inner.unlink()
     return done
+
+
+def _rest_of(limits: Limits, done: Extracted) -> Limits:
+    """What is left of the limits after everything so far."""
+    return replace(
+        limits,
+        total=limits.total - done.bytes.total(),
+        members=limits.members - done.files.total(),
+    )
 
 
 def _without_inner(destination: Destination) -> Destination:
@@ -184,7 +187,12 @@ def _write_members(archive: Archive, wanted: dict[str, Member], job: _Job) -> No
             (job.target / folder).mkdir(parents=True, exist_ok=True)
     sinks = {}
     for name, member in wanted.items():
-        sinks[member.name] = Sink(job.target / name, member, archive.path, job.on_bytes)
+        sinks[member.name] = Sink(
+            path=job.target / name,
+            member=member,
+            archive=archive.path,
+            on_bytes=job.on_bytes,
+        )
     with damage(archive):
         archive.pour(sinks)
         # A stream can end before all listed members came.

@@ -193,19 +193,23 @@ class _PlanetFolder:
     plans: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        path = self.base / "download.json"
-        if not path.exists():
+        if not self.record_path.exists():
             return
         try:
-            known = json.loads(path.read_bytes())
+            known = json.loads(self.record_path.read_bytes())
             self.records = known["archives"]
             self.plans = known["plans"]
         except (OSError, ValueError, KeyError, TypeError):
             raise DataError(
-                f"{path} cannot be read as a record of downloads",
+                f"{self.record_path} cannot be read as a record of downloads",
                 "it records which archives are complete",
-                f"rm {path}",
+                f"rm {self.record_path}",
             ) from None
+
+    @property
+    def record_path(self) -> Path:
+        """Path of `download.json`."""
+        return self.base / "download.json"
 
     def save(self) -> None:
         """Writes `download.json` atomically; sorted, so that equal folders have equal bytes."""
@@ -213,7 +217,7 @@ class _PlanetFolder:
             "archives": dict(sorted(self.records.items())),
             "plans": dict(sorted(self.plans.items())),
         }
-        storage.write_json(str(self.base / "download.json"), content)
+        storage.write_json(str(self.record_path), content)
 
     def finish(self) -> None:
         """Moves complete results out of the staging folder and removes what a kill left.
@@ -341,9 +345,10 @@ class _PlanetFolder:
                 "raytrain ingest --images DIR --labels CSV",
             )
         for part in parts:
-            if part not in ours and os.path.lexists(self.base / part):
+            target = self.base / part
+            if part not in ours and os.path.lexists(target):
                 raise DataError(
-                    f"{self.base / part} is there already and did not come out of {path}",
+                    f"{target} is there already and did not come out of {path}",
                     "it would be overwritten",
                     "give another --out, or move it away",
                 )
@@ -356,16 +361,14 @@ class _PlanetFolder:
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
         known = self.records.get(path.name, found)
-        if known["size"] != found["size"] or known["sha256"] != found["sha256"]:
-            raise DataError(
-                f"{path} has {found['size']} bytes and sha256 {found['sha256'][:12]}, "
-                f"recorded are {known['size']} and {known['sha256'][:12]}",
-                f"it is not the archive that {self.base / 'download.json'} names: "
-                "changed at its source, or damaged",
-                f"rm {shlex.quote(str(path))} to get it again, "
-                "or take the new one with another --out",
-            )
-        return found
+        if known["size"] == found["size"] and known["sha256"] == found["sha256"]:
+            return found
+        raise DataError(
+            f"{path} has {_identity_text(found)}, recorded are {_identity_text(known)}",
+            f"it is not the archive that {self.record_path} names: "
+            "changed at its source, or damaged",
+            f"rm {_quoted(path)} to get it again, or take the new one with another --out",
+        )
 
     def link(self, name: str, folder: Path) -> None:
         """Makes a symbolic link to an existing folder of tiles instead of copying it.
@@ -408,10 +411,8 @@ class _PlanetFolder:
         logger.info(
             f"{LABELS}: {len(found.table):,} tiles with {len(found.classes)} labels; {coverage}"
         )
-        logger.info(
-            f"next: raytrain ingest --images {shlex.quote(str(images))} "
-            f"--labels {shlex.quote(str(labels))} --out planet"
-        )
+        paths = f"--images {_quoted(images)} --labels {_quoted(labels)}"
+        logger.info(f"next: raytrain ingest {paths} --out planet")
 
     def _require_training_data(self) -> None:
         absent = [name for name in ("train-jpg", LABELS) if not (self.base / name).exists()]
@@ -420,7 +421,7 @@ class _PlanetFolder:
         raise DataError(
             f"{self.base} has no {' and no '.join(absent)}",
             "training needs tiles and their labels",
-            f"raytrain download planet --out {shlex.quote(str(self.base))} --from PATH "
+            f"raytrain download planet --out {_quoted(self.base)} --from PATH "
             "with an archive or folder that has it; what is there stays",
         )
 
@@ -437,18 +438,36 @@ def _check_counts(path: Path, counts: dict[str, int], archive: str) -> None:
         raise DataError(
             f"{path} has {files} files, {counts['files']} came out of {archive}",
             "files were lost, added or changed since",
-            f"rm -r {shlex.quote(str(path))} and run the same command again",
+            f"rm -r {_quoted(path)} and run the same command again",
         )
+
+
+def _quoted(path: Path) -> str:
+    """The path as one word of a command to type."""
+    return shlex.quote(str(path))
+
+
+def _identity_text(record: dict[str, Any]) -> str:
+    """Size and the beginning of the hash of an archive, for a message."""
+    size = record["size"]
+    sha256 = record["sha256"][:12]
+    return f"{size} bytes and sha256 {sha256}"
+
+
+def _pictures(names: list[str]) -> list[str]:
+    """The file names that are those of pictures."""
+    return [name for name in names if name.lower().endswith(PICTURES)]
 
 
 def _log_parts(base: Path) -> None:
     for name in (*EXPECTED, *TABLES):
-        if not (base / name).exists():
+        path = base / name
+        if not path.exists():
             logger.info(f"{name}: not there")
         elif name in EXPECTED:
-            files = os.listdir(base / name)
-            count = sum(file.lower().endswith(PICTURES) for file in files)
-            logger.info(f"{name}: {count:,} pictures (the competition has {EXPECTED[name]:,})")
+            pictures = _pictures(os.listdir(path))
+            expected = EXPECTED[name]
+            logger.info(f"{name}: {len(pictures):,} pictures (the competition has {expected:,})")
 
 
 def _log_unpacked(name: str, done: archives.Extracted) -> None:
@@ -495,7 +514,7 @@ def _chosen(kaggle: Kaggle, files: list[RemoteFile]) -> list[_Wanted]:
     """Chooses the files to download; raises RemoteError where tiles or labels are missing."""
     if kaggle.source == "dataset":
         # As one file: a hundred thousand requests for single pictures would lock the account.
-        return [_Wanted(None, f"{WHOLE[1]}.zip", 0)]
+        return [_Wanted(listed=None, name=f"{WHOLE[1]}.zip", size=0)]
     sizes = {file.name: file.size for file in files}
     wanted = []
     for name in (*EXPECTED, *TABLES):
@@ -507,7 +526,8 @@ def _chosen(kaggle: Kaggle, files: list[RemoteFile]) -> list[_Wanted]:
         size = sizes[listed]
         if name in TABLES:
             size = 0
-        wanted.append(_Wanted(listed, listed.rsplit("/", 1)[-1], size))
+        base = listed.rsplit("/", 1)[-1]
+        wanted.append(_Wanted(listed=listed, name=base, size=size))
     return wanted
 
 
@@ -576,7 +596,8 @@ def _fetched(planet: _PlanetFolder, kaggle: Kaggle, file: _Wanted) -> Path:
 
         def before(start: int, whole: int) -> None:
             # Checked again here: only now the size of a file that Kaggle does not list is known.
-            check_space(path.parent, whole - start + _room([(file.name, whole)]), file.name)
+            needed = whole - start + _room([(file.name, whole)])
+            check_space(path.parent, needed, file.name)
             progress.begin(start, whole)
 
         kaggle.fetch(file.listed, path, file.size, before, progress.add)
@@ -608,8 +629,10 @@ def _from_path(planet: _PlanetFolder, path: Path) -> None:
         planet.link(name, folder)
     for name, file in packed.items():
         # A folder may be its own source; then a table is in its place already.
-        if (path / file).resolve() != (planet.base / name).resolve():
-            planet.unpack(path / file)
+        source = path / file
+        target = planet.base / name
+        if source.resolve() != target.resolve():
+            planet.unpack(source)
 
 
 def _archives_in(files: list[str], folders: dict[str, Path]) -> dict[str, str]:
@@ -670,7 +693,7 @@ def _found_in(path: Path) -> tuple[list[str], dict[str, Path]]:
 
 def _folder_of_tiles(folder: str, files: list[str]) -> str | None:
     """The competition's name of a folder with tiles, or None for another folder."""
-    pictures = [name for name in files if name.lower().endswith(PICTURES)]
+    pictures = _pictures(files)
     if not pictures:
         return None
     if folder in EXPECTED:

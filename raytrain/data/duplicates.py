@@ -39,6 +39,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,11 +123,10 @@ def fingerprints(dataset: Dataset, *, decode: bool = True, processes: int | None
         done += len(part)
         if time.monotonic() - last_log > PROGRESS_EVERY_S:
             last_log = time.monotonic()
-            left_s = round((last_log - began) / done * (dataset.rows - done))
-            logger.info(
-                f"check: {done} of {dataset.rows} tiles compared, "
-                f"{left_s // 60}:{left_s % 60:02} left"
-            )
+            seconds_per_tile = (last_log - began) / done
+            left_s = round(seconds_per_tile * (dataset.rows - done))
+            minutes, seconds = divmod(left_s, 60)
+            logger.info(f"check: {done} of {dataset.rows} tiles read, {minutes}:{seconds:02} to go")
     return np.concatenate(parts)
 
 
@@ -139,7 +139,8 @@ def _fingerprint_shards(shards: list[str], decode: bool, processes: int) -> Iter
     # spawn: a fork of a process that runs Ray's threads may inherit a lock that is never released.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
-        yield from pool.map(_fingerprint_shard, shards, [decode] * len(shards))
+        fingerprint = partial(_fingerprint_shard, decode=decode)
+        yield from pool.map(fingerprint, shards)
 
 
 def _fingerprint_shard(path: str, decode: bool) -> Array:
@@ -150,7 +151,8 @@ def _fingerprint_shard(path: str, decode: bool) -> Array:
     found["height"] = table.column("height").to_numpy()
     names = table.column("image_name")
     contents = table.column("image")
-    for row, (name, content) in enumerate(zip(names, contents, strict=True)):
+    rows = zip(names, contents, strict=True)
+    for row, (name, content) in enumerate(rows):
         try:
             _fill(found[row], content.as_py(), decode)
         except images.BadImage as error:
@@ -169,17 +171,20 @@ def _fill(entry: np.void, content: bytes, decode: bool) -> None:
     if not decode:
         return
     pixels = images.decode(content)
-    grey = Image.fromarray(pixels).convert("L")
     # With the shape: 20 x 30 and 30 x 20 pixels may hold the same bytes.
-    entry["pixels"] = _digest(str(pixels.shape).encode() + pixels.tobytes())
+    shape = str(pixels.shape).encode()
+    entry["pixels"] = _digest(shape + pixels.tobytes())
+    grey = Image.fromarray(pixels).convert("L")
     entry["dhash"] = dhash(grey)
-    entry["grey"] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
+    reduced = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
+    entry["grey"] = np.asarray(reduced)
     entry["colour"] = pixels.mean((0, 1))
 
 
 def _digest(content: bytes) -> Array:
     """uint64 (2,), 128 bits of BLAKE2b."""
-    return np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint64)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return np.frombuffer(digest, np.uint64)
 
 
 def _mode(content: bytes) -> str:
@@ -200,8 +205,10 @@ def dhash(grey: Image.Image) -> int:
     mean grey of row r rises from column c to c + 1 (Krawetz 2013, "Kind of Like That").
     """
     reduced = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
-    rises = reduced[:, 1:] > reduced[:, :-1]
-    return int.from_bytes(np.packbits(rises).tobytes(), "big")
+    left = reduced[:, :-1]
+    right = reduced[:, 1:]
+    bits = np.packbits(right > left)  # uint8 (8,)
+    return int.from_bytes(bits.tobytes(), "big")
 
 
 def groups(prints: Array) -> list[Group]:
@@ -222,12 +229,15 @@ def groups(prints: Array) -> list[Group]:
     if decoded:
         links = np.concatenate([links, star(prints["pixels"])])
         # One tile of each group found so far is enough for the slow comparison.
-        single = np.setdiff1d(np.arange(len(prints)), links[:, 1])
-        links = np.concatenate([links, single[near(prints[single])]])
+        rows = np.arange(len(prints))
+        single = np.setdiff1d(rows, links[:, 1])
+        pairs = near(prints[single])
+        links = np.concatenate([links, single[pairs]])
     found = []
     for rows in _rows_by_component(links, len(prints)):
         if len(rows) > 1:
-            found.append(Group(_kind(prints[rows]), tuple(rows.tolist())))
+            kind = _kind(prints[rows])
+            found.append(Group(kind, tuple(rows.tolist())))
     return sorted(found, key=_largest_first)
 
 
@@ -248,11 +258,15 @@ def _largest_first(group: Group) -> tuple[int, tuple[int, ...]]:
 
 def _kind(prints: Array) -> str:
     """The kind of a group: the strictest that holds for all its tiles."""
-    if (prints["content"] == prints["content"][0]).all():
+    if _all_equal(prints["content"]):
         return EQUAL_BYTES
-    if (prints["pixels"] == prints["pixels"][0]).all():
+    if _all_equal(prints["pixels"]):
         return EQUAL_PIXELS
     return NEAR
+
+
+def _all_equal(digests: Array) -> bool:
+    return bool((digests == digests[0]).all())
 
 
 def near(prints: Array) -> Array:
@@ -270,8 +284,9 @@ def near(prints: Array) -> Array:
     links = 0
     for start in range(0, len(prints), BLOCK):
         block = hashes[start : start + BLOCK]
+        rest = hashes[start:]
         # (BLOCK, n - start): the hash is tested first, since it is by far the fastest test.
-        distance = np.bitwise_count(block[:, None] ^ hashes[None, start:])
+        distance = np.bitwise_count(block[:, None] ^ rest[None])
         # Above the diagonal: each pair once, and no tile with itself.
         close = np.triu(distance <= MAX_DISTANCE, 1)
         if not close.any():
@@ -279,15 +294,18 @@ def near(prints: Array) -> Array:
         # Only rows and columns with a close pair go on to the slower tests.
         first = np.flatnonzero(close.any(1))
         second = np.flatnonzero(close.any(0))
-        alike = close[np.ix_(first, second)] & _alike(prints[start + first], prints[start + second])
+        alike = _alike(prints[start + first], prints[start + second])
+        alike &= close[np.ix_(first, second)]
         row, column = np.nonzero(alike)
         pairs = start + np.stack([first[row], second[column]], 1)
         found.append(pairs)
         links += len(pairs)
         if links > MAX_LINKS:
             # A star of each component needs fewer links than tiles.
-            found = [star(_components(np.concatenate(found), len(prints)))]
-            links = len(found[0])
+            component = _components(np.concatenate(found), len(prints))
+            stars = star(component)
+            found = [stars]
+            links = len(stars)
     return np.concatenate(found)
 
 
@@ -302,9 +320,10 @@ def _alike(first: Array, second: Array) -> Array:
         bool (a, b).
     """
     difference = np.abs(first["colour"][:, None] - second["colour"][None])
-    colour = difference.max(-1) <= MAX_COLOUR
+    colour_is_near = difference.max(-1) <= MAX_COLOUR
     correlation = _unit(first["grey"]) @ _unit(second["grey"]).T
-    return np.asarray(colour & (correlation >= MIN_CORRELATION))
+    is_correlated = correlation >= MIN_CORRELATION
+    return np.asarray(colour_is_near & is_correlated)
 
 
 def _unit(grey: Array) -> Array:
@@ -318,7 +337,8 @@ def _unit(grey: Array) -> Array:
     """
     flat: Array = grey.reshape(len(grey), -1).astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    flat /= np.maximum(length, 1e-6)
     return flat
 
 
@@ -333,8 +353,11 @@ def star(keys: Array) -> Array:
     """
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     # NumPy 2.0 gives `inverse` further dimensions of length 1 where `axis` is set.
-    links = np.stack([first[inverse.reshape(-1)], np.arange(len(keys))], 1)
-    apart: Array = links[links[:, 0] != links[:, 1]]
+    first_of_row = first[inverse.reshape(-1)]
+    row = np.arange(len(keys))
+    links = np.stack([first_of_row, row], 1)
+    # Without the links of the first rows to themselves.
+    apart: Array = links[first_of_row != row]
     return apart
 
 
@@ -346,6 +369,7 @@ def _components(links: Array, count: int) -> Array:
         count: number of rows.
     """
     edges = (links[:, 0], links[:, 1])
-    graph = coo_matrix((np.ones(len(links), bool), edges), shape=(count, count))
+    weights = np.ones(len(links), bool)
+    graph = coo_matrix((weights, edges), shape=(count, count))
     _, labels = connected_components(graph, directed=False)
     return np.asarray(labels)

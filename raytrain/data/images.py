@@ -90,7 +90,13 @@ def inspect(content: bytes, name: str = "") -> Picture:
     """
     image = _open(content)
     pixels = _rgb(image)
-    return Picture(pixels.width, pixels.height, image.mode, crc32(content), _odd(image, name))
+    return Picture(
+        width=pixels.width,
+        height=pixels.height,
+        mode=image.mode,
+        crc32=crc32(content),
+        odd=_odd(image, name),
+    )
 
 
 def _odd(image: Image.Image, name: str) -> tuple[str, ...]:

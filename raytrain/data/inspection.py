@@ -52,10 +52,12 @@ class LabelRule:
             targets: uint8 (rows, K) of 0 and 1.
             classes: names of the K labels.
         """
-        columns = [list(classes).index(label) for label in self.labels]
-        has = targets[:, columns] != 0  # bool (rows, labels of the rule)
+        names = list(classes)
+        columns = [names.index(label) for label in self.labels]
+        present = targets != 0
+        has = present[:, columns]  # bool (rows, labels of the rule)
         count = has.sum(1)
-        count_of_all = (targets != 0).sum(1)
+        count_of_all = present.sum(1)
         broken = {
             "exactly-one": count != 1,
             "at-most-one": count > 1,
@@ -120,10 +122,9 @@ class Inspection:
     def labels(self) -> pd.DataFrame:
         """Number of tiles: one row for each label; columns label, tiles, and `<split> <part>`."""
         targets = self.dataset.targets
-        # int64: sums of uint8 would need it beyond 255 tiles.
-        columns = {"label": self.dataset.classes, "tiles": targets.sum(0, dtype=np.int64)}
+        columns = {"label": self.dataset.classes, "tiles": _sums(targets)}
         for split, part, rows in self.split_parts:
-            columns[f"{split} {part}"] = targets[rows].sum(0, dtype=np.int64)
+            columns[f"{split} {part}"] = _sums(targets[rows])
         return pd.DataFrame(columns)
 
     @cached_property
@@ -157,7 +158,8 @@ class Inspection:
         names = self.dataset.table["image_name"]
         group_names = names.to_numpy(object, copy=True)
         for group in self.groups:
-            group_names[list(group.rows)] = names[group.rows[0]]
+            rows = list(group.rows)
+            group_names[rows] = names[rows[0]]
         return pd.DataFrame({"image_name": names, "group": group_names})
 
     @cached_property
@@ -166,7 +168,8 @@ class Inspection:
         targets = self.dataset.targets
         found = []
         for group in self.groups:
-            differs = targets[list(group.rows)] != targets[group.rows[0]]
+            of_group = targets[list(group.rows)]  # (tiles, K)
+            differs = of_group != of_group[0]
             if differs.any():
                 found.append(group)
         return found
@@ -174,8 +177,10 @@ class Inspection:
     @cached_property
     def sizes(self) -> dict[str, Array]:
         """Row numbers by `width x height`, most frequent size first."""
-        pairs = zip(self.prints["width"], self.prints["height"], strict=True)
-        return _rows_by_value([f"{width}x{height}" for width, height in pairs])
+        widths = self.prints["width"]
+        heights = self.prints["height"]
+        sizes = [f"{width}x{height}" for width, height in zip(widths, heights, strict=True)]
+        return _rows_by_value(sizes)
 
     @cached_property
     def modes(self) -> dict[str, Array]:
@@ -210,49 +215,50 @@ class Inspection:
         for split in self.parts:
             leaks = [leak for leak in self.leaks if leak.split == split]
             for leak in leaks[:FIRST]:
-                found.append(
-                    f"split {split} leaks: {self.sides_of(leak)} show the same ({leak.kind})"
-                )
+                sides = self.sides_of(leak)
+                found.append(f"split {split} leaks: {sides} show the same ({leak.kind})")
             more = len(leaks) - FIRST
             if more > 0:
-                found.append(
-                    f"split {split} leaks: {count_of(more, 'more group')} in several parts"
-                )
+                groups = count_of(more, "more group")
+                found.append(f"split {split} leaks: {groups} in several parts")
         return found
 
     def _duplicate_warnings(self) -> list[str]:
         found = []
         if self.groups:
             tiles = sum(len(group.rows) for group in self.groups)
-            found.append(f"{count_of(len(self.groups), 'group')} of duplicates, {tiles:,} tiles")
+            groups = count_of(len(self.groups), "group")
+            found.append(f"{groups} of duplicates, {tiles:,} tiles")
         for group in self.contradictions[:FIRST]:
             names = self.names(group.rows)
             found.append(f"tiles that show the same have different labels: {names}")
         more = len(self.contradictions) - FIRST
         if more > 0:
-            found.append(f"{count_of(more, 'more group')} of duplicates with different labels")
+            groups = count_of(more, "more group")
+            found.append(f"{groups} of duplicates with different labels")
         return found
 
     def _rule_warnings(self) -> list[str]:
         found = []
         for rule, rows in self.rules:
             if len(rows):
-                found.append(f"the rule “{rule}” is {verdict(rows)}: {self.names(rows)}")
+                names = self.names(rows)
+                found.append(f"the rule “{rule}” is {verdict(rows)}: {names}")
         return found
 
     def _label_warnings(self) -> list[str]:
         found = []
         for split in self.parts:
             counts = self._counts_by_part(split)
-            # A split of a single tile has one part.
+            # A split of a single tile has only one part, so the other has no counts.
             none = np.zeros(len(self.dataset.classes), np.int64)
             in_train = counts.get("train", none) > 0
             in_valid = counts.get("valid", none) > 0
             only_valid = np.asarray(in_valid & ~in_train)
             if only_valid.any():
-                labels = first_of(list(self.labels["label"][only_valid]))
+                labels = self.labels["label"][only_valid]
                 found.append(
-                    f"split {split}: {labels} in validation only; "
+                    f"split {split}: {first_of(list(labels))} in validation only; "
                     "what is not trained is not learned"
                 )
             rare = _rare_labels(self.dataset.classes, counts, only_valid)
@@ -326,14 +332,15 @@ def class_index(dataset: Dataset, label: str) -> int:
     Raises:
         DataError: the dataset has no such label.
     """
-    if label not in dataset.classes:
-        raise DataError(
-            f'{dataset.path} has no label "{label}" (it has: {", ".join(dataset.classes)}).'
-            f"{did_you_mean(label, dataset.classes)}",
-            "no tile can have it",
-            f"raytrain data check {dataset.path} lists the labels with their tiles",
-        )
-    return dataset.classes.index(label)
+    if label in dataset.classes:
+        return dataset.classes.index(label)
+    known = ", ".join(dataset.classes)
+    hint = did_you_mean(label, dataset.classes)
+    raise DataError(
+        f'{dataset.path} has no label "{label}" (it has: {known}).{hint}',
+        "no tile can have it",
+        f"raytrain data check {dataset.path} lists the labels with their tiles",
+    )
 
 
 def parts_of(dataset: Dataset, split: str) -> Array:
@@ -347,7 +354,9 @@ def parts_of(dataset: Dataset, split: str) -> Array:
     """
     table = dataset.split(split)
     part = dict(zip(table["image_name"], table["part"], strict=True))
-    return np.array([part.get(name, "") for name in dataset.table["image_name"]], dtype=object)
+    names = dataset.table["image_name"]
+    # Objects and not a NumPy string type, whose width would depend on the longest part.
+    return np.array([part.get(name, "") for name in names], dtype=object)
 
 
 def cooccurrence(targets: Array) -> Array:
@@ -361,7 +370,8 @@ def cooccurrence(targets: Array) -> Array:
     """
     # float64: NumPy has no fast product of integers, and counts are exact up to 2**53.
     has = (targets != 0).astype(np.float64)
-    return np.asarray(has.T @ has).astype(np.int64)
+    together = np.asarray(has.T @ has)
+    return together.astype(np.int64)
 
 
 def companions(targets: Array, classes: Sequence[str]) -> list[str]:
@@ -381,16 +391,24 @@ def companions(targets: Array, classes: Sequence[str]) -> list[str]:
     tiles = np.diag(counts)
     # Row k, column j: the share of the tiles with label k that have label j too.
     share = counts / np.maximum(tiles, 1)[:, None]
-    excess = share - tiles / max(len(targets), 1)
+    own_share = tiles / max(len(targets), 1)
+    excess = share - own_share
     # A label is not its own companion.
     np.fill_diagonal(excess, 0)
     found = []
     for k, companion in enumerate(excess.argmax(1)):
-        if excess[k, companion] > 0:
-            found.append(f"{classes[companion]} {100 * share[k, companion]:.0f} %")
-        else:
+        if excess[k, companion] <= 0:
             found.append("")
+            continue
+        percent = 100 * share[k, companion]
+        found.append(f"{classes[companion]} {percent:.0f} %")
     return found
+
+
+def _sums(targets: Array) -> Array:
+    """Number of tiles with each label, int64 (K,), of uint8 (rows, K)."""
+    # Signed: NumPy sums uint8 to an unsigned type, whose differences wrap around.
+    return np.asarray(targets.sum(0, dtype=np.int64))
 
 
 def _rows_by_value(values: Sequence[str]) -> dict[str, Array]:
@@ -398,12 +416,15 @@ def _rows_by_value(values: Sequence[str]) -> dict[str, Array]:
     found: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         found.setdefault(value, []).append(row)
-    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {value: np.array(rows) for value, rows in ordered}
+    # Sorting is stable, so the second sort keeps the order of equally frequent values.
+    ordered = sorted(found)
+    ordered.sort(key=lambda value: -len(found[value]))
+    return {value: np.array(found[value]) for value in ordered}
 
 
 def _leak(split: str, part_of_row: Array, group: Group) -> Leak | None:
     """The leak of a group of duplicates, or None where it is in one part only."""
+    # By part; rows are ascending, so the first one stays.
     first_row: dict[str, int] = {}
     for row in group.rows:
         first_row.setdefault(part_of_row[row], row)
@@ -411,7 +432,12 @@ def _leak(split: str, part_of_row: Array, group: Group) -> Leak | None:
     if len(parts) < 2:
         return None
     rows = [first_row[part] for part in parts]
-    return Leak(split, group.kind, tuple(rows), tuple(parts))
+    return Leak(
+        split=split,
+        kind=group.kind,
+        rows=tuple(rows),
+        parts=tuple(parts),
+    )
 
 
 def _rare_labels(

@@ -73,7 +73,8 @@ def labels(seed: int, index: int) -> tuple[str, ...]:
     sets, weights = _label_sets()
     # The last number separates this stream from that of the pixels.
     rng = np.random.default_rng([seed, index, 0])
-    return sets[int(rng.choice(len(sets), p=weights))]
+    chosen = int(rng.choice(len(sets), p=weights))
+    return sets[chosen]
 
 
 def tile(seed: int, index: int) -> np.ndarray[Any, Any]:
@@ -170,5 +171,6 @@ def _label_sets() -> tuple[list[tuple[str, ...]], np.ndarray[Any, Any]]:
     text = resources.files("raytrain.data").joinpath("label_sets.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
     sets = [tuple(row["tags"].split()) for row in rows]
-    weights = np.array([float(row["tiles"]) for row in rows]) ** TEMPER
+    counts = np.array([float(row["tiles"]) for row in rows])
+    weights = counts**TEMPER
     return sets, weights / weights.sum()
