@@ -472,7 +472,7 @@ def submission(
     cut = read_thresholds(storage.absolute(thresholds), found[0].classes) if thresholds else None
     done = build(found, cut, storage.absolute(sample) if sample else None, labels)
     write(storage.absolute(out), done.table)
-    for line in done.said():
+    for line in done.notes():
         print(line)
     if sample is None:
         print("no --sample was given: whether tiles are missing was not checked")

@@ -16,7 +16,7 @@ import pytest
 from raytrain.cli.main import run_command
 from raytrain.data import archive_formats, archives, synthetic
 from raytrain.data.archives import Limits, extract
-from raytrain.data.download import place_of
+from raytrain.data.download import destination_of
 from raytrain.errors import DataError, StorageError
 
 SMALL = Limits(members=1000, total=8 * 2**20)
@@ -98,7 +98,7 @@ def test_every_kind_gives_the_same_files_and_leaves_others_out(tmp_path, tiles, 
         "__MACOSX/train-jpg/._train_0.jpg": b"mac",
     }
     path = KINDS[kind](tmp_path, tiles | strange)
-    done = extract(path, tmp_path / "out", place_of)
+    done = extract(path, tmp_path / "out", destination_of)
     assert written(tmp_path / "out") == tiles
     assert done.files == {"train-jpg": 12, "train_v2.csv": 1} and done.others == 3
     assert done.bytes["train-jpg"] == sum(len(v) for k, v in tiles.items() if k.endswith(".jpg"))
@@ -271,7 +271,7 @@ def test_a_hostile_archive_is_refused_whole(tmp_path, tmp_path_factory, name):
     area.mkdir(parents=True)
     written_bytes = []
     with pytest.raises(DataError) as caught:
-        extract(path, area / "out", place_of, SMALL, written_bytes.append)
+        extract(path, area / "out", destination_of, SMALL, written_bytes.append)
     assert (
         text in str(caught.value) and "next:" in str(caught.value) and caught.value.exit_code == 3
     )
@@ -309,7 +309,7 @@ def test_a_link_that_waits_in_the_target_is_not_followed(tmp_path, tiles):
     (tmp_path / "out" / "train-jpg").mkdir(parents=True)
     (tmp_path / "out" / "train-jpg" / "train_3.jpg").symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError, match="File exists"):
-        extract(path, tmp_path / "out", place_of)
+        extract(path, tmp_path / "out", destination_of)
     assert not (tmp_path / "victim").exists()
 
 
@@ -418,7 +418,7 @@ def test_too_little_free_disk_is_refused_before_anything_is_written(tmp_path, ti
         archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 150_000)
     )
     with pytest.raises(StorageError, match=r"unpacking needs .* kB of free disk, .* has 150\.0 kB"):
-        extract(path, tmp_path / "out", place_of)
+        extract(path, tmp_path / "out", destination_of)
     assert not (tmp_path / "out").exists()
 
 
@@ -458,7 +458,7 @@ def test_everything_as_one_zip_of_tar_7z_is_unpacked(tmp_path):
         tmp_path / "planet.zip",
         {inner.name: inner.read_bytes(), "train_v2.csv": b"image_name,tags\n"},
     )
-    done = extract(whole, tmp_path / "out", place_of)
+    done = extract(whole, tmp_path / "out", destination_of)
     assert done.files == {"train-jpg": 1, "train_v2.csv": 1}
     assert (tmp_path / "out" / "train-jpg" / "train_0.jpg").read_bytes() == b"picture"
     assert not (tmp_path / "out" / ".inner").exists()
@@ -473,7 +473,7 @@ def test_the_limits_hold_for_archives_in_an_archive_together(tmp_path):
     whole = zipped(tmp_path / "whole.zip", parts)
     written = []
     with pytest.raises(DataError, match="would unpack to more than"):
-        extract(whole, tmp_path / "out", place_of, Limits(total=1_000_000), written.append)
+        extract(whole, tmp_path / "out", destination_of, Limits(total=1_000_000), written.append)
     assert sum(written) <= 1_000_000
 
 
@@ -481,7 +481,7 @@ def test_two_archives_in_an_archive_do_not_hold_one_file(tmp_path):
     same = [zipped(tmp_path / f"{n}.zip", {"train-jpg/train_0.jpg": b"x" * n}) for n in (1, 2)]
     whole = zipped(tmp_path / "whole.zip", {path.name: path.read_bytes() for path in same})
     with pytest.raises(DataError, match="two files that would both become"):
-        extract(whole, tmp_path / "out", place_of)
+        extract(whole, tmp_path / "out", destination_of)
 
 
 # Archives of older and other programs
@@ -494,7 +494,7 @@ def test_names_with_backslashes_are_folders(tmp_path, tiles, kind):
     if kind == "zip":
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("planet\\train-jpg\\", b"")
-    extract(path, tmp_path / "out", place_of)
+    extract(path, tmp_path / "out", destination_of)
     assert written(tmp_path / "out") == tiles
 
 
@@ -504,7 +504,7 @@ def test_names_with_backslashes_are_folders(tmp_path, tiles, kind):
 def test_backslashes_lead_nowhere(tmp_path, name):
     path = zipped(tmp_path / "a.zip", {name: b"x"})
     with pytest.raises(DataError, match="leads out of the target folder"):
-        extract(path, tmp_path / "out", place_of)
+        extract(path, tmp_path / "out", destination_of)
 
 
 def changed(path, at, value, size):

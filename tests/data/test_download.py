@@ -22,8 +22,9 @@ from kaggle_server import Fault, KaggleServer, redirect
 
 from raytrain.cli.main import run_command
 from raytrain.data import download, remote, synthetic
-from raytrain.data.download import choose, place_of
+from raytrain.data.download import choose, destination_of
 from raytrain.data.labels import read_labels
+from raytrain.log import printed
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-5f2c9e1b7a"
@@ -221,13 +222,13 @@ def test_the_names_of_all_years_are_known(names, wanted, chosen):
 
 def test_tiles_go_where_their_folder_or_name_says():
     assert (
-        place_of("x/test-jpg-additional/test-jpg-additional/file_1.jpg")
+        destination_of("x/test-jpg-additional/test-jpg-additional/file_1.jpg")
         == "test-jpg-additional/file_1.jpg"
     )
-    assert place_of("file_1.jpg") == "test-jpg-additional/file_1.jpg"
-    assert place_of("sample_submission.csv") == "sample_submission_v2.csv"
+    assert destination_of("file_1.jpg") == "test-jpg-additional/file_1.jpg"
+    assert destination_of("sample_submission.csv") == "sample_submission_v2.csv"
     assert [
-        place_of(name) for name in ("cat.jpg", "train_0.tif", "train-tif-v2.tar", "notes.txt")
+        destination_of(name) for name in ("cat.jpg", "train_0.tif", "train-tif-v2.tar", "notes.txt")
     ] == [None] * 4
 
 
@@ -248,7 +249,7 @@ def test_progress_tells_how_far_and_when_it_ends(monkeypatch, capsys, watched):
     monkeypatch.setattr(download.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(download.time, "time", lambda: 0.0)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
-    with download.Progress("downloading a", print) as progress:
+    with printed(), download.Progress("downloading a") as progress:
         progress.begin(10**6, 31 * 10**6)
         for _ in range(8):
             progress.add(10**6)
@@ -360,7 +361,7 @@ FAULTS = {
     "429 for too long": (
         {"list": [Fault(status=429, headers={"Retry-After": "3600"})]},
         75,
-        ["again after", "goes on from there"],
+        ["again after", "it resumes the download"],
     ),
     "500, then fine": (
         {"list": [Fault(status=500)], "blob": [Fault(status=503)] * 2},
@@ -424,7 +425,7 @@ def test_a_line_that_is_always_cut_stops_with_its_part_and_goes_on_later(
     assert (
         "5 times in a row" in said
         and "MB are kept" in said
-        and "run the same command again; it goes on" in said
+        and "run the same command again; it resumes the download" in said
     )
     part = out / "archives" / f"{TAR}.partial"
     assert 0 <= int(0.6 * len(kaggle.files[TAR])) - part.stat().st_size < 2**15
@@ -712,11 +713,12 @@ def test_the_train_folder_and_labels_of_other_tiles_are_left_alone(tmp_path, cap
         and "raytrain ingest --images DIR --labels CSV" in message
     )
     assert (
-        place_of("mine/labels.csv") is None and place_of("planet_tiny/labels.csv") == "train_v2.csv"
+        destination_of("mine/labels.csv") is None
+        and destination_of("planet_tiny/labels.csv") == "train_v2.csv"
     )
     assert (
-        place_of("./labels.csv") == "train_v2.csv"
-        and place_of("./train/train_0.jpg") == "train-jpg/train_0.jpg"
+        destination_of("./labels.csv") == "train_v2.csv"
+        and destination_of("./train/train_0.jpg") == "train-jpg/train_0.jpg"
     )
 
 
@@ -742,4 +744,4 @@ def test_labels_with_suffixes_have_their_pictures(tmp_path, planet, capsys):
     ],
 )
 def test_what_a_system_adds_to_an_archive_is_left_out(name):
-    assert place_of(name) is None
+    assert destination_of(name) is None

@@ -197,7 +197,7 @@ def test_tiles_that_were_not_predicted_get_the_labels_for_missing_ones(tmp_path)
         "b": "haze",
         "broken_10": "clear water",
     }
-    line, warning = done.said()
+    line, warning = done.notes()
     assert (
         line
         == 'not predicted, so they get "clear water": 2 of 4 tiles (50.0%): broken_2, broken_10'
@@ -209,12 +209,12 @@ def test_tiles_that_were_not_predicted_get_the_labels_for_missing_ones(tmp_path)
             list(
                 build(
                     [of({f"t_{i}": [0.1, 0.9, 0.1] for i in range(200)})], None, many, ["clear"]
-                ).said()
+                ).notes()
             )
         )
         == 1
     )
-    assert list(build([tiles], None, sample_file(tmp_path, ["b", "a"]), ["clear"]).said()) == []
+    assert list(build([tiles], None, sample_file(tmp_path, ["b", "a"]), ["clear"]).notes()) == []
 
 
 def test_labels_for_missing_tiles_are_classes_and_do_not_hide_other_differences(tmp_path):

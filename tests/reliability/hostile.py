@@ -22,7 +22,7 @@ from workshop import CLASSES, dataset, recipe
 
 from raytrain.checkpoints import layout, writing
 from raytrain.data.archives import extract
-from raytrain.data.download import place_of
+from raytrain.data.download import destination_of
 from raytrain.data.sources import images_in
 from raytrain.errors import RaytrainError
 from raytrain.evaluation import predictions
@@ -255,7 +255,7 @@ def _archived(name: str, folder: Path, canary: Path) -> str:
     (folder / "deep" / "er").mkdir(parents=True)
     path = HOSTILE[name][0](folder / "source")
     before = {p for p in folder.rglob("*") if p.is_file()}
-    found = _raised(lambda: extract(path, folder / "deep" / "er" / "out", place_of, SMALL))
+    found = _raised(lambda: extract(path, folder / "deep" / "er" / "out", destination_of, SMALL))
     outside = [
         p
         for p in folder.rglob("*")
