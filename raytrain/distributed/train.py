@@ -311,7 +311,7 @@ def _run_config(path: str, box: Any) -> ray.train.RunConfig:
         failure_config=ray.train.FailureConfig(
             max_failures=-1, controller_failure_limit=START_ATTEMPTS
         ),
-        # Otherwise the controller prints every change of its state.
+        # At INFO, Ray prints a line for each report of each rank.
         logging_config=ray.train.LoggingConfig("ERROR"),
         callbacks=[restarts(path, box)],
     )

@@ -108,7 +108,7 @@ def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
     ranks = sorted((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
     assert {text[-1] for text in ranks} == {"0", "1"} and len({text[:-2] for text in ranks}) == 2
 
-    predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path)
+    predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path, logged)
     table = tune.search(recipe, {"train.wd": {"choice": [0.01, 0.1]}}, name="search", num_samples=1)
     assert table["epochs"].tolist() == [1]
     assert resources_of_a_trial(recipe, monkeypatch) == {"CPU": 1, "GPU": 1}
@@ -121,7 +121,8 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
     """Two processes on a GPU each give, for every tile, what one process without gives, though small blocks are joined."""
     out = str(tmp_path / "p.parquet")
     predict(checkpoint, out, dataset_path=data.path, part="all")
-    assert len({re.search(r"process (\d+)", line)[1] for line in logged}) == 2
+    lines = [line for line in logged if line.startswith("predict: ")]
+    assert len({re.search(r"process (\d+)", line)[1] for line in lines}) == 2
     found = predictions.read(out)
     alone = Predictor(checkpoint, False)
     rows = []
@@ -168,5 +169,5 @@ def test_more_workers_than_gpus_are_refused_by_the_command_and_by_its_dry_run(re
     more = recipe.model_copy(update={"num_workers": 3, "use_gpu": True})
     for refuse in (preflight.use_gpu, dry_run._device):
         with pytest.raises(ResourceError, match="the cluster declares 2 GPUs") as caught:
-            refuse(more, print)
+            refuse(more)
         assert caught.value.fix == "--num-workers 2"
