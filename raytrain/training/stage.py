@@ -97,7 +97,9 @@ def _peak(job: Job, state: TrainState, services: Services, number: int) -> Rate:
     return peak
 
 
-def choose_execution(job: Job, state: TrainState, number: int, batches: list[sampling.Rows]) -> None:
+def choose_execution(
+    job: Job, state: TrainState, number: int, batches: list[sampling.Rows]
+) -> None:
     """Lets the network run eagerly, as graphs or compiled, as suits the stage."""
     stage = job.stage(number)
     train = job.recipe.train

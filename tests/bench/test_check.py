@@ -112,9 +112,7 @@ def test_numbers_find_a_gradient_that_is_wrong_and_weights_that_move(setting, mo
     verdict = next(iter(check_numbers.numbers(setting)))
     assert verdict.outcome == FAIL and verdict.values["difference"] > 0.01
     monkeypatch.setattr(Stepper, "train_pass", real)
-    monkeypatch.setattr(
-        Stepper, "update", lambda self: (self.optimizer.step(), torch.zeros(()))[1]
-    )
+    monkeypatch.setattr(Stepper, "update", lambda self: (self.optimizer.step(), torch.zeros(()))[1])
     assert check_numbers.tried("n", "i", lambda: check_numbers._infinite(setting)).outcome == FAIL
 
 

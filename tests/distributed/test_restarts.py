@@ -157,8 +157,8 @@ def test_failures_count_from_the_last_place_that_the_run_reached(tmp_path):
     assert judge.verdict({1: DEAD, 0: BROKEN}) is DEAD
 
 
-def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch):
-    run, lines, groups = Run(str(tmp_path)), [], []
+def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch, logged):
+    run, groups = Run(str(tmp_path)), []
 
     def group(function, path, recipe):
         groups.append(path)
@@ -168,8 +168,8 @@ def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeyp
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(NoRoomError):
-        train._while_it_gets_on(run, None, lines.append, None)
-    assert len(groups) == 3 and len(lines) == 2 and "the run got further" in lines[0]
+        train._train_while_progressing(run, None, None)
+    assert len(groups) == 3 and len(logged) == 2 and "the run got further" in logged[0]
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,10 @@ def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeyp
 def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code):
     saved(tmp_path / "checkpoints", 3)
     run = Run(str(tmp_path))
-    assert exit_code_of(train._ended(run, raised)) == code
+    assert exit_code_of(train._final_error(run, raised)) == code
     # A third signal, while a second one ends the run and its steps are lost.
     raised.__context__ = Interrupted(15)
-    assert train._ended(run, raised) is raised
+    assert train._final_error(run, raised) is raised
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -197,7 +197,7 @@ def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, t
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(UnfinishedError if trained else Interrupted) as caught:
-        train._attempt(run, None, print, None)
+        train._attempt(run, None, None)
     code = 75 if trained else 143
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert len(groups) == 1 and exit_code_of(caught.value) == failure["exit_code"] == code
@@ -233,7 +233,7 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
         ),
     )
     with pytest.raises(Unstarted):
-        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), print, None)
+        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), None)
 
 
 def saved(checkpoints, step):

@@ -390,6 +390,6 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
         "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
     )
     recipe = load_recipe("smoke", {"dataset": "s3://KEY:S3CRET@bucket/data"})
-    assert train_module._group(train_module.train_worker, path, recipe, print, None) == "done"
+    assert train_module._group(train_module.train_worker, path, recipe, None) == "done"
     assert told["run_config"].storage_path == "bucket/runs/a/ray"
     assert told["run_config"].storage_filesystem.type_name == "s3" and "S3CRET" not in str(told)

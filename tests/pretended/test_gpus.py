@@ -11,7 +11,7 @@ from raytrain.bench.generate import write_tiles
 from raytrain.config import load_recipe
 from raytrain.distributed import dry_run, gpus
 from raytrain.distributed.predict import processes
-from raytrain.distributed.train import _place_in_group
+from raytrain.distributed.train import _set_up_worker
 from raytrain.errors import ConfigError, ResourceError
 
 
@@ -74,22 +74,21 @@ def test_no_more_processes_predict_than_there_are_blocks_or_gpus():
     assert [processes(four, blocks) for blocks in (1, 3, 9)] == [1, 3, 4]
 
 
-def test_a_dry_run_without_a_cluster_asks_this_machine(recipe, monkeypatch):
+def test_a_dry_run_without_a_cluster_asks_this_machine(recipe, monkeypatch, logged):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(0, "no driver"))
     with pytest.raises(
         ResourceError, match="2 workers with a GPU each are asked for, this machine has 0 GPUs"
     ):
-        dry_run.dry_run(recipe.model_copy(update={"use_gpu": True}), print)
+        dry_run.dry_run(recipe.model_copy(update={"use_gpu": True}))
     with pytest.raises(ConfigError, match="needs GPUs"):
         model = recipe.model.model_copy(update={"batch_norm": "sync"})
-        dry_run.dry_run(recipe.model_copy(update={"model": model, "use_gpu": False}), print)
+        dry_run.dry_run(recipe.model_copy(update={"model": model, "use_gpu": False}))
     monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(2))
-    assert dry_run._device(recipe, print) == torch.device("cuda")
-    said = []
+    assert dry_run._device(recipe) == torch.device("cuda")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    dry_run._device(recipe, said.append)
-    assert "counted when the command starts" in said[0]
+    dry_run._device(recipe)
+    assert "counted when the command starts" in logged[0]
 
 
 @pytest.mark.parametrize("granted", [False, True])
@@ -111,7 +110,7 @@ def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(
         "mailbox": None,
     }
     config |= {"device": gpus.device(granted).type}
-    worker = _place_in_group(config)[3]
+    worker = _set_up_worker(config)[3]
     assert worker.device == (torch.device("cuda", 1) if granted else torch.device("cpu"))
     assert gpus.device(granted).type == worker.device.type
 

@@ -125,7 +125,8 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
     out = str(tmp_path / "p.parquet")
     logged.clear()
     predict(checkpoint, out, dataset_path=data.path, part="all")
-    assert len({re.search(r"process (\d+)", line)[1] for line in logged}) == 2
+    lines = [line for line in logged if line.startswith("predict: ")]
+    assert len({re.search(r"process (\d+)", line)[1] for line in lines}) == 2
     found = predictions.read(out)
     alone = Predictor(checkpoint, False)
     rows = []
@@ -172,5 +173,5 @@ def test_more_workers_than_gpus_are_refused_by_the_command_and_by_its_dry_run(re
     more = recipe.model_copy(update={"num_workers": 3, "use_gpu": True})
     for refuse in (preflight.use_gpu, dry_run._device):
         with pytest.raises(ResourceError, match="the cluster declares 2 GPUs") as caught:
-            refuse(more, print)
+            refuse(more)
         assert caught.value.fix == "--num-workers 2"
