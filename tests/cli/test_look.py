@@ -192,7 +192,7 @@ def test_check_prints_and_draws_what_it_found(path, capsys):
         == 0
     )
     text = capsys.readouterr().out
-    assert "12 tiles in 3 shards, every byte as written" in text
+    assert "12 tiles in 3 shards, all bytes match their checksums" in text
     assert re.search(r"^forest +6 +4 +2 +\$x\$ 17 %$", text, re.M)
     assert (
         "  $x$ alone: broken by 1 tile\n" in text
@@ -262,8 +262,8 @@ def test_a_dataset_without_flaws_and_without_splits_is_said_to_be_so(tmp_path, m
     tiles = {f"t{i}": (encoded(scene(i)), "a" if i % 2 else "b") for i in range(4)}
     write_dataset(tmp_path / "calm", tiles, ["a", "b"])
     assert run_command(["data", "check", "calm"]) == 0
-    assert "nothing to warn of" in capsys.readouterr().out
-    assert "Nothing to warn of." in (tmp_path / "calm-check.html").read_text()
+    assert "no warnings" in capsys.readouterr().out
+    assert "No warnings." in (tmp_path / "calm-check.html").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"calm", "calm-check.html"}
     assert run_command(["data", "show", "calm", "--part", "valid"]) == 3
     assert "no split" in capsys.readouterr().err

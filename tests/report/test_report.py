@@ -1,5 +1,6 @@
-"""The report of a run: what it shows, what it survives, what it never does."""
+"""The report of a run: its contents, missing and damaged files, and its model card."""
 
+import base64
 import hashlib
 import io
 import json
@@ -37,7 +38,7 @@ STEPS_PER_EPOCH = 4
 
 
 def jpeg(color: tuple[int, int, int], mode: str) -> bytes:
-    """A tile of one RGB colour; CMYK as Planet's files are: inverted channels and no black."""
+    """A tile of one RGB colour. In mode CMYK its channels are inverted and it has no black, as Planet's files."""
     image = Image.new("RGB", (32, 32), color)
     if mode == "CMYK":
         image = Image.new("CMYK", (32, 32), (*(255 - value for value in color), 0))
@@ -79,7 +80,8 @@ def make_dataset(path: Path, target: np.ndarray) -> None:
 
 def make_curves() -> tuple[pd.DataFrame, pd.DataFrame]:
     """metrics.jsonl and history.csv of the three stages: step n has loss 1 / (n + 1), epoch n has F2 0.8 + n / 100."""
-    steps, history = [], []
+    steps = []
+    history = []
     for stage, settings in enumerate(STAGES, 1):
         for epoch in range(1, settings["epochs"] + 1):
             for _ in range(STEPS_PER_EPOCH):
@@ -153,14 +155,17 @@ def run(tmp_path: Path) -> Path:
 
 
 def tile_f2(logits: np.ndarray, target: np.ndarray, threshold: float = 0.2) -> np.ndarray:
-    """The definition, one tile at a time: 5 P R / (4 P + R)."""
+    """F2 by its definition, one tile at a time: 5 P R / (4 P + R)."""
+    predicted = 1 / (1 + np.exp(-logits.astype(float))) > threshold
     found = []
-    for said, true in zip(
-        1 / (1 + np.exp(-logits.astype(float))) > threshold, target.astype(bool), strict=True
-    ):
-        hits = (said & true).sum()
-        precision, recall = hits / max(said.sum(), 1), hits / max(true.sum(), 1)
-        found.append(5 * precision * recall / (4 * precision + recall) if hits else 0.0)
+    for predicted_row, true_row in zip(predicted, target.astype(bool), strict=True):
+        hits = (predicted_row & true_row).sum()
+        if hits == 0:
+            found.append(0.0)
+            continue
+        precision = hits / predicted_row.sum()
+        recall = hits / true_row.sum()
+        found.append(5 * precision * recall / (4 * precision + recall))
     return np.array(found)
 
 
@@ -215,7 +220,7 @@ def test_words_from_outside_are_escaped(run: Path):
     assert "<b>" not in card and "<calm>" not in card and "water\\|$x$" in card
 
 
-def test_pictures_lie_beside_the_report(run: Path):
+def test_pictures_are_also_written_as_files(run: Path):
     page.write(str(run))
     for name in ("losses", "lr", "f2", "per_label"):
         assert png_size((run / f"{name}.png").read_bytes())[0] == 1200
@@ -230,7 +235,7 @@ def test_stage_table_holds_the_last_epoch_of_each_stage(run: Path):
     assert "Not finished" not in text
 
 
-def test_unfinished_run_says_how_to_go_on(run: Path):
+def test_report_of_an_unfinished_run_shows_how_to_resume_it(run: Path):
     history = pd.read_csv(run / "history.csv")
     history.iloc[:3].to_csv(run / "history.csv", index=False)
     text = visible(Path(page.write(str(run))).read_text())
@@ -266,14 +271,14 @@ def test_damaged_optional_file_is_named(run: Path):
         page.write(str(run))
 
 
-def test_report_goes_on_without_tiles_when_the_dataset_is_gone(run: Path, tmp_path: Path):
+def test_report_is_written_without_tiles_if_the_dataset_is_gone(run: Path, tmp_path: Path):
     (tmp_path / "tiles").rename(tmp_path / "moved")
     text = visible(Path(page.write(str(run))).read_text())
     assert "No tiles are shown" in text and "is not a dataset" in text
     assert "<h2>Labels" in text and 'class="tile"' not in text
 
 
-def test_tile_captions_tell_right_missed_and_false_labels(run: Path):
+def test_tile_captions_name_right_missed_and_false_labels(run: Path):
     predictions = prediction_files.read(str(run / "predictions.parquet"))
     predicted = 1 / (1 + np.exp(-predictions.logits)) > 0.2
     text = visible(Path(page.write(str(run))).read_text())
@@ -297,7 +302,8 @@ def test_tile_captions_tell_right_missed_and_false_labels(run: Path):
 def test_cmyk_tiles_are_shown_in_their_own_colours():
     for mode in ("RGB", "CMYK"):
         encoded = tiles.thumbnail(jpeg((200, 60, 30), mode)).partition(",")[2]
-        image = Image.open(io.BytesIO(__import__("base64").b64decode(encoded)), formats=("JPEG",))
+        content = base64.b64decode(encoded)
+        image = Image.open(io.BytesIO(content), formats=("JPEG",))
         assert image.mode == "RGB" and image.size == (160, 160)
         assert np.abs(np.asarray(image).mean((0, 1)) - (200, 60, 30)).max() < 4
 
@@ -311,7 +317,7 @@ def test_choose_takes_best_median_and_worst_without_a_tile_twice():
     assert len(rows) == len(set(rows)) == 3
 
 
-def test_synthetic_runs_say_so_and_real_ones_do_not(run: Path):
+def test_only_synthetic_runs_are_marked_as_synthetic(run: Path):
     assert "Synthetic" not in visible(Path(page.write(str(run))).read_text())
     assert "SYNTHETIC" not in Path(page.model_card(str(run))).read_text()
     (run / "env.json").write_text(json.dumps({"synthetic": True}))
@@ -384,7 +390,7 @@ def test_pictures_survive_a_loss_that_is_not_finite_and_frozen_groups():
     assert png_size(plots.scores(history.assign(f2=np.nan), STAGE_NAMES))
 
 
-def test_epochs_stand_at_their_last_step():
+def test_epochs_are_drawn_at_their_last_step():
     steps, history = make_curves()
     assert plots.epoch_positions(steps, history).tolist() == [3, 7, 11, 15, 19]
     assert plots.epoch_positions(steps.iloc[:0], history).tolist() == [1, 2, 3, 4, 5]
