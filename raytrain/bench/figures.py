@@ -55,7 +55,7 @@ def table(figures: Sequence[Figure]) -> str:
 
     The columns are those of `HEADINGS`. The spread of a single value stays empty.
     """
-    rows = [HEADINGS]
+    rows: list[tuple[str, ...]] = [HEADINGS]
     for figure in figures:
         rows.append(_cells(figure))
     widths = _widths(rows)

@@ -16,7 +16,7 @@ from contextlib import closing
 import torch
 
 from raytrain.bench import comparisons, gpu
-from raytrain.bench.blocks import alternate, ratios
+from raytrain.bench.blocks import Side, alternate, ratios
 from raytrain.bench.figures import Figure
 from raytrain.bench.measurement import TILES_PER_S, Measurement
 from raytrain.bench.profiles import profiled
@@ -79,7 +79,7 @@ def stage_figures(measured: Measurement) -> list[Figure]:
     about = loop.about
     logger.info(f"{about}: the loop and its ceiling in turn")
     with closing(loop):
-        sides = {"loop": loop, "ceiling": Ceiling.of(loop)}
+        sides: dict[str, Side] = {"loop": loop, "ceiling": Ceiling.of(loop)}
         rates = alternate(sides, pairs=measured.pairs, steps=measured.block)
         ceiling = tuple(rates["ceiling"])
         whole = tuple(rates["loop"])

@@ -10,9 +10,9 @@ from group import save_at_once
 from handmade import encoded, scene, write_dataset
 
 from raytrain.bench import generate, gpu
+from raytrain.bench.comparisons import against_plain
 from raytrain.bench.decode import decode_rate
 from raytrain.bench.files import write_jpegs, write_labelled
-from raytrain.bench.comparisons import against_plain
 from raytrain.bench.growth import memory_figures
 from raytrain.bench.measurement import Measurement
 from raytrain.bench.peer import PlainLoop, PlainSettings, augmentation
