@@ -14,12 +14,14 @@ from handmade import NETWORK
 
 from raytrain.bench import (
     check,
+    check_common,
     check_feeds,
     check_group,
     check_numbers,
     check_runs,
     check_speed,
     generate,
+    schedule,
     verdicts,
 )
 from raytrain.bench.__main__ import main
@@ -113,7 +115,7 @@ def test_numbers_find_a_gradient_that_is_wrong_and_weights_that_move(setting, mo
     assert verdict.outcome == FAIL and verdict.values["difference"] > 0.01
     monkeypatch.setattr(Stepper, "train_pass", real)
     monkeypatch.setattr(Stepper, "update", lambda self: (self.optimizer.step(), torch.zeros(()))[1])
-    assert check_numbers.tried("n", "i", lambda: check_numbers._infinite(setting)).outcome == FAIL
+    assert verdicts.tried("n", "i", lambda: check_numbers._infinite(setting)).outcome == FAIL
 
 
 def test_a_range_test_over_a_frozen_graph_is_found(setting, short_range_tests, monkeypatch):
@@ -124,7 +126,7 @@ def test_a_range_test_over_a_frozen_graph_is_found(setting, short_range_tests, m
         return real(self)
 
     monkeypatch.setattr(Stepper, "update", without)
-    verdict = check_numbers.tried("n", "r", lambda: check_numbers._range_test(setting))
+    verdict = verdicts.tried("n", "r", lambda: check_numbers._range_test(setting))
     assert verdict.outcome == FAIL and "1 weights without a gradient" in verdict.detail
 
 
@@ -181,7 +183,7 @@ def test_the_advice_of_too_little_memory_is_followed(setting, monkeypatch):
 
 @contextmanager
 def pretended_limit(monkeypatch, most):
-    real = check_runs.models.build
+    real = check_runs.networks.build
     calls = []
 
     def build(*arguments):
@@ -196,7 +198,7 @@ def pretended_limit(monkeypatch, most):
         return model
 
     with monkeypatch.context() as patch:
-        patch.setattr(check_runs.models, "build", build)
+        patch.setattr(check_runs.networks, "build", build)
         yield
 
 
@@ -208,7 +210,7 @@ def test_a_run_stops_and_goes_on(setting):
 
 
 def test_without_the_package_of_checkpoints_what_needs_it_is_skipped(setting, monkeypatch):
-    monkeypatch.setattr(check_numbers, "NEEDED", "raytrain_safetensors")
+    monkeypatch.setattr(schedule, "NEEDED", "raytrain_safetensors")
     verdict = next(iter(check_runs.resume(setting)))
     assert (verdict.outcome, verdict.detail) == (
         SKIPPED,
@@ -227,11 +229,10 @@ def test_processes_are_compared_with_one(setting, monkeypatch, tmp_path):
     found = list(check_group.processes(setting))
     assert outcomes(found) == {"2 processes, eager": PASS, "NCCL alone, then graphs": SKIPPED}
     (tmp_path / "losses-2-eager.json").write_text("[1.0, 1.1]")
-    assert check_group._compared(str(tmp_path), 2, "eager", [1.0, 1.0], None)[0] is False
-    assert check_group._compared(str(tmp_path), 3, "eager", [1.0], "it died")[:2] == (
-        False,
-        "it died",
-    )
+    group = check_group.Ended(str(tmp_path), world=2, error=None)
+    assert check_group._compared(group, "eager", [1.0, 1.0]).well is False
+    group = check_group.Ended(str(tmp_path), world=3, error="it died")
+    assert check_group._compared(group, "eager", [1.0])[:2] == (False, "it died")
 
 
 def test_a_setting_is_measured_on_and_off_and_the_bench_gives_its_figures(
@@ -266,33 +267,32 @@ def test_a_setting_is_measured_on_and_off_and_the_bench_gives_its_figures(
     capfd.readouterr()
 
 
-def test_a_part_is_a_process_with_a_limit_whose_verdicts_survive_it(setting, monkeypatch):
-    said = []
-    found = run_part("versions", setting, 60, said.append)
+def test_a_part_is_a_process_with_a_limit_whose_verdicts_survive_it(setting, logged):
+    found = run_part("versions", setting, 60)
     assert outcomes(found) == {"imports": PASS, "a graphed pass": SKIPPED}
-    assert said == [str(verdict) for verdict in found]
-    (verdict,) = run_part("versions", setting, 0.2, said.append)
+    assert logged == [str(verdict) for verdict in found]
+    (verdict,) = run_part("versions", setting, 0.2)
     assert (verdict.name, verdict.outcome) == (
         "the rest of it",
         SKIPPED,
     ) and "limit of 0 s" in verdict.detail
-    verdict = check._end("versions", False, -11, 60, ["Segmentation fault"])
+    verdict = check._failed("versions", -11, ["Segmentation fault"])
     assert (verdict.outcome, verdict.detail) == (FAIL, "exit code -11: Segmentation fault")
 
 
-def test_parts_that_find_no_time_are_skipped_and_said(setting, monkeypatch):
-    ran, said = [], []
+def test_parts_that_find_no_time_are_skipped_and_said(setting, monkeypatch, logged):
+    ran = []
     monkeypatch.setattr(
         check, "run_part", lambda name, setting, limit: ran.append((name, round(limit))) or []
     )
     parts = {"a": Limited(print, 30), "b": Limited(print, 100), "c": Limited(print, 30)}
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    run_parts(setting, said.append, 50, parts)
+    run_parts(setting, 50, parts)
     assert ran == [("a", 30), ("b", 50), ("c", 30)]
     now[0] = 45
-    found = run_parts(setting, said.append, 50, parts)
-    assert [verdict.outcome for verdict in found] == [SKIPPED] * 3 and said[0].startswith(
+    found = run_parts(setting, 50, parts)
+    assert [verdict.outcome for verdict in found] == [SKIPPED] * 3 and logged[0].startswith(
         "SKIPPED a: all of it (no time"
     )
 
@@ -305,7 +305,7 @@ def test_the_parts_before_the_bench_leave_it_two_minutes_and_a_half():
 
 
 def test_a_schedule_without_the_package_of_checkpoints_is_skipped(setting, monkeypatch):
-    monkeypatch.setattr(check_speed, "NEEDED", "raytrain_safetensors")
+    monkeypatch.setattr(schedule, "NEEDED", "raytrain_safetensors")
     (verdict,) = check_speed.schedule(setting)
     assert verdict.outcome == SKIPPED
 
@@ -330,6 +330,6 @@ def test_replays_of_graphs_are_counted(monkeypatch):
 
 def test_a_stage_that_would_silently_run_eagerly_is_an_error(setting):
     with pytest.raises(RuntimeError, match="CUDA graphs"):
-        check_numbers._refuse_graphs("CUDA graphs are not possible here")
-    check_numbers._refuse_graphs("stage 1")
+        check_common.refuse_fallback("CUDA graphs are not possible here")
+    check_common.refuse_fallback("stage 1")
     assert execution.has_graphs(torch.device("cuda")) and issubclass(ResourceError, Exception)

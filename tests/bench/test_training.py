@@ -10,12 +10,14 @@ from group import save_at_once
 from handmade import encoded, scene, write_dataset
 
 from raytrain.bench import generate, gpu
+from raytrain.bench.comparisons import against_plain
 from raytrain.bench.decode import decode_rate
 from raytrain.bench.files import write_jpegs, write_labelled
 from raytrain.bench.growth import memory_figures
-from raytrain.bench.peer import PlainLoop, augmentation
+from raytrain.bench.measurement import Measurement
+from raytrain.bench.peer import PlainLoop, PlainSettings, augmentation
 from raytrain.bench.sides import Ceiling, Loop, Saving, alone
-from raytrain.bench.training import against_plain, measure
+from raytrain.bench.training import measure
 from raytrain.checkpoints import saver
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data import images
@@ -58,14 +60,14 @@ def weights(network):
 
 
 def test_the_loop_trains_and_goes_on_over_the_ends_of_epochs(loop):
-    before, seen = weights(loop.step.network), []
-    tiles = loop.tiles
-    loop.tiles = (seen.append(count) or count for count in tiles)
+    before, seen = weights(loop.opened.network), []
+    counts = loop.tile_counts
+    loop.tile_counts = (seen.append(count) or count for count in counts)
     assert loop.block(3) > 0 and loop.block(2) > 0
     assert seen == [8, 6, 8, 6, 8]
-    assert not torch.equal(before, weights(loop.step.network))
+    assert not torch.equal(before, weights(loop.opened.network))
     assert (loop.name, loop.about) == ("train.stage-1-32", "resnet18 32 px batch 8 fp32")
-    loop.tiles = tiles
+    loop.tile_counts = counts
 
 
 def test_the_rate_of_the_loop_is_tiles_over_seconds(loop, monkeypatch):
@@ -76,11 +78,13 @@ def test_the_rate_of_the_loop_is_tiles_over_seconds(loop, monkeypatch):
 
 def test_the_ceiling_trains_the_same_network_and_reads_no_tile(loop, monkeypatch):
     ceiling = Ceiling.of(loop)
-    assert ceiling.network is loop.step.network and ceiling.optimizer is loop.step.optimizer
+    assert ceiling.network is loop.opened.network
+    assert ceiling.optimizer is loop.opened.optimizer
     assert tuple(ceiling.pixels.shape) == (8, 3, 32, 32) and tuple(ceiling.target.shape) == (8, 3)
     assert ceiling.pixels.is_contiguous(memory_format=torch.channels_last)
     before = weights(ceiling.network)
-    monkeypatch.setattr(loop.trainer.placed.feed, "_gathered", None)
+    monkeypatch.setattr(loop.opened, "fetched", None)
+    monkeypatch.setattr(loop.opened, "steps", None)
     clock = iter([10.0, 12.0])
     monkeypatch.setattr("raytrain.bench.sides.time.perf_counter", lambda: next(clock))
     assert ceiling.block(3) == 3 * 8 / 2.0
@@ -103,26 +107,29 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
     recipe, dataset, tmp_path, monkeypatch
 ):
     now = [0.0]
-    monkeypatch.setattr("raytrain.training.saver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("raytrain.checkpoints.saver.time.monotonic", lambda: now[0])
     save_at_once(monkeypatch.setattr)
     with closing(Saving(recipe, dataset, 1, alone(recipe), str(tmp_path))) as side:
-        side.trainer.decisions.after_step = side.trainer._decide  # at every step
+        trainer = side.opened._trainer
+        trainer.decisions.after_step = trainer._decide  # at every step
         side.block_with_save(2)
         assert (
-            side.saves == 1 and not side._busy() and list((tmp_path / "checkpoints").glob("step-*"))
+            side.saves == 1
+            and not side._is_busy()
+            and list((tmp_path / "checkpoints").glob("step-*"))
         )
         now[0] += 1000.0
         side.block(2)
         assert side.saves == 1
         now[0] += 1000.0
-        tiles = side.tiles
+        counts = side.tile_counts
 
         def slow():
-            for count in tiles:
+            for count in counts:
                 now[0] += saver.LEAST_INTERVAL_S / 4
                 yield count
 
-        side.tiles = slow()
+        side.tile_counts = slow()
         side.block(10)  # a pair of steps is an epoch, whose end saves in another way
         assert side.saves == 3
 
@@ -167,9 +174,8 @@ def files(dataset, tmp_path):
 )
 def test_a_plain_loop_trains_two_epochs_on_files(files, options):
     paths, targets = files
-    with closing(
-        PlainLoop(paths, targets, "resnet18", 32, 3, 1, device=torch.device("cpu"), **options)
-    ) as plain:
+    settings = PlainSettings("resnet18", 32, 3, 1, device=torch.device("cpu"), **options)
+    with closing(PlainLoop(paths, targets, settings)) as plain:
         before = weights(plain.network)
         assert (
             plain.block(4) > 0
@@ -187,9 +193,8 @@ def test_a_plain_loop_trains_two_epochs_on_files(files, options):
 
 def test_the_plain_loops_batches_are_augmented_pictures_with_their_targets(files):
     paths, targets = files
-    with closing(
-        PlainLoop(paths, targets, "resnet18", 24, 8, 0, device=torch.device("cpu"))
-    ) as plain:
+    settings = PlainSettings("resnet18", 24, 8, 0, device=torch.device("cpu"))
+    with closing(PlainLoop(paths, targets, settings)) as plain:
         pixels, target = next(iter(plain.loader))
     assert tuple(pixels.shape) == (8, 3, 24, 24) and sorted(map(tuple, target.tolist())) == sorted(
         map(tuple, targets.astype(float).tolist())
@@ -202,7 +207,7 @@ def test_a_frozen_stage_is_not_compared_with_a_plain_loop(recipe, dataset, logge
     frozen = recipe.model_copy(
         update={"stages": (recipe.stages[0].model_copy(update={"freeze": True}),)}
     )
-    assert against_plain(frozen, dataset, 1, "", 1, 1) == []
+    assert against_plain(Measurement(frozen, dataset, 1, "", pairs=1, block=1)) == []
     assert "not frozen" in logged[0]
 
 
@@ -240,8 +245,9 @@ def test_memory_that_grows_by_so_much_an_epoch_is_found():
 
 
 def test_gaps_between_kernels():
-    assert gpu.gaps([(0, 2), (1, 3), (1, 2), (5, 6), (9, 10)]) == pytest.approx(0.5)
-    assert gpu.gaps([(4, 5), (0, 4)]) == 0.0 and gpu.gaps([]) == 1.0
+    spans = [(0, 2), (1, 3), (1, 2), (5, 6), (9, 10)]
+    assert gpu.uncovered_share(spans) == pytest.approx(0.5)
+    assert gpu.uncovered_share([(4, 5), (0, 4)]) == 0.0 and gpu.uncovered_share([]) == 1.0
 
 
 def test_operations_of_a_step_are_three_times_those_of_the_forward_pass():

@@ -149,3 +149,13 @@ def test_a_mistake_is_answered_in_a_sentence(words, said, monkeypatch, capsys):
         code = error.code
     error = capsys.readouterr().err
     assert code in (2, 3) and said in error and "Traceback" not in error
+
+
+def test_the_flag_tiles_in_reaches_the_recipe_beside_the_number_of_tiles():
+    from raytrain.bench.__main__ import _parser, _recipe
+
+    options = _parser().parse_args(["--tiles", "24", "--tiles-in", "stream"])
+    assert options.tiles == 24 and _recipe(options).tiles == "stream"
+    assert _recipe(_parser().parse_args([])).tiles == "auto"
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["--place", "stream"])

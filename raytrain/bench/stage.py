@@ -1,0 +1,131 @@
+"""A stage of a recipe that is opened for training. No Ray.
+
+`OpenStage` is the only place where the bench touches the training loop's own objects. All other
+modules train, validate and save through its methods, so a change of the loop ends here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from raytrain.config import Recipe
+from raytrain.data.dataset import Dataset
+from raytrain.models.precision import dtype_of
+from raytrain.tiles.sampling import Rows
+from raytrain.training.epoch import EpochRecord
+from raytrain.training.hooks import Hooks
+from raytrain.training.loop import Trainer
+from raytrain.training.step import Outcome
+from raytrain.worker import Worker
+
+
+class OpenStage:
+    """One stage of a new run, ready for its first step: network, optimiser, tiles, saver.
+
+    Attributes:
+        recipe: with its precision resolved, so `train.precision` is no longer auto.
+        stage: the settings of the stage.
+        number: of the stage in the recipe, from 1.
+        dataset: what the tiles come from.
+        worker: this process and its device.
+        train_rows: row numbers of the training tiles, int64 (n,).
+        valid_rows: row numbers of the validation tiles, int64 (m,).
+        model: the network itself.
+        network: the network as it is trained, wrapped by DDP where there are several processes.
+        optimizer: of the weights that the stage trains.
+        trained: those weights.
+        saver: writes the checkpoints, and knows what one costs.
+    """
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, number: int, worker: Worker, run: str
+    ) -> None:
+        """Builds the network, opens the tiles and starts the stage.
+
+        Args:
+            recipe: complete; one of its stages is opened.
+            dataset: an opened dataset with the recipe's split.
+            number: of the stage, from 1.
+            worker: this process; all processes of a group open the stage together.
+            run: directory of the run, where checkpoints are written.
+        """
+        self._trainer = Trainer(recipe, dataset, run, worker, Hooks())
+        self.recipe = self._trainer.recipe
+        self.stage = self.recipe.stages[number - 1]
+        self.number = number
+        self.dataset = dataset
+        self.worker = worker
+        self.train_rows = self._trainer.train_rows
+        self.valid_rows = self._trainer.valid_rows
+        self.model = self._trainer.model
+        self.saver = self._trainer.saver
+        try:
+            self._stepper = self._trainer.start_stage(number)
+        except BaseException:
+            # Nobody else can close it: the caller never gets an object that failed to open.
+            self.close()
+            raise
+        self.network = self._stepper.network
+        self.optimizer = self._stepper.optimizer
+        self.trained = self._stepper.trained
+
+    def batches(self, epoch: int) -> list[Rows]:
+        """The global batches of an epoch (from 1) in order, each int64 (B,)."""
+        return self._trainer.batches(self.number, epoch)
+
+    def fetched(self, batches: Iterable[Rows]) -> Iterator[dict[str, torch.Tensor]]:
+        """Brings batches to the device, fetching ahead as training does.
+
+        Returns:
+            For each batch: image uint8 (B, 3, H, W), target float (B, K), index int64 (B,).
+        """
+        dtype = dtype_of(self.recipe.train.precision)
+        return self._trainer.source.batches(iter(batches), dtype)
+
+    def augmented(
+        self, images: torch.Tensor, rows: Rows, epoch: int, position: int
+    ) -> torch.Tensor:
+        """Augments and normalises the tiles of a global batch.
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            rows: their row numbers, int64 (B,).
+            epoch, position: place of the batch (from 1, from 0), on which its random draws depend.
+
+        Returns:
+            Pixels (B, 3, S, S) at the size of the stage's last epoch.
+        """
+        draws = self._stepper.plan(rows, epoch, position).draws.augment
+        return self._stepper.augmented(images, draws, self.stage.epochs)
+
+    def steps(self, epoch: int) -> Iterator[EpochRecord]:
+        """Trains through an epoch (from 1). Gives the record of the epoch after every step."""
+        return self._trainer.steps(self._stepper, self.number, epoch)
+
+    def train_on(self, rows: Rows, position: int) -> Outcome:
+        """Trains one step on a global batch, int64 (B,), as the batch at a position of epoch 1."""
+        return self._stepper(rows, 1, position)
+
+    def train_through(self, batches: Sequence[Rows]) -> Iterator[Outcome]:
+        """Trains a step on each global batch, as those of epoch 1; tiles are fetched ahead."""
+        return self._stepper.epoch(batches, 1)
+
+    def save_if_due(self, record: EpochRecord) -> None:
+        """Starts a checkpoint within the epoch if the saver's interval has passed."""
+        # Private: the loop asks this itself between two steps and offers no public way.
+        self._trainer._between_steps(self._stepper, record)
+
+    def validate(self, epoch: int) -> None:
+        """Computes the metrics of all validation tiles, as after an epoch (from 1)."""
+        self._trainer.validate(self.number, epoch)
+
+    def range_test(self, number: int) -> None:
+        """Runs the learning rate range test of a stage, which may be another one than this."""
+        self._trainer.range_test(number)
+
+    def close(self) -> None:
+        """Ends the threads and processes that fetch tiles and write checkpoints."""
+        self._trainer.placed.feed.close()
+        self._trainer.saver.close()
