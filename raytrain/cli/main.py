@@ -22,7 +22,7 @@ from raytrain import log, runs, storage
 from raytrain.cli import data, look
 from raytrain.cli.data import SourceFlags
 from raytrain.cli.job import check_written
-from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_yaml, sentences
+from raytrain.config import LESSON_STAGES, Recipe, Stage, as_config_error, load_recipe, parse_yaml
 from raytrain.data.bands import parse as parse_bands
 from raytrain.data.names import is_utf8, visible
 from raytrain.distributed.environment import check_session
@@ -116,7 +116,9 @@ def _run(argv: list[str]) -> int:
         return result if isinstance(result, int) else 0
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
-        what = sentences(cause) if isinstance(cause, ValidationError) else str(error).strip()
+        if isinstance(cause, ValidationError):
+            return _fail(as_config_error(cause))
+        what = str(error).strip()
         return _fail(ConfigError(what, "", "raytrain --help, or raytrain COMMAND --help"))
     except RaytrainError as error:
         return _fail(error)

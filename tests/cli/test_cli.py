@@ -115,7 +115,7 @@ MISTAKES = {
             yaml_file(t, "stages: [{size: 64, epochs: 1, lr: fast}]"),
         ],
         2,
-        "stages.0.lr",
+        "stages.1.lr",
     ),
     "no dataset": (lambda t, s, d: SMOKE, 2, "no dataset is given"),
     "a dataset without manifest": (
