@@ -13,6 +13,7 @@ from raytrain.config.environment import ENV_OTHER, ENV_PREFIX, environment
 from raytrain.config.fields import (
     field_paths,
     merge,
+    nested,
     parse_assignments,
     set_field,
     stage_field_hint,
@@ -51,6 +52,7 @@ __all__ = [
     "field_paths",
     "load_recipe",
     "merge",
+    "nested",
     "parse_assignments",
     "parse_yaml",
     "recipe_names",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from raytrain.config.fields import leaf_paths, merge, stage_field_hint
+from raytrain.config.fields import leaf_paths, merge, nested, stage_field_hint
 from raytrain.config.models import SELECTION, STAGE_ONLY, Recipe
 from raytrain.errors import ConfigError, did_you_mean
 
@@ -48,10 +48,7 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, Any]:
         path = name.removeprefix(ENV_PREFIX).lower().split("__")
         if path not in _variable_paths():
             raise _no_setting(name, value)
-        nested: Any = value
-        for key in reversed(path):
-            nested = {key: nested}
-        values = merge(values, nested)
+        values = merge(values, nested(path, value))
     return values
 
 

@@ -266,6 +266,14 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A value as nested dictionaries: ["train", "wd"] and 0.1 give {"train": {"wd": 0.1}}."""
+    first, *rest = keys
+    if not rest:
+        return {first: value}
+    return {first: nested(rest, value)}
+
+
 def field_paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
     """The paths of the fields that nested values set, such as train.wd."""
     paths = set[str]()

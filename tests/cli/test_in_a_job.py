@@ -76,7 +76,7 @@ def test_a_place_that_is_left_out_is_refused_alike(job, arguments, capsys):
     assert os.listdir(job) == []
 
 
-@pytest.mark.parametrize("place", ["runs", "./runs", "../runs", "file://runs", "~x/runs"])
+@pytest.mark.parametrize("path", ["runs", "./runs", "../runs", "file://runs", "~x/runs"])
 def test_all_relative_forms_are_refused(job, path):
     from raytrain.errors import ConfigError
 
@@ -90,7 +90,7 @@ def test_an_absolute_place_inside_the_folder_of_the_job_is_refused_too(job, caps
 
 
 @pytest.mark.parametrize(
-    "place", ["/shared/runs", "s3://bucket/runs?region=us-east-1", "file:///shared/runs", "~/runs"]
+    "path", ["/shared/runs", "s3://bucket/runs?region=us-east-1", "file:///shared/runs", "~/runs"]
 )
 def test_absolute_places_are_taken(job, path):
     check_written("--storage", path)
