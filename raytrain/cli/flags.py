@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe
+from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_assignments
 from raytrain.data.bands import BandRule
 from raytrain.data.bands import parse as parse_bands
 from raytrain.data.listing import is_list, listed_pictures
@@ -46,6 +46,14 @@ class RecipeFlags:
     config: Annotated[str | None, Parameter(help="recipe name or YAML file")] = None
     # None if no field is given; a Fields object knows which of its fields were given.
     fields: Annotated[Fields | None, Parameter(name="*")] = None
+    assignments: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            negative="",
+            help="PATH=VALUE: set any field, such as stages.2.lr=1e-5,0.002; may be repeated",
+        ),
+    ] = None
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -54,13 +62,22 @@ class RecipeFlags:
             return {}
         return self.fields.model_dump(exclude_unset=True)
 
+    @property
+    def by_path(self) -> dict[str, Any]:
+        """What --set was given: values by path.
+
+        Raises:
+            ConfigError: not of the form PATH=VALUE, or a path given twice.
+        """
+        return parse_assignments(self.assignments or [])
+
     def load(self) -> Recipe:
         """The recipe that the flags, the environment and the file result in.
 
         Raises:
             ConfigError: as `config.load_recipe`.
         """
-        return load_recipe(self.config, self.overrides)
+        return load_recipe(self.config, self.overrides, self.by_path)
 
 
 # Small enough for any machine, with the lesson's four stages.

@@ -15,7 +15,7 @@ from cyclopts.types import NonNegativeInt
 from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
-from raytrain.config import load_recipe
+from raytrain.config import load_recipe, merge, nested
 from raytrain.distributed.environment import check_session
 from raytrain.errors import ConfigError, typed
 
@@ -97,10 +97,18 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
 def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     """Resumes a run. Returns the exit code of its supervisor, or None without one."""
     _refuse_flags_of_new_runs(name, flags, run)
+    fields = flags.by_path
     path = _storage_path(flags)
     check_written("--storage", path)
     found = runs.find(name, path)
     changes = flags.overrides
+    for field, value in fields.items():
+        changes = merge(changes, nested(field.split("."), value))
+    # A field that cannot change is refused as such, whatever its value.
+    runs.placement(found, changes)
+    if fields:
+        # What may change lies outside the stages, so the values can be checked in any recipe.
+        load_recipe(None, flags.overrides, fields)
     if run.restarts:
         from raytrain.distributed.supervisor import supervise_resume
 
@@ -117,7 +125,8 @@ def _storage_path(flags: RecipeFlags) -> str:
     given = flags.overrides.get("storage")
     if given is not None:
         return str(given)
-    return load_recipe(None).storage
+    fields = {path: value for path, value in flags.by_path.items() if path == "storage"}
+    return load_recipe(None, {}, fields).storage
 
 
 def _refuse_flags_of_new_runs(name: str, flags: RecipeFlags, run: RunFlags) -> None:
