@@ -16,7 +16,6 @@ from typing import NoReturn
 
 import cyclopts
 from cyclopts import App
-from pydantic import ValidationError
 
 from raytrain import log
 from raytrain.cli.dataset import data_app
@@ -27,7 +26,7 @@ from raytrain.cli.quickstart import quickstart
 from raytrain.cli.runs import runs_app
 from raytrain.cli.train import lr_find, train
 from raytrain.cli.tune import tune
-from raytrain.config import as_config_error
+from raytrain.cli.usage import usage_error
 from raytrain.data.names import is_utf8, visible
 from raytrain.distributed.stop_signals import end_with_supervisor
 from raytrain.errors import ConfigError, Interrupted, RaytrainError
@@ -123,7 +122,7 @@ def _run(argv: list[str]) -> int:
             return result
         return 0
     except cyclopts.CycloptsError as error:
-        return _fail(_usage_error(error))
+        return _fail(usage_error(error, argv))
     except RaytrainError as error:
         return _fail(error)
     except KeyboardInterrupt as error:
@@ -138,13 +137,6 @@ def _run(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def _usage_error(error: cyclopts.CycloptsError) -> ConfigError:
-    cause = error.__cause__
-    if isinstance(cause, ValidationError):
-        return as_config_error(cause)
-    return ConfigError(str(error).strip(), "", "raytrain --help, or raytrain COMMAND --help")
 
 
 def _check_utf8(argv: list[str]) -> None:
