@@ -108,7 +108,7 @@ def storage(tmp_path_factory):
 def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, storage):
     planet, runs = str(storage / "dataset"), str(storage / "runs")
     space = storage / "space.yaml"
-    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
     small = [
         "--config",
         "smoke",

@@ -132,7 +132,7 @@ def test_a_search_in_a_bucket_leaves_the_keys_nowhere_and_prints_a_place_that_wo
     )
     ingested = ["ingest", "--images", uploaded[0], "--labels", uploaded[1], "--out", data]
     space = tmp_path / "space.yaml"
-    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ENV1RONMENTKEY")
     command = [
         "tune",

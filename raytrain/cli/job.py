@@ -1,7 +1,8 @@
-"""What a command that runs as a Ray job may write: only places that outlive the job.
+"""What a command that runs as a Ray job may write: only paths that outlive the job.
 
-`ray job submit --working-dir .` unpacks the folder into a temporary one of the cluster and starts the command there; a
-relative place would lie in it and go with it. Imports neither torch nor ray.
+`ray job submit --working-dir .` unpacks the folder into a temporary one of the cluster and starts
+the command there. A relative path would lie inside it and be deleted with it. Imports neither
+torch nor ray.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import os
 from raytrain import storage
 from raytrain.errors import ConfigError
 
-# Set for the entrypoint of a job, and nowhere else: ray/_private/runtime_env/constants.py.
+# Ray sets it for the entrypoint of a job only: ray/_private/runtime_env/constants.py.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Where Ray unpacks working directories, below the folder of its session.
 UNPACKED = "/runtime_resources/working_dir_files/"
 
 
 def check_written(flag: str, path: str) -> None:
-    """Refuses a place that a job would write and nobody would find again. Outside a job every place is good.
+    """Refuses a path that a job would write and nobody would find again.
+
+    Outside a job every path is accepted.
 
     Args:
-        flag: that names the place, such as --storage.
+        flag: the flag of the path, such as --storage.
         path: as it was given, or the flag's default.
 
     Raises:
@@ -30,17 +33,23 @@ def check_written(flag: str, path: str) -> None:
     if JOB_VARIABLE not in os.environ or storage.is_uri(path):
         return
     absolute = storage.absolute(path)
-    temporary = UNPACKED in absolute
-    relative = not os.path.isabs(os.path.expanduser(path.removeprefix("file://")))
-    if not relative and not temporary:
+    is_temporary = UNPACKED in absolute
+    is_relative = not os.path.isabs(os.path.expanduser(path.removeprefix("file://")))
+    if not is_relative and not is_temporary:
         return
-    if temporary:
-        why = "the job's folder is a temporary one: what is written there is lost"
-        fix = f"{flag} /shared/{storage.name_of(absolute)}, on a disk that every machine reaches, or an s3:// or gs:// URI"
-    else:
-        why = "a job starts in a folder that Ray chose, on a machine that it chose"
-        fix = f"{flag} {absolute}, if that is the folder you mean, or an s3:// or gs:// URI"
-    what = (
-        "is relative, and this is a Ray job" if relative else "lies in the folder of this Ray job"
+    what = f"{flag} {path} lies in the folder of this Ray job"
+    if is_relative:
+        what = f"{flag} {path} is relative, and this is a Ray job"
+    if is_temporary:
+        raise ConfigError(
+            what,
+            "the job's folder is a temporary one: what is written there is lost",
+            f"{flag} /shared/{storage.name_of(absolute)}, on a disk that every machine reaches, "
+            "or an s3:// or gs:// URI",
+        )
+    # A job without --working-dir starts in the home folder of a machine.
+    raise ConfigError(
+        what,
+        "a job starts in a folder that Ray chose, on a machine that it chose",
+        f"{flag} {absolute}, if that is the folder you mean, or an s3:// or gs:// URI",
     )
-    raise ConfigError(f"{flag} {path} {what}", why, fix)

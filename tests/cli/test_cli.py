@@ -115,7 +115,7 @@ MISTAKES = {
             yaml_file(t, "stages: [{size: 64, epochs: 1, lr: fast}]"),
         ],
         2,
-        "stages.0.lr",
+        "stages.1.lr",
     ),
     "no dataset": (lambda t, s, d: SMOKE, 2, "no dataset is given"),
     "a dataset without manifest": (
@@ -244,7 +244,7 @@ MISTAKES = {
     "a resumed dry run": (
         lambda t, s, d: ["train", "--resume", "first", "--dry-run"],
         2,
-        "--dry-run does not go with it",
+        "--dry-run cannot be used with it",
     ),
     "a negative seed": (
         lambda t, s, d: [
@@ -348,7 +348,7 @@ MISTAKES = {
             "--subfolders",
         ],
         2,
-        "do not go with --dataset",
+        "cannot be used with --dataset",
     ),
     "a list of pictures that is not there": (
         lambda t, s, d: ingest(t / "no.txt", s[1], t / "out"),

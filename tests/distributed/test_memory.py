@@ -187,11 +187,11 @@ def test_quickstart_takes_the_workers_that_fit_and_says_so(
         asked.append(settings.num_workers)
         raise Reached
 
-    monkeypatch.setattr(quickstarting, "train", train)
+    monkeypatch.setattr("raytrain.distributed.train.train", train)
     monkeypatch.setattr(quickstarting, "TILES", 20)
     for size, given in ((10**11, None), (needed(recipe(), CLASSES).total - 1, None), (10**11, 1)):
         free(size)
         with pytest.raises(Reached):
-            quickstarting.quickstart(str(tmp_path / "out"), given)
+            quickstarting.run_quickstart(str(tmp_path / "out"), given)
     assert asked == [2, 1, 1]
     assert sum("1 worker instead of 2" in line for line in logged) == 1

@@ -259,7 +259,7 @@ def test_resume_refuses_another_configuration(trained, capsys):
     where = ["--storage", str(run.parent)]
     assert run_command(["train", "--resume", "two", "--train.wd", "0.5", *where]) == 2
     assert run_command(["train", "--resume", "two", "--config", "smoke", *where]) == 2
-    assert "goes on with" in capsys.readouterr().err
+    assert "continues that run with its own configuration" in capsys.readouterr().err
 
 
 def test_a_name_that_is_taken_is_refused(trained, dataset, capsys):

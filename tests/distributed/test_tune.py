@@ -22,16 +22,32 @@ from raytrain.evaluation import predictions
 
 def test_a_draw_reaches_any_field_and_the_list_of_stages_first():
     stages = [{"size": 64, "epochs": 2, "lr": 0.01}]
-    drawn = apply_draw(Recipe(), {"stages.0.lr": 0.5, "train.wd": 0.1, "stages": stages})
+    drawn = apply_draw(Recipe(), {"stages.1.lr": 0.5, "train.wd": 0.1, "stages": stages})
     assert stages == [{"size": 64, "epochs": 2, "lr": 0.01}]
     assert len(drawn.stages) == 1 and drawn.stages[0].lr == 0.5 and drawn.train.wd == 0.1
-    assert apply_draw(Recipe(), {"stages.1.lr.0": 1e-4}).stages[1].lr == (1e-4, 0.002)
+    assert apply_draw(Recipe(), {"stages.2.lr.1": 1e-4}).stages[1].lr == (1e-4, 0.002)
 
 
-@pytest.mark.parametrize("path", ["train.lerning", "stages.9.lr", "nowhere.x", "stages.0.lr.0"])
+@pytest.mark.parametrize("path", ["train.lerning", "stages.9.lr", "nowhere.x", "stages.1.lr.1"])
 def test_a_path_that_does_not_exist_is_refused(path):
     with pytest.raises(ConfigError):
         apply_draw(Recipe(), {path: 0.1})
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("stages.0.lr", "stages.1.lr"),
+        ("stages.2.lr.0", "stages.2.lr.1"),
+        ("stages.9.lr", "the recipe has 4 stages"),
+        ("train.lr", "a peak learning rate belongs to a stage"),
+        ("train.wdd", 'Did you mean "train.wd"?'),
+    ],
+)
+def test_a_wrong_path_is_refused_with_the_path_to_write(path, words):
+    with pytest.raises(ConfigError) as caught:
+        apply_draw(Recipe(), {path: 0.1})
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +69,8 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
                 [{"size": 32, "epochs": 1, "lr": 0.01}, {"size": 48, "epochs": 1, "lr": 0.01}],
             ]
         },
-        "stages.0.lr": {"loguniform": [0.001, 0.1]},
-        "stages.0.epochs": {"randint": [3, 4]},
+        "stages.1.lr": {"loguniform": [0.001, 0.1]},
+        "stages.1.epochs": {"randint": [3, 4]},
     }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     arguments = [
@@ -79,11 +95,11 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
     assert (
         len(table) == 4
         and table["f2"].is_monotonic_decreasing
-        and table["stages.0.lr"].nunique() == 4
+        and table["stages.1.lr"].nunique() == 4
     )
     best = load_recipe(str(tmp_path / "search" / "best.yaml"))
     assert (
-        best.stages[0].lr == pytest.approx(table["stages.0.lr"][0]) and best.dataset == dataset.path
+        best.stages[0].lr == pytest.approx(table["stages.1.lr"][0]) and best.dataset == dataset.path
     )
     # A drawn number of epochs is trained to its end, though the recipe's own list is shorter.
     assert table["epochs"].max() >= 3 and best.stages[0].epochs == 3
@@ -164,14 +180,18 @@ def tuner(monkeypatch):
 def test_tune_keeps_its_files_out_of_a_bucket_and_tidies_them_up(tuner, fails):
     path, tuner.fails = "s3://KEY:S3CRET@bucket/runs/s?region=us-east-1", fails
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        module._tune(module._trial, ({}, path), {}, path, 1, None, print, None)
+        module.run_trials(module.Trials(module._trial, ({}, path), {}, path, 1))
     assert tuner.order == [f"reach {path}", "tuner"]
     assert "S3CRET" not in str(tuner.folder) and str(tuner.folder).startswith(tempfile.gettempdir())
     assert not tuner.folder.exists()
 
 
+def trials_in(folder):
+    return module.Trials(module._trial, ({}, str(folder)), {}, str(folder), 1)
+
+
 def test_tune_keeps_its_files_beside_a_local_search(tuner, tmp_path):
-    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print, None)
+    module.run_trials(trials_in(tmp_path))
     assert tuner.folder == tmp_path and (tmp_path / "ray" / "tuner.pkl").exists()
 
 
@@ -179,7 +199,7 @@ def test_keys_of_the_environment_are_no_settings_of_trials(tuner, tmp_path, monk
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S3CRET")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "S3CRET")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    module._tune(module._trial, ({}, str(tmp_path)), {}, str(tmp_path), 1, None, print, None)
+    module.run_trials(trials_in(tmp_path))
     assert tuner.trial["env_vars"]["RAY_CHDIR_TO_TRIAL_DIR"] == "0" and "S3CRET" not in str(
         tuner.trial
     )

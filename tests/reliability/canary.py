@@ -232,7 +232,7 @@ def _all_commands(folder: Path, path: str) -> Iterator[list[str]]:
     storage.upload_directory(folder / "tiles", storage.join(path, "tiles"))
     storage.write_bytes(storage.join(path, "labels.csv"), (folder / "labels.csv").read_bytes())
     space = folder / "space.yaml"
-    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
     where = ["--storage", runs_at]
     small = [
         "--config",

@@ -60,7 +60,7 @@ def tune(folder, *flags, **how):
     small = settings(folder)
     (folder / "recipe.yaml").write_text(small.model_copy(update={"num_workers": 1}).to_yaml())
     (folder / "space.yaml").write_text(
-        yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}})
+        yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}})
     )
     where = [
         "--config",
