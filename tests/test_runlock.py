@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from raytrain import runlock
+from raytrain import runlock, storage
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.errors import ConfigError, StorageError
@@ -244,7 +244,7 @@ def test_a_place_without_locks_is_a_fault_of_the_storage(tmp_path, monkeypatch):
     def nothing(handle, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(runlock.fcntl, "flock", nothing)
+    monkeypatch.setattr(storage.fcntl, "flock", nothing)
     with (
         pytest.raises(StorageError, match="No locks available"),
         runlock.held(str(tmp_path / "run")),
@@ -256,6 +256,6 @@ def test_storage_that_fails_at_the_end_does_not_hide_how_it_ended(tmp_path, monk
     def full(path):
         raise StorageError(f"cannot remove {path}: Read-only file system")
 
-    monkeypatch.setattr(runlock.storage, "remove", full)
+    monkeypatch.setattr(storage, "remove", full)
     with pytest.raises(ZeroDivisionError), runlock.held(str(tmp_path / "run")):
         1 / 0  # noqa: B018

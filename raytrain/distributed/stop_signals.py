@@ -1,4 +1,7 @@
-"""Which signals stop a command, and how a supervised process ends with its supervisor. Imports neither torch nor ray."""
+"""Which signals stop a command, and how a supervised process ends with its supervisor.
+
+Imports neither torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Its value is the number of the process that supervises; the supervised one takes it out of its environment.
+# Environment variable with the process id of the supervisor. The supervised process removes it from
+# its environment, so that its own children do not take themselves for supervised.
 SUPERVISOR = "RAYTRAIN_SUPERVISOR"
-# From linux/prctl.h.
+# From linux/prctl.h: which signal this process gets when its parent dies (man 2 prctl).
 PR_SET_PDEATHSIG = 1
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """Ctrl-C, SIGTERM, and the SIGHUP of a closed terminal, unless it is ignored already: nohup does so."""
+    """Returns the signals that stop a command: SIGTERM, SIGINT (Ctrl-C) and SIGHUP.
+
+    A terminal sends SIGHUP when it is closed. If the signal is ignored already, as under nohup, it
+    is not in the list.
+    """
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -25,21 +33,22 @@ def stopping_signals() -> list[signal.Signals]:
 
 @contextmanager
 def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Gives the stopping signals this handler until the end."""
+    """Sets a handler for all stopping signals, and restores the previous handlers at the end."""
     before = {number: signal.signal(number, handler) for number in stopping_signals()}
     try:
         yield
     finally:
-        for number, handling in before.items():
-            signal.signal(number, handling)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
 def hangups_blocked() -> Iterator[None]:
-    """Keeps SIGHUP from the processes that are started here, and gives it to this one at the end.
+    """Blocks SIGHUP for the processes that are started inside; this one gets it at the end.
 
-    A terminal that is closed sends it to all processes of the command. Ray's would die of it, before a checkpoint is
-    written. The mask of blocked signals is inherited, also by what those processes start.
+    A terminal that is closed sends SIGHUP to all processes of the command. Ray's processes would
+    die of it before a checkpoint is written. Child processes inherit the mask of blocked signals,
+    and so do their own children (man 7 signal).
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
@@ -49,14 +58,20 @@ def hangups_blocked() -> Iterator[None]:
 
 
 def end_with_supervisor() -> None:
-    """Lets Linux send SIGTERM to this process when the one that supervises it dies; nothing where none does."""
+    """Makes Linux send SIGTERM to this process when its supervisor dies.
+
+    Does nothing if this process has no supervisor, or on another system than Linux.
+    """
     supervisor = os.environ.pop(SUPERVISOR, None)
     if supervisor is None:
         return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is None:  # no Linux
+    if prctl is None:  # not Linux
         return
-    # The kernel watches the thread that started this process: the supervisor's main thread, which ends with its process.
+    # The kernel watches the thread that has started this process, not the whole parent process.
+    # Here that is the supervisor's main thread, which lives as long as its process.
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(supervisor):  # it died before the kernel was asked
+    # If the supervisor died before the call above, the kernel sends nothing. This process has
+    # another parent then.
+    if os.getppid() != int(supervisor):
         os.kill(os.getpid(), signal.SIGTERM)

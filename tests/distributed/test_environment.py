@@ -216,8 +216,8 @@ def test_a_head_that_wants_another_token_is_a_wrong_setting(mode, token):
     with pytest.raises(
         ConfigError, match="wants another token" if token else "wants a token, and none was sent"
     ):
-        environment = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": token, "HOME": "/nowhere"}
-        environment.check(environment | ({} if mode is None else {"RAY_AUTH_MODE": mode}))
+        variables = {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": token, "HOME": "/nowhere"}
+        environment.check(variables | ({} if mode is None else {"RAY_AUTH_MODE": mode}))
     assert seen == [f"Bearer {token}" if token else None]
     server.stop(None)
 

@@ -16,6 +16,7 @@ from raytrain import runs
 from raytrain.cli.main import run_command
 from raytrain.distributed import stop_signals, supervisor
 from raytrain.errors import ResourceError
+from raytrain.log import collected
 
 # Plays the program: notes its arguments, then does what the next word of the script says.
 FAKE = """
@@ -44,7 +45,7 @@ sys.exit(int(word))
 
 @pytest.fixture
 def supervise(tmp_path, monkeypatch):
-    """Runs a script of ends: (exit code, the commands that ran, the lines that were said)."""
+    """Runs a script of ends: (exit code, the commands that ran, the messages)."""
     (tmp_path / "run").mkdir()
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", FAKE])
@@ -52,15 +53,10 @@ def supervise(tmp_path, monkeypatch):
 
     def run(script, restarts):
         (tmp_path / "script").write_text(script)
-        said = []
-        code = supervisor.supervise(
-            ["first"], ["again"], str(tmp_path / "run"), restarts, said.append
-        )
-        return (
-            code,
-            [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()],
-            said,
-        )
+        with collected() as messages:
+            code = supervisor.supervise(["first"], ["again"], str(tmp_path / "run"), restarts)
+        log = (tmp_path / "log").read_text()
+        return code, [json.loads(line)[0] for line in log.splitlines()], messages
 
     return run
 
@@ -177,7 +173,7 @@ def test_a_signal_reaches_the_process_and_ends_the_supervision(supervise, tmp_pa
 
 CHILD = """
 import os, signal, sys, time
-from raytrain.distributed.stopping import end_with_supervisor
+from raytrain.distributed.stop_signals import end_with_supervisor
 folder = os.environ["FAKE"]
 
 def stopped(number, frame):
@@ -193,7 +189,7 @@ time.sleep(60)
 """
 SUPERVISOR = """
 import sys
-from raytrain.distributed import stopping, supervisor
+from raytrain.distributed import supervisor
 supervisor.PROGRAM = [sys.executable, "-c", sys.argv[1]]
 supervisor.supervise(["first"], ["again"], sys.argv[2], 5)
 """
@@ -304,7 +300,7 @@ def head(monkeypatch):
             raise ResourceError("no Ray cluster answers at h:6379: Connection refused")
 
     monkeypatch.setenv("RAY_ADDRESS", "h:6379")
-    monkeypatch.setattr(supervisor.surroundings, "check_head", check)
+    monkeypatch.setattr(supervisor.environment, "check_head", check)
     monkeypatch.setattr(supervisor, "ASK_HEAD_S", 0.01)
     return questions
 
@@ -335,7 +331,7 @@ def test_a_head_that_stays_away_is_waited_for_as_long_as_restarts_would_have_tak
     code, commands, said = supervise("begin:-9 5", 4)
     assert (code, commands, len(said)) == (5, ["first", "again"], 2)
     assert 0.8 <= time.monotonic() - began < 5  # for this attempt and each of three that were left
-    assert "it is waited for, 1 s at most, which counts as no restart" in said[-1]
+    assert "waiting for it, 1 s at most, which does not count as a restart" in said[-1]
 
 
 def test_a_signal_ends_the_wait_for_a_head(supervise, head):
