@@ -66,7 +66,7 @@ def _one_graph(setting: Setting) -> Found:
     device, shape = torch.device(setting.device), (setting.batch, 3, setting.size, setting.size)
     torch.manual_seed(SEED)
     model = networks.build(setting.arch, 5, 0.0)
-    networks.placed(model, device)
+    networks.to_device(model, device)
     pixels = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
     statistics = [buffer.clone() for buffer in model.buffers()]
     found = []

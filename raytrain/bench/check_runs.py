@@ -91,7 +91,7 @@ def _steps(setting: Setting, how: str, batch: int, passes: int, steps: int) -> N
     precision = "bf16" if setting.on_gpu else "fp32"
     recipe = setting.recipe(batch_size=batch, accumulate=passes, precision=precision)
     model = networks.build(setting.arch, OUTPUTS, 0.5)
-    networks.placed(model, device)
+    networks.to_device(model, device)
     if setting.on_gpu:
         shape = (-(-batch // passes), 3, setting.size, setting.size)
         execution.set_execution(model, how, shape, precision, device, lambda line: None)

@@ -91,7 +91,7 @@ def _ceiling(loop: Loop, how: str) -> Ceiling:
     model = networks.build(
         recipe.model.arch, outputs, recipe.model.dropout, recipe.model.batch_norm
     )
-    networks.placed(model, device)
+    networks.to_device(model, device)
     layer_groups.set_frozen(model, stage.frozen_groups)
     shape = (recipe.batch_size(stage), 3, stage.size, stage.size)
     execution.set_execution(model, how, shape, recipe.train.precision, device)

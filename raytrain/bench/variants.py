@@ -89,7 +89,7 @@ def step_only(
         keep_freed_memory()
     precision = agreed_precision(options["precision"], cpu, 1)
     model = networks.build(arch, outputs, 0.5)
-    networks.placed(model, cpu)
+    networks.to_device(model, cpu)
     execution.set_execution(model, options["how"], shape, precision, cpu, print)
     optimizer = optim.make_optimizer(model, [RATE] * LAYER_GROUPS, 0.01)
     for group in optimizer.param_groups:

@@ -58,9 +58,9 @@ def dry_run(recipe: Recipe) -> None:
     model = networks.build(
         recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
     )
-    networks.placed(model, device, dtype_of(precision))
+    networks.to_device(model, device, dtype_of(precision))
     size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
-    lines = [*_plan(recipe, dataset, model), placement.planned(dataset, size, device, recipe.tiles)]
+    lines = [*_plan(recipe, dataset, model), placement.planned_tiles(dataset, size, device, recipe.tiles)]
     for line in lines:
         logger.info(line)
     first, last = recipe.selected

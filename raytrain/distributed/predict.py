@@ -160,7 +160,7 @@ class Predictor:
         checkpoint = reading.load(path)
         self.meta = checkpoint.meta
         self.model = _network(checkpoint)
-        networks.placed(self.model, self.device).eval()
+        networks.to_device(self.model, self.device).eval()
         capable = default_precision(self.device) == "bf16"
         self.bf16 = self.meta["precision"] == "bf16" and capable
 

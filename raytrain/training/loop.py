@@ -31,7 +31,7 @@ from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tiles import sampling
 from raytrain.tiles.cache import stored_size
 from raytrain.tiles.feeds import Source
-from raytrain.tiles.placement import Placed, place_tiles
+from raytrain.tiles.placement import Tiles, open_tiles
 from raytrain.training import ddp, execution, lr_find, optim, pace, transforms, validation, waits
 from raytrain.training import start as starting
 from raytrain.training.decision import Action, Decisions
@@ -160,7 +160,7 @@ class Trainer:
         )
         self.start, source = starting.begin(self.recipe, dataset, run, self.model, worker)
         self.backoff, self.lr_scale = backoff, self.start.lr_scale * backoff
-        networks.placed(self.model, worker.device, dtype_of(precision))
+        networks.to_device(self.model, worker.device, dtype_of(precision))
         self.ema = starting.averages(self.model, recipe.train.ema, source)
         self.placed = self._place_tiles()
         self.source = Source(self.placed.feed, torch.from_numpy(dataset.targets).to(worker.device))
@@ -515,16 +515,16 @@ class Trainer:
         shape = (part.stop - part.start, 3, stage.size, stage.size)
         execution.set_execution(self.model, how, shape, train.precision, worker.device)
 
-    def _place_tiles(self) -> Placed:
+    def _place_tiles(self) -> Tiles:
         recipe = self.recipe
         size = stored_size(self.dataset.tile_size, [stage.size for stage in recipe.stages])
-        return place_tiles(
+        return open_tiles(
             self.dataset,
             size,
             self.worker,
             choice=recipe.tiles,
             window_gb=recipe.data.window_gb,
-            order=self.start.order,
+            resumed=self.start.order,
         )
 
     def _write_predictions(

@@ -16,6 +16,7 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.errors import DataError, StorageError
 from raytrain.models import initial_weights, networks
+from raytrain.tiles.sampling import ShuffleWindow
 from raytrain.training.ema import Ema
 from raytrain.worker import Worker
 
@@ -43,7 +44,7 @@ class Start:
     rates: tuple[tuple[list[float], float], ...] = ()
     lr: Any = None
     unnamed: int = 0
-    order: tuple[int | None] | None = None
+    order: ShuffleWindow | None = None
     lr_scale: float = 1.0
 
     def epochs_done(self, number: int) -> int:
@@ -206,7 +207,7 @@ def _resumed(own: reading.Checkpoint, recipe: Recipe, run: str) -> Start:
         tuple(state.get("rates", ())),
         tuple(lr) if isinstance(lr, list) else lr,
         _unnamed(own, recipe, run),
-        (own.meta.get("window"),),
+        ShuffleWindow(own.meta.get("window")),
         own.meta.get("lr_scale", 1.0),
     )
 
