@@ -19,7 +19,7 @@ FAMILIES = ("resnet", "resnext", "wide_resnet", "convnext", "efficientnet", "swi
 # Prefix of the name of a timm network.
 TIMM = "timm:"
 # The first layer group ends where the feature map has an eighth of the size of the tile. In a
-# ResNet that is after six children (conv1 to layer2), in the others after four blocks of `features`.
+# ResNet that is after six children (conv1 to layer2), elsewhere after four blocks of `features`.
 EARLY_CHILDREN = 6
 EARLY_FEATURES = 4
 # Side in pixels of the tile that shows the output shape of a timm network.
@@ -134,12 +134,12 @@ def timm_body(name: str) -> Body:
     """
     network = timm_network(name)
     children: list[Child] = [("network", network)]
-    _, channels, height, width = _probed_shape(network, name)
-    # Tiles are square, so the axis whose length differs from the other two is the channels. Here it
-    # is the last one: the shape is (B, H, W, C).
-    if channels == height != width:
+    _, first, second, third = _probed_shape(network, name)
+    channels = first
+    # Tiles are square, so the axis whose length differs from the other two is the channels.
+    if first == second != third:
         children.append(("permute", ChannelsFirst()))
-        channels = width
+        channels = third
     early = [f"network.{inner}" for inner in _early_names(network, name)]
     return _body(children, channels, early)
 

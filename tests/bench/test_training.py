@@ -103,7 +103,7 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
     recipe, dataset, tmp_path, monkeypatch
 ):
     now = [0.0]
-    monkeypatch.setattr("raytrain.training.saver.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("raytrain.checkpoints.saver.time.monotonic", lambda: now[0])
     save_at_once(monkeypatch.setattr)
     with closing(Saving(recipe, dataset, 1, alone(recipe), str(tmp_path))) as side:
         side.trainer.decisions.after_step = side.trainer._decide  # at every step
