@@ -1,4 +1,4 @@
-"""This process among the workers of a run, and the device that it computes on."""
+"""The position of this process among the worker processes of a run."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from dataclasses import dataclass, field
 import torch
 
 
+def _cpu() -> torch.device:
+    return torch.device("cpu")
+
+
 @dataclass(frozen=True)
 class Worker:
-    """This process among the workers of a run.
+    """The position of this process in a run. By default the run has this one process alone.
 
-    Args:
-        rank: from 0, over all machines.
-        world: number of workers.
-        local_rank, local_world: the same on this machine.
-        device: that trains.
-        cpus: of this machine, which its workers share.
+    Attributes:
+        rank: number of this process among all processes of the run, from 0.
+        world: number of processes of the run.
+        local_rank: number of this process among those on the same machine, from 0.
+        local_world: number of processes of the run on this machine.
+        device: the device that this process computes on.
+        cpus: CPUs that all processes of the run on this machine share.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=_cpu)
     cpus: int = 1
 
     @property
     def leads(self) -> bool:
-        """True on rank 0, which alone writes."""
+        """Whether this process is rank 0, which alone writes files and decides for all ranks."""
         return self.rank == 0
 
     @property
     def cpu_share(self) -> int:
-        """CPUs for this worker, at least 1."""
+        """CPUs for this process: an equal part of the machine's, at least 1."""
         return max(1, self.cpus // self.local_world)

@@ -77,7 +77,7 @@ def _one_graph(setting: Setting) -> Found:
     torch.manual_seed(SEED)
     # Without dropout, whose random numbers would differ between the two passes.
     model = networks.build(setting.arch, OUTPUTS, dropout=0.0)
-    networks.placed(model, device)
+    networks.to_device(model, device)
     pixels = torch.rand(shape, device=device).contiguous(memory_format=torch.channels_last)
     statistics = [buffer.clone() for buffer in model.buffers()]
     gradients = []

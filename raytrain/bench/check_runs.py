@@ -116,7 +116,7 @@ def _stepper(setting: Setting, how: str, batch: int, passes: int) -> Stepper:
     precision = setting.precision
     recipe = setting.recipe(batch_size=batch, accumulate=passes, precision=precision)
     model = networks.build(setting.arch, OUTPUTS, dropout=0.5)
-    networks.placed(model, device)
+    networks.to_device(model, device)
     if setting.on_gpu:
         # Tiles of the largest pass: batch / passes, rounded up.
         tiles = -(-batch // passes)

@@ -110,7 +110,7 @@ def _ceiling(loop: Loop, how: str) -> Ceiling:
     model = networks.build(
         recipe.model.arch, outputs, recipe.model.dropout, recipe.model.batch_norm
     )
-    networks.placed(model, loop.device)
+    networks.to_device(model, loop.device)
     # Before the execution is set: a captured graph contains only the gradients of that moment.
     layer_groups.set_frozen(model, stage.frozen_groups)
     shape = (recipe.batch_size(stage), 3, stage.size, stage.size)

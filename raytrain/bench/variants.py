@@ -117,7 +117,7 @@ def step_only(
         keep_freed_memory()
     precision = agreed_precision(options.precision, cpu, 1)
     model = networks.build(arch, outputs, DROPOUT)
-    networks.placed(model, cpu)
+    networks.to_device(model, cpu)
     execution.set_execution(model, options.execution, shape, precision, cpu)
     optimizer = optim.make_optimizer(model, [LEARNING_RATE] * LAYER_GROUPS, WEIGHT_DECAY)
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a dataset and a network, and its classes in another order."""
+"""Checks that a checkpoint fits a dataset and a network, and reorders its classes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from dataclasses import replace
 from raytrain.checkpoints.reading import Checkpoint
 from raytrain.errors import ConfigError
 
+# Classes that an error message names.
+NAMED_CLASSES = 3
+
 
 def remapped(checkpoint: Checkpoint, classes: list[str]) -> Checkpoint:
-    """The same checkpoint for its classes in another order: the rows of the head's last layer change places.
+    """Returns the same checkpoint with its classes in another order.
 
-    Other classes are left to `check_fits` to refuse.
+    The rows of the last layer of the head are reordered when the weights are read. A checkpoint of
+    other classes is returned unchanged, for `check_fits` to refuse.
+
+    Args:
+        checkpoint: a checkpoint that was read.
+        classes: its classes in the order of the dataset.
     """
-    theirs = checkpoint.meta["classes"]
-    if theirs == classes or sorted(theirs) != sorted(classes):
+    trained = checkpoint.meta["classes"]
+    if trained == classes or sorted(trained) != sorted(classes):
         return checkpoint
-    rows = tuple(theirs.index(name) for name in classes)
+    rows = tuple(trained.index(name) for name in classes)
     return replace(checkpoint, meta=checkpoint.meta | {"classes": classes}, rows=rows)
 
 
@@ -25,20 +33,18 @@ def check_fits(
 ) -> None:
     """Compares what a checkpoint was made for with what is wanted, before any weight is loaded.
 
+    Args:
+        checkpoint: a checkpoint that was read.
+        classes: the classes of the dataset, in order.
+        arch: the architecture of the configuration.
+        normalize: the normalisation of the configuration; None to leave it unchecked.
+
     Raises:
-        ConfigError: other classes, another order of them, another architecture, or other pixels (unless `normalize` is
-            None).
+        ConfigError: other classes, another order of them, another architecture, or another
+            normalisation.
     """
+    _check_classes(checkpoint, classes)
     meta = checkpoint.meta
-    if meta["classes"] != classes:
-        same = sorted(meta["classes"]) == sorted(classes)
-        raise ConfigError(
-            f"the checkpoint {checkpoint.path} was trained for {_difference(meta['classes'], classes)}",
-            "its outputs would be read as other labels",
-            "--remap-labels with --init-from puts the rows of its head into the order of the dataset"
-            if same
-            else "use a checkpoint of the same classes, or start from --model.weights imagenet",
-        )
     if meta["arch"] != arch:
         raise ConfigError(
             f"the checkpoint {checkpoint.path} is a {meta['arch']}, the configuration says {arch}",
@@ -47,18 +53,40 @@ def check_fits(
         )
     if normalize is not None and meta["normalize"] != normalize:
         raise ConfigError(
-            f"the checkpoint {checkpoint.path} was trained on pixels normalised by {meta['normalize']}, "
-            f"the configuration says {normalize}",
-            "its weights expect other numbers",
+            f"the checkpoint {checkpoint.path} was trained on pixels normalised by "
+            f"{meta['normalize']}, the configuration says {normalize}",
+            "its weights expect pixels in another range",
             f"--data.normalize {meta['normalize']}",
         )
 
 
-def _difference(theirs: list[str], ours: list[str]) -> str:
-    if sorted(theirs) == sorted(ours):
-        return "the same classes in another order"
-    only, lacking = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
-    parts = [f"{len(theirs)} other classes than the {len(ours)} of this dataset"]
-    parts += [f"it alone has {', '.join(only[:3])}"] if only else []
-    parts += [f"it lacks {', '.join(lacking[:3])}"] if lacking else []
+def _check_classes(checkpoint: Checkpoint, classes: list[str]) -> None:
+    trained = checkpoint.meta["classes"]
+    if trained == classes:
+        return
+    if sorted(trained) == sorted(classes):
+        difference = "the same classes in another order"
+        fix = (
+            "--remap-labels with --init-from puts the rows of its head into the order of the "
+            "dataset"
+        )
+    else:
+        difference = _difference(trained, classes)
+        fix = "use a checkpoint of the same classes, or start from --model.weights imagenet"
+    raise ConfigError(
+        f"the checkpoint {checkpoint.path} was trained for {difference}",
+        "its outputs would be read as other labels",
+        fix,
+    )
+
+
+def _difference(trained: list[str], wanted: list[str]) -> str:
+    """Describes how two lists of classes differ."""
+    only = sorted(set(trained) - set(wanted))
+    missing = sorted(set(wanted) - set(trained))
+    parts = [f"{len(trained)} other classes than the {len(wanted)} of this dataset"]
+    if only:
+        parts.append(f"it alone has {', '.join(only[:NAMED_CLASSES])}")
+    if missing:
+        parts.append(f"it lacks {', '.join(missing[:NAMED_CLASSES])}")
     return "; ".join(parts)

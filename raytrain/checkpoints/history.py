@@ -1,7 +1,8 @@
-"""What a run wrote down: history.csv, metrics.jsonl, ranks.csv, TensorBoard events, and the line per epoch.
+"""The recorded numbers of a run: history.csv, metrics.jsonl, ranks.csv and TensorBoard events.
 
-A local file grows by the rows of each epoch; a run that goes on first drops those that came after its checkpoint. An object
-store cannot append: there the files are rewritten whole where a checkpoint is written.
+The rows of each epoch are appended to a local file. A run that resumes first drops the rows that
+came after its checkpoint. An object store cannot append, so there the files are rewritten as a
+whole when a checkpoint is written.
 """
 
 from __future__ import annotations
@@ -16,10 +17,33 @@ from typing import Any, NamedTuple, TypeVar
 from raytrain import storage
 from raytrain.log import duration
 
+EPOCHS_FILE = "history.csv"
+STEPS_FILE = "metrics.jsonl"
+RANKS_FILE = "ranks.csv"
+# Decay of the smoothed training loss in fastai.
+SMOOTHING = 0.98
+# The type of a field of a CSV row, by the text of its annotation: with `annotations` imported from
+# __future__, dataclasses know only that text.
+FIELD_TYPES: dict[str, type] = {"int": int, "float": float, "str": str}
+
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A row of history.csv. Losses are means over tiles; `lr` is the head's at the last step; `seconds` of the epoch."""
+    """A row of history.csv. The order of the attributes is that of the columns.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        size: side of the tiles, pixels.
+        epoch: number of the epoch in its stage, from 1.
+        lr: learning rate of the head at the last step.
+        train_loss: smoothed mean over tiles, see `smoothed`.
+        valid_loss: mean over validation tiles.
+        accuracy: share of right answers among all tiles and labels.
+        f2: F2 of the validation.
+        f2_best: highest F2 of the run so far.
+        images_per_s: training tiles per second.
+        seconds: duration of the epoch.
+    """
 
     stage: int
     size: int
@@ -36,7 +60,16 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class StepRow:
-    """A line of metrics.jsonl: `step` counts over the run, `lr` has one value per layer group."""
+    """A line of metrics.jsonl.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        epoch: number of the epoch in its stage, from 1.
+        step: number of the step in the run, from 0.
+        lr: learning rate of each layer group.
+        momentum: momentum of the optimiser.
+        loss: mean loss over the tiles of the global batch.
+    """
 
     stage: int
     epoch: int
@@ -48,7 +81,16 @@ class StepRow:
 
 @dataclass(frozen=True)
 class RankRow:
-    """A row of ranks.csv: `seconds` is the median over the epoch's steps of what the rank does alone in one."""
+    """A row of ranks.csv.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        epoch: number of the epoch in its stage, from 1.
+        rank: the rank.
+        host: name of its machine.
+        steps: steps of the epoch that were measured.
+        seconds: median over the steps of the time that the rank works without the others.
+    """
 
     stage: int
     epoch: int
@@ -67,21 +109,27 @@ class Rows(NamedTuple):
 
 
 class History:
-    """The record of a run. Every rank keeps one, rank 0 writes it."""
+    """The record of a run. Every rank keeps one; only rank 0 writes it.
+
+    Args:
+        run: the run directory.
+        upto: (stage, epochs done), the position that the run resumes from. Later rows are dropped.
+    """
 
     def __init__(self, run: str, upto: tuple[int, int] = (0, 0)) -> None:
-        """Opens the record of a run directory, keeping what lies before the position (stage, epochs done)."""
         self.run = run
-        self.epochs = [row for row in read_epochs(run) if (row.stage, row.epoch) <= upto]
-        self.steps = [row for row in read_steps(run) if (row.stage, row.epoch) <= upto]
-        self.ranks = [row for row in read_ranks(run) if (row.stage, row.epoch) <= upto]
-        # Rows that the files hold; None before this process has written them.
+        self.epochs = _rows_upto(upto, read_epochs(run))
+        self.steps = _rows_upto(upto, read_steps(run))
+        self.ranks = _rows_upto(upto, read_ranks(run))
+        # Rows in the files; None before this process has written them.
         self.written: Rows | None = None
 
     @property
     def step(self) -> int:
-        """Training steps recorded so far, over the whole run."""
-        return self.steps[-1].step + 1 if self.steps else 0
+        """Number of training steps recorded so far, over the whole run."""
+        if not self.steps:
+            return 0
+        return self.steps[-1].step + 1
 
     @property
     def best(self) -> float:
@@ -89,16 +137,16 @@ class History:
         return max((row.f2 for row in self.epochs), default=-1.0)
 
     def add(self, row: EpochRow, steps: list[StepRow], ranks: list[RankRow]) -> None:
-        """Records an epoch; `write` brings it into the files."""
+        """Records an epoch in memory; `write` writes it to the files."""
         self.epochs.append(row)
         self.steps += steps
         self.ranks += ranks
 
     def write(self, *, durable: bool) -> None:
-        """Writes the rows that the files lack. In an object store nothing is written unless `durable`.
+        """Writes the rows that the files lack. An object store is written only if `durable`.
 
         Args:
-            durable: a checkpoint follows, whose rows must survive a power cut.
+            durable: whether a checkpoint follows. Its rows must survive a power failure.
 
         Raises:
             StorageError: a file cannot be written.
@@ -108,114 +156,185 @@ class History:
                 self._rewrite()
             return
         if self.written is None:
+            # The files may hold rows from after the checkpoint that the run resumed from.
             self._rewrite()
             return
-        done = self.written
-        self._append("ranks.csv", _csv_rows(RankRow, self.ranks[done.ranks :]), durable)
-        self._append("history.csv", _csv_rows(EpochRow, self.epochs[done.epochs :]), durable)
-        self._append("metrics.jsonl", _lines(self.steps[done.steps :]), durable)
+        new_ranks = self.ranks[self.written.ranks :]
+        new_epochs = self.epochs[self.written.epochs :]
+        new_steps = self.steps[self.written.steps :]
+        self._append(RANKS_FILE, _csv_rows(RankRow, new_ranks), durable)
+        self._append(EPOCHS_FILE, _csv_rows(EpochRow, new_epochs), durable)
+        self._append(STEPS_FILE, _lines(new_steps), durable)
         self.written = self._rows()
 
     def _rewrite(self) -> None:
-        storage.write_text(storage.join(self.run, "ranks.csv"), _csv(RankRow, self.ranks))
-        storage.write_text(storage.join(self.run, "history.csv"), _csv(EpochRow, self.epochs))
-        storage.write_text(storage.join(self.run, "metrics.jsonl"), _lines(self.steps))
+        self._replace(RANKS_FILE, _csv(RankRow, self.ranks))
+        self._replace(EPOCHS_FILE, _csv(EpochRow, self.epochs))
+        self._replace(STEPS_FILE, _lines(self.steps))
         self.written = self._rows()
 
+    def _replace(self, name: str, text: str) -> None:
+        path = storage.join(self.run, name)
+        storage.write_text(path, text)
+
     def _append(self, name: str, text: str, durable: bool) -> None:
-        storage.append_text(storage.join(self.run, name), text, durable=durable)
+        path = storage.join(self.run, name)
+        storage.append_text(path, text, durable=durable)
 
     def _rows(self) -> Rows:
         return Rows(len(self.epochs), len(self.steps), len(self.ranks))
 
     def write_events(self) -> None:
-        """Writes the TensorBoard events of the whole run, once, at its end."""
-        # Imported here for the bench, which trains on machines that have neither TensorBoard nor its writer.
+        """Writes the TensorBoard events of the whole run, once at its end."""
+        # Imported here because the benchmark trains on machines that have neither TensorBoard nor
+        # its writer.
         from tensorboardX import SummaryWriter
 
         path = storage.join(self.run, "tensorboard")
+        # Events of an earlier end of the run would show each step twice.
         storage.remove(path)
         with storage.local_directory(path) as directory, SummaryWriter(str(directory)) as writer:
             for step in self.steps:
                 writer.add_scalar("train/loss", step.loss, step.step)
+                # The learning rate of the head, the last layer group.
                 writer.add_scalar("train/lr", step.lr[-1], step.step)
                 writer.add_scalar("train/momentum", step.momentum, step.step)
+            # Numbered over the whole run, like the steps.
             for number, row in enumerate(self.epochs, 1):
-                for key in ("valid_loss", "accuracy", "f2", "images_per_s"):
-                    writer.add_scalar(f"valid/{key}", getattr(row, key), number)
+                writer.add_scalar("valid/valid_loss", row.valid_loss, number)
+                writer.add_scalar("valid/accuracy", row.accuracy, number)
+                writer.add_scalar("valid/f2", row.f2, number)
+                writer.add_scalar("valid/images_per_s", row.images_per_s, number)
 
 
-Row = TypeVar("Row", EpochRow, RankRow)
+AnyRow = TypeVar("AnyRow", EpochRow, StepRow, RankRow)
+# A row of a CSV file.
+CsvRow = TypeVar("CsvRow", EpochRow, RankRow)
+
+
+def _rows_upto(position: tuple[int, int], rows: list[AnyRow]) -> list[AnyRow]:
+    """Keeps the rows up to a position (stage, epoch)."""
+    kept = []
+    for row in rows:
+        if (row.stage, row.epoch) <= position:
+            kept.append(row)
+    return kept
 
 
 def read_epochs(run: str) -> list[EpochRow]:
-    """The rows of a run's history.csv; empty where there is none."""
-    return _read_csv(EpochRow, storage.join(run, "history.csv"))
+    """Reads the rows of a run's history.csv. Returns an empty list if there is no such file."""
+    return _read_csv(EpochRow, storage.join(run, EPOCHS_FILE))
 
 
 def read_ranks(run: str) -> list[RankRow]:
-    """The rows of a run's ranks.csv; empty where there is none."""
-    return _read_csv(RankRow, storage.join(run, "ranks.csv"))
+    """Reads the rows of a run's ranks.csv. Returns an empty list if there is no such file."""
+    return _read_csv(RankRow, storage.join(run, RANKS_FILE))
 
 
 def read_steps(run: str) -> list[StepRow]:
-    """The lines of a run's metrics.jsonl; empty where there is none."""
-    try:
-        text = storage.read_bytes(storage.join(run, "metrics.jsonl")).decode()
-    except FileNotFoundError:
-        return []
-    return [StepRow(**json.loads(line)) for line in _whole_lines(text)]
+    """Reads the lines of a run's metrics.jsonl. Returns an empty list if there is no such file."""
+    lines = _whole_lines(storage.join(run, STEPS_FILE))
+    return [StepRow(**json.loads(line)) for line in lines]
 
 
 def epoch_line(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remaining_s: float) -> str:
-    """The line a person reads after each epoch."""
-    best = " *best" if row.f2 >= row.f2_best else "      "
-    end = time.strftime("%H:%M:%S", time.localtime(time.time() + remaining_s))
-    return (
-        f"stage {row.stage}/{stages}  {row.size:>3} px {'frozen  ' if frozen else 'unfrozen'}  epoch {row.epoch}/{epochs}"
-        f"  lr {row.lr:.1e}  train {row.train_loss:.4f}  valid {row.valid_loss:.4f}  acc {row.accuracy:.4f}"
-        f"  F2 {row.f2:.4f}{best}  {row.images_per_s:.0f} img/s  {duration(row.seconds)}"
-        f"  end {end} (in {duration(remaining_s)})"
-    )
+    """Returns the line that is logged after each epoch.
+
+    Args:
+        row: the epoch.
+        stages: number of stages of the recipe.
+        epochs: number of epochs of this stage.
+        frozen: whether only the head trains.
+        remaining_s: estimated seconds until the end of the run.
+    """
+    # All variants have the same width, so that the columns of successive lines are aligned.
+    best = "      "
+    if row.f2 >= row.f2_best:
+        best = " *best"
+    state = "unfrozen"
+    if frozen:
+        state = "frozen  "
+    end = time.localtime(time.time() + remaining_s)
+    parts = [
+        f"stage {row.stage}/{stages}",
+        f"{row.size:>3} px {state}",
+        f"epoch {row.epoch}/{epochs}",
+        f"lr {row.lr:.1e}",
+        f"train {row.train_loss:.4f}",
+        f"valid {row.valid_loss:.4f}",
+        f"acc {row.accuracy:.4f}",
+        f"F2 {row.f2:.4f}{best}",
+        f"{row.images_per_s:.0f} img/s",
+        duration(row.seconds),
+        f"end {time.strftime('%H:%M:%S', end)} (in {duration(remaining_s)})",
+    ]
+    return "  ".join(parts)
 
 
-def smoothed(losses: list[float], beta: float = 0.98) -> float:
-    """Debiased exponential mean of batch losses, as fastai prints it: m_t / (1 - beta^t)."""
+def smoothed(losses: list[float], beta: float = SMOOTHING) -> float:
+    """Returns the debiased exponential mean of batch losses, as fastai prints it.
+
+    m_t = beta m_(t-1) + (1 - beta) loss_t, divided by 1 - beta^t (fastai 1.0.21 callback.py).
+
+    Args:
+        losses: in the order of the steps.
+        beta: the share of the earlier mean.
+
+    Returns:
+        The mean; 0 for no losses.
+    """
+    if not losses:
+        return 0.0
     mean = 0.0
     for loss in losses:
         mean = beta * mean + (1 - beta) * loss
-    return mean / (1 - beta ** len(losses)) if losses else 0.0
+    return mean / (1 - beta ** len(losses))
 
 
-def _csv(kind: type[Row], rows: list[Row]) -> str:
-    header = ",".join(field.name for field in fields(kind))
+def _csv(kind: type[CsvRow], rows: list[CsvRow]) -> str:
+    names = [field.name for field in fields(kind)]
+    header = ",".join(names)
     return f"{header}\n{_csv_rows(kind, rows)}"
 
 
-def _csv_rows(kind: type[Row], rows: list[Row]) -> str:
+def _csv_rows(kind: type[CsvRow], rows: list[CsvRow]) -> str:
     text = io.StringIO()
-    writer: Any = csv.DictWriter(text, [field.name for field in fields(kind)], lineterminator="\n")
-    writer.writerows(asdict(row) for row in rows)
+    names = [field.name for field in fields(kind)]
+    writer: Any = csv.DictWriter(text, names, lineterminator="\n")
+    for row in rows:
+        writer.writerow(asdict(row))
     return text.getvalue()
 
 
 def _lines(steps: list[StepRow]) -> str:
-    return "".join(json.dumps(asdict(step)) + "\n" for step in steps)
+    lines = []
+    for step in steps:
+        lines.append(json.dumps(asdict(step)) + "\n")
+    return "".join(lines)
 
 
-def _whole_lines(text: str) -> list[str]:
-    """The lines of a file that grows: a last one without its line end was cut off by a crash, or is being written."""
-    return text[: text.rfind("\n") + 1].splitlines()
+def _whole_lines(path: str) -> list[str]:
+    """Reads the lines of a file, except a last one without its line end.
 
-
-def _read_csv(kind: type[Row], path: str) -> list[Row]:
+    Such a line was cut off by a crash, or is just being written. Returns an empty list if there is
+    no file.
+    """
     try:
         text = storage.read_bytes(path).decode()
     except FileNotFoundError:
         return []
-    types = {"int": int, "float": float, "str": str}
-    readers = {field.name: types[str(field.type)] for field in fields(kind)}
-    return [
-        kind(**{key: readers[key](value) for key, value in row.items()})
-        for row in csv.DictReader(_whole_lines(text))
-    ]
+    end = text.rfind("\n") + 1
+    return text[:end].splitlines()
+
+
+def _read_csv(kind: type[CsvRow], path: str) -> list[CsvRow]:
+    types = {}
+    for field in fields(kind):
+        types[field.name] = FIELD_TYPES[str(field.type)]
+    rows = []
+    for texts in csv.DictReader(_whole_lines(path)):
+        values = {}
+        for name, text in texts.items():
+            values[name] = types[name](text)
+        rows.append(kind(**values))
+    return rows

@@ -1,4 +1,7 @@
-"""Saves off the training thread: one at a time, often enough, and so seldom that training does not feel it."""
+"""Writes the checkpoints of a run in a background thread, one save at a time.
+
+Saves within a stage come often enough to lose little work, and seldom enough not to slow training.
+"""
 
 from __future__ import annotations
 
@@ -14,52 +17,63 @@ from raytrain.errors import ConfigError, StorageError
 
 logger = logging.getLogger(__name__)
 
-
-# Without train.save_every_s: seconds, or so many times what a save costs where that is longer.
+# Without train.save_every_s, the interval is the longer of two: this many seconds,
 LEAST_INTERVAL_S = 60.0
+# or this many times the duration of a save.
 TIMES_COST = 50
-# Checkpoints within an epoch that could not be written, one after the other, after which the run ends.
+# The run ends after this many failed checkpoints within epochs in a row.
 MOST_FAILURES = 3
+# Names the process that writes the run, in the run directory.
 WRITER = "writer.json"
 
 
 class Saver:
-    """Writes the checkpoints of a run. Every rank has one, rank 0 alone uses it."""
+    """Writes the checkpoints of a run. Every rank has one; only rank 0 uses it.
+
+    Args:
+        directory: the `checkpoints` folder of the run, made by the first save.
+        every_s: seconds between two saves within a stage; None to derive them from the duration of
+            a save.
+    """
 
     def __init__(self, directory: str, every_s: float | None) -> None:
-        """Opens a run's `checkpoints` folder.
-
-        Args:
-            directory: the folder; made by the first save.
-            every_s: seconds between two saves within a stage; None: by what they cost.
-        """
-        self.directory, self.every_s = directory, every_s
+        self.directory = directory
+        self.every_s = every_s
+        # One thread, so that saves follow each other.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        # The save whose outcome nobody has looked at yet.
         self.pending: Future[None] | None = None
+        # The last save that was begun. Unlike `pending`, it is known while `wait` waits for it.
         self.newest: Future[None] | None = None
-        self.cost_s, self.failures = 0.0, 0
-        self.within = False  # an epoch: what is being written
-        self.best: writing.Snapshot | None = None  # not yet written
-        self.best_in_save: writing.Snapshot | None = None  # the best that is being written
+        # Seconds that the last save took, including the copying of the state.
+        self.cost_s = 0.0
+        # Failed saves within epochs in a row.
+        self.failures = 0
+        # Whether the pending save is one within an epoch.
+        self.within = False
+        # The weights of the best epoch, if they are not written yet.
+        self.best: writing.Snapshot | None = None
+        # The weights of the best epoch, if the pending save writes them.
+        self.best_in_save: writing.Snapshot | None = None
+        # What `claim` has written into writer.json; None before.
         self.token: str | None = None
+        # Monotonic time at which the last save began.
         self.began = time.monotonic()
 
     @property
     def interval_s(self) -> float:
         """Seconds between two saves within a stage."""
-        return (
-            max(LEAST_INTERVAL_S, TIMES_COST * self.cost_s)
-            if self.every_s is None
-            else self.every_s
-        )
+        if self.every_s is not None:
+            return self.every_s
+        return max(LEAST_INTERVAL_S, TIMES_COST * self.cost_s)
 
     @property
     def writing(self) -> bool:
-        """Whether a checkpoint is being written now; also while `wait` waits for it."""
+        """Whether a checkpoint is being written now, also while `wait` waits for it."""
         return self.newest is not None and not self.newest.done()
 
     def due(self) -> bool:
-        """Whether it is time to save within a stage.
+        """Returns whether it is time to save within a stage.
 
         Raises:
             DivergedError, StorageError: as `settle`.
@@ -69,22 +83,29 @@ class Saver:
         return self.pending is None and time.monotonic() - self.began >= self.interval_s
 
     def wait(self) -> None:
-        """Returns when everything is written.
+        """Waits until everything is written.
 
         Raises:
-            DivergedError, StorageError: of the save before.
+            DivergedError, StorageError: from the last save.
         """
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
-            self.failures, self.best_in_save = 0, None
+        pending = self.pending
+        # Cleared first, so that an error is raised only once.
+        self.pending = None
+        if pending is None:
+            return
+        pending.result()
+        self.failures = 0
+        self.best_in_save = None
 
     def settle(self) -> None:
-        """As `wait`, but goes on without a checkpoint within an epoch: older ones are intact, and storage may come back.
+        """Waits until everything is written, and tolerates a failed checkpoint within an epoch.
+
+        Training can continue then: older checkpoints are intact, and storage may recover.
 
         Raises:
-            DivergedError: of the save before.
-            StorageError: it belonged to the end of an epoch, or is the third within epochs in a row.
+            DivergedError: from the last save.
+            StorageError: the failed save belonged to the end of an epoch, or was the third failure
+                within epochs in a row.
         """
         try:
             self.wait()
@@ -92,83 +113,106 @@ class Saver:
             self.failures += 1
             if not self.within or self.failures == MOST_FAILURES:
                 raise
-            self.best, self.best_in_save = self.best or self.best_in_save, None
+            # The next save writes the best epoch again, unless there is a better one by now.
+            if self.best is None:
+                self.best = self.best_in_save
+            self.best_in_save = None
             logger.warning(
-                f"no checkpoint: {error.what}; training goes on ({self.failures} of {MOST_FAILURES} in a row)"
+                f"no checkpoint: {error.what}; training goes on "
+                f"({self.failures} of {MOST_FAILURES} in a row)"
             )
 
     def keep_best(self, state: writing.Snapshot) -> None:
-        """Keeps the best epoch's weights in memory until the next save writes them first."""
+        """Keeps the weights of the best epoch in memory. The next save writes them first."""
         self.best = state
 
     def save(self, entries: Sequence[tuple[str, writing.Snapshot]], began: float) -> None:
-        """Hands checkpoints to the thread, which writes them in their order, after the best that is kept if there is one.
+        """Starts to write checkpoints in the background, in their order.
+
+        If `keep_best` has kept the weights of the best epoch, these are written first.
 
         Args:
-            entries: (name, state); what the first one holds must not be known only by the second.
-            began: monotonic time at which the copying of the states began: it belongs to the cost.
+            entries: (name, state) of each checkpoint. After a crash between two of them, the first
+                ones must be valid without the others.
+            began: monotonic time at which the copying of the states began. The copying is part of
+                the cost of a save.
 
         Raises:
             DivergedError, StorageError: as `settle`.
         """
         self.settle()
-        self.began, self.within = began, entries[-1][0].startswith(layout.STEP)
-        newer = dict(entries).get(layout.BEST)
-        if newer is None and self.best is not None:
-            entries = [(layout.BEST, self.best), *entries]
-        self.best_in_save, self.best = newer or self.best, None
-        self.pending = self.newest = self.thread.submit(self._write, entries)
+        self.began = began
+        last_name, _ = entries[-1]
+        self.within = last_name.startswith(layout.STEP)
+        best = dict(entries).get(layout.BEST)
+        if best is None and self.best is not None:
+            best = self.best
+            entries = [(layout.BEST, best), *entries]
+        self.best_in_save = best
+        self.best = None
+        self.pending = self.thread.submit(self._write, entries)
+        self.newest = self.pending
 
     def claim(self) -> None:
-        """Makes this process the one that writes the run, and removes what a killed save left half-written.
+        """Makes this process the writer of the run. Removes what a killed save left unfinished.
 
-        Workers on a machine that was cut off are not dead when others take over: what they would write and remove later is
-        refused.
+        Workers on a machine that lost its connection may still be alive when others take over. Once
+        these have claimed the run, the old ones can neither write nor remove checkpoints.
         """
         self.token = uuid.uuid4().hex
-        storage.write_json(self._writer, {"token": self.token})
+        storage.write_json(self._writer_path, {"token": self.token})
         for name in storage.names(self.directory, directories=True):
             if name.endswith(".partial"):
                 storage.remove(storage.join(self.directory, name))
 
     def close(self) -> None:
-        """Ends the thread after what it is writing. Errors of it are for `wait`."""
+        """Ends the thread after the current save. `wait` raises the errors of that save."""
         self.thread.shutdown()
 
     @property
-    def _writer(self) -> str:
+    def _writer_path(self) -> str:
         return storage.join(storage.parent(self.directory), WRITER)
 
     def check_claim(self) -> None:
-        """Refuses to write for workers that others have taken over from.
+        """Checks that no other workers have taken over the run.
 
         Raises:
             ConfigError: they have.
         """
-        try:
-            writer = storage.read_json(self._writer)["token"] if self.token is not None else None
-        except (
-            FileNotFoundError
-        ):  # somebody removed the run's directory; the next save makes it anew
-            return
+        writer = None
+        if self.token is not None:
+            try:
+                writer = storage.read_json(self._writer_path)["token"]
+            except FileNotFoundError:
+                # Someone removed the run directory. The next save makes it anew.
+                return
         if writer != self.token:
             raise ConfigError(
                 f"other workers train {storage.name_of(storage.parent(self.directory))} by now",
-                "these ones were cut off and taken for dead; they stop without writing",
+                "these workers lost their connection and were replaced; they stop without writing",
                 "",
             )
 
     def _write(self, entries: Sequence[tuple[str, writing.Snapshot]]) -> None:
+        """Writes checkpoints, in the background thread. `writing.write` says what may run there."""
         self.check_claim()
         step = int(entries[-1][1].meta["step"])
         written: list[tuple[str, writing.Snapshot]] = []
         for name, state in entries:
             path = storage.join(self.directory, name)
             if name == layout.LAST and storage.is_uri(self.directory):
-                # Nothing can be renamed there: while `last` is written anew, the same state stands elsewhere.
+                # An object store cannot rename. While `last` is overwritten there, this second
+                # checkpoint holds the same state.
                 writing.write(storage.join(self.directory, layout.step_name(step)), state)
-            twin = next((other for other, its in written if its.weights is state.weights), None)
-            writing.write(path, state, twin)
+            writing.write(path, state, _twin(state, written))
             written.append((path, state))
         writing.thin(self.directory, step)
         self.cost_s = time.monotonic() - self.began
+
+
+def _twin(state: writing.Snapshot, written: list[tuple[str, writing.Snapshot]]) -> str | None:
+    """Returns the path of the first checkpoint written from the very same weights, if any."""
+    for path, other in written:
+        if other.weights is state.weights:
+            return path
+    return None

@@ -1,4 +1,7 @@
-"""Writes checkpoints so that at every moment the old one or the new one is complete. The only writer."""
+"""Writes checkpoints, so that the old or the new one is complete at every moment.
+
+Nothing else writes checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,19 @@ from raytrain import storage
 from raytrain.checkpoints.layout import KEPT_STEPS, MANIFEST, STEP, step_name
 from raytrain.errors import DivergedError, masked
 
+TRAIN_STATE = "train_state.pt"
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of training in host memory, which goes on existing while training goes on."""
+    """A copy of the state of training in host memory. Training that continues does not change it.
+
+    Attributes:
+        meta: content of meta.json.
+        weights: parameters and buffers by name.
+        averaged: averaged parameters and buffers by name; None if the recipe averages none.
+        train_state: what training needs to resume within a stage; None at the end of a stage.
+    """
 
     meta: dict[str, Any]
     weights: dict[str, torch.Tensor]
@@ -29,7 +42,7 @@ class Snapshot:
 
     @property
     def finished(self) -> Snapshot:
-        """The same without what only going on within a stage needs."""
+        """The same snapshot without the state that only resuming within a stage needs."""
         return replace(self, train_state=None)
 
 
@@ -39,27 +52,41 @@ def snapshot(
     train_state: dict[str, Any] | None = None,
     averaged: nn.Module | None = None,
 ) -> Snapshot:
-    """Copies a state of training into host memory; the only part of a save that training waits for."""
-    return Snapshot(
-        meta, _weights(model), _weights(averaged) if averaged else None, _copied(train_state)
-    )
+    """Copies the state of training into host memory. Training waits for this part of a save only.
+
+    Args:
+        model: the network.
+        meta: content of meta.json.
+        train_state: what training needs to resume within a stage.
+        averaged: the network with averaged weights.
+    """
+    weights = _weights(model)
+    averaged_weights = None
+    if averaged is not None:
+        averaged_weights = _weights(averaged)
+    return Snapshot(meta, weights, averaged_weights, _copied(train_state))
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies in the order of memory that their file has."""
-    state = model.state_dict()
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in state.items()
-    }
+    """Copies parameters and buffers."""
+    weights = {}
+    for name, value in model.state_dict().items():
+        # In the order of memory that the file has: convolutions train in channels-last order, and
+        # the saver's thread must not reorder them (see `write`).
+        value = value.detach()
+        weights[name] = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return weights
 
 
 def _copied(value: Any) -> Any:
+    """Copies nested dictionaries, lists and tuples, and the tensors in them."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
-    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value
 
 
 def save(
@@ -69,24 +96,28 @@ def save(
     train_state: dict[str, Any] | None = None,
     averaged: nn.Module | None = None,
 ) -> None:
-    """Copies and writes a checkpoint in one go; see `write`."""
+    """Copies the state of training and writes it as a checkpoint; see `snapshot` and `write`."""
     write(path, snapshot(model, meta, train_state, averaged))
 
 
 def write(path: str, state: Snapshot, twin: str | None = None) -> None:
-    """Writes a checkpoint so that at every moment the old one or the new one is complete. Holds no second copy of the state.
+    """Writes a checkpoint without a second copy of the state in memory.
 
-    No operation of torch runs here that takes several threads. Each thread that starts one keeps a pool of its own, and with
-    more of them than CPUs, OpenMP lets every later step sleep where it would spin: training was 17 % slower from the first
-    save on.
+    At every moment, the old checkpoint or the new one is complete. Locally, the new one is written
+    into a temporary directory, which is then renamed. The old one is kept as `<path>.old` until the
+    new one is in place. In an object store, the old manifest is removed first and the new one is
+    written last, so the old checkpoint is lost meanwhile.
 
-    Locally: temporary directory, rename, with the old one kept as `<place>.old` until the new one stands. In an object
-    store the old manifest goes first and the new one is written last, so the old one is gone meanwhile.
+    No torch operation that uses several threads may run here. Each thread that starts such an
+    operation keeps a thread pool of its own. When there are more OpenMP threads than CPUs, waiting
+    threads sleep instead of spinning, in every later training step: training was 17 % slower from
+    the first save on.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         state: what it holds.
-        twin: a checkpoint of the same weights that has just been written beside it: files of equal content are linked.
+        twin: a checkpoint with the same weights that was just written next to it. Files of equal
+            content become hard links.
 
     Raises:
         DivergedError: a weight is not finite; nothing is written.
@@ -102,86 +133,124 @@ def write(path: str, state: Snapshot, twin: str | None = None) -> None:
 def _upload(path: str, state: Snapshot) -> None:
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         names = _write_files(Path(folder), state, None)
+        # Without a manifest there is no checkpoint, so no reader sees a mixture of old and new.
         storage.remove(storage.join(path, MANIFEST))
         for name in [*names, MANIFEST]:
             storage.upload_file(Path(folder, name), storage.join(path, name))
 
 
 def _replace_directory(path: str, state: Snapshot, twin: str | None) -> None:
-    partial, old = f"{path}.partial", f"{path}.old"
-    storage.remove(partial)
+    partial_path = f"{path}.partial"
+    old_path = f"{path}.old"
+    twin_folder = None
+    if twin is not None:
+        twin_folder = Path(storage.absolute(twin))
+    # Left by a save that was killed.
+    storage.remove(partial_path)
+    folder = Path(storage.absolute(partial_path))
     try:
-        storage.make_dir(partial)
-        _write_files(
-            Path(storage.absolute(partial)), state, Path(storage.absolute(twin)) if twin else None
-        )
+        storage.make_dir(partial_path)
+        _write_files(folder, state, twin_folder)
     except BaseException:
-        storage.remove(partial)
+        storage.remove(partial_path)
         raise
     if storage.exists(path):
-        storage.remove(old)
-        storage.move_directory(path, old)
-    storage.move_directory(partial, path)
-    storage.remove(old)
+        storage.remove(old_path)
+        storage.move_directory(path, old_path)
+    storage.move_directory(partial_path, path)
+    storage.remove(old_path)
 
 
 def _write_files(folder: Path, state: Snapshot, twin: Path | None) -> list[str]:
-    """Writes the files of a checkpoint and its manifest into a local directory. Returns their names but the manifest's."""
-    meta = masked(json.dumps(state.meta, indent=1)).encode()
-    writers: dict[str, Callable[[Path], Any]] = {
-        "model.safetensors": lambda path: _save_tensors(state.weights, path),
-        "meta.json": lambda path: path.write_bytes(meta),
-    }
-    averaged = state.averaged
-    if averaged is not None:
-        writers["ema.safetensors"] = lambda path: _save_tensors(averaged, path)
-    # The state of training belongs to one checkpoint alone.
-    shared = set(writers)
-    if state.train_state is not None:
-        writers["train_state.pt"] = lambda path: _save_state(state.train_state, path)
-    known = storage.read_json(str(twin / MANIFEST)) if twin else {}
+    """Writes the files of a checkpoint and its manifest into a local directory.
+
+    Returns:
+        The names of the files, without the manifest.
+    """
+    known: dict[str, str] = {}
+    if twin is not None:
+        known = storage.read_json(str(twin / MANIFEST))
     manifest = {}
-    for name, write in writers.items():
-        if twin and name in shared & set(known) and storage.linked(twin / name, folder / name):
+    for name, write_file in _writers(state).items():
+        # The state of training is different in each checkpoint.
+        shared = name != TRAIN_STATE and name in known
+        if twin is not None and shared and storage.linked(twin / name, folder / name):
             manifest[name] = known[name]
         else:
-            manifest[name] = storage.written(folder / name, write)
-    storage.written(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+            manifest[name] = storage.written(folder / name, write_file)
+    text = json.dumps(manifest, indent=1)
+    storage.written(folder / MANIFEST, partial(_write_text, text))
     storage.sync_directory(folder)
-    return list(writers)
+    return list(manifest)
 
 
-def _save_tensors(state: dict[str, torch.Tensor], path: Path) -> None:
-    # Imported here for the same reason as above.
+def _writers(state: Snapshot) -> dict[str, Callable[[Path], Any]]:
+    """Returns, by the name of each file of a checkpoint, the function that writes it to a path."""
+    # URIs in the recipe may hold keys, which are never written.
+    meta = masked(json.dumps(state.meta, indent=1))
+    writers: dict[str, Callable[[Path], Any]] = {
+        "model.safetensors": partial(_write_tensors, state.weights),
+        "meta.json": partial(_write_text, meta),
+    }
+    if state.averaged is not None:
+        writers["ema.safetensors"] = partial(_write_tensors, state.averaged)
+    if state.train_state is not None:
+        writers[TRAIN_STATE] = partial(_write_train_state, state.train_state)
+    return writers
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_bytes(text.encode())
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    # Imported here because the benchmark trains on machines that lack this package, and writes no
+    # weights.
     import safetensors.torch
 
     try:
-        safetensors.torch.save_file(state, path)
+        safetensors.torch.save_file(tensors, path)
     except safetensors.SafetensorError as error:
-        raise OSError(str(error)) from None  # its own way to say that the disk is full
+        # The package reports a full disk in this way.
+        raise OSError(str(error)) from None
 
 
-def _save_state(state: Any, path: Path) -> None:
-    # Into an opened file: torch names the archive inside after a path that it opens itself.
+def _write_train_state(train_state: dict[str, Any], path: Path) -> None:
+    # Into an open file: otherwise torch puts the name of the path into the archive, and equal
+    # states would give different bytes.
     with path.open("wb") as file:
-        torch.save(state, file)
+        torch.save(train_state, file)
 
 
 def thin(directory: str, step: int, keep: int = KEPT_STEPS) -> None:
-    """Removes the checkpoints within epochs but the newest `keep` up to a step.
+    """Removes checkpoints within epochs, except the newest ones up to a step.
 
-    Later ones go too: the run that has come to this step went on from before them, so they were damaged.
+    Checkpoints of later steps are removed too. The run has come to this step from an earlier
+    checkpoint, so the later ones were damaged.
+
+    Args:
+        directory: the `checkpoints` folder of the run.
+        step: number of the step that the run has come to.
+        keep: how many checkpoints to keep.
     """
-    names = [name for name in storage.names(directory, directories=True) if name.startswith(STEP)]
-    kept = [name for name in names if name <= step_name(step)][-keep:] if keep else []
+    names = []
+    for name in storage.names(directory, directories=True):
+        if name.startswith(STEP):
+            names.append(name)
+    earlier = [name for name in names if name <= step_name(step)]
+    # The slice [-0:] would keep all of them.
+    kept = earlier[-keep:] if keep else []
     for name in set(names) - set(kept):
         storage.remove(storage.join(directory, name))
 
 
 def _check_finite(path: str, state: Snapshot) -> None:
-    for tensors in (state.weights, state.averaged or {}):
+    averaged = state.averaged or {}
+    for tensors in (state.weights, averaged):
         for name, value in tensors.items():
-            if not np.isfinite(value.numpy()).all():
+            # NumPy, because torch would use several threads (see `write`).
+            finite = np.isfinite(value.numpy())
+            if not finite.all():
                 raise DivergedError(
                     f"{name} is not finite, so {path} was not written",
                     "its weights are useless",

@@ -58,7 +58,7 @@ def dry_run(recipe: Recipe) -> None:
     # Side in pixels of the decoded tiles that training would keep.
     size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     # Raises before the first line is logged if the tiles cannot be kept where the recipe says.
-    tiles_line = placement.planned(dataset, size, device, recipe.tiles)
+    tiles_line = placement.planned_tiles(dataset, size, device, recipe.tiles)
     for line in _plan(recipe, dataset, model):
         logger.info(line)
     logger.info(tiles_line)
@@ -102,7 +102,7 @@ def _network(recipe: Recipe, dataset: Dataset, device: torch.device) -> networks
     model = networks.build(
         recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
     )
-    networks.placed(model, device, dtype_of(recipe.train.precision))
+    networks.to_device(model, device, dtype_of(recipe.train.precision))
     return model
 
 

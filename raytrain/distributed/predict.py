@@ -224,7 +224,7 @@ class Predictor:
         checkpoint = reading.load(path)
         self.meta = checkpoint.meta
         self.model = _network(checkpoint)
-        networks.placed(self.model, device).eval()
+        networks.to_device(self.model, device).eval()
         # As the network was trained, where this processor computes in bf16. One that only emulates
         # it would be slower than in fp32.
         capable = default_precision(device) == "bf16"

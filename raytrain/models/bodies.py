@@ -1,10 +1,11 @@
-"""Bodies by name: torchvision's and timm's networks without their classifiers."""
+"""Builds bodies by name: the networks of torchvision and timm without their classifiers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,31 +14,34 @@ from torch import nn
 
 from raytrain.errors import ConfigError, did_you_mean
 
+# Names of the torchvision networks that layer groups are defined for begin with one of these.
 FAMILIES = ("resnet", "resnext", "wide_resnet", "convnext", "efficientnet", "swin_")
-
-
+# Prefix of the name of a timm network.
 TIMM = "timm:"
-
-
-# Where the map has an eighth of the tile's size: children of a ResNet, blocks of the other families' `features`.
-EARLY_CHILDREN, EARLY_FEATURES = 6, 4
-
-
+# The first layer group ends where the feature map has an eighth of the size of the tile. In a
+# ResNet that is after six children (conv1 to layer2), elsewhere after four blocks of `features`.
+EARLY_CHILDREN = 6
+EARLY_FEATURES = 4
+# Side in pixels of the tile that shows the output shape of a timm network.
 PROBE_SIZE = 64
-
-
+# Name of a part of a network, and the part.
 Child = tuple[str, nn.Module]
 
 
 class Body(nn.Sequential):
-    """(B, 3, S, S) to a map of features (B, `channels`, H, W); `early` names the parameters of the first layer group."""
+    """Turns pictures (B, 3, S, S) into a feature map (B, `channels`, H, W).
+
+    Attributes:
+        channels: channels of the feature map.
+        early: names of the parameters of the first layer group.
+    """
 
     channels: int
     early: frozenset[str]
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H, W, C) to (B, C, H, W)."""
+    """Permutes (B, H, W, C) to (B, C, H, W)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Permutes the axes."""
@@ -45,7 +49,7 @@ class ChannelsFirst(nn.Module):
 
 
 def torchvision_body(arch: str) -> Body:
-    """The body of a torchvision network, with random weights.
+    """Builds the body of a torchvision network with random weights.
 
     Raises:
         ConfigError: the architecture is unknown.
@@ -54,40 +58,59 @@ def torchvision_body(arch: str) -> Body:
     if arch not in known:
         raise ConfigError(
             f'model.arch = "{arch}" is not known.{did_you_mean(arch, known)}',
-            "layer groups are defined for torchvision's ResNet, ConvNeXt, EfficientNet and Swin, and for timm",
+            "layer groups are defined for torchvision's ResNet, ConvNeXt, EfficientNet and Swin, "
+            "and for timm",
             f"one of: {', '.join(known)}; or timm:NAME",
         )
     network: Any = torchvision.models.get_model(arch, weights=None)
-    return _resnet_body(network) if hasattr(network, "fc") else _features_body(network)
+    # Only the ResNets, with ResNeXt and Wide ResNet, have a layer of this name.
+    if hasattr(network, "fc"):
+        return _resnet_body(network)
+    return _features_body(network)
 
 
 def _resnet_body(network: Any) -> Body:
+    # Without the last two children, the pooling and the classifier.
     children = list(network.named_children())[:-2]
-    return _body(children, network.fc.in_features, children[:EARLY_CHILDREN])
+    early = _parameter_names(children[:EARLY_CHILDREN])
+    return _body(children, network.fc.in_features, early)
 
 
 def _features_body(network: Any) -> Body:
-    parts = [
-        (name, part)
-        for name, part in network.named_children()
-        if name in ("features", "norm", "permute")
-    ]
-    last = network.head if hasattr(network, "head") else network.classifier[-1]
+    children = []
+    for name, child in network.named_children():
+        # Only Swin has `norm` and `permute`.
+        if name in ("features", "norm", "permute"):
+            children.append((name, child))
     early = [(f"features.{i}", network.features[i]) for i in range(EARLY_FEATURES)]
-    return _body(parts, last.in_features, early)
+    return _body(children, _classifier(network).in_features, _parameter_names(early))
 
 
-def _body(children: list[Child], channels: int, early: list[Child]) -> Body:
+def _classifier(network: Any) -> Any:
+    """The last linear layer of a ConvNeXt, an EfficientNet or a Swin."""
+    if hasattr(network, "head"):
+        return network.head
+    return network.classifier[-1]
+
+
+def _parameter_names(children: Iterable[Child]) -> list[str]:
+    """The names of all parameters of some parts, as the whole network names them."""
+    names = []
+    for child_name, child in children:
+        for name, _ in child.named_parameters():
+            names.append(f"{child_name}.{name}")
+    return names
+
+
+def _body(children: list[Child], channels: int, early: Iterable[str]) -> Body:
     body = Body(OrderedDict(children))
     body.channels = channels
-    body.early = frozenset(
-        f"{name}.{inner}" for name, part in early for inner, _ in part.named_parameters()
-    )
+    body.early = frozenset(early)
     return body
 
 
 def timm_package() -> Any:
-    """The module timm.
+    """Imports timm, an optional dependency.
 
     Raises:
         ConfigError: it is not installed.
@@ -97,45 +120,63 @@ def timm_package() -> Any:
     except ModuleNotFoundError:
         raise ConfigError(
             f"model.arch = {TIMM}NAME needs the package timm",
-            "it is an extra",
+            "it is an optional dependency",
             "pip install 'raytrain[timm]'",
         ) from None
     return timm
 
 
 def timm_body(name: str) -> Body:
-    """The body of a timm network, with random weights.
+    """Builds the body of a timm network with random weights.
 
     Raises:
-        ConfigError: there is no such network, or it gives no map of features.
+        ConfigError: there is no such network, or its output is not a feature map.
     """
     network = timm_network(name)
-    shape = _probed_shape(network, name)
-    # The tile is square, so the axis that differs from the other two is the channels.
-    channels_last = shape[1] == shape[2] != shape[3]
-    children: list[Child] = [("network", network)] + [("permute", ChannelsFirst())] * channels_last
-    body = _body(children, shape[3 if channels_last else 1], [])
-    body.early = frozenset(f"network.{inner}" for inner in _early_names(network, name))
-    return body
+    children: list[Child] = [("network", network)]
+    _, first, second, third = _probed_shape(network, name)
+    channels = first
+    # Tiles are square, so the axis whose length differs from the other two is the channels.
+    if first == second != third:
+        children.append(("permute", ChannelsFirst()))
+        channels = third
+    early = [f"network.{inner}" for inner in _early_names(network, name)]
+    return _body(children, channels, early)
 
 
 def _early_names(network: Any, name: str) -> list[str]:
-    """Parameters of the first half of timm's coarse groups, in a network of four stages the stem and two of them."""
+    """Returns the parameters of the first half of timm's coarse groups.
+
+    In a network of four stages, these are the stem and two stages.
+    """
     try:
         groups = timm_package().models.group_parameters(network, network.group_matcher(coarse=True))
     except (AssertionError, AttributeError) as error:
         raise ConfigError(
             f"timm defines no layer groups for {name} ({first_line(error)})",
-            "the rates and the freezing of a stage need them",
+            "the learning rates of a stage and its freezing need them",
             "another network, such as --model.arch timm:convnext_atto",
         ) from None
-    return [
-        inner for number, names in groups.items() if number <= max(groups) // 2 for inner in names
-    ]
+    last_early = max(groups) // 2
+    early = []
+    for number, names in groups.items():
+        if number <= last_early:
+            early.extend(names)
+    return early
 
 
 def timm_network(name: str, pretrained: bool = False) -> Any:
-    """The network without classifier and pooling, for tiles of any size where timm offers that."""
+    """Builds a timm network without classifier and pooling.
+
+    It takes tiles of any size if timm offers that for the network.
+
+    Args:
+        name: its name in timm.
+        pretrained: whether to download timm's default weights.
+
+    Raises:
+        ConfigError: there is no such network, or it cannot be built without its pooling.
+    """
     timm = timm_package()
     known = [*timm.list_models(), *timm.list_pretrained()]
     if name not in known:
@@ -148,39 +189,44 @@ def timm_network(name: str, pretrained: bool = False) -> Any:
         timm.create_model, name, pretrained=pretrained, num_classes=0, global_pool=""
     )
     try:
-        # Swin takes other sizes than that of its training only with this option, which most networks do not know.
+        # Swin takes tiles of another size than it was trained on only with this option. Most other
+        # networks do not have the option, and raise a TypeError.
         with contextlib.suppress(TypeError):
             return create(strict_img_size=False)
         return create()
     except (AssertionError, TypeError, ValueError) as error:
-        raise _no_map(name, f"cannot be built without its pooling ({first_line(error)})") from None
+        what = f"cannot be built without its pooling ({first_line(error)})"
+        raise _not_a_feature_map(name, what) from None
 
 
 def _probed_shape(network: nn.Module, name: str) -> tuple[int, ...]:
-    """Shape of the features of one small tile: four numbers."""
+    """Returns the shape of the feature map of one small tile: four numbers."""
+    # Evaluation mode, so that the probe does not move running statistics.
+    network.eval()
     try:
         with torch.no_grad():
-            features = network.eval()(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+            features = network(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise _no_map(
-            name, f"does not take tiles of {PROBE_SIZE} px ({first_line(error)})"
-        ) from None
+        what = f"does not take tiles of {PROBE_SIZE} px ({first_line(error)})"
+        raise _not_a_feature_map(name, what) from None
     network.train()
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
-        raise _no_map(
-            name, f"gives {tuple(getattr(features, 'shape', ()))} for a tile, not a map of features"
-        )
+        shape = tuple(getattr(features, "shape", ()))
+        raise _not_a_feature_map(name, f"gives {shape} for a tile, not a feature map")
     return tuple(features.shape)
 
 
-def _no_map(name: str, what: str) -> ConfigError:
+def _not_a_feature_map(name: str, what: str) -> ConfigError:
     return ConfigError(
         f"timm's {name} {what}",
-        "the head pools maximum and mean over a map of features, and stages may differ in size",
-        "a network of that kind, such as --model.arch timm:convnext_atto or swin_t",
+        "the head pools the maximum and the mean of a feature map, and stages may differ in size",
+        "a convolutional network or Swin, such as --model.arch timm:convnext_atto or swin_t",
     )
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, which is its type where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Returns the first line of an error's message, or its type if the message is empty."""
+    lines = str(error).splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0]

@@ -1,6 +1,6 @@
-"""Layer groups of a network, and which of them train.
+"""Divides the parameters of a network into layer groups, and freezes the first of them.
 
-fastai 1.0.21 torch_core.py:177-191.
+Source: fastai 1.0.21 torch_core.py:177-191.
 """
 
 from __future__ import annotations
@@ -13,31 +13,44 @@ _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def layer_groups(model: nn.Sequential) -> list[list[nn.Parameter]]:
-    """Parameters of the body's first part, of the rest of it, and of the head.
+    """Returns the parameters of the three layer groups.
 
-    Of a torchvision network the first part ends at an eighth of the tile's size, of a ResNet it is conv1 to layer2
-    (fastai 1 splits `m[0][6], m[1]`); of a timm network it is the first half of its stages.
+    They are the first part of the body, the rest of the body, and the head. In a torchvision
+    network, the first part ends where the feature map has an eighth of the size of the tile. For a
+    ResNet that is conv1 to layer2 (fastai 1 splits at `m[0][6], m[1]`). In a timm network, the
+    first part is the first half of the stages.
     """
     body: Any
     body, head = model
-    named = list(body.named_parameters())
-    early, late = (
-        [p for name, p in named if (name in body.early) is first] for first in (True, False)
-    )
+    early, late = [], []
+    for name, parameter in body.named_parameters():
+        if name in body.early:
+            early.append(parameter)
+        else:
+            late.append(parameter)
     return [early, late, list(head.parameters())]
 
 
 def set_frozen(model: nn.Sequential, groups: int) -> None:
-    """Freezes the first `groups` layer groups except BatchNorm, which stays trainable (fastai 1's train_bn=True).
+    """Freezes the first `groups` layer groups, except their BatchNorm. Everything else trains.
 
-    Everything else trains.
+    BatchNorm stays trainable as with train_bn=True of fastai 1.
     """
-    norms = {
-        id(p)
-        for m in model.modules()
-        if isinstance(m, _BATCH_NORM)
-        for p in m.parameters(recurse=False)
-    }
+    norms = _batch_norm_ids(model)
     for number, group in enumerate(layer_groups(model)):
         for parameter in group:
-            parameter.requires_grad_(number >= groups or id(parameter) in norms)
+            trains = number >= groups or id(parameter) in norms
+            parameter.requires_grad_(trains)
+
+
+def _batch_norm_ids(model: nn.Module) -> set[int]:
+    """The ids of the weights and biases of all BatchNorm layers.
+
+    By id, because comparing tensors with == compares their elements.
+    """
+    ids = set()
+    for module in model.modules():
+        if isinstance(module, _BATCH_NORM):
+            for parameter in module.parameters(recurse=False):
+                ids.add(id(parameter))
+    return ids

@@ -1,4 +1,4 @@
-"""The network: a body without its classifier, and the lesson's head.
+"""Builds the network: a body without its classifier, and the head of the lesson.
 
 Structure and numbers: fastai 1.0.21 vision/learner.py:34-44, layers.py:29-35 and 61-68.
 """
@@ -13,74 +13,109 @@ import torch
 from torch import nn
 
 from raytrain.errors import ConfigError
-from raytrain.models.bodies import TIMM, first_line, timm_body, timm_package, torchvision_body
+from raytrain.models.bodies import (
+    TIMM,
+    Body,
+    first_line,
+    timm_body,
+    timm_package,
+    torchvision_body,
+)
 
+# Units of the hidden layer of the head.
 HIDDEN = 512
 
 
 class Network(nn.Sequential):
-    """`body` and `head`. With fixed statistics BatchNorm normalises by its running ones and never moves them."""
+    """A network of two children, `body` and `head`.
+
+    With `fixed_statistics`, BatchNorm normalises by its running statistics and never updates them.
+    """
 
     fixed_statistics = False
 
     def train(self, mode: bool = True) -> Network:
-        """Sets training mode, in which a norm with fixed statistics stays as it is in evaluation."""
+        """Sets training mode. With fixed statistics, normalisation stays in evaluation mode."""
         super().train(mode)
-        for module in self.modules() if self.fixed_statistics else ():
-            # By the buffer and not by the class: timm has norms with running statistics that are no BatchNorm.
+        if not self.fixed_statistics:
+            return self
+        for module in self.modules():
+            # By the buffer and not by the class: timm has layers with running statistics that are
+            # not subclasses of BatchNorm.
             if hasattr(module, "running_var"):
                 module.eval()
         return self
 
 
 class ConcatPool(nn.Module):
-    """(B, C, H, W) to (B, 2C): maximum and mean over the picture, so any size of tile gives the same head."""
+    """Pools (B, C, H, W) to (B, 2C): the maximum and the mean of each channel.
+
+    The output does not depend on H and W, so the head fits tiles of any size.
+    """
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Pools in float32 at least: a mean over thousands of bf16 values would lose its last digits."""
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)
+        """Pools in float32 at least."""
+        # The mean over thousands of bf16 values would lose its last digits.
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        features = features.to(dtype)
+        maximum = features.amax((2, 3))
+        mean = features.mean((2, 3))
+        return torch.cat([maximum, mean], 1)
 
 
 def build(arch: str, outputs: int, dropout: float, batch_norm: str = "worker") -> Network:
-    """A network of two children, `body` and `head`, with random weights from torch's global generator.
+    """Builds a network with random weights from torch's global generator.
 
-    Its state dict has the same keys whatever `batch_norm` is.
+    Its state dict has the same keys for every value of `batch_norm`.
 
     Args:
         arch: a torchvision ResNet, ConvNeXt, EfficientNet or Swin, or timm:NAME.
         outputs: number of logits.
-        dropout: before the last layer; half of it before the first.
-        batch_norm: worker, sync (statistics over all ranks) or fixed (running statistics, never moved).
+        dropout: probability before the last layer; half of it is used before the first layer.
+        batch_norm: worker (statistics of each rank), sync (statistics over all ranks) or fixed
+            (running statistics, never updated).
 
     Raises:
-        ConfigError: `arch` is unknown, or gives no map of features.
+        ConfigError: `arch` is unknown, or its output is not a feature map.
     """
-    body = timm_body(arch.removeprefix(TIMM)) if arch.startswith(TIMM) else torchvision_body(arch)
-    model = Network(OrderedDict(body=body, head=_head(body.channels, outputs, dropout)))
+    body = _body(arch)
+    head = _head(body.channels, outputs, dropout)
+    model = Network(OrderedDict(body=body, head=head))
     if batch_norm == "sync":
         model = _synchronised(model, arch)
     model.fixed_statistics = batch_norm == "fixed"
     return model.train()
 
 
+def _body(arch: str) -> Body:
+    if arch.startswith(TIMM):
+        return timm_body(arch.removeprefix(TIMM))
+    return torchvision_body(arch)
+
+
 def check_batch_norm(batch_norm: str, device_type: str) -> None:
-    """Refuses synchronised BatchNorm where torch cannot compute it.
+    """Checks that torch can compute this kind of BatchNorm on a device.
+
+    Args:
+        batch_norm: worker, sync or fixed.
+        device_type: cpu or cuda.
 
     Raises:
-        ConfigError: anything but a GPU.
+        ConfigError: synchronised BatchNorm without a GPU.
     """
     if batch_norm == "sync" and device_type != "cuda":
         raise ConfigError(
-            "model.batch_norm = sync needs GPUs, the workers have none",
+            "model.batch_norm = sync needs GPUs, but the workers have none",
             "torch synchronises BatchNorm on GPUs only",
             "--model.batch-norm worker, or fixed",
         )
 
 
 def _synchronised(model: Network, arch: str) -> Network:
-    # timm's BatchNorm holds the activation too, which torch's converter would lose without a word.
-    converter: Any = timm_package().layers if arch.startswith(TIMM) else nn.SyncBatchNorm
+    converter: Any = nn.SyncBatchNorm
+    if arch.startswith(TIMM):
+        # timm's BatchNorm includes the activation, which torch's converter would silently drop.
+        converter = timm_package().layers
     converted: Network = converter.convert_sync_batchnorm(model)
     return converted
 
@@ -103,40 +138,58 @@ def _head(channels: int, outputs: int, dropout: float) -> nn.Sequential:
     return head
 
 
-def placed(
+def to_device(
     model: nn.Sequential, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> nn.Sequential:
-    """The same network, moved to a device and type, with its convolutions' weights in channels-last order."""
+    """Moves a network to a device and a type, in place. Returns the same network.
+
+    The weights of its convolutions become channels-last, the memory format of the pictures.
+    """
     return model.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch's stubs
 
 
 def running_statistics(model: nn.Module) -> list[torch.Tensor]:
-    """Running mean and variance of every BatchNorm."""
-    return [
-        b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))
-    ]
+    """Returns the running mean and variance of every BatchNorm, each of shape (C,)."""
+    statistics = []
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            statistics.append(buffer)
+    return statistics
 
 
 def check_sizes(model: nn.Sequential, arch: str, sizes: Iterable[int]) -> None:
-    """Shows the network an empty tile of every size.
+    """Runs the network on an empty tile of every size.
+
+    Args:
+        model: the network, on the CPU.
+        arch: its name for the error message.
+        sizes: sides of tiles, pixels.
 
     Raises:
-        ConfigError: it cannot take one.
+        ConfigError: the network cannot take one of the sizes.
     """
-    for size in sorted(set(sizes)):
-        try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, size, size))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"{arch} cannot take tiles of {size} px ({first_line(error)})",
-                "a stage of the recipe has this size",
-                "give its stage another size (or start_size); multiples of 32 from 64 on suit every network here",
-            ) from None
-        finally:
-            model.train()
+    # Evaluation mode: running statistics must not move, and BatchNorm needs more than one tile.
+    model.eval()
+    try:
+        for size in sorted(set(sizes)):
+            _check_size(model, arch, size)
+    finally:
+        model.train()
+
+
+def _check_size(model: nn.Sequential, arch: str, size: int) -> None:
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{arch} cannot take tiles of {size} px ({first_line(error)})",
+            "a stage of the recipe has this size",
+            "give its stage another size (or start_size); "
+            "multiples of 32 from 64 on suit every network here",
+        ) from None
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, frozen ones included."""
+    """Returns the number of parameters, including frozen ones."""
     return sum(parameter.numel() for parameter in model.parameters())

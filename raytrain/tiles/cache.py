@@ -1,17 +1,21 @@
-"""Decoded tiles of a dataset on this node's disk, mapped by every process that trains on them.
+"""Keeps the decoded tiles of a dataset on a local disk, memory-mapped by every training process.
 
     <cache>/<key>/tiles.u8           uint8 (rows, size, size, 3)
-    <cache>/<key>/shard-00000.json   crc32 of that shard's pixels, written when they are complete
-    <cache>/<key>/store.json         what the store holds; its time of change says when it was last opened
+    <cache>/<key>/shard-00000.json   crc32 of the pixels of that shard, written when it is complete
+    <cache>/<key>/store.json         what the store holds; its mtime is when it was last opened
 
-Whatever changed in a store since it was filled is found when it is opened, and decoded again: all pixels are compared
-with their crc32, each process of a node its share. That reads the 8 GB of Planet at 256 px, which training reads next
-anyway, and takes 1.2 s of a core's time (measured: 6.7 GB/s). What changes while a run has it open is not found.
+Opening a store compares all pixels with their crc32; each process of a node checks its share.
+Pixels that changed since the store was filled are decoded again. The check reads the 8 GB of
+Planet at 256 px, which training reads next anyway. It takes 1.2 s on one core (measured: 6.7 GB/s).
+Changes while a run has the store open are not detected.
 
-The first process that needs a shard decodes it, under a lock of the kernel that ends with the process, so a killed
-process leaves nothing locked. The key covers the dataset's hash, the tile size and the decoder's version; a second run
-decodes nothing. `RAYTRAIN_CACHE` names the folder, `RAYTRAIN_CACHE_GB` the most it may hold (default 100): the stores
-that were not opened for longest go first, never one that is in use. No torch, no ray.
+The first process that needs a shard decodes it under a kernel lock. The lock ends with the process,
+so a killed process leaves nothing locked. The key covers the hash of the dataset, the tile size and
+the version of the decoder, so a second run decodes nothing.
+
+`RAYTRAIN_CACHE` names the folder. `RAYTRAIN_CACHE_GB` limits its size (default 100). When space is
+needed, the least recently opened stores are removed first, but never one that is in use.
+Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -41,10 +45,21 @@ from raytrain.errors import ConfigError, DataError, StorageError
 
 logger = logging.getLogger(__name__)
 
+# Held while stores are made or removed.
+CACHE_LOCK = "cache.lock"
+PIXELS_FILE = "tiles.u8"
+CONTENT_FILE = "store.json"
+# Every process that has a store open holds a shared lock on this file of the store.
+LEASE_FILE = "in-use.lock"
+# Between two checks whether other processes have finished their shards.
+WAIT_S = 0.05
+# Shape of a store: (rows, size, size, 3).
+Shape = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a shard's tiles come from and where they go: rows [first, first + rows) of the store."""
+    """A shard of the dataset. Its tiles are the rows [first, first + rows) of the store."""
 
     number: int
     path: str
@@ -55,7 +70,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Store:
-    """A filled store. `pixels` is a read-only map, uint8 (rows, size, size, 3); `decoded` counts this process's work."""
+    """A filled store.
+
+    Attributes:
+        directory: the folder of the store.
+        pixels: uint8 (rows, size, size, 3), a read-only memory map.
+        decoded: number of tiles that this process decoded when it opened the store.
+        lease: the open lock file that keeps the store from being removed.
+    """
 
     directory: Path
     pixels: np.ndarray[Any, Any]
@@ -64,27 +86,38 @@ class Store:
 
     @property
     def size(self) -> int:
-        """Side of the stored tiles, pixels."""
+        """Side of the stored tiles in pixels."""
         return int(self.pixels.shape[1])
 
 
 def stored_size(native: int, stage_sizes: Sequence[int]) -> int:
-    """Side at which tiles are stored: native when that is at most twice the largest stage, else the largest stage.
+    """Chooses the side at which tiles are stored.
 
-    It depends on the recipe's whole list of stages, so that chained runs of parts of the list see equal pixels.
+    That is the native side if it is at most twice the side of the largest stage. Otherwise it is
+    the side of the largest stage. The choice depends on all stages of the recipe, even if a run
+    trains only some of them: chained runs of parts of one recipe then see equal pixels.
+
+    Args:
+        native: side of the tiles in the dataset, pixels.
+        stage_sizes: sides of all stages of the recipe, pixels.
     """
     largest = max(stage_sizes)
-    return native if native <= 2 * largest else largest
+    if native <= 2 * largest:
+        return native
+    return largest
 
 
 def default_directory() -> Path:
-    """`RAYTRAIN_CACHE`, else `raytrain` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("RAYTRAIN_CACHE") or f"{base}/raytrain").expanduser()
+    """Returns `RAYTRAIN_CACHE`, or by default the folder `raytrain` in the user's cache folder."""
+    chosen = os.environ.get("RAYTRAIN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(f"{user_cache}/raytrain").expanduser()
 
 
 def store_bytes(dataset: Dataset, size: int) -> int:
-    """Bytes on disk of the dataset's store."""
+    """Returns the bytes on disk of the decoded tiles of a dataset, with a side of `size` pixels."""
     return dataset.rows * size * size * 3
 
 
@@ -96,53 +129,72 @@ def open_store(
     processes: int = 1,
     turn: tuple[int, int] = (0, 1),
 ) -> Store:
-    """Opens the store of a dataset, decoding what is missing; several processes may do so at once.
+    """Opens the store of a dataset and decodes what is missing.
+
+    Several processes may do so at the same time.
 
     Args:
         dataset: an opened dataset.
         size: side of the stored tiles, pixels.
-        directory: cache folder.
+        directory: the cache folder; None for the default one.
         processes: CPUs that this caller may use for decoding.
-        turn: (position, callers) among the processes of this node; each verifies its share and starts with it.
+        turn: (position, callers) among the processes of this node. Each one verifies its share of
+            the shards, and begins to decode at another shard.
 
     Raises:
-        DataError: a shard is damaged, or a picture no longer passes the gate.
+        DataError: a shard is damaged, or a picture no longer passes the checks of the decoder.
         StorageError: the disk is too small or cannot be written.
     """
     directory = directory or default_directory()
-    with _failures(directory):
+    position, callers = turn
+    with _storage_errors(directory):
         root, lease = _make_store(dataset, size, directory)
         shards = _shards(dataset)
         shape = (dataset.rows, size, size, 3)
-        pixels = np.memmap(root / "tiles.u8", np.uint8, "r", shape=shape)
-        for shard in shards[turn[0] :: turn[1]]:
+        pixels = np.memmap(root / PIXELS_FILE, np.uint8, "r", shape=shape)
+        for shard in shards[position::callers]:
             _drop_if_damaged(root, shard, pixels)
-        decoded = _fill(root, shards[turn[0] :] + shards[: turn[0]], shape, processes)
+        # Each process begins at its own position, so that they do not compete for the same shard.
+        rotated = shards[position:] + shards[:position]
+        decoded = _fill(root, rotated, shape, processes)
         return Store(root, pixels, decoded, lease)
 
 
 def check_store(dataset: Dataset, size: int, directory: Path | None = None) -> None:
-    """Refuses what `open_store` would refuse before it decodes. Makes the cache folder, and removes nothing in it.
+    """Raises the errors that `open_store` would raise before it decodes.
+
+    It makes the cache folder, and removes nothing in it.
+
+    Args:
+        dataset: an opened dataset.
+        size: side of the stored tiles, pixels.
+        directory: the cache folder; None for the default one.
 
     Raises:
-        ConfigError: RAYTRAIN_CACHE_GB is no number.
+        ConfigError: RAYTRAIN_CACHE_GB is not a number.
         StorageError: the disk is too small or cannot be written.
     """
     directory = directory or default_directory()
-    with _failures(directory):
+    with _storage_errors(directory):
         root = directory / _key(_content(dataset, size))
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / "cache.lock"):
-            if (root / "store.json").exists():
-                with (root / "in-use.lock").open("ab"):
+        with _locked(directory / CACHE_LOCK):
+            if (root / CONTENT_FILE).exists():
+                # Fails if this process has no permission to take a lease.
+                with (root / LEASE_FILE).open("ab"):
                     return
-            held = _held(directory)
-            used = sum(held[root] for root in held if _is_in_use(root))
-            _check_room(directory, store_bytes(dataset, size), used, sum(held.values()) - used)
+            used, removable = 0, 0
+            for store, held in _store_sizes(directory).items():
+                if _is_in_use(store):
+                    used += held
+                else:
+                    removable += held
+            _check_room(directory, store_bytes(dataset, size), used, removable)
 
 
 @contextmanager
-def _failures(directory: Path) -> Iterator[None]:
+def _storage_errors(directory: Path) -> Iterator[None]:
+    """Turns an error of the operating system into a StorageError that names the cache folder."""
     try:
         yield
     except OSError as error:
@@ -154,28 +206,30 @@ def _failures(directory: Path) -> Iterator[None]:
 
 
 def _shards(dataset: Dataset) -> list[Shard]:
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])[:-1]
-    return [
-        Shard(i, path, entry["sha256"], int(first), entry["rows"])
-        for i, (path, first, entry) in enumerate(
-            zip(dataset.shards, starts, dataset.manifest["shards"], strict=True)
-        )
-    ]
+    entries = dataset.manifest["shards"]
+    shards = []
+    first = 0
+    for number, path in enumerate(dataset.shards):
+        entry = entries[number]
+        shards.append(Shard(number, path, entry["sha256"], first, entry["rows"]))
+        first += entry["rows"]
+    return shards
 
 
 def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[bytes]]:
+    """Makes the store if it does not exist. Returns its folder and the lease of this process."""
     content = _content(dataset, size)
     root = directory / _key(content)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / "cache.lock"):
-        if not (root / "store.json").exists():
+    with _locked(directory / CACHE_LOCK):
+        if not (root / CONTENT_FILE).exists():
             _make_room(directory, store_bytes(dataset, size))
             _reserve(root, store_bytes(dataset, size))
-            storage.write_json(str(root / "store.json"), content)
+            storage.write_json(str(root / CONTENT_FILE), content)
         # The lease keeps other processes from removing the store for as long as this one lives.
-        lease = (root / "in-use.lock").open("ab")
+        lease = (root / LEASE_FILE).open("ab")
         fcntl.flock(lease, fcntl.LOCK_SH)
-        os.utime(root / "store.json")
+        os.utime(root / CONTENT_FILE)
         return root, lease
 
 
@@ -193,11 +247,13 @@ def _key(content: dict[str, Any]) -> str:
 
 
 def _reserve(root: Path, size: int) -> None:
+    """Makes the folder of a store anew, with a file of `size` bytes for the pixels."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     try:
-        with (root / "tiles.u8").open("wb") as file:
-            # Not a sparse file: a disk that fills up later would kill the process that writes into the map.
+        with (root / PIXELS_FILE).open("wb") as file:
+            # Not a sparse file: writing into the map of one on a full disk kills the process
+            # with SIGBUS.
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError:
         shutil.rmtree(root, ignore_errors=True)
@@ -205,6 +261,7 @@ def _reserve(root: Path, size: int) -> None:
 
 
 def _limit() -> int:
+    """The most bytes that the cache may hold."""
     text = os.environ.get("RAYTRAIN_CACHE_GB") or "100"
     try:
         return int(float(text) * 1e9)
@@ -217,117 +274,158 @@ def _limit() -> int:
 
 
 def _make_room(directory: Path, needed: int) -> None:
+    """Removes unused stores until `needed` bytes fit, the least recently opened ones first."""
     limit = _limit()
-    held = _held(directory)
-    for root in held:
-        if sum(held.values()) + needed <= limit and shutil.disk_usage(directory).free > needed:
+    sizes = _store_sizes(directory)
+    for root in sizes:
+        within_limit = sum(sizes.values()) + needed <= limit
+        if within_limit and shutil.disk_usage(directory).free > needed:
             break
         if _remove_unused(root):
-            held[root] = 0
-    _check_room(directory, needed, sum(held.values()), 0)
+            sizes[root] = 0
+    _check_room(directory, needed, used=sum(sizes.values()), removable=0)
 
 
-def _held(directory: Path) -> dict[Path, int]:
-    """Bytes of the tiles of each store, the one that was not opened for longest first."""
-    stores = sorted(directory.glob("*/store.json"), key=lambda path: path.stat().st_mtime)
-    return {path.parent: (path.parent / "tiles.u8").stat().st_size for path in stores}
+def _store_sizes(directory: Path) -> dict[Path, int]:
+    """Bytes of the pixels of each store, the least recently opened store first."""
+
+    def last_opened(content_file: Path) -> float:
+        return content_file.stat().st_mtime
+
+    sizes = {}
+    for content_file in sorted(directory.glob(f"*/{CONTENT_FILE}"), key=last_opened):
+        root = content_file.parent
+        sizes[root] = (root / PIXELS_FILE).stat().st_size
+    return sizes
 
 
 def _check_room(directory: Path, needed: int, used: int, removable: int) -> None:
-    """Refuses a store of so many bytes beside `used` ones that stay, where it has no room after `removable` ones went."""
-    limit, free = _limit(), shutil.disk_usage(directory).free + removable
+    """Checks that a new store fits.
+
+    Args:
+        directory: the cache folder.
+        needed: bytes of the new store.
+        used: bytes of the stores that stay.
+        removable: bytes of the stores that can be removed for it.
+
+    Raises:
+        StorageError: it does not fit into the limit, or not on the disk.
+    """
+    limit = _limit()
+    free = shutil.disk_usage(directory).free + removable
     if used + needed > limit:
+        # Rounded up to whole gigabytes.
+        enough = -(-(used + needed) // 10**9)
         raise StorageError(
-            f"the decoded tiles need {needed / 1e9:.1f} GB beside {used / 1e9:.1f} GB in use, the tile cache "
-            f"may hold {limit / 1e9:.1f} GB",
+            f"the decoded tiles need {needed / 1e9:.1f} GB in addition to {used / 1e9:.1f} GB in "
+            f"use, but the tile cache may hold {limit / 1e9:.1f} GB",
             "decoded tiles are kept on disk so that they are decoded once",
-            f"export RAYTRAIN_CACHE_GB={-(-(used + needed) // 10**9)}",
+            f"export RAYTRAIN_CACHE_GB={enough}",
         )
     if free < needed:
         raise StorageError(
-            f"the decoded tiles need {needed / 1e9:.1f} GB, {directory} has {free / 1e9:.1f} GB free",
+            f"the decoded tiles need {needed / 1e9:.1f} GB, "
+            f"{directory} has {free / 1e9:.1f} GB free",
             "decoded tiles are kept on disk so that they are decoded once",
             "export RAYTRAIN_CACHE=DIR with a folder on a larger disk",
         )
 
 
 def _is_in_use(root: Path) -> bool:
-    with (root / "in-use.lock").open("ab") as lease:
-        try:
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    # An exclusive lock is refused while any process holds its shared lock, the lease.
+    with _locked(root / LEASE_FILE, wait=False) as unused:
+        return not unused
 
 
 def _remove_unused(root: Path) -> bool:
-    with (root / "in-use.lock").open("ab") as lease:
-        try:
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(root)
-        return True
+    """Removes a store unless it is in use. Returns whether it was removed."""
+    with _locked(root / LEASE_FILE, wait=False) as unused:
+        if unused:
+            shutil.rmtree(root)
+        return unused
 
 
 def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> None:
+    """Removes the marker of a shard whose pixels have changed, so that it is decoded again."""
     marker = _marker(root, shard)
-    with _locked(root / f"shard-{shard.number:05}.lock"):
-        if marker.exists():
-            found = _checksum(pixels[shard.first : shard.first + shard.rows])
-            # Not parsed: what is damaged may be no JSON any more.
-            if marker.read_bytes().strip() != str(found).encode():
-                marker.unlink()
+    with _locked(_shard_lock(root, shard)):
+        if not marker.exists():
+            return
+        found = _checksum(pixels[shard.first : shard.first + shard.rows])
+        # Compared as bytes: a damaged marker may no longer be JSON.
+        if marker.read_bytes().strip() != str(found).encode():
+            marker.unlink()
 
 
-def _fill(root: Path, shards: list[Shard], shape: tuple[int, ...], processes: int) -> int:
-    """Decodes what no other process has decoded or is decoding, then waits for the others. Returns tiles decoded."""
-    decoded, said = 0, time.monotonic()
-    while missing := [shard for shard in shards if not _marker(root, shard).exists()]:
+def _fill(root: Path, shards: list[Shard], shape: Shape, processes: int) -> int:
+    """Decodes the missing shards together with other processes, and waits until all are complete.
+
+    Returns:
+        The number of tiles that this process decoded.
+    """
+    decoded = 0
+    logged_at = time.monotonic()
+    while True:
+        missing = [shard for shard in shards if not _marker(root, shard).exists()]
+        if not missing:
+            return decoded
         before = decoded
-        for rows in _map(processes, missing, root, shape):
+        for rows in _decode_shards(missing, root, shape, processes):
             decoded += rows
-            if time.monotonic() - said > PROGRESS_EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - logged_at > PROGRESS_EVERY_S:
+                logged_at = time.monotonic()
                 logger.info(f"  tiles: {decoded} of {shape[0]} decoded by this process")
         if decoded == before:
-            time.sleep(0.05)
-    return decoded
+            # Other processes are decoding all that is missing.
+            time.sleep(WAIT_S)
 
 
-def _map(processes: int, missing: list[Shard], root: Path, shape: tuple[int, ...]) -> Iterator[int]:
-    if processes > 1 and sum(shard.rows for shard in missing) >= POOL_FROM_TILES:
-        # spawn: a fork of a process that runs Ray's threads may inherit a lock that nobody will release.
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(
-                _decode_shard, missing, [root] * len(missing), [shape] * len(missing)
-            )
-    else:
-        yield from (_decode_shard(shard, root, shape) for shard in missing)
+def _decode_shards(missing: list[Shard], root: Path, shape: Shape, processes: int) -> Iterator[int]:
+    """Decodes shards, in a process pool if there are many tiles. Yields the tiles of each one."""
+    tiles = sum(shard.rows for shard in missing)
+    if processes <= 1 or tiles < POOL_FROM_TILES:
+        for shard in missing:
+            yield _decode_shard(shard, root, shape)
+        return
+    # spawn: a forked copy of a process that runs Ray's threads may inherit a lock that nobody
+    # will ever release.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        count = len(missing)
+        yield from pool.map(_decode_shard, missing, [root] * count, [shape] * count)
 
 
-def _decode_shard(shard: Shard, root: Path, shape: tuple[int, ...]) -> int:
-    """Decodes one shard unless another process has it. Returns the number of tiles decoded."""
-    with _locked(root / f"shard-{shard.number:05}.lock", wait=False) as mine:
-        if not mine or _marker(root, shard).exists():
+def _decode_shard(shard: Shard, root: Path, shape: Shape) -> int:
+    """Decodes a shard unless another process has its lock. Returns the number of tiles decoded."""
+    with _locked(_shard_lock(root, shard), wait=False) as locked:
+        if not locked or _marker(root, shard).exists():
             return 0
-        pixels = np.memmap(root / "tiles.u8", np.uint8, "r+", shape=shape)
+        pixels = np.memmap(root / PIXELS_FILE, np.uint8, "r+", shape=shape)
         view = pixels[shard.first : shard.first + shard.rows]
         table = read_shard(shard.path, ["image_name", "image", "crc32"], shard.sha256)
-        for row, (name, content, check) in enumerate(
-            zip(*(c.to_pylist() for c in table.columns), strict=True)
-        ):
+        columns = [column.to_pylist() for column in table.columns]
+        for row, (name, content, check) in enumerate(zip(*columns, strict=True)):
             view[row] = decode_checked(content, check, shape[1], f"{name} in {shard.path}")
+        # The marker comes last: it promises that the pixels are complete.
         pixels.flush()
         storage.write_json(str(_marker(root, shard)), _checksum(view))
         return shard.rows
 
 
 def decode_checked(content: bytes, check: int, size: int, where: str) -> np.ndarray[Any, Any]:
-    """An encoded tile as uint8 (size, size, 3), after its crc32 was compared with `check`.
+    """Decodes a tile after comparing its encoded bytes with their checksum.
+
+    Args:
+        content: the encoded picture.
+        check: crc32 of `content` that was written at ingest.
+        size: side of the decoded tile, pixels.
+        where: name of the tile in an error message.
+
+    Returns:
+        uint8 (size, size, 3).
 
     Raises:
-        DataError: damaged; the sentence names the tile by `where`.
+        DataError: the picture is damaged.
     """
     try:
         if crc32(content) == check:
@@ -347,16 +445,27 @@ def _checksum(pixels: np.ndarray[Any, Any]) -> int:
 
 
 def _marker(root: Path, shard: Shard) -> Path:
+    """The file that says that the pixels of a shard are complete; it holds their crc32."""
     return root / f"shard-{shard.number:05}.json"
+
+
+def _shard_lock(root: Path, shard: Shard) -> Path:
+    return root / f"shard-{shard.number:05}.lock"
 
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the file's lock; with wait=False yields False where another process holds it."""
+    """Locks a file exclusively. With wait=False, yields False if another process has the lock."""
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _takes_lock(file, wait)
+
+
+def _takes_lock(file: IO[bytes], wait: bool) -> bool:
+    operation = fcntl.LOCK_EX
+    if not wait:
+        operation |= fcntl.LOCK_NB
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,8 +1,11 @@
-"""Where the pictures of a batch come from: the GPU's own memory or this node's cache. (From the shards: `stream`.)
+"""Provides the pictures of batches, from the memory of the GPU or from the tile cache of this node.
 
-A feed is called with the row numbers of one batch after the other and gives their pictures in the same order; it may run
-ahead of the step that uses them. Pictures are uint8 (B, 3, S, S) on the device that trains; their memory is
-channels-last, as they lie in the store.
+The feed that reads the shards instead is in `stream`.
+
+A feed is called with an iterable of row numbers, one array per batch, and yields the pictures of
+each batch in the same order. It may run ahead of the training step that uses them. Pictures are
+uint8 (B, 3, S, S) on the device that trains. Their memory format is channels-last, which is how the
+tiles are stored.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -19,25 +23,33 @@ import torch
 
 from raytrain.tiles.sampling import Rows
 
-# Batches that wait on the GPU, or on their way there, while one trains.
+# Batches that wait on the GPU, or are being copied to it, while one trains.
 DEPTH = 2
+# Tiles copied to the GPU at once: 100 MB at 256 px.
 UPLOAD_ROWS = 512
+# How often a thread that waits for room in its queue looks whether it should stop.
+STOP_CHECK_S = 0.1
 T = TypeVar("T")
 
 
 class Feed(Protocol):
-    """Gives the pictures of batches."""
+    """Yields the pictures of batches."""
 
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
-        """Pictures uint8 (B, 3, S, S) of each list of row numbers in turn."""
+        """Yields the pictures of each array of row numbers in turn, uint8 (B, 3, S, S)."""
 
     def close(self) -> None:
-        """Ends what works in the background."""
+        """Ends all background work."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures and targets of a dataset: `targets` is uint8 (N, K) on the device that trains."""
+    """The pictures and targets of a dataset.
+
+    Attributes:
+        feed: yields the pictures.
+        targets: uint8 (N, K) on the device that trains: 1 where a tile has the label.
+    """
 
     feed: Feed
     targets: torch.Tensor
@@ -45,8 +57,18 @@ class Source:
     def batches(
         self, wanted: Iterable[Rows], dtype: torch.dtype
     ) -> Generator[dict[str, torch.Tensor]]:
-        """For each list of rows: image uint8 (B, 3, H, W), target `dtype` (B, K), index int64 (B,)."""
-        asked: list[Rows] = []
+        """Yields a batch for each array of row numbers.
+
+        Args:
+            wanted: int64 arrays of row numbers, (B,) each.
+            dtype: type of the targets.
+
+        Yields:
+            A dictionary of `image` uint8 (B, 3, S, S), `target` (B, K) of type `dtype`, and `index`
+            int64 (B,), all on the device that trains.
+        """
+        # Filled by the feed, perhaps in a thread of its own that is some batches ahead.
+        asked: deque[Rows] = deque()
 
         def noted() -> Iterator[Rows]:
             for rows in wanted:
@@ -54,46 +76,67 @@ class Source:
                 yield rows
 
         for image in self.feed(noted()):
-            index = moved(torch.from_numpy(asked.pop(0)), self.targets.device)
+            rows = asked.popleft()
+            index = moved(torch.from_numpy(rows), self.targets.device)
             yield {"image": image, "target": self.targets[index].to(dtype), "index": index}
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on a device. To a GPU through pinned memory: from any other the host would wait for the copy."""
+    """Returns a CPU tensor on a device, without waiting for a copy to a GPU."""
     if device.type == "cpu":
         return tensor
+    # Only copies from pinned memory are asynchronous.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class CacheFeed:
-    """Gathers from decoded tiles in host memory, uint8 (N, S, S, 3), such as the map of a store."""
+    """Gathers batches from decoded tiles in host memory.
+
+    Args:
+        pixels: uint8 (N, S, S, 3), such as the memory map of a store.
+        device: where the pictures go.
+    """
 
     def __init__(self, pixels: np.ndarray[Any, Any], device: torch.device) -> None:
-        self.pixels, self.device, self.stream = _as_tensor(pixels), device, copying_stream(device)
+        self.pixels = _as_tensor(pixels)
+        self.device = device
+        self.stream = copying_stream(device)
 
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
-        """See `Feed`. For a GPU a thread gathers into pinned memory and copies while the step before computes."""
+        """See `Feed`.
+
+        For a GPU, a thread gathers into pinned memory and copies while the previous step computes.
+        """
         pictures = (self._gathered(rows) for rows in wanted)
-        # On a CPU a second thread would only take time from the first.
-        return pictures if self.stream is None else ahead_on_gpu(pictures, self.stream)
+        if self.stream is None:
+            # On a CPU a second thread would only take time from the first.
+            return pictures
+        return ahead_on_gpu(pictures, self.stream)
 
     def close(self) -> None:
-        """Nothing works in the background between batches."""
+        """Does nothing: no background work outlives an epoch."""
 
     def _gathered(self, rows: Rows) -> torch.Tensor:
+        """The pictures of one batch, uint8 (B, 3, S, S)."""
         shape = (len(rows), *self.pixels.shape[1:])
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         torch.index_select(self.pixels, 0, torch.from_numpy(rows), out=batch)
-        # The pinned block is used again only after the copy: torch's host allocator keeps account of that.
+        # torch's allocator of pinned memory reuses this block only after the copy has finished.
         return batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
 
 
 class DeviceFeed:
-    """Gathers from decoded tiles that were copied to the GPU once."""
+    """Gathers batches from decoded tiles that were copied to the GPU once.
+
+    Args:
+        pixels: uint8 (N, S, S, 3) in host memory.
+        device: the GPU that holds the copy.
+    """
 
     def __init__(self, pixels: np.ndarray[Any, Any], device: torch.device) -> None:
         self.device = device
         self.pixels = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+        # In parts: each one is first copied into a temporary tensor on the GPU.
         for start in range(0, len(pixels), UPLOAD_ROWS):
             part = pixels[start : start + UPLOAD_ROWS]
             self.pixels[start : start + len(part)] = _as_tensor(part).to(device)
@@ -101,28 +144,44 @@ class DeviceFeed:
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
         """See `Feed`."""
         for rows in wanted:
-            yield self.pixels[moved(torch.from_numpy(rows), self.device)].permute(0, 3, 1, 2)
+            index = moved(torch.from_numpy(rows), self.device)
+            yield self.pixels[index].permute(0, 3, 1, 2)
 
     def close(self) -> None:
-        """Nothing works in the background."""
+        """Does nothing: there is no background work."""
 
 
 def _as_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
     with warnings.catch_warnings():
-        # The map of a store is read-only and torch knows no such tensors; nothing here writes into it.
+        # The map of a store is read-only, but torch has no read-only tensors. Nothing here writes
+        # into it.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(pixels)
 
 
 def copying_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """For `ahead_on_gpu`, one for the life of a feed: memory that was freed on a stream is used again by that one alone."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
+    """Returns a CUDA stream for `ahead_on_gpu`, or None for a device that is not a GPU.
+
+    A feed keeps one stream for its whole life: memory that was allocated on a stream is reused by
+    that stream alone.
+    """
+    if device.type == "cuda":
+        return torch.cuda.Stream(device)
+    return None
 
 
 def ahead_on_gpu(
     pictures: Iterator[torch.Tensor], stream: torch.cuda.Stream
 ) -> Iterator[torch.Tensor]:
-    """The same pictures on this thread's stream, made up to `DEPTH` ahead by a thread on a stream of its own."""
+    """Makes pictures up to `DEPTH` batches ahead, in a thread and on a stream of its own.
+
+    Args:
+        pictures: makes each batch on the current stream of the thread that asks for it.
+        stream: the stream that the thread works on.
+
+    Yields:
+        The same pictures, ready for use on the current stream of the calling thread.
+    """
     main = torch.cuda.current_stream(stream.device)
 
     def copied() -> Iterator[tuple[torch.Tensor, torch.cuda.Event]]:
@@ -132,52 +191,33 @@ def ahead_on_gpu(
 
     for picture, arrived in ahead(copied(), DEPTH):
         main.wait_event(arrived)
-        # Its memory belongs to the copying stream; without this it could be filled anew while the step still reads.
+        # The memory of the picture belongs to the copying stream. Without this call, that stream
+        # could overwrite it while the training step still reads it.
         picture.record_stream(main)
         yield picture
 
 
 @dataclass(frozen=True)
 class _End:
-    """After the last item; with the error that ended them."""
+    """Follows the last item in the queue. Holds the error if one ended the items."""
 
     error: BaseException | None = None
 
 
 def ahead(items: Iterator[T], depth: int) -> Generator[T]:
-    """The items in order, made by a thread up to `depth` ahead; what it raises is raised here.
+    """Yields items in order while a thread makes up to `depth` of them ahead.
 
-    Closing the iterator ends the thread.
+    An error in the thread is raised here. Closing the generator ends the thread.
     """
     made: queue.Queue[T | _End] = queue.Queue(depth)
     stopped = threading.Event()
-
-    def put(entry: T | _End) -> None:
-        while not stopped.is_set():
-            try:
-                return made.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
-            put(_End())
-        except BaseException as error:
-            put(_End(error))
-        finally:
-            # Here and not where the last reference goes: what the items set for their thread, such as its stream and its
-            # device, would be reset in another.
-            _close(items)
-
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=_produce, args=(items, made, stopped), daemon=True)
     thread.start()
     try:
-        while not isinstance(entry := made.get(), _End):
+        entry = made.get()
+        while not isinstance(entry, _End):
             yield entry
+            entry = made.get()
         if entry.error is not None:
             raise entry.error
     finally:
@@ -185,7 +225,28 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
         thread.join()
 
 
-def _close(items: Iterator[Any]) -> None:
-    """Ends a generator; other iterators have nothing to end."""
-    if isinstance(items, Generator):
-        items.close()
+def _produce(items: Iterator[T], made: queue.Queue[T | _End], stopped: threading.Event) -> None:
+    """Puts the items into the queue until they end or the event is set."""
+    try:
+        for item in items:
+            _put(item, made, stopped)
+            if stopped.is_set():
+                return
+        _put(_End(), made, stopped)
+    except BaseException as error:
+        _put(_End(error), made, stopped)
+    finally:
+        # Closed in this thread, not where the last reference is dropped: a generator may have set
+        # a stream or a device for its thread, and would reset them in another one.
+        if isinstance(items, Generator):
+            items.close()
+
+
+def _put(entry: T | _End, made: queue.Queue[T | _End], stopped: threading.Event) -> None:
+    """Waits for room in the queue. Gives up if the event is set, since nobody reads any more."""
+    while not stopped.is_set():
+        try:
+            made.put(entry, timeout=STOP_CHECK_S)
+        except queue.Full:
+            continue
+        return

@@ -1,4 +1,8 @@
-"""Where the tiles of a run lie: on the GPU, in this node's cache, or in their shards; chosen by size, said with the reason."""
+"""Decides where the tiles of a run are kept: on the GPU, in the tile cache, or in their shards.
+
+The choice depends on the size of the tiles, unless the recipe names one. It is logged with its
+reason.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,26 @@ from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.log import EVERY_RANK, duration
 from raytrain.tiles.cache import Store, check_store, default_directory, open_store, store_bytes
 from raytrain.tiles.feeds import CacheFeed, DeviceFeed, Feed
+from raytrain.tiles.sampling import ShuffleWindow
 from raytrain.tiles.stream import StreamFeed, stream_window
 from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-
-# Of the GPU's free memory; the rest is for the network, its optimiser and what a step computes.
+# Of the GPU's free memory. The rest is for the network, the optimiser and the activations.
 SHARE_OF_GPU = 0.5
 
 
 @dataclass(frozen=True)
-class Placed:
-    """The tiles of a run: their feed, their side in pixels, and the shards that are shuffled together (None: all)."""
+class Tiles:
+    """The opened tiles of a run.
+
+    Attributes:
+        feed: yields the pictures of batches.
+        size: side of the decoded tiles, pixels.
+        window: number of shards that are shuffled together; None for all.
+        store: the decoded tiles in the cache, or None if this rank streams them.
+    """
 
     feed: Feed
     size: int
@@ -34,56 +45,87 @@ class Placed:
     store: Store | None
 
 
-def place_tiles(
+def open_tiles(
     dataset: Dataset,
     size: int,
     worker: Worker,
     *,
     choice: str,
     window_gb: float,
-    order: tuple[int | None] | None,
-) -> Placed:
-    """Opens the tiles of a dataset for this process.
+    resumed: ShuffleWindow | None,
+) -> Tiles:
+    """Opens the tiles of a dataset for this process. All ranks call it together.
 
     Args:
         dataset: an opened dataset.
         size: side of the decoded tiles, pixels.
-        worker: this process; all ranks call this together.
+        worker: this process.
         choice: auto, device, cache or stream.
-        window_gb: encoded tiles that streaming may hold in a window.
-        order: the window of a run that goes on, whose order of tiles must not change; None for a new run.
+        window_gb: gigabytes of encoded tiles that streaming may hold in a window.
+        resumed: the window of a run that resumes, whose order of tiles must not change; None for a
+            new run, which may choose.
 
     Raises:
-        ConfigError: `device` without a GPU, or `stream` for a run that shuffles more together than a window holds.
+        ConfigError: `device` without a GPU, or streaming in a run that shuffles more shards
+            together than a window holds.
         DataError, StorageError: as `open_store`.
-        ResourceError: they do not fit into the GPU's memory.
+        ResourceError: the tiles do not fit into the memory of the GPU.
     """
     store, reason = _store(dataset, size, worker, choice)
-    streamed = _any(store is None, worker.world)
-    largest = stream_window(dataset, window_gb) if streamed else None
-    if order == (None,) and largest is not None:
-        raise _other_order(reason)
-    window = order[0] if order else largest
+    # If a single rank has to stream, all ranks shuffle in windows: their order must be the same.
+    largest = None
+    if _on_any_rank(store is None, worker.world):
+        largest = stream_window(dataset, window_gb)
+    window = _shuffle_window(largest, resumed, reason)
     if store is None:
-        processes = max(0, worker.cpus // worker.local_world - 1)
-        feed: Feed = StreamFeed(
-            dataset, size, window=window, processes=processes, device=worker.device
-        )
+        feed: Feed = _streamed(dataset, size, worker, window)
         shards = len(dataset.shards)
-        path = f"streamed from the shards, {window or shards} of {shards} in a window"
+        where = f"streamed from the shards, {window or shards} of {shards} in a window"
     else:
-        on_gpu, reason = goes_to_gpu(choice, store.pixels.nbytes, worker.device)
-        feed = _uploaded(store, worker.device) if on_gpu else CacheFeed(store.pixels, worker.device)
-        path = "on the GPU" if on_gpu else f"in {store.directory}"
-    if worker.rank == 0:
-        logger.info(
-            f"tiles: {path}, {store_bytes(dataset, size) / 1e6:.0f} MB at {size} px ({reason})"
+        feed, where, reason = _stored(store, worker.device, choice)
+    if worker.leads:
+        megabytes = store_bytes(dataset, size) / 1e6
+        logger.info(f"tiles: {where}, {megabytes:.0f} MB at {size} px ({reason})")
+    return Tiles(feed, size, window, store)
+
+
+def _shuffle_window(largest: int | None, resumed: ShuffleWindow | None, reason: str) -> int | None:
+    """Chooses how many shards are shuffled together.
+
+    Args:
+        largest: the most shards that may be; None for all.
+        resumed: the window of a run that resumes, None for a new run.
+        reason: why tiles are streamed on this rank; empty if they are not.
+    """
+    if resumed is None:
+        return largest
+    if resumed.shards is None and largest is not None:
+        raise ConfigError(
+            "this run shuffles the tiles of all shards together, but streamed tiles "
+            f"({reason or 'on another rank'}) are shuffled in windows",
+            "the run would continue in another order than it began in",
+            "--tiles cache on a disk with room (export RAYTRAIN_CACHE=DIR), "
+            "or a new run with --init-from and --tiles stream",
         )
-    return Placed(feed, size, window, store)
+    return resumed.shards
+
+
+def _streamed(dataset: Dataset, size: int, worker: Worker, window: int | None) -> StreamFeed:
+    # One of the CPUs of each process is left for the training thread.
+    processes = max(0, worker.cpus // worker.local_world - 1)
+    return StreamFeed(dataset, size, window=window, processes=processes, device=worker.device)
+
+
+def _stored(store: Store, device: torch.device, choice: str) -> tuple[Feed, str, str]:
+    """Returns the feed of a filled store, where its tiles are, and why."""
+    on_gpu, reason = goes_to_gpu(choice, store.pixels.nbytes, device)
+    if on_gpu:
+        return _uploaded(store, device), "on the GPU", reason
+    return CacheFeed(store.pixels, device), f"in {store.directory}", reason
 
 
 def _uploaded(store: Store, device: torch.device) -> DeviceFeed:
-    """The tiles of a store in the GPU's memory.
+    """Copies the tiles of a store into the memory of the GPU.
 
     Raises:
         ResourceError: they do not fit.
@@ -91,21 +133,31 @@ def _uploaded(store: Store, device: torch.device) -> DeviceFeed:
     try:
         return DeviceFeed(store.pixels, device)
     except torch.OutOfMemoryError:
-        free, whole = torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info(device)
+    # Raised outside the handler: the traceback of the first error would keep the partly filled
+    # copy alive.
     raise ResourceError(
-        f"decoded tiles of {store.pixels.nbytes / 1e9:.1f} GB do not fit into the GPU's memory, of whose {whole / 1e9:.1f} GB "
-        f"{free / 1e9:.1f} GB are free",
-        "training reads them from there, and needs room beside them",
+        f"decoded tiles of {store.pixels.nbytes / 1e9:.1f} GB do not fit into the GPU's memory: "
+        f"{free / 1e9:.1f} GB of its {total / 1e9:.1f} GB are free",
+        "training reads the tiles from there, and needs more memory for the network",
         "--tiles cache, or leave --tiles out",
     )
 
 
-def planned(dataset: Dataset, size: int, device: torch.device, choice: str) -> str:
-    """Where a run here would have its tiles, in words; refuses what `place_tiles` refuses before it decodes.
+def planned_tiles(dataset: Dataset, size: int, device: torch.device, choice: str) -> str:
+    """Describes where the tiles of a run would be kept, for a dry run.
+
+    It raises the errors that `open_tiles` raises before it decodes.
+
+    Args:
+        dataset: an opened dataset.
+        size: side of the decoded tiles, pixels.
+        device: the device that would train.
+        choice: auto, device, cache or stream.
 
     Raises:
         ConfigError: `device` without a GPU.
-        StorageError: the cache was asked for, or the GPU's memory behind it, and cannot be written or is too small.
+        StorageError: the tiles cannot be cached, and `choice` is cache or device.
     """
     if choice == "stream":
         return "tiles: streamed from the shards (as asked)"
@@ -116,20 +168,30 @@ def planned(dataset: Dataset, size: int, device: torch.device, choice: str) -> s
         if choice != "auto":
             raise
         return f"tiles: streamed from the shards ({error.what})"
+    cached = f"tile cache: {needed / 1e6:.0f} MB at {size} px in {default_directory()}"
     on_gpu, reason = goes_to_gpu(choice, needed, device)
-    behind = f", and on the GPU ({reason})" if on_gpu else ""
-    return f"tile cache: {needed / 1e6:.0f} MB at {size} px in {default_directory()}{behind}"
+    if not on_gpu:
+        return cached
+    return f"{cached}, and on the GPU ({reason})"
 
 
 def goes_to_gpu(choice: str, size: int, device: torch.device) -> tuple[bool, str]:
-    """Whether decoded tiles of so many bytes go to the GPU or stay in host memory, and why.
+    """Decides whether decoded tiles are copied to the GPU or stay in host memory.
+
+    Args:
+        choice: auto, device or cache.
+        size: bytes of the decoded tiles.
+        device: the device that trains.
+
+    Returns:
+        Whether they are copied to the GPU, and the reason.
 
     Raises:
-        ConfigError: they are to go there and there is none.
+        ConfigError: `choice` is device, and there is no GPU.
     """
     if choice == "device" and device.type != "cuda":
         raise ConfigError(
-            "--tiles device needs a GPU, this worker has none",
+            "--tiles device needs a GPU, but this worker has none",
             "device means the GPU's own memory",
             "--tiles cache, or leave it out",
         )
@@ -137,48 +199,37 @@ def goes_to_gpu(choice: str, size: int, device: torch.device) -> tuple[bool, str
         return choice == "device", "as asked"
     if device.type != "cuda":
         return False, "no GPU"
-    free = torch.cuda.mem_get_info(device)[0]
-    fits = size <= SHARE_OF_GPU * free
-    return (
-        fits,
-        f"{'at most' if fits else 'more than'} {SHARE_OF_GPU:.0%} of the GPU's {free / 1e9:.0f} GB that are free",
-    )
+    free, _ = torch.cuda.mem_get_info(device)
+    limit = f"{SHARE_OF_GPU:.0%} of the GPU's {free / 1e9:.0f} GB that are free"
+    if size <= SHARE_OF_GPU * free:
+        return True, f"at most {limit}"
+    return False, f"more than {limit}"
 
 
 def _store(dataset: Dataset, size: int, worker: Worker, choice: str) -> tuple[Store | None, str]:
-    """The filled store, or None and the reason why there is none."""
+    """Opens and fills the store. Returns it, or None and the reason why the tiles are streamed."""
     if choice == "stream":
         return None, "as asked"
     began = time.monotonic()
+    processes = max(1, worker.cpus // worker.local_world)
+    turn = (worker.local_rank, worker.local_world)
     try:
-        store = open_store(
-            dataset,
-            size,
-            processes=max(1, worker.cpus // worker.local_world),
-            turn=(worker.local_rank, worker.local_world),
-        )
+        store = open_store(dataset, size, processes=processes, turn=turn)
     except StorageError as error:
         if choice != "auto":
             raise
         return None, error.what
+    seconds = duration(time.monotonic() - began)
     logger.info(
-        f"tiles: rank {worker.rank} of {worker.world} decoded {store.decoded} of {dataset.rows} at {size} px"
-        f" in {duration(time.monotonic() - began)}, the others were in {store.directory}",
+        f"tiles: rank {worker.rank} of {worker.world} decoded {store.decoded} of {dataset.rows} "
+        f"at {size} px in {seconds}, the others were in {store.directory}",
         extra=EVERY_RANK,
     )
     return store, ""
 
 
-def _other_order(reason: str) -> ConfigError:
-    return ConfigError(
-        f"this run shuffles the tiles of all shards together, streamed ones ({reason or 'on another rank'}) come in windows",
-        "it would go on in another order than it began",
-        "--tiles cache on a disk with room (export RAYTRAIN_CACHE=DIR), or a new run with --init-from and --tiles stream",
-    )
-
-
-def _any(flag: bool, world: int) -> bool:
-    """Whether the flag is set on any rank, on every rank."""
+def _on_any_rank(flag: bool, world: int) -> bool:
+    """Whether the flag is set on any rank. All ranks call it together."""
     flags = [flag] * world
     if world > 1:
         dist.all_gather_object(flags, flag)

@@ -10,7 +10,7 @@ from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset
 from raytrain.tiles import sampling
 from raytrain.tiles.feeds import Source
-from raytrain.tiles.placement import Placed
+from raytrain.tiles.placement import Tiles
 from raytrain.training.start import Start
 from raytrain.training.tasks import MultiLabel
 from raytrain.worker import Worker
@@ -40,7 +40,7 @@ class Job:
     worker: Worker
     start: Start
     backoff: float
-    tiles: Placed
+    tiles: Tiles
     source: Source
     train_rows: sampling.Rows
     valid_rows: sampling.Rows

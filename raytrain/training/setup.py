@@ -29,7 +29,7 @@ from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tiles import sampling
 from raytrain.tiles.cache import stored_size
 from raytrain.tiles.feeds import Source
-from raytrain.tiles.placement import Placed, place_tiles
+from raytrain.tiles.placement import Tiles, open_tiles
 from raytrain.training import start as starting
 from raytrain.training.decision import Decisions, Wishes
 from raytrain.training.job import Job
@@ -75,7 +75,7 @@ def opened(
     networks.check_batch_norm(recipe.model.batch_norm, worker.device.type)
     model = _seeded_network(recipe, len(dataset.classes))
     start, source = starting.begin(recipe, dataset, run, model, worker)
-    networks.placed(model, worker.device, dtype_of(recipe.train.precision))
+    networks.to_device(model, worker.device, dtype_of(recipe.train.precision))
     ema = starting.averages(model, recipe.train.ema, source)
     tiles = _opened_tiles(recipe, dataset, worker, start)
     targets = torch.from_numpy(dataset.targets).to(worker.device)
@@ -120,15 +120,15 @@ def _seeded_network(recipe: Recipe, classes: int) -> networks.Network:
     return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm)
 
 
-def _opened_tiles(recipe: Recipe, dataset: Dataset, worker: Worker, start: Start) -> Placed:
+def _opened_tiles(recipe: Recipe, dataset: Dataset, worker: Worker, start: Start) -> Tiles:
     size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
-    return place_tiles(
+    return open_tiles(
         dataset,
         size,
         worker,
         choice=recipe.tiles,
         window_gb=recipe.data.window_gb,
-        order=start.window,
+        resumed=start.window,
     )
 
 

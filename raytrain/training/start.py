@@ -20,6 +20,7 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.errors import DataError, StorageError
 from raytrain.models import initial_weights
+from raytrain.tiles.sampling import ShuffleWindow
 from raytrain.training.ema import Ema
 from raytrain.training.epoch import Rates
 from raytrain.training.optim import Rate
@@ -53,7 +54,7 @@ class Start:
     rates: tuple[Rates, ...] = ()
     lr: Rate | None = None
     unnamed: int = 0
-    window: tuple[int | None] | None = None
+    window: ShuffleWindow | None = None
     lr_scale: float = 1.0
 
     def epochs_done(self, number: int) -> int:
@@ -184,23 +185,19 @@ def _fresh(recipe: Recipe, model: nn.Sequential) -> str:
 
 def _resumed(own: Checkpoint, recipe: Recipe, run: str) -> Start:
     state = own.train_state() or {}
-    optimizer = state.get("optimizer")
-    if "param_groups" in state:
-        # Checkpoints from before November 2026 hold the optimiser's state alone.
-        optimizer = state
     lr = own.meta["lr"]
     if isinstance(lr, list):  # JSON has no tuples
         lr = tuple(lr)
     return Start(
         position=own.position,
         parent=own.path,
-        optimizer=optimizer,
+        optimizer=state.get("optimizer"),
         ranks=tuple(state.get("ranks", ())),
         rates=tuple(state.get("rates", ())),
         lr=lr,
         unnamed=_unnamed(own, recipe, run),
-        window=(own.meta.get("window"),),
-        lr_scale=own.meta.get("lr_scale", 1.0),
+        window=ShuffleWindow(own.meta["window"]),
+        lr_scale=own.meta["lr_scale"],
     )
 
 

@@ -423,7 +423,7 @@ def test_timms_batch_norm_keeps_its_activation_when_synchronised():
     ("name", "why"),
     [
         ("vit_tiny_patch16_224", "does not take tiles of 64 px"),
-        ("mvitv2_tiny", "not a map of features"),
+        ("mvitv2_tiny", "not a feature map"),
         ("coat_tiny", "cannot be built without its pooling"),
         ("caformer_s18", "defines no layer groups"),
         ("resnet26d0", 'Did you mean "resnet26d"'),

@@ -90,7 +90,7 @@ def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is
     with pytest.raises(ResourceError) as caught:
         placement._uploaded(Store(tmp_path, pixels, 0, None), torch.device("cuda"))
     assert caught.value.what == (
-        "decoded tiles of 2.0 GB do not fit into the GPU's memory, of whose 24.0 GB 2.0 GB are free"
+        "decoded tiles of 2.0 GB do not fit into the GPU's memory: 2.0 GB of its 24.0 GB are free"
     )
     assert caught.value.exit_code == 5 and caught.value.fix.startswith("--tiles cache")
     assert caught.value.__context__ is None

@@ -25,7 +25,7 @@ def test_cached_tiles_are_the_decoded_tiles_and_the_second_opening_decodes_nothi
 
 def test_several_processes_fill_one_store_each_shard_once(dataset, tmp_path):
     code = (
-        "import sys, pathlib; from raytrain.data import cache; from raytrain.data.dataset import open_dataset\n"
+        "import sys, pathlib; from raytrain.tiles import cache; from raytrain.data.dataset import open_dataset\n"
         "d = open_dataset(sys.argv[1])\n"
         "s = cache.open_store(d, 32, directory=pathlib.Path(sys.argv[2]), turn=(int(sys.argv[3]), 3))\n"
         "print(s.decoded, int(s.pixels.astype(int).sum()))"
@@ -93,7 +93,7 @@ def test_a_picture_that_changed_since_ingest_is_refused(dataset, tmp_path, monke
 
 def test_the_oldest_store_that_nobody_uses_makes_room(dataset, tmp_path, monkeypatch):
     code = (
-        "import sys, pathlib; from raytrain.data import cache; from raytrain.data.dataset import open_dataset\n"
+        "import sys, pathlib; from raytrain.tiles import cache; from raytrain.data.dataset import open_dataset\n"
         "cache.open_store(open_dataset(sys.argv[1]), 32, directory=pathlib.Path(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, dataset.path, str(tmp_path)], check=True)
@@ -162,7 +162,7 @@ def test_the_store_says_what_it_holds(dataset, tmp_path):
 def test_two_processes_share_one_mapping_of_the_tiles(dataset, tmp_path):
     cache.open_store(dataset, 128, directory=tmp_path)
     code = (
-        "import sys, pathlib; from raytrain.data import cache; from raytrain.data.dataset import open_dataset\n"
+        "import sys, pathlib; from raytrain.tiles import cache; from raytrain.data.dataset import open_dataset\n"
         "s = cache.open_store(open_dataset(sys.argv[1]), 128, directory=pathlib.Path(sys.argv[2]))\n"
         "s.pixels.sum(); print('ready', flush=True); input()\n"
         "lines = open('/proc/self/smaps').read().split('tiles.u8')[1].splitlines()\n"

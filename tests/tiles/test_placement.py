@@ -8,6 +8,7 @@ from handmade import encoded, scene, write_dataset
 from raytrain.errors import ConfigError, StorageError
 from raytrain.tiles import cache, placement
 from raytrain.tiles.feeds import CacheFeed
+from raytrain.tiles.sampling import ShuffleWindow
 from raytrain.tiles.stream import StreamFeed
 from raytrain.worker import Worker
 
@@ -43,16 +44,16 @@ def dataset(tmp_path, monkeypatch):
     return write_dataset(tmp_path / "dataset", named, ["a"])
 
 
-def placed(dataset, **changes):
-    settings = {"choice": "auto", "window_gb": 1.0, "order": None} | changes
-    return placement.place_tiles(dataset, 64, Worker(), **settings)
+def opened(dataset, **changes):
+    settings = {"choice": "auto", "window_gb": 1.0, "resumed": None} | changes
+    return placement.open_tiles(dataset, 64, Worker(), **settings)
 
 
-def test_the_place_its_bytes_and_the_reason_are_said(dataset, logged):
-    found = placed(dataset)
+def test_where_tiles_are_kept_is_logged_with_their_bytes_and_the_reason(dataset, logged):
+    found = opened(dataset)
     assert isinstance(found.feed, CacheFeed) and found.window is None
     assert logged[-1] == f"tiles: in {found.store.directory}, 0 MB at 64 px (no GPU)"
-    streamed = placed(dataset, choice="stream")
+    streamed = opened(dataset, choice="stream")
     assert isinstance(streamed.feed, StreamFeed) and streamed.window is None
     assert (
         logged[-1]
@@ -71,24 +72,24 @@ def test_tiles_that_fit_no_disk_are_streamed_and_why_is_said(dataset, monkeypatc
         raise StorageError("the decoded tiles need 9 GB, /cache has 1 GB free")
 
     monkeypatch.setattr(placement, "open_store", full)
-    assert isinstance(placed(dataset).feed, StreamFeed)
+    assert isinstance(opened(dataset).feed, StreamFeed)
     assert "(the decoded tiles need 9 GB, /cache has 1 GB free)" in logged[-1]
     with pytest.raises(StorageError):
-        placed(dataset, choice="cache")
+        opened(dataset, choice="cache")
 
 
 def test_a_run_keeps_the_order_it_began_in(dataset):
     small = 1e-9  # one shard in a window
-    assert placed(dataset, [], choice="stream", window_gb=small).window == 1
+    assert opened(dataset, choice="stream", window_gb=small).window == 1
     # Begun in windows, it keeps them in the cache; begun over all shards, it cannot be streamed in small windows.
-    assert placed(dataset, [], choice="cache", window_gb=small, order=(2,)).window == 2
-    assert placed(dataset, [], choice="stream", window_gb=small, order=(2,)).window == 2
-    assert placed(dataset, [], choice="stream", order=(None,)).window is None
+    assert opened(dataset, choice="cache", window_gb=small, resumed=ShuffleWindow(2)).window == 2
+    assert opened(dataset, choice="stream", window_gb=small, resumed=ShuffleWindow(2)).window == 2
+    assert opened(dataset, choice="stream", resumed=ShuffleWindow(None)).window is None
     with pytest.raises(ConfigError, match="shuffles the tiles of all shards together"):
-        placed(dataset, [], choice="stream", window_gb=small, order=(None,))
+        opened(dataset, choice="stream", window_gb=small, resumed=ShuffleWindow(None))
 
 
-def test_the_cache_is_the_one_of_the_data_room(dataset):
-    found = placed(dataset, [])
+def test_the_store_of_a_run_is_the_one_that_the_cache_opens(dataset):
+    found = opened(dataset)
     again = cache.open_store(dataset, 64)
     assert again.decoded == 0 and again.directory == found.store.directory

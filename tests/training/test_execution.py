@@ -75,7 +75,7 @@ def test_a_compiled_step_gives_the_eager_gradient(network):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_graphed_step_gives_the_eager_gradient_and_leaves_the_statistics(network):
-    networks.placed(network, GPU)
+    networks.to_device(network, GPU)
     pixels, found = torch.rand(SHAPE, device=GPU), []
     for how in ("eager", "graphs"):
         execution.set_execution(network, how, SHAPE, "fp32", GPU, print)

@@ -190,7 +190,7 @@ def test_a_new_state_leaves_the_checkpoint_that_shared_files_with_the_old_one(tm
 def test_the_best_of_a_save_that_failed_within_an_epoch_comes_with_the_next_one(
     tmp_path, monkeypatch
 ):
-    saver = Saver(str(tmp_path), 0.0, lambda line: None)
+    saver = Saver(str(tmp_path), 0.0)
     saver.keep_best(state(3.0))
     with monkeypatch.context() as patch:
 
