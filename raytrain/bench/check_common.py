@@ -13,7 +13,8 @@ from raytrain.bench.verdicts import Setting, Skip
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.log import heard
-from raytrain.training.hooks import Hooks, Metrics
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
 
 PREFIX = "raytrain-check-"
 

@@ -35,7 +35,8 @@ from raytrain.log import heard
 from raytrain.models import networks
 from raytrain.models.precision import keep_fp32
 from raytrain.training import execution
-from raytrain.training.hooks import Hooks
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
 
 # Steps whose gradients are compared.
 STEPS = 3
@@ -185,10 +186,11 @@ def _replays(setting: Setting) -> Found:
     counts: list[int] = []
     with replays_counted() as count, heard(refuse_fallback), temporary_directory() as run:
 
-        def note(number: int, model: nn.Module) -> None:
+        def note(metrics: Metrics) -> None:
+            # A stage has one epoch.
             counts.append(count[0] - sum(counts))
 
-        whole_run(setting, recipe, run, Hooks(on_stage_end=note))
+        whole_run(setting, recipe, run, Hooks(report=note))
     train_rows = open_dataset(setting.dataset).part_rows("random", "train")
     wanted = 2 * (len(train_rows) // setting.batch)
     detail = f"{counts}, {wanted} each are right"

@@ -20,8 +20,9 @@ from raytrain.errors import ResourceError
 from raytrain.models import networks
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training import execution, optim
-from raytrain.training.hooks import Hooks
-from raytrain.training.step import Stepper
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
+from raytrain.training.step import Stepper, Trained
 
 # The share of the GPU's memory that remains: a step that is too large for it is still quick.
 SHARE = 0.05
@@ -128,7 +129,7 @@ def _stepper(setting: Setting, how: str, batch: int, passes: int) -> Stepper:
     )
     targets = torch.zeros(STORED, OUTPUTS, dtype=torch.uint8, device=device)
     source = Source(CacheFeed(pixels, device), targets)
-    return Stepper(recipe, 1, model.train(), optimizer, source, setting.worker)
+    return Stepper(recipe, 1, Trained(model.train(), optimizer), source, setting.worker)
 
 
 def resume(setting: Setting) -> Iterator[Verdict]:
@@ -176,15 +177,16 @@ def _losses(run: str) -> list[float]:
 def _memory_of_stages(setting: Setting) -> Found:
     """Compares the memory after two unfrozen stages: the graphs of old stages must be freed."""
     need_gpu(setting)
-    stages = [{"freeze": number % 2 == 0} for number in range(4)]
+    stages = [{"freeze": number % 2 == 0, "epochs": 1} for number in range(4)]
     recipe = setting.recipe(stages, execution="graphs", precision="bf16")
     reserved: list[float] = []
 
-    def note(number: int, model: torch.nn.Module) -> None:
+    def note(metrics: Metrics) -> None:
+        # A stage has one epoch.
         reserved.append(torch.cuda.memory_reserved() / 1e9)
 
     with temporary_directory() as run:
-        whole_run(setting, recipe, run, Hooks(on_stage_end=note))
+        whole_run(setting, recipe, run, Hooks(report=note))
     # The second and the fourth stage are unfrozen.
     well = reserved[3] <= GROWTH * reserved[1]
     gigabytes = ", ".join(f"{value:.2f}" for value in reserved)

@@ -23,8 +23,9 @@ from raytrain.bench.sides import Loop, alone
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.log import duration
-from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
 
 logger = logging.getLogger(__name__)
 

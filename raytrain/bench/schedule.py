@@ -26,8 +26,9 @@ from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.errors import ConfigError
 from raytrain.log import printed
-from raytrain.training.hooks import Hooks, Metrics
 from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
 from raytrain.worker import Worker
 
 # By its full name: as a program of its own this module is called __main__, and messages of that

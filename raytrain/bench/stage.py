@@ -7,6 +7,7 @@ modules train, validate and save through its methods, so a change of the loop en
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -15,8 +16,10 @@ from raytrain.data.dataset import Dataset
 from raytrain.models.precision import dtype_of
 from raytrain.tiles.sampling import Rows
 from raytrain.training.epoch import EpochRecord
-from raytrain.training.hooks import Hooks
-from raytrain.training.loop import Trainer
+from raytrain.training.loop import begin_epoch, between_steps, train_step, validate
+from raytrain.training.services import Hooks
+from raytrain.training.setup import opened
+from raytrain.training.stage import begin_stage, range_test
 from raytrain.training.step import Outcome
 from raytrain.worker import Worker
 
@@ -51,29 +54,31 @@ class OpenStage:
             worker: this process; all processes of a group open the stage together.
             run: directory of the run, where checkpoints are written.
         """
-        self._trainer = Trainer(recipe, dataset, run, worker, Hooks())
-        self.recipe = self._trainer.recipe
-        self.stage = self.recipe.stages[number - 1]
+        self._closing = ExitStack()
+        parts = opened(recipe, dataset, run, worker, Hooks())
+        self._job, self._state, self._services = self._closing.enter_context(parts)
+        self.recipe = self._job.recipe
+        self.stage = self._job.stage(number)
         self.number = number
         self.dataset = dataset
         self.worker = worker
-        self.train_rows = self._trainer.train_rows
-        self.valid_rows = self._trainer.valid_rows
-        self.model = self._trainer.model
-        self.saver = self._trainer.saver
+        self.train_rows = self._job.train_rows
+        self.valid_rows = self._job.valid_rows
+        self.model = self._state.model
+        self.saver = self._services.saver
         try:
-            self._stepper = self._trainer.start_stage(number)
+            self._stepper = begin_stage(self._job, self._state, self._services, number)
         except BaseException:
             # Nobody else can close it: the caller never gets an object that failed to open.
             self.close()
             raise
         self.network = self._stepper.network
         self.optimizer = self._stepper.optimizer
-        self.trained = self._stepper.trained
+        self.trained = self._stepper.weights
 
     def batches(self, epoch: int) -> list[Rows]:
         """The global batches of an epoch (from 1) in order, each int64 (B,)."""
-        return self._trainer.batches(self.number, epoch)
+        return self._job.batches(self.number, epoch)
 
     def fetched(self, batches: Iterable[Rows]) -> Iterator[dict[str, torch.Tensor]]:
         """Brings batches to the device, fetching ahead as training does.
@@ -82,7 +87,7 @@ class OpenStage:
             For each batch: image uint8 (B, 3, H, W), target float (B, K), index int64 (B,).
         """
         dtype = dtype_of(self.recipe.train.precision)
-        return self._trainer.source.batches(iter(batches), dtype)
+        return self._job.source.batches(iter(batches), dtype)
 
     def augmented(
         self, images: torch.Tensor, rows: Rows, epoch: int, position: int
@@ -102,7 +107,10 @@ class OpenStage:
 
     def steps(self, epoch: int) -> Iterator[EpochRecord]:
         """Trains through an epoch (from 1). Gives the record of the epoch after every step."""
-        return self._trainer.steps(self._stepper, self.number, epoch)
+        record, steps = begin_epoch(self._job, self._state, self._stepper, epoch)
+        while record.steps_left:
+            train_step(self._job, self._state, self._stepper, record, steps)
+            yield record
 
     def train_on(self, rows: Rows, position: int) -> Outcome:
         """Trains one step on a global batch, int64 (B,), as the batch at a position of epoch 1."""
@@ -114,18 +122,16 @@ class OpenStage:
 
     def save_if_due(self, record: EpochRecord) -> None:
         """Starts a checkpoint within the epoch if the saver's interval has passed."""
-        # Private: the loop asks this itself between two steps and offers no public way.
-        self._trainer._between_steps(self._stepper, record)
+        between_steps(self._job, self._state, self._services, self._stepper, record)
 
     def validate(self, epoch: int) -> None:
         """Computes the metrics of all validation tiles, as after an epoch (from 1)."""
-        self._trainer.validate(self.number, epoch)
+        validate(self._job, self._state, self._services, self.number, epoch)
 
     def range_test(self, number: int) -> None:
         """Runs the learning rate range test of a stage, which may be another one than this."""
-        self._trainer.range_test(number)
+        range_test(self._job, self._state, self._services, number)
 
     def close(self) -> None:
         """Ends the threads and processes that fetch tiles and write checkpoints."""
-        self._trainer.placed.feed.close()
-        self._trainer.saver.close()
+        self._closing.close()

@@ -13,6 +13,7 @@ import torch
 
 from raytrain import storage
 from raytrain.checkpoints.layout import BEGINNING, BEST, FILES, MANIFEST, Position, goes_on_within
+from raytrain.checkpoints.versions import VERSION, lifted_meta, lifted_train_state, version_of
 from raytrain.errors import ConfigError
 
 # Every checkpoint has these files.
@@ -33,8 +34,9 @@ class Checkpoint:
 
     Attributes:
         path: the checkpoint.
-        meta: content of its meta.json.
+        meta: content of its meta.json, as this version writes it.
         files: content of each file by name.
+        version: format that it was written in.
         rows: for classes in another order than they were trained in, the row of each class in the
             last layer of the head; None for the same order.
     """
@@ -42,6 +44,7 @@ class Checkpoint:
     path: str
     meta: dict[str, Any]
     files: dict[str, bytes] = field(repr=False)
+    version: int = VERSION
     rows: tuple[int, ...] | None = None
 
     @property
@@ -96,7 +99,7 @@ class Checkpoint:
         except Exception as error:
             text = f"cannot be loaded: {type(error).__name__} {_first_line(error)[:SHOWN]}"
             raise self._unusable(name, text.rstrip()) from None
-        return state
+        return lifted_train_state(state, self.version)
 
     def _tensors(self, name: str) -> Tensors:
         """Reads the tensors of a file and checks that all of them are finite."""
@@ -157,6 +160,7 @@ def read(path: str) -> Checkpoint:
 
     Raises:
         DamagedCheckpoint: a file is missing, or its bytes are not those that were written.
+        ConfigError: a newer version wrote it.
     """
     try:
         manifest = storage.read_json(storage.join(path, MANIFEST))
@@ -173,13 +177,15 @@ def read(path: str) -> Checkpoint:
                 f"{file} is not the file that was written ({len(content)} bytes)"
             )
     try:
-        meta = json.loads(files["meta.json"])
+        written = json.loads(files["meta.json"])
+        version = version_of(written)
+        meta = lifted_meta(written, path)
         # Checked here, so that every Checkpoint has a position.
         _position(meta)
     except (ValueError, TypeError, KeyError):
         file = storage.join(path, "meta.json")
         raise DamagedCheckpoint(f"{file} does not say what the checkpoint is") from None
-    return Checkpoint(path, meta, files)
+    return Checkpoint(path, meta, files, version)
 
 
 def _check_names(names: set[str]) -> None:

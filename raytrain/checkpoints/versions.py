@@ -17,6 +17,17 @@ KEY = "schema_version"
 Values = dict[str, Any]
 
 
+def version_of(meta: Values) -> int:
+    """The version that a `meta.json` was written in.
+
+    Raises:
+        TypeError, ValueError: it does not say what the checkpoint is.
+    """
+    if not isinstance(meta, dict):
+        raise TypeError("meta.json holds no object")
+    return int(meta.get(KEY, 1))
+
+
 def lifted_meta(meta: Values, path: str) -> Values:
     """The content of a `meta.json` as this version writes it.
 
@@ -28,7 +39,7 @@ def lifted_meta(meta: Values, path: str) -> Values:
         ConfigError: it was written by a newer version.
         KeyError, TypeError, ValueError: it does not say what the checkpoint is.
     """
-    version = int(meta.get(KEY, 1))
+    version = version_of(meta)
     if version > VERSION:
         raise ConfigError(
             f"the checkpoint {path} has format {version}, this raytrain reads up to {VERSION}",

@@ -45,9 +45,9 @@ from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedEr
 from raytrain.log import send_messages
 from raytrain.runlock import held
 from raytrain.training import loop
+from raytrain.training.lr_find import Curve
 from raytrain.training.services import Hooks
 from raytrain.training.state import Metrics
-from raytrain.training.lr_find import Curve
 from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)

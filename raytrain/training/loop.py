@@ -200,7 +200,7 @@ def _rates_before(job: Job, stepper: Stepper, epoch: int, done: int, steps: int)
     known = list(job.start.rates[:done])
     if known:
         return known
-    # Checkpoints from before 26 November 2026 do not hold the rates of their steps.
+    # The earliest checkpoints within an epoch do not hold them: they are what the schedule says.
     return [_set_rates(job, stepper, epoch, step, steps) for step in range(done)]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from raytrain import storage
+from raytrain.checkpoints import versions
 from raytrain.checkpoints.history import EpochRow, History
 from raytrain.checkpoints.layout import LAST
 from raytrain.training import transforms
@@ -62,6 +63,7 @@ def checkpoint_meta(
     """
     recipe = job.recipe
     return {
+        versions.KEY: versions.VERSION,
         "recipe": recipe.model_dump(mode="json"),
         "stage": number,
         "epoch": epochs,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_step import ROWS, stepper
 
-from raytrain.training import out_of_memory
 from raytrain.config import load_recipe
 from raytrain.distributed import dry_run
 from raytrain.errors import ResourceError
 from raytrain.models.precision import keep_fp32
 from raytrain.tiles import placement
 from raytrain.tiles.cache import Store
+from raytrain.training import out_of_memory
 
 
 def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(
