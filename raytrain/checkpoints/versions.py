@@ -64,7 +64,8 @@ def lifted_train_state(state: Values, version: int) -> Values:
 
 
 def _meta_from_1(meta: Values) -> Values:
-    """Version 1, up to 29 November 2026: no version; the earliest lack what came during that month."""
+    """Version 1, up to 29 November 2026: no version; the earliest lack what came during that month.
+    """
     added = {
         "epoch_steps": 0,
         "window": None,  # all shards were shuffled together
@@ -75,9 +76,7 @@ def _meta_from_1(meta: Values) -> Values:
 
 
 def _train_state_from_1(state: Values) -> Values:
-    """Version 1: the earliest hold the optimiser's state alone; `ranks` and `rates` only within an
-    epoch.
-    """
+    """Version 1: the earliest hold the optimiser's state alone."""
     if "param_groups" in state:
         state = {"optimizer": state}
     return {"ranks": (), "rates": ()} | state
