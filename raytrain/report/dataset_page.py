@@ -191,8 +191,7 @@ def _tile_sections(found: Inspection) -> dict[str, Any]:
         shown[section] = [cards[row] for row in rows]
     rules = []
     for i, (rule, broken) in enumerate(found.rules):
-        section = RuleSection(str(rule), verdict(broken), shown[f"rule {i}"])
-        rules.append(section)
+        rules.append(RuleSection(str(rule), verdict(broken), shown[f"rule {i}"]))
     groups = []
     for i, group in enumerate(found.groups[:GROUPS]):
         groups.append(

@@ -46,7 +46,7 @@ def _values(found: Inspection, rows_by_value: dict[str, Array]) -> str:
 
     Tiles are named unless they have the most frequent value, which comes first.
     """
-    texts = []
+    texts: list[str] = []
     for value, rows in rows_by_value.items():
         text = f"{value} {len(rows):,}"
         if texts:

@@ -162,4 +162,4 @@ def _card(judged: JudgedTiles, row: int, content: bytes) -> Card:
 
 def _names(classes: Sequence[str], chosen: Array) -> tuple[str, ...]:
     """The classes where `chosen`, bool (K,), is True."""
-    return tuple(classes[k] for k in np.flatnonzero(chosen))
+    return tuple(classes[k] for k in np.flatnonzero(chosen).tolist())
