@@ -165,7 +165,7 @@ def _gradients_of_steps(
             group["lr"] = 0.0
         batches = opened.batches(1)
         opened.model.train()
-        # A graph is captured for full batches, so the smaller one has to run eagerly beside it.
+        # A graph is captured for full batches, so the smaller one has to run eagerly.
         smaller = batches[0][: setting.batch // 2]
         for position, rows in enumerate([*batches[: STEPS - 1], smaller]):
             opened.train_on(rows, position)
@@ -232,7 +232,7 @@ def _infinite(setting: Setting) -> Found:
         for weight, old in zip(opened.trained, before, strict=True):
             if not torch.equal(weight, old):
                 moved += 1
-    detail = f"{moved} of {len(before)} weights moved, told {reported != 0.0}"
+    detail = f"{moved} of {len(before)} weights moved, reported {reported != 0.0}"
     return Found(reported == 1.0 and moved == 0, detail, {})
 
 

@@ -230,13 +230,13 @@ def checkpointed(measured: Measurement) -> list[Figure]:
     about = f"{saving.about}, every {interval_s:.0f} s"
     cost = (saving.saver.cost_s,)
     cost_about = f"{megabytes:.0f} MB; {first_cost_s:.1f} s for the first, which sets the interval"
-    with_them = tuple(rates["with"])
-    without_them = tuple(rates["without"])
+    saving_rates = tuple(rates["with"])
+    plain_rates = tuple(rates["without"])
     ratio = ratios(rates["with"], rates["without"])
     saves = (float(saving.saves),)
     return [
-        Figure("checkpoints.loop", "training with checkpoints", TILES_PER_S, with_them, about),
-        Figure("checkpoints.without", "training without", TILES_PER_S, without_them, about),
+        Figure("checkpoints.loop", "training with checkpoints", TILES_PER_S, saving_rates, about),
+        Figure("checkpoints.without", "training without", TILES_PER_S, plain_rates, about),
         Figure("checkpoints.ratio", "with checkpoints / without", "", ratio, about),
         Figure("checkpoints.saves", "checkpoints in all rounds", "", saves, about),
         Figure("checkpoints.cost", "one checkpoint, beside training", "s", cost, cost_about),

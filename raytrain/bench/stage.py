@@ -1,7 +1,7 @@
 """A stage of a recipe that is opened for training. No Ray.
 
-`OpenStage` is the only place where the bench touches the training loop's own objects. All other
-modules train, validate and save through its methods, so a change of the loop ends here.
+No other module of the bench touches the training loop's own objects: all of them train, validate
+and save through the methods of `OpenStage`, so a change of the loop stops here.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class OpenStage:
         Args:
             images: uint8 (B, 3, H, W).
             rows: their row numbers, int64 (B,).
-            epoch, position: place of the batch (from 1, from 0), on which its random draws depend.
+            epoch: from 1; the random draws of a batch depend on its epoch and position.
+            position: of the batch in the epoch, from 0.
 
         Returns:
             Pixels (B, 3, S, S) at the size of the stage's last epoch.

@@ -173,7 +173,7 @@ Part = Callable[[Setting], Iterator[Verdict]]
 
 
 def tried(part: str, name: str, find: Callable[[], Found]) -> Verdict:
-    """Runs a trial. An error of it, whatever its type, is a FAIL: the next trials shall run too.
+    """Runs a trial. Any error of it is a FAIL, so that the next trials still run.
 
     Args:
         part: of the check.
