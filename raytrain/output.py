@@ -1,7 +1,7 @@
 """What a command prints: access keys are masked, and a reader that goes away is handled.
 
 A command that only prints ends quietly when nobody reads its output any more. A command that does
-work goes on.
+work continues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Output:
 
         Args:
             stream: a text stream, such as sys.stdout.
-            outlives: whether the command goes on if writing fails. `outlive_reader` sets it later.
+            outlives: whether the command continues if writing fails; `outlive_reader` sets it.
         """
         self._stream = stream
         self.outlives = outlives
@@ -94,7 +94,7 @@ class Output:
 
 
 def outlive_reader() -> None:
-    """From now on the command goes on when the reader of its output is gone.
+    """From now on the command continues when the reader of its output is gone.
 
     A command calls it before it starts work that must not be lost.
     """

@@ -100,18 +100,17 @@ def test_what_a_command_has_done_is_there_though_nobody_reads_of_it(dataset, tmp
 
 
 WORKS = """
-import sys
-from raytrain import cli
+from raytrain.cli.main import app, main
 from raytrain.output import outlive_reader
 
-@cli.app.command
+@app.command
 def work(file: str):
     outlive_reader()
     for i in range(3):
         print("line", i)
     open(file, "w").write("done")
 
-cli.main()
+main()
 """
 
 

@@ -89,3 +89,11 @@ def test_keys_of_uris_are_not_written_and_come_back_from_the_place_that_was_name
     )
     assert storage.with_keys_of(written["dataset"], str(tmp_path)) == written["dataset"]
     assert storage.filesystem("s3://***@bucket/data?region=x")[1] == "bucket/data"
+
+
+def test_a_lock_of_a_file_or_a_directory_has_one_owner_at_a_time(tmp_path):
+    for path in (tmp_path / "new.lock", tmp_path):
+        with storage.file_lock(path) as first, storage.file_lock(path, wait=False) as second:
+            assert first and not second
+        with storage.file_lock(path, wait=False) as third:
+            assert third

@@ -121,7 +121,7 @@ class Mailbox:
         return time.monotonic() - self.written
 
 
-def beside_driver() -> dict[str, Any]:
+def _on_drivers_machine() -> dict[str, Any]:
     """Returns options that start an actor on the driver's machine.
 
     On another machine it would die with that machine, and the run with it.
@@ -137,7 +137,7 @@ def mailbox() -> Iterator[Any]:
     Messages that workers leave there are logged in this process, in their order. Ray's own
     forwarding of logs would add prefixes and duplicates.
     """
-    handle = ray.remote(Mailbox).options(**beside_driver()).remote()
+    handle = ray.remote(Mailbox).options(**_on_drivers_machine()).remote()
     thread = threading.Thread(target=_log_messages, args=(handle,), daemon=True)
     thread.start()
     try:
@@ -204,8 +204,8 @@ class Outbox:
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
-        # Whether the user has been told that a checkpoint follows.
-        self.told = False
+        # Whether a message has announced the checkpoint.
+        self.announced = False
         # How many of the last answers said that no step is under way.
         self.idle = 0
 
@@ -225,8 +225,8 @@ class Outbox:
             self.idle = 0
         else:
             self.idle += 1
-        if stepping and not self.told:
-            self.told = True
+        if stepping and not self.announced:
+            self.announced = True
             logger.info(
                 f"{name}: a checkpoint follows after the next step, then the run stops; "
                 "once more stops it at once"

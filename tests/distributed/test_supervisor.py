@@ -47,6 +47,7 @@ sys.exit(int(word))
 def supervise(tmp_path, monkeypatch):
     """Runs a script of ends: (exit code, the commands that ran, the messages)."""
     (tmp_path / "run").mkdir()
+    (tmp_path / "log").touch()  # a process that is killed at once writes no line
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", FAKE])
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.0)
@@ -135,7 +136,6 @@ def test_the_environment_of_the_process_sets_no_field_again(supervise, monkeypat
     monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", code])
     monkeypatch.setenv("RAYTRAIN_TRAIN__BATCH_SIZE", "32")
     monkeypatch.setenv("RAYTRAIN_CACHE", "/cache")
-    (tmp_path / "log").touch()
     assert supervise("", 0)[0] == 0
     there = json.loads((tmp_path / "env").read_text())
     assert (
