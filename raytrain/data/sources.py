@@ -160,7 +160,10 @@ class Images:
         source["labels"] = origin | {"sha256": labels.sha256}
         source["classes"] = labels.classes
         labelled = set(table["path"])
-        unlisted = sorted(path for path in self.table["path"] if path not in labelled)
+        unlisted = []
+        for path in sorted(self.table["path"]):
+            if path not in labelled:
+                unlisted.append(path)
         return Tiles(
             table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out
         )
@@ -333,7 +336,9 @@ class DividedTiles:
         if index.empty:
             return "no usable tile"
         tiles = index["part"].value_counts()
-        counts = [f"{part} {count}" for part, count in sorted(tiles.items())]
+        counts = []
+        for part, count in sorted(tiles.items()):
+            counts.append(f"{part} {count}")
         sentences = [", ".join(counts)]
         targets = np.stack(list(index["target"]))
         alone = only_in_valid(index["part"], targets, self.tiles.classes)

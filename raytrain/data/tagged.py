@@ -262,8 +262,12 @@ def _odd_cells(table: Table, columns: Sequence[str]) -> dict[str, _Odd]:
             text = str(cell)
             if column not in found and text.casefold() not in _FLAGS:
                 found[column] = _Odd(row.line, text)
-    # `found` is in the order of lines; the caller takes its first column for the names.
-    return {column: found[column] for column in columns if column in found}
+    # `found` is in the order of lines, but the caller takes the first column for the names.
+    ordered = {}
+    for column in columns:
+        if column in found:
+            ordered[column] = found[column]
+    return ordered
 
 
 def _name_column(form: LabelFormat, columns: Sequence[str], odd: Sequence[str]) -> str | None:
