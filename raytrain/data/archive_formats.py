@@ -72,6 +72,11 @@ class Member:
     size: int
     kind: MemberKind = "file"
 
+    @property
+    def shown(self) -> str:
+        """The name in quotes for a message; a long one is cut."""
+        return repr(self.name[:_SHOWN_NAME])
+
 
 class Sink(Py7zIO):
     """A file that a member is written to.
@@ -176,9 +181,9 @@ class Sink(Py7zIO):
         return self.member.size - self._remaining
 
     def _wrong_size(self, word: str) -> DataError:
-        name = self.member.name[:_SHOWN_NAME]
+        member = self.member
         return DataError(
-            f"{self.archive} says {name!r} has {self.member.size} bytes, but it has {word}",
+            f"{self.archive} says {member.shown} has {member.size} bytes, but it has {word}",
             "such an archive is damaged or an attack; what was unpacked is discarded",
             "get it again from where it is published, or give another one with --from",
         )

@@ -29,8 +29,6 @@ INNER = ".inner"
 # Levels of archives in archives: a zip of everything holds a 7z, which holds a tar.
 DEPTH = 2
 _DISK_BLOCK_BYTES = 4096
-# Long names of members are cut to this many characters in messages.
-_SHOWN_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,10 @@ def _write_members(archive: Archive, wanted: dict[str, Member], job: _Job) -> No
     with damage(archive):
         archive.pour(sinks)
         # A stream can end before all listed members came.
-        left = [sink.member.name for sink in sinks.values() if not sink.complete]
+        left = []
+        for name, sink in sinks.items():
+            if not sink.complete:
+                left.append(name)
         if left:
             raise ValueError(
                 f"{len(left)} of {len(sinks)} files did not come out, such as {left[0]!r}"
@@ -253,13 +254,12 @@ def _count(done: Extracted, target: str, size: int) -> None:
 
 def _refuse_hostile(path: Path, member: Member) -> None:
     """Raises DataError for a member that no honest archive of tiles has, wanted or not."""
-    shown = member.name[:_SHOWN_NAME]
     if _leads_out(member.name):
-        raise _refusal(path, f"holds {shown!r}, a name that leads out of the target folder")
+        raise _refusal(path, f"holds {member.shown}, a name that leads out of the target folder")
     if member.kind == "special":
-        raise _refusal(path, f"holds {shown!r}, which is a link or a device and not a file")
+        raise _refusal(path, f"holds {member.shown}, which is a link or a device and not a file")
     if member.size < 0:
-        raise _refusal(path, f"gives {shown!r} a size of {member.size} bytes")
+        raise _refusal(path, f"gives {member.shown} a size of {member.size} bytes")
 
 
 def _leads_out(name: str) -> bool:
@@ -275,14 +275,14 @@ def _refuse_target(
     path: Path, member: Member, target: str, limits: Limits, taken: set[str]
 ) -> None:
     """Raises DataError where a wanted member cannot be written to its path in the target."""
-    shown = member.name[:_SHOWN_NAME]
     file_name = target.rsplit("/", 1)[-1]
     limit = limits.of(target)
     if not SAFE_NAME.fullmatch(file_name):
         rule = "file names are made of up to 255 letters, digits, _, . and -"
-        raise _refusal(path, f"holds {shown!r}; {rule}")
+        raise _refusal(path, f"holds {member.shown}; {rule}")
     if member.size > limit:
-        raise _refusal(path, f"gives {shown!r} {member.size} bytes, at most {limit} are allowed")
+        sizes = f"{member.size} bytes, at most {limit} are allowed"
+        raise _refusal(path, f"gives {member.shown} {sizes}")
     # Lower case: some file systems take names that differ in case for the same.
     if target.lower() in taken:
         raise _refusal(path, f"holds two files that would both become {target}")

@@ -38,6 +38,9 @@ from raytrain.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+Record = dict[str, Any]
+"""What `download.json` holds for an archive, see `_PlanetFolder`."""
+
 # Number of pictures in each folder of the competition.
 EXPECTED = {"train-jpg": 40_479, "test-jpg": 40_669, "test-jpg-additional": 20_522}
 # How the names of the pictures in each folder begin.
@@ -136,7 +139,10 @@ def choose(names: list[str], wanted: str) -> str | None:
     if wanted in TABLES:
         suffixes = ("", ".zip", ".7z")
     # Reversed, so that of equal base names the first one stays.
-    by_base = {name.rsplit("/", 1)[-1]: name for name in reversed(names)}
+    by_base = {}
+    for name in reversed(names):
+        base = name.rsplit("/", 1)[-1]
+        by_base[base] = name
     for stem in stems:
         for suffix in suffixes:
             if stem + suffix in by_base:
@@ -189,7 +195,7 @@ class _PlanetFolder:
     """
 
     base: Path
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
     plans: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -304,8 +310,8 @@ class _PlanetFolder:
         # take an hour on some disks.
         os.sync()
         contents = {}
-        for part in sorted(done.files):
-            contents[part] = {"files": done.files[part], "bytes": done.bytes[part]}
+        for part, files in sorted(done.files.items()):
+            contents[part] = {"files": files, "bytes": done.bytes[part]}
         self.records[name] = {
             **found,
             "contents": contents,
@@ -353,10 +359,10 @@ class _PlanetFolder:
                     "give another --out, or move it away",
                 )
 
-    def _identified(self, path: Path) -> dict[str, Any]:
+    def _identified(self, path: Path) -> Record:
         """Returns size and sha256 of an archive; raises DataError if others are on record."""
         with storage.failures("read", str(path)), path.open("rb") as file:
-            found: dict[str, Any] = {
+            found: Record = {
                 "size": path.stat().st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
@@ -404,7 +410,10 @@ class _PlanetFolder:
         labels = self.base / LABELS
         found = read_labels(str(labels))
         pictures = KnownNames(os.listdir(images))
-        missing = [name for name in found.table["image_name"] if not pictures.whole(name)]
+        missing = []
+        for name in found.table["image_name"]:
+            if not pictures.whole(name):
+                missing.append(name)
         coverage = "each has its picture"
         if missing:
             coverage = f"{len(missing):,} without a picture, such as {missing[0]}"
@@ -415,7 +424,11 @@ class _PlanetFolder:
         logger.info(f"next: raytrain ingest {paths} --out planet")
 
     def _require_training_data(self) -> None:
-        absent = [name for name in ("train-jpg", LABELS) if not (self.base / name).exists()]
+        absent = []
+        for name in ("train-jpg", LABELS):
+            path = self.base / name
+            if not path.exists():
+                absent.append(name)
         if not absent:
             return
         raise DataError(
@@ -447,7 +460,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _identity_text(record: dict[str, Any]) -> str:
+def _identity_text(record: Record) -> str:
     """Size and the beginning of the hash of an archive, for a message."""
     size = record["size"]
     sha256 = record["sha256"][:12]
@@ -471,11 +484,13 @@ def _log_parts(base: Path) -> None:
 
 
 def _log_unpacked(name: str, done: archives.Extracted) -> None:
-    counts = ", ".join(f"{part} {done.files[part]:,}" for part in sorted(done.files))
+    counts = []
+    for part, files in sorted(done.files.items()):
+        counts.append(f"{part} {files:,}")
     left_out = ""
     if done.others:
         left_out = f"; {done.others} other files left out"
-    logger.info(f"{name}: {counts}{left_out}")
+    logger.info(f"{name}: {', '.join(counts)}{left_out}")
 
 
 @dataclass(frozen=True)
@@ -767,6 +782,8 @@ class Progress:
     def _estimated_end(self, now: float) -> str:
         """Local time of the end at the mean speed since the start, as HH:MM:SS."""
         done = max(1, self._count - self._start)
-        left_s = (self._whole - self._count) * (now - self._began) / done
+        left = self._whole - self._count
+        spent_s = now - self._began
+        left_s = left * spent_s / done
         end = time.localtime(time.time() + max(0, left_s))
         return time.strftime("%H:%M:%S", end)

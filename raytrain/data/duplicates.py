@@ -297,7 +297,8 @@ def near(prints: Array) -> Array:
         alike = _alike(prints[start + first], prints[start + second])
         alike &= close[np.ix_(first, second)]
         row, column = np.nonzero(alike)
-        pairs = start + np.stack([first[row], second[column]], 1)
+        indices = np.stack([first[row], second[column]], 1)
+        pairs = start + indices
         found.append(pairs)
         links += len(pairs)
         if links > MAX_LINKS:
@@ -319,7 +320,9 @@ def _alike(first: Array, second: Array) -> Array:
     Returns:
         bool (a, b).
     """
-    difference = np.abs(first["colour"][:, None] - second["colour"][None])
+    rows = first["colour"][:, None]  # (a, 1, 3)
+    columns = second["colour"][None]  # (1, b, 3)
+    difference = np.abs(rows - columns)
     colour_is_near = difference.max(-1) <= MAX_COLOUR
     correlation = _unit(first["grey"]) @ _unit(second["grey"]).T
     is_correlated = correlation >= MIN_CORRELATION
@@ -335,7 +338,8 @@ def _unit(grey: Array) -> Array:
     Returns:
         float32 (n, SIDE²), each of mean 0 and length 1; a picture of a single value stays zero.
     """
-    flat: Array = grey.reshape(len(grey), -1).astype(np.float32)
+    rows = grey.reshape(len(grey), -1)
+    flat: Array = rows.astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     flat /= np.maximum(length, 1e-6)

@@ -73,7 +73,8 @@ class LabelRule:
         if self.kind == "at-most-one":
             return f"at most one of {names}"
         if self.kind == "requires":
-            return f"{self.labels[0]} only together with {', '.join(self.labels[1:])}"
+            others = ", ".join(self.labels[1:])
+            return f"{self.labels[0]} only together with {others}"
         if len(self.labels) == 1:
             return f"{names} alone"
         return f"each of {names} alone"
@@ -197,7 +198,8 @@ class Inspection:
         """Returns the tiles and parts of a leak: `train_1 (train) and train_7 (valid)`."""
         sides = []
         for row, part in zip(leak.rows, leak.parts, strict=True):
-            sides.append(f"{self.names([row])} ({part})")
+            name = self.names([row])
+            sides.append(f"{name} ({part})")
         return " and ".join(sides)
 
     @cached_property

@@ -570,7 +570,8 @@ def _habitation(image: Array, rng: np.random.Generator, path: Array | None) -> N
         height, width = rng.integers(2, 6, 2)
         # Roofs that would cross the edge are left out.
         if 0 <= y < SIZE - height and 0 <= x < SIZE - width:
-            image[y : y + height, x : x + width] = _colour(rng, _ROOF, 14)
+            roof = image[y : y + height, x : x + width]
+            roof[:] = _colour(rng, _ROOF, 14)
 
 
 def _village(rng: np.random.Generator, path: Array | None) -> Array:
