@@ -60,7 +60,10 @@ def dry_run(recipe: Recipe) -> None:
     )
     networks.to_device(model, device, dtype_of(precision))
     size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
-    lines = [*_plan(recipe, dataset, model), placement.planned_tiles(dataset, size, device, recipe.tiles)]
+    lines = [
+        *_plan(recipe, dataset, model),
+        placement.planned_tiles(dataset, size, device, recipe.tiles),
+    ]
     for line in lines:
         logger.info(line)
     first, last = recipe.selected

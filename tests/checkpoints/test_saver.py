@@ -55,7 +55,9 @@ def test_a_save_runs_in_a_thread_and_the_next_one_waits_for_it(saver, tmp_path, 
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="with one thread torch keeps no pool")
 def test_a_save_leaves_no_pool_of_threads_behind(saver):
     threads = Path("/proc/self/task")
-    network = networks.to_device(torch.nn.Sequential(torch.nn.Conv2d(64, 256, 3)), torch.device("cpu"))
+    network = networks.to_device(
+        torch.nn.Sequential(torch.nn.Conv2d(64, 256, 3)), torch.device("cpu")
+    )
     assert network[0].weight.numel() > 100_000, "so many that torch divides them among threads"
     snapshot = writing.snapshot(
         network,
