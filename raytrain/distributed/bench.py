@@ -231,10 +231,10 @@ class _Lines:
     """Lines with the time at which each one came, in seconds since this object was made."""
 
     began: float = field(default_factory=time.monotonic)
-    said: list[tuple[float, str]] = field(default_factory=list)
+    timed: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, line: str) -> None:
-        self.said.append((time.monotonic() - self.began, line))
+        self.timed.append((time.monotonic() - self.began, line))
 
 
 def _after_first_blocks(lines: _Lines, processes: int) -> tuple[float, float]:
@@ -249,7 +249,7 @@ def _after_first_blocks(lines: _Lines, processes: int) -> tuple[float, float]:
         Where no more blocks follow, the rate is that of all tiles.
     """
     found: list[tuple[float, int]] = []  # (seconds, tiles done)
-    for seconds, line in lines.said:
+    for seconds, line in lines.timed:
         match = re.match(r"predict: (\d+) of", line)
         if match:
             found.append((seconds, int(match[1])))

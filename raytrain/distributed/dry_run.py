@@ -197,7 +197,7 @@ def _memory_line(recipe: Recipe, dataset: Dataset) -> str:
     need = needed(recipe, len(dataset.classes))
     bound = available()
     if bound is None:
-        return f"memory: {need}; this system does not tell how much there is"
+        return f"memory: {need}; this system does not report how much there is"
     return f"memory: {need}; {bound.free / 1e9:.1f} GB are {bound.bound}"
 
 

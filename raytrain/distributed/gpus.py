@@ -1,7 +1,7 @@
 """Finds out which GPUs a command can use: those that torch sees on the machines that declare them.
 
 What Ray declares is only a number that somebody has set. So each machine that declares GPUs is
-asked what torch sees there; the driver's own GPUs say nothing about other machines.
+asked what torch sees there. The driver's own GPUs prove nothing about other machines.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Machine:
 
 def seen() -> Seen:
     """The GPUs that torch sees in this process. All decisions about GPUs rest on this answer."""
-    # torch tells why it cannot use a driver in a warning only.
+    # Why torch cannot use a driver appears only in a warning.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return Seen(torch.cuda.device_count())
-    # torch for AMD cards has HIP in the place of CUDA.
+    # torch for AMD cards is built with HIP instead of CUDA.
     if torch.version.cuda is None and torch.version.hip is None:
         return Seen(0, "this torch is a build without CUDA")
     if caught:

@@ -142,7 +142,7 @@ def ingest(
     _log_input(tiles)
     written = _build(out, tiles, source, budget, bands)
     # From an earlier ingest that had too many bad files.
-    storage.remove(quarantine_beside(out))
+    storage.remove(_quarantine_path(out))
     dataset = ds.open_dataset(out)
     pids = sorted({int(record["pid"]) for record in written})
     return Ingested(dataset, False, dataset.manifest["gate"], pids)
@@ -238,7 +238,7 @@ def _build(
     return written
 
 
-def quarantine_beside(out: str) -> str:
+def _quarantine_path(out: str) -> str:
     """Path of the quarantine list that is written instead of a dataset with too many bad files."""
     return storage.join(storage.parent(out), f"{storage.name_of(out)}.quarantine.jsonl")
 
@@ -257,7 +257,7 @@ def _check_budget(bad: list[Record], budget: int, out: str, rows: int) -> None:
     """
     if len(bad) <= budget:
         return
-    path = quarantine_beside(out)
+    path = _quarantine_path(out)
     storage.write_text(path, _jsonl(bad))
     counts = Counter(record["kind"] for record in bad).most_common()
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
@@ -580,7 +580,7 @@ def _write_shard(path: str, shard: int, rows: list[ShardRow]) -> Record:
     """Writes a shard, unless it has no rows.
 
     Returns:
-        What its record says about the file: bytes, file, rows, sha256, labels, sizes.
+        What its record holds about the file: bytes, file, rows, sha256, labels, sizes.
     """
     file = f"part-{shard:05}.parquet"
     content = ds.shard_bytes(rows)
@@ -701,7 +701,7 @@ def _tile_size(sizes: dict[str, int]) -> int:
 
 
 def _shard_entries(written: list[Record]) -> list[Record]:
-    """What the manifest says about the shards that have rows."""
+    """What the manifest holds about the shards that have rows."""
     entries = []
     for record in written:
         if record["rows"]:

@@ -76,7 +76,7 @@ def needed(recipe: Recipe, classes: int) -> Need:
 
 
 def available() -> machine.Memory | None:
-    """The memory that a run may use, or None where the system does not tell.
+    """The memory that a run may use, or None where the system does not report it.
 
     What this process already holds counts as available, because `RAY_BYTES` includes it.
     """

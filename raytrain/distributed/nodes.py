@@ -72,7 +72,7 @@ def start_on_each(
     task = ray.remote(num_cpus=0)(function)
     started = []
     for node in nodes:
-        # `soft=False`: another node must not answer in the place of one that is gone.
+        # `soft=False`: another node must not answer for one that is gone.
         affinity = NodeAffinity(node["NodeID"], soft=False)
         pinned = task.options(scheduling_strategy=affinity, **options)
         started.append((node, pinned.remote(*arguments)))

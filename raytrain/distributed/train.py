@@ -249,7 +249,7 @@ def _group(
 
     Raises:
         NoRoomError: the cluster had no room for the group.
-        Interrupted: a signal ended the group, as `interruptible` tells.
+        Interrupted: a signal ended the group, see `messages.interruptible`.
         BaseException: what a worker raised.
     """
     gpu = use_gpu(recipe)
@@ -423,7 +423,8 @@ def _end_process() -> None:
 
 def _resources(workers: int, gpu: bool) -> dict[str, float]:
     """What each worker asks Ray for. One CPU of the cluster is left to Ray Data and the driver."""
-    # More workers than CPUs share them. Ray takes no smaller share than 0.01.
+    # Workers share the CPUs that remain. With a single CPU none remains, and each worker asks for
+    # a hundredth of it.
     share = max(0.01, min(1.0, (cpus() - 1) / workers))
     resources = {"CPU": share}
     if gpu:

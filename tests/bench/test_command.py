@@ -147,7 +147,7 @@ def test_the_rate_of_predict_counts_from_the_first_block_of_every_process():
     from raytrain.distributed.bench import _after_first_blocks, _Lines
 
     lines = _Lines()
-    lines.said = [
+    lines.timed = [
         (8.0, "predict: 64 of 256 tiles"),
         (8.5, "predict: 128 of 256 tiles"),
         (9.0, "other"),
