@@ -66,10 +66,17 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for command in (quickstart, download, ingest, data_app, train, lr_find, tune):
-    app.command(command)
-for command in (predict, evaluate, submission, runs_app):
-    app.command(command)
+app.command(quickstart)
+app.command(download)
+app.command(ingest)
+app.command(data_app)
+app.command(train)
+app.command(lr_find)
+app.command(tune)
+app.command(predict)
+app.command(evaluate)
+app.command(submission)
+app.command(runs_app)
 # Imported when it is called: no other command needs the names of its parts.
 app.command(
     "raytrain.cli.bench:bench",
