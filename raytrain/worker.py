@@ -40,3 +40,13 @@ class Worker:
     def cpu_share(self) -> int:
         """CPUs for this process: an equal part of the machine's, at least 1."""
         return max(1, self.cpus // self.local_world)
+
+
+def compute_device(gpu: bool) -> torch.device:
+    """The device that a process computes on.
+
+    Args:
+        gpu: whether it was given a GPU. What torch sees does not say so: Ray may leave GPUs visible
+            to processes that asked for none.
+    """
+    return torch.device("cuda" if gpu else "cpu")

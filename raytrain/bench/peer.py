@@ -109,7 +109,7 @@ class PlainLoop:
             ValueError: there are too few files for one batch.
         """
         self.precision = settings.precision
-        self.device = settings.device or _default_device()
+        self.device = settings.device or compute_device(torch.cuda.is_available())
         self.format = torch.contiguous_format
         if settings.channels_last:
             self.format = torch.channels_last
@@ -169,12 +169,6 @@ class PlainLoop:
         self.optimizer.step()
         # Waits for the GPU, as loops that print a running loss do.
         return float(loss.item())
-
-
-def _default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu")
 
 
 def _network(settings: PlainSettings, outputs: int) -> nn.Module:

@@ -18,7 +18,7 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.training.epoch import EpochRecord
-from raytrain.worker import Worker
+from raytrain.worker import Worker, compute_device
 
 
 class Loop:
@@ -258,7 +258,5 @@ def wait_for(device: torch.device) -> None:
 
 def alone(recipe: Recipe) -> Worker:
     """This process as the only worker, with all CPUs and, where the recipe allows it, the GPU."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available() and recipe.use_gpu is not False:
-        device = torch.device("cuda")
+    device = compute_device(torch.cuda.is_available() and recipe.use_gpu is not False)
     return Worker(device=device, cpus=len(os.sched_getaffinity(0)))

@@ -64,8 +64,7 @@ def lifted_train_state(state: Values, version: int) -> Values:
 
 
 def _meta_from_1(meta: Values) -> Values:
-    """Version 1, up to 29 November 2026: no version; the earliest lack what came during that month.
-    """
+    """Version 1, up to 29 November 2026, says no version. The earliest files lack some keys."""
     added = {
         "epoch_steps": 0,
         "window": None,  # all shards were shuffled together

@@ -35,7 +35,7 @@ from raytrain.tiles import cache, placement, sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training.stage import stage_network
 from raytrain.training.step import Stepper, Trained
-from raytrain.worker import Worker
+from raytrain.worker import Worker, compute_device
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ def _device(recipe: Recipe) -> torch.device:
         logger.info(
             "the GPUs of the cluster at RAY_ADDRESS are counted when the command starts, not here"
         )
-        return gpus.device(recipe.use_gpu is not False and gpus.seen().count > 0)
-    return gpus.device(use_gpu(recipe))
+        return compute_device(recipe.use_gpu is not False and gpus.seen().count > 0)
+    return compute_device(use_gpu(recipe))
 
 
 def _with_resolved_precision(recipe: Recipe, device: torch.device) -> Recipe:

@@ -87,15 +87,6 @@ def seen() -> Seen:
     return Seen(0, "no device, or no driver that this torch can use")
 
 
-def device(granted: bool) -> torch.device:
-    """The device of a process. Ray may leave GPUs visible to processes that asked for none.
-
-    Args:
-        granted: whether Ray has given a GPU to the process.
-    """
-    return torch.device("cuda" if granted else "cpu")
-
-
 def declaring() -> list[Machine]:
     """The live machines of the connected cluster that declare GPUs. A task asks on each of them.
 

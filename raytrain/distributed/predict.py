@@ -37,6 +37,8 @@ from raytrain.evaluation import predictions
 from raytrain.models import initial_weights, networks
 from raytrain.models.precision import default_precision, keep_fp32
 from raytrain.training import transforms
+from raytrain.training.inference import Inference, logits_of
+from raytrain.worker import compute_device
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +218,6 @@ class Predictor:
         decoders: int = 1,
     ) -> None:
         keep_fp32()
-        self.tta = tta
         self.bands = bands
         self.device = device
         self.decoders = decoders
@@ -227,8 +228,11 @@ class Predictor:
         networks.to_device(self.model, device).eval()
         # As the network was trained, where this processor computes in bf16. One that only emulates
         # it would be slower than in fp32.
-        capable = default_precision(device) == "bf16"
-        self.bf16 = self.meta["precision"] == "bf16" and capable
+        precision = "fp32"
+        if self.meta["precision"] == "bf16" and default_precision(device) == "bf16":
+            precision = "bf16"
+        symmetries = SYMMETRIES if tta else 1
+        self.how = Inference(self.meta["size"], self.meta["normalize"], precision, symmetries)
 
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
         """Predicts the tiles of a block.
@@ -293,21 +297,9 @@ class Predictor:
 
     def _logits(self, tiles: list[Tile]) -> np.ndarray[Any, Any]:
         """The logits of one batch, float32 (B, K). All tiles have the same size."""
-        # uint8 (B, S, S, 3) -> (B, 3, S, S), then resized and normalized as in validation.
-        pixels = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).to(self.device)
-        batch = transforms.valid_pixels(pixels, self.meta["size"], self.meta["normalize"])
-        outputs = []
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16),
-        ):
-            # The first symmetry is the identity.
-            for number in range(SYMMETRIES if self.tta else 1):
-                view = transforms.symmetry(batch, number)
-                # A symmetry is a view with other strides. Convolutions are fast on channels-last.
-                view = view.contiguous(memory_format=torch.channels_last)
-                outputs.append(self.model(view).float())
-        values: np.ndarray[Any, Any] = torch.stack(outputs).mean(0).cpu().numpy()
+        # uint8 (B, S, S, 3) -> (B, 3, S, S)
+        pictures = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).to(self.device)
+        values: np.ndarray[Any, Any] = logits_of(self.model, pictures, self.how).cpu().numpy()
         return values
 
 
@@ -383,7 +375,7 @@ def _mapped(
     decoders = max(1, int(share))
     return data.map_batches(
         Predictor,
-        fn_constructor_args=(*arguments, gpus.device(True), decoders),
+        fn_constructor_args=(*arguments, compute_device(True), decoders),
         batch_format="pandas",
         # With `num_gpus` Ray demands a number of rows. It fills up small blocks with the rows of
         # the next ones.
@@ -418,7 +410,7 @@ def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFram
             "--part train, valid or all",
         )
     # Row numbers count through all shards: that of each shard's first row, and of the end.
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
+    starts = dataset.shard_starts
     blocks = []
     for shard, path in enumerate(dataset.shards):
         mine = rows[(rows >= starts[shard]) & (rows < starts[shard + 1])]

@@ -26,7 +26,6 @@ from raytrain import runs, storage
 from raytrain.checkpoints import layout, reading
 from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed import gpus
 from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
 from raytrain.distributed.messages import (
@@ -48,7 +47,7 @@ from raytrain.training import loop
 from raytrain.training.lr_find import Curve
 from raytrain.training.services import Hooks
 from raytrain.training.state import Metrics
-from raytrain.worker import Worker
+from raytrain.worker import Worker, compute_device
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +259,7 @@ def _group(
             "recipe": recipe.model_dump(mode="json"),
             "run": path,
             "mailbox": box,
-            "device": gpus.device(gpu).type,
+            "device": compute_device(gpu).type,
         }
         # Not as `train_loop_config`: Ray shows and exports that, with keys that URIs may hold.
         trainer = ray.train.torch.TorchTrainer(

@@ -39,7 +39,7 @@ from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.loop import fit
 from raytrain.training.services import Hooks
-from raytrain.worker import Worker
+from raytrain.worker import Worker, compute_device
 
 logger = logging.getLogger(__name__)
 
@@ -343,7 +343,7 @@ def _tuner(trials: Trials, folder: str) -> Any:
         at_once = gpus.count(machines)
     if trials.most_at_once:
         at_once = min(at_once, trials.most_at_once)
-    worker = Worker(device=gpus.device(bool(machines)), cpus=max(1, int(resources["CPU"])))
+    worker = Worker(device=compute_device(bool(machines)), cpus=max(1, int(resources["CPU"])))
     function = ray.tune.with_parameters(trials.function, worker=worker, given=trials.given)
     return ray.tune.Tuner(
         ray.tune.with_resources(function, resources),

@@ -178,7 +178,7 @@ def check_store(dataset: Dataset, size: int, directory: Path | None = None) -> N
     with _storage_errors(directory):
         root = directory / _key(_content(dataset, size))
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / CACHE_LOCK):
+        with storage.file_lock(directory / CACHE_LOCK):
             if (root / CONTENT_FILE).exists():
                 # Fails if this process has no permission to take a lease.
                 with (root / LEASE_FILE).open("ab"):
@@ -206,13 +206,11 @@ def _storage_errors(directory: Path) -> Iterator[None]:
 
 
 def _shards(dataset: Dataset) -> list[Shard]:
-    entries = dataset.manifest["shards"]
     shards = []
-    first = 0
-    for number, path in enumerate(dataset.shards):
-        entry = entries[number]
+    for number, entry in enumerate(dataset.manifest["shards"]):
+        path = dataset.shards[number]
+        first = int(dataset.shard_starts[number])
         shards.append(Shard(number, path, entry["sha256"], first, entry["rows"]))
-        first += entry["rows"]
     return shards
 
 
@@ -221,7 +219,7 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[
     content = _content(dataset, size)
     root = directory / _key(content)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / CACHE_LOCK):
+    with storage.file_lock(directory / CACHE_LOCK):
         if not (root / CONTENT_FILE).exists():
             _make_room(directory, store_bytes(dataset, size))
             _reserve(root, store_bytes(dataset, size))
@@ -333,13 +331,13 @@ def _check_room(directory: Path, needed: int, used: int, removable: int) -> None
 
 def _is_in_use(root: Path) -> bool:
     # An exclusive lock is refused while any process holds its shared lock, the lease.
-    with _locked(root / LEASE_FILE, wait=False) as unused:
+    with storage.file_lock(root / LEASE_FILE, wait=False) as unused:
         return not unused
 
 
 def _remove_unused(root: Path) -> bool:
     """Removes a store unless it is in use. Returns whether it was removed."""
-    with _locked(root / LEASE_FILE, wait=False) as unused:
+    with storage.file_lock(root / LEASE_FILE, wait=False) as unused:
         if unused:
             shutil.rmtree(root)
         return unused
@@ -348,7 +346,7 @@ def _remove_unused(root: Path) -> bool:
 def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> None:
     """Removes the marker of a shard whose pixels have changed, so that it is decoded again."""
     marker = _marker(root, shard)
-    with _locked(_shard_lock(root, shard)):
+    with storage.file_lock(_shard_lock(root, shard)):
         if not marker.exists():
             return
         found = _checksum(pixels[shard.first : shard.first + shard.rows])
@@ -397,7 +395,7 @@ def _decode_shards(missing: list[Shard], root: Path, shape: Shape, processes: in
 
 def _decode_shard(shard: Shard, root: Path, shape: Shape) -> int:
     """Decodes a shard unless another process has its lock. Returns the number of tiles decoded."""
-    with _locked(_shard_lock(root, shard), wait=False) as locked:
+    with storage.file_lock(_shard_lock(root, shard), wait=False) as locked:
         if not locked or _marker(root, shard).exists():
             return 0
         pixels = np.memmap(root / PIXELS_FILE, np.uint8, "r+", shape=shape)
@@ -451,21 +449,3 @@ def _marker(root: Path, shard: Shard) -> Path:
 
 def _shard_lock(root: Path, shard: Shard) -> Path:
     return root / f"shard-{shard.number:05}.lock"
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Locks a file exclusively. With wait=False, yields False if another process has the lock."""
-    with path.open("ab") as file:
-        yield _takes_lock(file, wait)
-
-
-def _takes_lock(file: IO[bytes], wait: bool) -> bool:
-    operation = fcntl.LOCK_EX
-    if not wait:
-        operation |= fcntl.LOCK_NB
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    return True

@@ -32,7 +32,7 @@ class ShuffleWindow:
 
 
 def epoch_order(
-    rows: Rows, shard_rows: Sequence[int], key: Sequence[int], window: int | None = None
+    rows: Rows, shard_starts: Rows, key: Sequence[int], window: int | None = None
 ) -> Rows:
     """Orders the rows of an epoch.
 
@@ -40,7 +40,7 @@ def epoch_order(
 
     Args:
         rows: int64 (N,), the row numbers to visit, ascending.
-        shard_rows: number of rows of each shard of the dataset, in order.
+        shard_starts: int64 (shards + 1,), the first row of each shard, and the number of all rows.
         key: (seed, stage, epoch).
         window: number of shards held at once; None for all, which is a full shuffle.
 
@@ -49,8 +49,8 @@ def epoch_order(
     """
     generator = np.random.default_rng(list(key))
     # The rows of shard s are rows[bounds[s] : bounds[s + 1]], since `rows` is ascending.
-    bounds = np.searchsorted(rows, np.cumsum([0, *shard_rows]))
-    shards = generator.permutation(len(shard_rows))
+    bounds = np.searchsorted(rows, shard_starts)
+    shards = generator.permutation(len(shard_starts) - 1)
     shards_at_once = window or len(shards)
     pieces = []
     for start in range(0, len(shards), shards_at_once):

@@ -127,7 +127,7 @@ class ShardWindow:
         self.window = window
         self.hashes = [shard["sha256"] for shard in dataset.manifest["shards"]]
         # Row number of the first tile of each shard, then the number of all tiles.
-        self.first = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
+        self.first = dataset.shard_starts
         # By shard number, the least recently used shard first.
         self.held: OrderedDict[int, pa.Table] = OrderedDict()
         self.readers = ThreadPoolExecutor(min(READERS, window))

@@ -54,6 +54,7 @@ def logits_of(model: nn.Module, images: torch.Tensor, how: Inference) -> torch.T
         views = []
         for number in range(how.symmetries):
             view = transforms.symmetry(pixels, number)
+            # A symmetry is a view with other strides. Convolutions are fast on channels-last.
             view = view.contiguous(memory_format=torch.channels_last)
             views.append(model(view).to(how.dtype))
         return torch.stack(views).mean(0)

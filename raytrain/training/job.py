@@ -77,7 +77,7 @@ class Job:
         train = self.recipe.train
         order = sampling.epoch_order(
             self.train_rows,
-            self.dataset.shard_rows,
+            self.dataset.shard_starts,
             (train.seed, number, epoch),
             self.tiles.window,
         )

@@ -13,6 +13,7 @@ from raytrain.distributed import dry_run, gpus
 from raytrain.distributed.predict import processes
 from raytrain.distributed.train import _set_up_worker
 from raytrain.errors import ConfigError, ResourceError
+from raytrain.worker import compute_device
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +110,10 @@ def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(
         "run": "r",
         "mailbox": None,
     }
-    config |= {"device": gpus.device(granted).type}
+    config |= {"device": compute_device(granted).type}
     worker = _set_up_worker(config)[3]
     assert worker.device == (torch.device("cuda", 1) if granted else torch.device("cpu"))
-    assert gpus.device(granted).type == worker.device.type
+    assert compute_device(granted).type == worker.device.type
 
 
 def test_the_answer_says_why_torch_sees_none(monkeypatch):

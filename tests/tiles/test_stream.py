@@ -23,7 +23,7 @@ def shards(tmp_path):
 
 
 def batches(dataset, window, size=5):
-    order = sampling.epoch_order(np.arange(TILES), dataset.shard_rows, (42, 1, 1), window)
+    order = sampling.epoch_order(np.arange(TILES), dataset.shard_starts, (42, 1, 1), window)
     return sampling.global_batches(order, size, 1, False)
 
 
