@@ -26,6 +26,7 @@ from raytrain.models import networks
 from raytrain.models.precision import autocast
 from raytrain.training.memory import keep_freed_memory
 from raytrain.training.transforms import NORMALIZE
+from raytrain.worker import compute_device
 
 LEARNING_RATE = 1e-3
 DROPOUT = 0.5

@@ -453,7 +453,7 @@ def _rare_labels(
         left_out: bool (K,), labels that another warning names.
     """
     found = []
-    for k in np.flatnonzero(~left_out):
+    for k in np.flatnonzero(~left_out).tolist():
         rare = []
         for part, count in counts.items():
             tiles = count[k]

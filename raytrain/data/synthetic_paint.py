@@ -18,6 +18,8 @@ import numpy as np
 from scipy import ndimage as ndi
 
 Array = np.ndarray[Any, Any]
+# A NumPy integer makes the result float64, a Python number leaves it float32 (NEP 50).
+Scalar = float | np.signedinteger[Any]
 Colour = tuple[int, int, int]
 SIZE = 256
 _BANK_SIZE = 1024
@@ -233,7 +235,7 @@ def _distance_to_line(points: Array) -> Array:
     return np.asarray(distance, np.float32)
 
 
-def _offsets(y: float, x: float) -> tuple[Array, Array]:
+def _offsets(y: Scalar, x: Scalar) -> tuple[Array, Array]:
     """Rows and columns from a point to every pixel, each (256, 256)."""
     return _Y - y, _X - x
 
@@ -244,7 +246,7 @@ def _distance_to_point(y: float, x: float) -> Array:
     return np.asarray(np.hypot(dy, dx))
 
 
-def _rotated(y: float, x: float, angle: float) -> tuple[Array, Array]:
+def _rotated(y: Scalar, x: Scalar, angle: float) -> tuple[Array, Array]:
     """Coordinates of every pixel along and across a direction from a point, each (256, 256)."""
     dy, dx = _offsets(y, x)
     cos = np.cos(angle)

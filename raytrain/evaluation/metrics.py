@@ -89,7 +89,8 @@ def f2_per_tile(predicted: Array, target: Array) -> Array:
 
 def _count(labels: Array) -> Array:
     """Number of labels of each tile, float64 (N,), of bool (N, K)."""
-    return np.count_nonzero(labels, axis=1).astype(np.float64)
+    counts: Array = np.count_nonzero(labels, axis=1).astype(np.float64)
+    return counts
 
 
 def f2(logits: Array, target: Array, threshold: float | Array = THRESHOLD) -> float:
