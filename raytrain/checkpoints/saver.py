@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from raytrain import storage
 from raytrain.checkpoints import layout, writing
+from raytrain.checkpoints.writing import Snapshot
 from raytrain.errors import ConfigError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ class Saver:
         # Whether the pending save is one within an epoch.
         self.within = False
         # The weights of the best epoch, if they are not written yet.
-        self.best: writing.Snapshot | None = None
+        self.best: Snapshot | None = None
         # The weights of the best epoch, if the pending save writes them.
-        self.best_in_save: writing.Snapshot | None = None
+        self.best_in_save: Snapshot | None = None
         # What `claim` has written into writer.json; None before.
         self.token: str | None = None
         # Monotonic time at which the last save began.
@@ -122,11 +123,11 @@ class Saver:
                 f"({self.failures} of {MOST_FAILURES} in a row)"
             )
 
-    def keep_best(self, state: writing.Snapshot) -> None:
+    def keep_best(self, state: Snapshot) -> None:
         """Keeps the weights of the best epoch in memory. The next save writes them first."""
         self.best = state
 
-    def save(self, entries: Sequence[tuple[str, writing.Snapshot]], began: float) -> None:
+    def save(self, entries: Sequence[tuple[str, Snapshot]], began: float) -> None:
         """Starts to write checkpoints in the background, in their order.
 
         If `keep_best` has kept the weights of the best epoch, these are written first.
@@ -193,11 +194,11 @@ class Saver:
                 "",
             )
 
-    def _write(self, entries: Sequence[tuple[str, writing.Snapshot]]) -> None:
+    def _write(self, entries: Sequence[tuple[str, Snapshot]]) -> None:
         """Writes checkpoints, in the background thread. `writing.write` says what may run there."""
         self.check_claim()
         step = int(entries[-1][1].meta["step"])
-        written: list[tuple[str, writing.Snapshot]] = []
+        written: list[tuple[str, Snapshot]] = []
         for name, state in entries:
             path = storage.join(self.directory, name)
             if name == layout.LAST and storage.is_uri(self.directory):
@@ -210,7 +211,7 @@ class Saver:
         self.cost_s = time.monotonic() - self.began
 
 
-def _twin(state: writing.Snapshot, written: list[tuple[str, writing.Snapshot]]) -> str | None:
+def _twin(state: Snapshot, written: list[tuple[str, Snapshot]]) -> str | None:
     """Returns the path of the first checkpoint written from the very same weights, if any."""
     for path, other in written:
         if other.weights is state.weights:

@@ -16,7 +16,7 @@ def default_precision(device: torch.device) -> str:
 def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         # Older GPUs emulate bf16, slower than they compute in fp32.
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capable = torch.cpu.get_capabilities()
     return bool(capable.get("avx512_bf16") or capable.get("amx_bf16"))
 
