@@ -186,8 +186,8 @@ def pretended_limit(monkeypatch, most):
     real = check_runs.networks.build
     calls = []
 
-    def build(*arguments):
-        model = real(*arguments)
+    def build(*arguments, **options):
+        model = real(*arguments, **options)
 
         def full(module, inputs):
             calls.append(len(inputs[0]))
