@@ -135,7 +135,7 @@ def choose(names: list[str], wanted: str) -> str | None:
         The first of the known names that is there, or None.
     """
     stems = TABLES.get(wanted, (wanted,))
-    suffixes = archives.SUFFIXES
+    suffixes: tuple[str, ...] = archives.SUFFIXES
     if wanted in TABLES:
         suffixes = ("", ".zip", ".7z")
     # Reversed, so that of equal base names the first one stays.
