@@ -453,14 +453,16 @@ def _rare_labels(
         left_out: bool (K,), labels that another warning names.
     """
     found = []
-    for k in np.flatnonzero(~left_out).tolist():
+    for k, label in enumerate(classes):
+        if left_out[k]:
+            continue
         rare = []
         for part, count in counts.items():
             tiles = count[k]
             if tiles < FEW:
                 rare.append(f"{part} {tiles}")
         if rare:
-            found.append(f"{classes[k]} ({', '.join(rare)})")
+            found.append(f"{label} ({', '.join(rare)})")
     return found
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from scipy import ndimage as ndi
 
 Array = np.ndarray[Any, Any]
-# A NumPy integer makes the result float64, a Python number leaves it float32 (NEP 50).
-Scalar = float | np.signedinteger[Any]
 Colour = tuple[int, int, int]
+# A row or column of the tile, in pixels.
+Coordinate = float | np.integer[Any]
 SIZE = 256
 _BANK_SIZE = 1024
 # Row and column of every pixel, float32 (256, 256).
@@ -235,18 +235,18 @@ def _distance_to_line(points: Array) -> Array:
     return np.asarray(distance, np.float32)
 
 
-def _offsets(y: Scalar, x: Scalar) -> tuple[Array, Array]:
+def _offsets(y: Coordinate, x: Coordinate) -> tuple[Array, Array]:
     """Rows and columns from a point to every pixel, each (256, 256)."""
     return _Y - y, _X - x
 
 
-def _distance_to_point(y: float, x: float) -> Array:
+def _distance_to_point(y: Coordinate, x: Coordinate) -> Array:
     """Distance of every pixel to a point, in pixels, (256, 256)."""
     dy, dx = _offsets(y, x)
     return np.asarray(np.hypot(dy, dx))
 
 
-def _rotated(y: Scalar, x: Scalar, angle: float) -> tuple[Array, Array]:
+def _rotated(y: Coordinate, x: Coordinate, angle: float) -> tuple[Array, Array]:
     """Coordinates of every pixel along and across a direction from a point, each (256, 256)."""
     dy, dx = _offsets(y, x)
     cos = np.cos(angle)

@@ -89,8 +89,7 @@ def f2_per_tile(predicted: Array, target: Array) -> Array:
 
 def _count(labels: Array) -> Array:
     """Number of labels of each tile, float64 (N,), of bool (N, K)."""
-    counts: Array = np.count_nonzero(labels, axis=1).astype(np.float64)
-    return counts
+    return np.asarray(np.count_nonzero(labels, axis=1), np.float64)
 
 
 def f2(logits: Array, target: Array, threshold: float | Array = THRESHOLD) -> float:
