@@ -22,7 +22,8 @@ from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training import execution, optim
 from raytrain.training.services import Hooks
 from raytrain.training.state import Metrics
-from raytrain.training.step import Stepper, Trained
+from raytrain.training.step import Stepper
+from raytrain.training.trained import Trained
 
 # The share of the GPU's memory that remains: a step that is too large for it is still quick.
 SHARE = 0.05

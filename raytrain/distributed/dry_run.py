@@ -34,7 +34,8 @@ from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tiles import cache, placement, sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training.stage import stage_network
-from raytrain.training.step import Stepper, Trained
+from raytrain.training.step import Stepper
+from raytrain.training.trained import Trained
 from raytrain.worker import Worker, compute_device
 
 logger = logging.getLogger(__name__)

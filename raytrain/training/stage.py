@@ -22,7 +22,8 @@ from raytrain.training.job import Job
 from raytrain.training.optim import Rate
 from raytrain.training.services import Services
 from raytrain.training.state import TrainState
-from raytrain.training.step import Outcome, Stepper, Trained
+from raytrain.training.step import Outcome, Stepper
+from raytrain.training.trained import Trained
 from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)

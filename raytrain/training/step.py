@@ -23,9 +23,9 @@ from raytrain.tiles import sampling
 from raytrain.tiles.feeds import Source, moved
 from raytrain.training import execution, out_of_memory, transforms
 from raytrain.training.batch_plan import BatchPlan, plan_batch
-from raytrain.training.ema import Ema
 from raytrain.training.pace import Pace
 from raytrain.training.tasks import MultiLabel
+from raytrain.training.trained import Trained
 from raytrain.worker import Worker
 
 # Of a batch: "image", "target" and "index", see `Source.batches`.
@@ -43,34 +43,6 @@ class Outcome:
 
     values: torch.Tensor
     tiles: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a step moves.
-
-    Args:
-        network: of this rank, wrapped by DDP where there are several.
-        optimizer: of its trainable weights.
-        ema: averages of its weights, or None.
-    """
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: Ema | None = None
-
-    @property
-    def model(self) -> nn.Module:
-        """The network without DDP."""
-        return unwrapped(self.network)
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    """A network without DDP around it."""
-    if isinstance(network, DistributedDataParallel):
-        module: nn.Module = network.module
-        return module
-    return network
 
 
 def _nothing() -> None:
@@ -102,6 +74,7 @@ class Stepper:
         self.recipe = recipe
         self.number = number
         self.stage = recipe.stages[number - 1]
+        self.trained = trained
         self.network = trained.network
         self.model = trained.model
         self.optimizer = trained.optimizer
@@ -112,7 +85,7 @@ class Stepper:
         self.task = MultiLabel(recipe.train)
         self.precision = recipe.train.precision
         self.pace = Pace(worker.device)
-        self.weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.weights = trained.weights
 
     def __call__(self, rows: sampling.Rows, epoch: int, number: int) -> Outcome:
         """Trains on the global batch `number` of an epoch, whose tiles are fetched now."""
@@ -167,7 +140,9 @@ class Stepper:
             message = str(error).splitlines()[0]
         # Not in the handler: while the error is known, its traceback holds all that the failed step
         # has computed.
-        raise out_of_memory.advice(self, plan, message)
+        raise out_of_memory.advice(
+            self.recipe, self.stage, self.trained, self.worker, plan, message
+        )
 
     def _outcome(self, plan: BatchPlan, fetched: Iterator[Tensors]) -> Outcome:
         if len(plan.passes) > 1 and execution.reuses_gradients(self.model):

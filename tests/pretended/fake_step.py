@@ -19,6 +19,7 @@ from raytrain.models import networks
 from raytrain.tiles import feeds
 from raytrain.training import optim, step
 from raytrain.training.ema import Ema
+from raytrain.training.trained import Trained
 
 GPU = torch.device("cuda")
 COPIES = ("aten::_to_copy", "aten::copy_")
@@ -78,7 +79,7 @@ def copies_of(settings):
         tiles.device, tiles.pixels = GPU, pixels
         averages = Ema(model, 0.9) if "ema" in settings else None
         worker = step.Worker(device=GPU)
-        trained = step.Trained(model.train(), optimizer, averages)
+        trained = Trained(model.train(), optimizer, averages)
         one = step.Stepper(recipe, 1, trained, feeds.Source(tiles, targets), worker)
         outcomes = one.epoch([np.arange(12)] * 3, 1)
         next(outcomes)

@@ -14,7 +14,8 @@ from raytrain.tiles import sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training import optim, step, transforms
 from raytrain.training.ema import Ema
-from raytrain.training.step import Stepper, Trained
+from raytrain.training.step import Stepper
+from raytrain.training.trained import Trained
 from raytrain.worker import Worker
 
 ROWS = np.arange(12)
