@@ -10,12 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import time
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 from raytrain import storage
-from raytrain.log import duration
 
 EPOCHS_FILE = "history.csv"
 STEPS_FILE = "metrics.jsonl"
@@ -235,40 +233,6 @@ def read_steps(run: str) -> list[StepRow]:
     """Reads the lines of a run's metrics.jsonl. Returns an empty list if there is no such file."""
     lines = _whole_lines(storage.join(run, STEPS_FILE))
     return [StepRow(**json.loads(line)) for line in lines]
-
-
-def epoch_line(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remaining_s: float) -> str:
-    """Returns the line that is logged after each epoch.
-
-    Args:
-        row: the epoch.
-        stages: number of stages of the recipe.
-        epochs: number of epochs of this stage.
-        frozen: whether only the head trains.
-        remaining_s: estimated seconds until the end of the run.
-    """
-    # All variants have the same width, so that the columns of successive lines are aligned.
-    best = "      "
-    if row.f2 >= row.f2_best:
-        best = " *best"
-    state = "unfrozen"
-    if frozen:
-        state = "frozen  "
-    end = time.localtime(time.time() + remaining_s)
-    parts = [
-        f"stage {row.stage}/{stages}",
-        f"{row.size:>3} px {state}",
-        f"epoch {row.epoch}/{epochs}",
-        f"lr {row.lr:.1e}",
-        f"train {row.train_loss:.4f}",
-        f"valid {row.valid_loss:.4f}",
-        f"acc {row.accuracy:.4f}",
-        f"F2 {row.f2:.4f}{best}",
-        f"{row.images_per_s:.0f} img/s",
-        duration(row.seconds),
-        f"end {time.strftime('%H:%M:%S', end)} (in {duration(remaining_s)})",
-    ]
-    return "  ".join(parts)
 
 
 def smoothed(losses: list[float], beta: float = SMOOTHING) -> float:

@@ -11,11 +11,10 @@ import torch
 
 from raytrain import storage
 from raytrain.checkpoints import layout, writing
-from raytrain.checkpoints.history import EpochRow, History, epoch_line, smoothed
-from raytrain.config import LAYER_GROUPS
+from raytrain.checkpoints.history import EpochRow, History, smoothed
 from raytrain.evaluation import predictions
-from raytrain.training import waits
 from raytrain.training.epoch import EpochRecord
+from raytrain.training.epoch_line import line_of_epoch
 from raytrain.training.job import Job
 from raytrain.training.pace import Paces
 from raytrain.training.rank_state import gathered, rank_state
@@ -78,7 +77,7 @@ def keep_epoch(
             meta = checkpoint_meta(job, state, record.number, record.epoch)
             snapshot = writing.snapshot(state.model, meta, None, state.averages)
             services.saver.keep_best(snapshot)
-        logger.info(_line(job, row, result.paces))
+        logger.info(line_of_epoch(job, row, result.paces))
     services.hooks.report(metrics)
     if save:
         services.hooks.saved(metrics)
@@ -188,33 +187,6 @@ def _epoch_row(job: Job, state: TrainState, result: EpochResult) -> EpochRow:
         images_per_s=record.tiles / record.seconds,
         seconds=time.monotonic() - record.began,
     )
-
-
-def _line(job: Job, row: EpochRow, paces: Paces) -> str:
-    """The line of an epoch; below it, where threads waited much for a CPU, which."""
-    stage = job.stage(row.stage)
-    line = epoch_line(
-        row,
-        stages=len(job.recipe.stages),
-        epochs=stage.epochs,
-        frozen=stage.frozen_groups == LAYER_GROUPS - 1,
-        remaining_s=_remaining_seconds(job, row),
-    )
-    contention = waits.sentence(paces.waits)
-    if not contention:
-        return line
-    return f"{line}\n  {contention}"
-
-
-def _remaining_seconds(job: Job, row: EpochRow) -> float:
-    """The epochs to come, each at this epoch's seconds times the ratio of pixels."""
-    last = job.recipe.selected[1]
-    pixels = 0
-    for number in range(row.stage, last + 1):
-        stage = job.stage(number)
-        done = row.epoch if number == row.stage else 0
-        pixels += (stage.epochs - done) * stage.size**2
-    return row.seconds * pixels / row.size**2
 
 
 def _write_predictions(job: Job, record: EpochRecord, judged: Judged, *, durable: bool) -> None:
