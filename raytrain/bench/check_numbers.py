@@ -6,7 +6,7 @@ The right numbers are those of the same network that runs eagerly.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -236,7 +236,7 @@ def _infinite(setting: Setting) -> Found:
     return Found(reported == 1.0 and moved == 0, detail, {})
 
 
-def _make_a_gradient_infinite(weights: list[torch.Tensor]) -> None:
+def _make_a_gradient_infinite(weights: Sequence[torch.Tensor]) -> None:
     """Multiplies the gradient of the last bias by infinity in every backward pass."""
     # Any weight would do; a bias has few values.
     for weight in reversed(weights):

@@ -22,6 +22,7 @@ from raytrain.checkpoints import saver
 from raytrain.config import Model, Recipe, Stage, Train
 from raytrain.data import images
 from raytrain.data.dataset import damages, read_images
+from raytrain.training.decision import Decisions
 
 CLASSES = ["clear", "haze", "water"]
 ROWS = 20  # 14 of them train: a batch of 8 and one of 6
@@ -108,10 +109,10 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
 ):
     now = [0.0]
     monkeypatch.setattr("raytrain.checkpoints.saver.time.monotonic", lambda: now[0])
+    # A decision after every step.
+    monkeypatch.setattr(Decisions, "after_step", lambda self: self.decide())
     save_at_once(monkeypatch.setattr)
     with closing(Saving(recipe, dataset, 1, alone(recipe), str(tmp_path))) as side:
-        trainer = side.opened._trainer
-        trainer.decisions.after_step = trainer._decide  # at every step
         side.block_with_save(2)
         assert (
             side.saves == 1
