@@ -10,7 +10,9 @@ Imports neither torch nor ray. PyYAML is imported only where YAML is read or wri
 """
 
 from raytrain.config.environment import ENV_OTHER, ENV_PREFIX, environment
-from raytrain.config.fields import (
+from raytrain.config.loading import load_recipe, parse_yaml, recipe_names, validate
+from raytrain.config.mistakes import as_config_error
+from raytrain.config.overrides import (
     field_paths,
     merge,
     nested,
@@ -19,9 +21,7 @@ from raytrain.config.fields import (
     stage_field_hint,
     with_fields,
 )
-from raytrain.config.loading import load_recipe, parse_yaml, recipe_names, validate
-from raytrain.config.mistakes import as_config_error
-from raytrain.config.models import (
+from raytrain.config.recipe import (
     LAYER_GROUPS,
     LESSON_STAGES,
     SPLIT_NAME,

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from raytrain import storage
 from raytrain.config.environment import environment
-from raytrain.config.fields import merge, refuse_set_twice, with_fields
 from raytrain.config.mistakes import as_config_error
-from raytrain.config.models import Recipe
+from raytrain.config.overrides import merge, refuse_set_twice, with_fields
+from raytrain.config.recipe import Recipe
 from raytrain.errors import ConfigError, did_you_mean
 
 

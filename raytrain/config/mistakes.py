@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from raytrain.config.fields import nested_model, stage_field_hint
-from raytrain.config.models import STAGE_ONLY, Recipe, Stage
+from raytrain.config.overrides import nested_model, stage_field_hint
+from raytrain.config.recipe import STAGE_ONLY, Recipe, Stage
 from raytrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.data.sources import DividedTiles, images_in
 from raytrain.distributed import gpus
-from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.ingest import ingest
 from raytrain.distributed.predict import predict, processes
+from raytrain.distributed.session import cpus, session
 from raytrain.distributed.train import train
 from raytrain.log import heard
 from raytrain.models import networks

@@ -18,7 +18,6 @@ import torch
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed import gpus
-from raytrain.distributed.cluster import cpus
 from raytrain.distributed.memory import available, check_memory, needed
 from raytrain.distributed.preflight import (
     FULL_CHECKPOINTS,
@@ -28,6 +27,7 @@ from raytrain.distributed.preflight import (
     free_bytes,
     use_gpu,
 )
+from raytrain.distributed.session import cpus
 from raytrain.log import duration
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32

@@ -36,8 +36,8 @@ from raytrain.data.images import BadImage
 from raytrain.data.inspection import weather_rules
 from raytrain.data.listing import left_out_lines
 from raytrain.data.sources import DividedTiles
-from raytrain.distributed.cluster import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.distributed.nodes import check_reach
+from raytrain.distributed.session import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError, StorageError, masked
 
 logger = logging.getLogger(__name__)

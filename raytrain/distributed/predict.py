@@ -31,7 +31,7 @@ from raytrain.data.dataset import Dataset, open_dataset, read_shard
 from raytrain.data.listing import LeftOut
 from raytrain.data.sources import Images
 from raytrain.distributed import gpus
-from raytrain.distributed.cluster import actors, blocks_of, cpus, quiet_dataset, session, to_go
+from raytrain.distributed.session import actors, blocks_of, cpus, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
 from raytrain.models import initial_weights, networks

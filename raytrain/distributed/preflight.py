@@ -14,7 +14,6 @@ from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, gpus
-from raytrain.distributed.cluster import cpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
 from raytrain.distributed.nodes import (
     NODE_ANSWERS_S,
@@ -24,6 +23,7 @@ from raytrain.distributed.nodes import (
     start_on_each,
     working_nodes,
 )
+from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.models import initial_weights, networks
 from raytrain.tiles.sampling import check_batches

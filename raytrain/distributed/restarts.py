@@ -16,7 +16,7 @@ from torch.distributed import DistError
 
 from raytrain import machine, storage
 from raytrain.checkpoints import layout, reading
-from raytrain.distributed.cluster import own_cause
+from raytrain.distributed.session import own_cause
 from raytrain.errors import RaytrainError, ResourceError
 
 # When one rank dies, the errors of the others name what connected them to it. torch has an error

@@ -26,7 +26,6 @@ from raytrain import runs, storage
 from raytrain.checkpoints import layout, reading
 from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
 from raytrain.distributed.messages import (
     GroupSaves,
@@ -39,6 +38,7 @@ from raytrain.distributed.messages import (
 )
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
+from raytrain.distributed.session import cpus, own_cause, session
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
 from raytrain.log import send_messages

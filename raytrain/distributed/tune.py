@@ -31,10 +31,10 @@ from raytrain import storage
 from raytrain.config import Recipe, validate, with_fields
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import gpus
-from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
+from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
 from raytrain.training.loop import fit

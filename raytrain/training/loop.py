@@ -23,7 +23,7 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.models.networks import running_statistics
 from raytrain.tiles import sampling
-from raytrain.training import keeping, lr_find, optim, pace, validation
+from raytrain.training import lr_find, optim, pace, saving, validation
 from raytrain.training.decision import Action
 from raytrain.training.epoch import EpochRecord, GroupDiverged, Rates
 from raytrain.training.inference import Inference
@@ -62,17 +62,17 @@ def train_run(job: Job, state: TrainState, services: Services) -> Metrics:
             paces = _gather_paces(job, services, stepper, epoch)
             judged = validate(job, state, services, number, epoch)
             action = _after_epoch(job, services, number, epoch)
-            result = keeping.EpochResult(record, paces, judged)
+            result = saving.EpochResult(record, paces, judged)
             save = action is not Action.GO_ON
-            keeping.keep_epoch(job, state, services, stepper.optimizer, result, save=save)
+            saving.save_epoch(job, state, services, stepper.optimizer, result, save=save)
             if action is Action.STOP:
                 return _stopped(job, state, services)
         # Its DDP holds autograd's nodes of the weights, which would refuse a capture on another
         # stream.
         del stepper
-        keeping.end_stage(job, state, services, number)
+        saving.end_stage(job, state, services, number)
     if job.worker.leads:
-        keeping.finish(state, services)
+        saving.finish(state, services)
     return last_metrics(job, state)
 
 
@@ -166,7 +166,7 @@ def between_steps(
     """Writes a checkpoint where rank 0 decides so. Returns whether the run stops."""
     action = services.decisions.after_step()
     if action is not Action.GO_ON:
-        keeping.keep_steps(job, state, services, stepper.optimizer, record)
+        saving.save_steps(job, state, services, stepper.optimizer, record)
     return action is Action.STOP
 
 

@@ -22,7 +22,7 @@ os.environ.update(RAY_ENVIRONMENT)
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raytrain.distributed.cluster import session
+from raytrain.distributed.session import session
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 
 with session():

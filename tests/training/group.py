@@ -19,7 +19,7 @@ from batches import Batch, batches_seen, ignored
 from raytrain.checkpoints.saver import Saver
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training import keeping
+from raytrain.training import saving
 from raytrain.training.loop import fit
 from raytrain.training.services import Hooks
 from raytrain.worker import Worker
@@ -147,9 +147,9 @@ def _member(
         }
         (Path(run) / f"parameters-{number}-{rank}.json").write_text(json.dumps(hashes))
 
-    real_end = keeping.end_stage
+    real_end = saving.end_stage
     worker = Worker(rank, world, rank, world)
-    with patch.object(keeping, "end_stage", end_stage), batches_seen(on_batch):
+    with patch.object(saving, "end_stage", end_stage), batches_seen(on_batch):
         fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks())
     if world > 1:
         dist.destroy_process_group()

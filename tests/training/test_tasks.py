@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from raytrain.config import Train
-from raytrain.training.tasks import LOSSES, MultiLabel, asymmetric, bce, soft_f2
+from raytrain.training.losses import LOSSES, asymmetric, bce, soft_f2
+from raytrain.training.tasks import MultiLabel
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.0, 1.0]], dtype=torch.float64)
 TARGET = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], dtype=torch.float64)

@@ -11,15 +11,17 @@ import torch
 
 from raytrain import storage
 from raytrain.checkpoints import layout, writing
-from raytrain.checkpoints.history import EpochRow, History, smoothed
+from raytrain.checkpoints.history import EpochRow, smoothed
 from raytrain.evaluation import predictions
+from raytrain.training.best import is_best
+from raytrain.training.checkpoint_meta import checkpoint_meta
 from raytrain.training.epoch import EpochRecord
 from raytrain.training.epoch_line import line_of_epoch
 from raytrain.training.job import Job
 from raytrain.training.pace import Paces
 from raytrain.training.rank_state import gathered, rank_state
 from raytrain.training.services import Services
-from raytrain.training.state import Metrics, TrainState, checkpoint_meta, epoch_metrics
+from raytrain.training.state import Metrics, TrainState, epoch_metrics
 from raytrain.training.validation import Judged
 
 logger = logging.getLogger(__name__)
@@ -34,13 +36,7 @@ class EpochResult:
     judged: Judged
 
 
-def is_best(metrics: Metrics, history: History) -> bool:
-    """Whether an epoch is better than all before it: the rule behind the checkpoint `best`."""
-    f2: float = metrics["f2"]
-    return f2 > history.best
-
-
-def keep_epoch(
+def save_epoch(
     job: Job,
     state: TrainState,
     services: Services,
@@ -83,7 +79,7 @@ def keep_epoch(
         services.hooks.saved(metrics)
 
 
-def keep_steps(
+def save_steps(
     job: Job,
     state: TrainState,
     services: Services,

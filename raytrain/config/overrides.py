@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from raytrain.config.models import LESSON_STAGES, STAGE_ONLY, Recipe, Stage
+from raytrain.config.recipe import LESSON_STAGES, STAGE_ONLY, Recipe, Stage
 from raytrain.errors import ConfigError, did_you_mean
 
 
