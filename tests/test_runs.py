@@ -374,3 +374,30 @@ def test_a_cache_that_is_too_small_is_seen_and_no_store_is_removed(
 def test_a_dry_run_refuses_the_memory_of_a_gpu_that_is_not_there(dry, capsys):
     assert dry("--tiles", "device") == 2
     assert "--tiles device needs a GPU" in capsys.readouterr().err
+
+
+# --resume with --set
+
+
+def test_set_changes_in_a_resumed_run_what_its_flags_may_change(trained, capsys):
+    assert resume(trained, "--set", "train.stall_s=900") == 0
+    loaded = reading.load(str(trained / "runs" / "n" / "checkpoints" / "last"))
+    assert loaded.meta["recipe"]["train"]["stall_s"] == 900
+    for path in ("stages.2.lr", "train.wd", "stages.7.lr"):
+        assert resume(trained, "--set", f"{path}=0.5") == 2
+        assert f"{path} cannot change now" in capsys.readouterr().err
+    assert resume(trained, "--set", "train.stall_s=-1") == 2
+    assert "train.stall_s = -1" in capsys.readouterr().err
+
+
+def test_the_storage_of_a_resumed_run_may_be_set(trained):
+    assert run_command(["train", "--resume", "n", "--set", f"storage={trained / 'runs'}"]) == 0
+
+
+def test_under_restarts_every_attempt_hears_of_set(trained, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "raytrain.distributed.supervisor.supervise", lambda *arguments: seen.append(arguments) or 0
+    )
+    assert resume(trained, "--set", "train.stall_s=900", "--restarts", "2") == 0
+    assert ("--train.stall-s", "900") in set(pairwise(seen[0][0]))
