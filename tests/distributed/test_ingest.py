@@ -50,11 +50,11 @@ def damaged(tiles, tmp_path):
 
 
 def test_several_processes_share_the_gate_and_two_ingests_are_the_same_bytes(
-    tiles, dataset, tmp_path, capsys
+    tiles, dataset, tmp_path, logged
 ):
     done = ingest(divided(tiles[0], tiles[1]), str(tmp_path / "again"))
     assert len(done.pids) > 1
-    assert "ingest: 3 of 3 shards, 0:00 to go" in capsys.readouterr().out
+    assert "ingest: 3 of 3 shards, 0:00 to go" in logged
     assert tree(tmp_path / "again") == tree(dataset_folder(dataset))
 
 
