@@ -71,9 +71,7 @@ def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(
     assert set(open_dataset(out).split("cv-1")["part"]) == {"train", "valid"}
 
 
-def test_an_ingest_to_a_bucket_that_was_cut_goes_on(
-    uploaded, bucket, dataset, monkeypatch, messages
-):
+def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, monkeypatch, logged):
     out = bucket("datasets/cut")
     divided = images_in(uploaded[0]).label_from_file(uploaded[1]).split()
 
@@ -88,7 +86,7 @@ def test_an_ingest_to_a_bucket_that_was_cut_goes_on(
     with pytest.raises(DataError, match="is not a dataset"):
         open_dataset(out)
     assert ingest(divided, out).dataset.hash == dataset.hash
-    assert "ingest: 2 shards are there from an earlier, unfinished ingest" in messages
+    assert "ingest: 2 shards are there from an earlier, unfinished ingest" in logged
 
 
 def test_too_many_bad_tiles_leave_only_the_list_in_the_bucket(bucket, tiles):

@@ -77,5 +77,5 @@ def _meta_from_1(meta: Values) -> Values:
 def _train_state_from_1(state: Values) -> Values:
     """Version 1: the earliest hold the optimiser's state alone."""
     if "param_groups" in state:
-        state = {"optimizer": state}
-    return {"ranks": (), "rates": ()} | state
+        return {"optimizer": state}
+    return state

@@ -45,7 +45,8 @@ def test_what_was_saved_is_read_back(tmp_path):
     found = reading.load(str(tmp_path / "last"))
     assert found.position == (1, 2, 0) and found.meta["classes"] == ["a", "b"]
     assert found.weights()["0.weight"].eq(3).all() and "1.running_mean" in found.weights()
-    assert found.train_state() == optimizer.state_dict()
+    # A meta.json without a version is one of the first, whose state may be the optimiser's alone.
+    assert found.train_state() == {"optimizer": optimizer.state_dict()}
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.old"))
 
 

@@ -168,7 +168,7 @@ def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeyp
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(NoRoomError):
-        train._train_while_progressing(run, None, None)
+        train._train_while_progressing(run, None)
     assert len(groups) == 3 and len(logged) == 2 and "the run got further" in logged[0]
 
 
@@ -197,7 +197,7 @@ def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, t
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(UnfinishedError if trained else Interrupted) as caught:
-        train._attempt(run, None, None)
+        train._attempt(run, None)
     code = 75 if trained else 143
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert len(groups) == 1 and exit_code_of(caught.value) == failure["exit_code"] == code
@@ -233,7 +233,7 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
         ),
     )
     with pytest.raises(Unstarted):
-        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), None)
+        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"))
 
 
 def saved(checkpoints, step):

@@ -233,9 +233,9 @@ def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(
 ):
     # Workers cannot import this file: the bomb travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(train_module, "train_worker", observed(train_module.train_worker, bomb))
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
-    with pytest.raises(DivergedError, match="stage 2 epoch 1"):
+    with monkeypatch.context() as patch, pytest.raises(DivergedError, match="stage 2 epoch 1"):
+        patch.setattr(train_module, "train_worker", observed(train_module.train_worker, bomb))
         train(settings, name="cut")
     # What would come again is not started again.
     assert (
@@ -390,6 +390,6 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
         "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
     )
     recipe = load_recipe("smoke", {"dataset": "s3://KEY:S3CRET@bucket/data"})
-    assert train_module._group(train_module.train_worker, path, recipe, None) == "done"
+    assert train_module._group(train_module.train_worker, path, recipe) == "done"
     assert told["run_config"].storage_path == "bucket/runs/a/ray"
     assert told["run_config"].storage_filesystem.type_name == "s3" and "S3CRET" not in str(told)

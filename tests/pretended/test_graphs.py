@@ -31,9 +31,7 @@ STAGES = [
 @pytest.mark.usefixtures("graphs")
 def test_graphed_passes_give_the_gradient_of_the_whole_batch(passes):
     whole, one = gradients(stepper()), stepper(accumulate=passes)
-    execution.set_execution(
-        one.network, "graphs", (12 // passes, 3, 32, 32), "fp64", CPU, pytest.fail
-    )
+    execution.set_execution(one.network, "graphs", (12 // passes, 3, 32, 32), "fp64", CPU)
     parts = gradients(one)
     assert largest([a - b for a, b in zip(whole, parts, strict=True)]) < 1e-12 * largest(whole)
 

@@ -26,7 +26,7 @@ ARCH = "timm:test_resnet"
 def _shared(folder: Path) -> tuple[str, Path]:
     """(dataset, checkpoint) of a run of one stage, made once."""
     path = dataset(folder / "data", 64)
-    settings = recipe(dataset, (32, 64), epochs=1).model_copy(update={"select": "1"})
+    settings = recipe(path, (32, 64), epochs=1).model_copy(update={"select": "1"})
     run_alone(settings, folder / "run")
     return path, folder / "run" / "checkpoints" / "last"
 

@@ -13,7 +13,7 @@ from handmade import NETWORK
 from torch.multiprocessing import ProcessExitedException
 
 from raytrain import storage
-from raytrain.checkpoints import layout, reading, writing
+from raytrain.checkpoints import layout, reading, versions, writing
 from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import ConfigError, DivergedError, StorageError
@@ -297,7 +297,12 @@ def test_the_optimiser_of_a_checkpoint_from_before_steps_were_kept_goes_on(recip
     last = reading.read(str(older / "checkpoints" / "last"))
     bare = io.BytesIO()
     torch.save(last.train_state()["optimizer"], bare)
-    rewritten = last.files | {"train_state.pt": bare.getvalue()}
+    meta = dict(last.meta)
+    del meta[versions.KEY]  # such a checkpoint says no version
+    rewritten = last.files | {
+        "train_state.pt": bare.getvalue(),
+        "meta.json": json.dumps(meta).encode(),
+    }
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in rewritten.items()}
     for name, content in (rewritten | {layout.MANIFEST: json.dumps(manifest).encode()}).items():
         (older / "checkpoints" / "last" / name).write_bytes(content)
@@ -336,6 +341,6 @@ def test_rank_0_chooses_the_checkpoint_and_one_that_cannot_read_it_trains_from_n
     assert len(steps) > 1 and found.path == chosen[0]
     chosen[0] = str(tmp_path / "run" / "checkpoints" / "step-99999999")
     with pytest.raises(
-        StorageError, match="rank 1 cannot read the checkpoint that rank 0 goes on from"
+        StorageError, match="rank 1 cannot read the checkpoint that rank 0 resumes from"
     ):
         start._latest(str(tmp_path / "run"), Worker(1, 2, 1, 2))
