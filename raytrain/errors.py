@@ -1,6 +1,7 @@
-"""Sentences for failure: every error says what is wrong, why it matters and what to type next.
+"""The errors of this package: each says what is wrong, why it matters and what to do next.
 
-The command line prints them without a traceback and exits with `exit_code`; README lists the codes.
+The command line prints them without a traceback and exits with their `exit_code`. The README lists
+the exit codes.
 """
 
 from __future__ import annotations
@@ -11,35 +12,42 @@ import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Replaces the access keys of a URI in everything that is printed or written.
 MASK = "***"
+# The `KEY:SECRET@` part of a URI such as s3://KEY:SECRET@bucket.
+KEYS_IN_URI = re.compile(r"""://[^/@\s"']+:[^/@\s"']+@""")
 
 
 class RaytrainError(Exception):
-    """A failure that a person can act on.
+    """A failure that the user can fix.
 
     Args:
-        what: the wrong thing with its value, one sentence without a final full stop.
-        why: what it would do or why it is refused; may be empty.
-        fix: the next command to type or the thing to change; may be empty.
+        what: what is wrong, with the wrong value; one sentence without a final full stop.
+        why: the consequence, or the reason for the refusal; may be empty.
+        fix: the next command to type or the setting to change; may be empty.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        what, why, fix = masked(what), masked(why), masked(fix)
-        # All three go to Exception.args, so that the error survives pickling between Ray processes.
-        super().__init__(what, why, fix)
-        self.what, self.why, self.fix = what, why, fix
+        self.what = masked(what)
+        self.why = masked(why)
+        self.fix = masked(fix)
+        # Unpickling calls the class with Exception.args. With all three texts in it, the error
+        # survives the way from one Ray process to another.
+        super().__init__(self.what, self.why, self.fix)
 
     def __str__(self) -> str:
         lines = [self.what]
-        lines += [f"  why:  {self.why}"] if self.why else []
-        lines += [f"  next: {self.fix}"] if self.fix else []
+        if self.why:
+            lines.append(f"  why:  {self.why}")
+        if self.fix:
+            lines.append(f"  next: {self.fix}")
         return "\n".join(lines)
 
 
 class ConfigError(RaytrainError):
-    """Wrong usage or configuration, a missing checkpoint included."""
+    """Wrong usage or configuration. A missing checkpoint is one, too."""
 
     exit_code = 2
 
@@ -51,19 +59,22 @@ class DataError(RaytrainError):
 
 
 class RemoteError(RaytrainError):
-    """A remote service refused us: a download of weights, Kaggle."""
+    """A remote service failed or refused the request: Kaggle, or a server with weights."""
 
     exit_code = 4
 
 
 class ResourceError(RaytrainError):
-    """CPUs, GPUs or memory that cannot be had."""
+    """Too few CPUs or GPUs, or too little memory."""
 
     exit_code = 5
 
 
 class NoRoomError(ResourceError):
-    """The cluster declares enough, and others hold it, or a machine of it does not come."""
+    """The cluster is large enough, but its resources are in use, or one of its machines is missing.
+
+    Unlike other resource errors, this one may go away by itself.
+    """
 
 
 class DivergedError(RaytrainError):
@@ -73,52 +84,65 @@ class DivergedError(RaytrainError):
 
 
 class StorageError(RaytrainError):
-    """The storage path cannot be written or read."""
+    """A storage path cannot be read or written."""
 
     exit_code = 7
 
 
 class UnfinishedError(RaytrainError):
-    """Stopped before the end with everything kept: the same command goes on from there."""
+    """Stopped before the end with all work saved: the same command resumes it."""
 
+    # EX_TEMPFAIL of sysexits.h: "temp failure; user is invited to retry".
     exit_code = 75
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ended at once by a signal, as by Ctrl-C.
+    """A signal ended the command at once, as Ctrl-C does.
 
     Args:
         number: of the signal.
-        note: what else there is to say; begins with a comma or a new line.
+        note: text that follows the message; it begins with its own separator, such as a comma.
     """
 
     def __init__(self, number: int, note: str = "") -> None:
         super().__init__(number, note)
-        self.number, self.note, self.exit_code = number, note, 128 + number
+        self.number = number
+        self.note = note
+        # The value that a shell reports for a process that a signal has ended.
+        self.exit_code = 128 + number
 
     def __str__(self) -> str:
-        how = "from the keyboard" if self.number == signal.SIGINT else f"by {signal.Signals(self.number).name}"
-        return f"stopped {how}{self.note}"
+        cause = f"by {signal.Signals(self.number).name}"
+        if self.number == signal.SIGINT:
+            cause = "from the keyboard"
+        return f"stopped {cause}{self.note}"
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code that a command ends with because of an error."""
+    """Returns the exit code of a command that ends with this error."""
     if isinstance(error, RaytrainError | Interrupted):
         return error.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return 1
 
 
 def masked(text: str) -> str:
-    """The text without the keys that URIs such as s3://KEY:SECRET@bucket may hold."""
-    return re.sub(r"""://[^/@\s"']+:[^/@\s"']+@""", f"://{MASK}@", text)
+    """Returns the text with `***` in place of the keys in URIs such as s3://KEY:SECRET@bucket."""
+    return KEYS_IN_URI.sub(f"://{MASK}@", text)
 
 
-def typed(place: str) -> str:
-    """A path or URI as a shell takes it as one word, without keys: `?` and `&` of a URI mean something to a shell."""
-    return shlex.quote(masked(place))
+def typed(path: str) -> str:
+    """Returns a path or URI as it is typed in a shell: quoted where needed, and without keys.
+
+    `?` and `&`, which occur in URIs, have a meaning of their own in a shell.
+    """
+    return shlex.quote(masked(path))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ` Did you mean "x"?` for the nearest known word, or an empty string."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f' Did you mean "{near[0]}"?' if near else ""
+    """Returns ` Did you mean "x"?` with the most similar known word, or an empty string."""
+    similar = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    if not similar:
+        return ""
+    return f' Did you mean "{similar[0]}"?'

@@ -1,7 +1,7 @@
-"""Facts of this machine: how much memory a command may use, and whether the kernel has killed for want of it.
+"""Memory of this machine: how much a command may use, who uses it, and kills by the kernel.
 
-A container, a Slurm job or a Kubernetes pod has a limit of its own, kept by a control group: version 1 or 2 (man cgroups).
-Imports neither torch nor ray.
+A container, a Slurm job or a Kubernetes pod has a memory limit of its own, which a control group
+enforces. Both versions of control groups are read (man 7 cgroups). Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+# /proc counts in "kB", which are 1,024 bytes (man 5 proc).
+KB = 1024
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the processes of a command may use together from now on, what sets that bound, and all that it allows."""
+    """A bound on the memory that the processes of a command may use together.
+
+    Attributes:
+        free: bytes that may still be used.
+        bound: what sets the bound, worded to follow "1.0 GB are ".
+        whole: bytes in total, those in use included.
+    """
 
     free: int
     bound: str
@@ -24,7 +32,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Files:
-    """Names of a control group's files: the limit, the use, where kills are counted; and what of the use are files in memory."""
+    """Names of the files of a memory control group, which differ between the two versions.
+
+    Attributes:
+        limit: file with the limit in bytes.
+        used: file with the bytes in use.
+        kills: file whose counter `oom_kill` is the number of killed processes.
+        cache: counters in `memory.stat` of the part of `used` that is the page cache.
+    """
 
     limit: str
     used: str
@@ -32,102 +47,140 @@ class _Files:
     cache: tuple[str, str]
 
 
+# https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 V1 = _Files(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control", ("total_inactive_file", "total_active_file")
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.oom_control",
+    ("total_inactive_file", "total_active_file"),
 )
+# https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
 V2 = _Files("memory.max", "memory.current", "memory.events", ("inactive_file", "active_file"))
 
 
 def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
-    """The smaller of the machine's free memory and what is left of the limits of this process's control groups.
+    """Returns how much memory is left for this process and those that it starts.
+
+    That is the smallest of the machine's free memory and what each control group of this process
+    has left.
 
     Args:
-        cgroups: where control groups are mounted.
+        cgroups: where the control groups are mounted.
         proc: the kernel's /proc.
 
     Returns:
-        None where the kernel tells neither, as on a Mac.
+        None if the system reports neither, as on macOS.
     """
-    found = []
-    available = 1024 * _counter(proc / "meminfo", "MemAvailable:")
-    if available:
-        found.append(Memory(available, "free on this machine", 1024 * _counter(proc / "meminfo", "MemTotal:")))
-    for group, files in _groups(cgroups, proc):
-        limit = _number(group / files.limit)
-        used = _number(group / files.used)
-        if limit is None or used is None:
-            continue
-        # Pages of files are given back when memory is short.
-        cached = sum(_counter(group / "memory.stat", name) for name in files.cache)
-        left = min(limit, max(0, limit - used + cached))
-        found.append(Memory(left, f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})", limit))
-    return min(found, key=lambda bound: bound.free, default=None)
+    bounds = [_left_of_limit(group, files) for group, files in _groups(cgroups, proc)]
+    bounds.insert(0, _free_on_machine(proc))
+    known = [bound for bound in bounds if bound is not None]
+    return min(known, key=lambda bound: bound.free, default=None)
+
+
+def _free_on_machine(proc: Path) -> Memory | None:
+    # MemAvailable, not MemFree: it includes the page cache that the kernel can give back.
+    available = KB * _counter(proc / "meminfo", "MemAvailable:")
+    if not available:
+        return None
+    total = KB * _counter(proc / "meminfo", "MemTotal:")
+    return Memory(available, "free on this machine", total)
+
+
+def _left_of_limit(group: Path, files: _Files) -> Memory | None:
+    """Returns what a control group has left; None if it has no limit."""
+    limit = _number(group / files.limit)
+    used = _number(group / files.used)
+    if limit is None or used is None:
+        return None
+    # The page cache counts as used, but the kernel gives it back when memory is short.
+    cached = sum(_counter(group / "memory.stat", name) for name in files.cache)
+    left = min(limit, max(0, limit - used + cached))
+    bound = f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})"
+    return Memory(left, bound, limit)
 
 
 def kills(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """How many processes of this one's control group the kernel has killed so far because its memory was used up."""
-    return sum(_counter(group / files.kills, "oom_kill") for group, files in _groups(cgroups, proc)[:1])
+    """Returns how many processes of this control group the kernel has killed for lack of memory."""
+    groups = _groups(cgroups, proc)
+    if not groups:
+        return 0
+    # Only the nearest group: the ones above it also count processes of other jobs.
+    group, files = groups[0]
+    return _counter(group / files.kills, "oom_kill")
 
 
 def resident(pid: int | str = "self", proc: Path = PROC) -> int:
-    """Bytes of memory that a process holds for itself, without those of files. 0 where there is no such process."""
-    return 1024 * _counter(proc / str(pid) / "status", "RssAnon:")
+    """Returns the bytes of anonymous memory of a process; 0 if there is no such process.
+
+    Mapped files and shared memory, such as Ray's object store, are not included.
+    """
+    return KB * _counter(proc / str(pid) / "status", "RssAnon:")
 
 
 def holders(proc: Path = PROC) -> list[tuple[str, int]]:
-    """Name and own bytes (shared ones not counted) of each process of this user's session group, the largest first."""
+    """Returns (name, bytes) of each process in this process's control group, the largest first.
+
+    The bytes are those of `resident`.
+    """
     found = []
-    for place in proc.glob("[0-9]*"):
-        size = resident(place.name, proc)
-        if size and _same_group(place, proc):
-            found.append((_name(place), size))
+    # The directories of processes are the ones whose names are numbers.
+    for path in proc.glob("[0-9]*"):
+        size = resident(path.name, proc)
+        if size and _same_group(path, proc):
+            found.append((_name(path), size))
     return sorted(found, key=lambda holder: -holder[1])
 
 
-def _same_group(place: Path, proc: Path) -> bool:
+def _same_group(path: Path, proc: Path) -> bool:
     try:
-        return (place / "cgroup").read_text() == (proc / "self" / "cgroup").read_text()
-    except OSError:
+        return (path / "cgroup").read_text() == (proc / "self" / "cgroup").read_text()
+    except OSError:  # the process has ended in the meantime
         return False
 
 
-def _name(place: Path) -> str:
-    """What a person would call a process: Ray's own titles, else the program."""
+def _name(path: Path) -> str:
+    """Returns the program of a process, or the title that Ray has given it (`ray::...`)."""
     try:
-        words = (place / "cmdline").read_text().split("\0")
+        arguments = (path / "cmdline").read_text().split("\0")
     except OSError:
         return "?"
-    return words[0].rpartition("/")[2][:40]
+    program = arguments[0].rpartition("/")[2]
+    # A title can be a whole command line.
+    return program[:40]
 
 
 def _groups(cgroups: Path, proc: Path) -> list[tuple[Path, _Files]]:
-    """The directories of this process's control group and those above it, the nearest first."""
+    """Returns the control group of this process and those above it, the nearest first."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    # Lines of /proc/self/cgroup are `number:controllers:path`. With version 1 one of them names the
+    # controller `memory`; the line of version 2 names none. If both versions are mounted, the one
+    # with the controller has the limit.
+    entries = [line.split(":", 2) for line in lines]
+    for _, controllers, path in entries:
         if "memory" in controllers.split(","):
             return _upwards(cgroups / "memory", path, V1)
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in entries:
         if not controllers:
             return _upwards(cgroups, path, V2)
     return []
 
 
 def _upwards(root: Path, path: str, files: _Files) -> list[tuple[Path, _Files]]:
-    # Inside a container the path may be that of the host: then the container's own group is mounted as the root.
     group = root / path.strip("/")
     if not group.is_dir():
+        # Inside a container the path may be the one on the host. The container's own group is
+        # mounted as the root then.
         group = root
     above = [group, *group.parents]
-    return [(place, files) for place in above[: above.index(root) + 1]]
+    up_to_root = above[: above.index(root) + 1]
+    return [(folder, files) for folder in up_to_root]
 
 
 def _number(file: Path) -> int | None:
-    """The number that a file holds; None for `max` and where there is no such file."""
+    """Returns the number in a file; None for the word `max`, or if there is no such file."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -135,13 +188,13 @@ def _number(file: Path) -> int | None:
 
 
 def _counter(file: Path, name: str) -> int:
-    """The number behind a word in a file of lines `word number`; 0 where it is not there."""
+    """Returns the number after a name in a file with lines `name number`; 0 if it is missing."""
     try:
         lines = file.read_text().splitlines()
     except OSError:
         return 0
     for line in lines:
         words = line.split()
-        if words[:1] == [name]:
+        if words and words[0] == name:
             return int(words[1])
     return 0

@@ -1,4 +1,8 @@
-"""What a command prints: without the keys of URIs, and whatever becomes of those who read it."""
+"""What a command prints: access keys are masked, and a reader that goes away is handled.
+
+A command that only prints ends quietly when nobody reads its output any more. A command that does
+work continues.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +14,59 @@ from typing import Any
 
 from raytrain.errors import StorageError, masked
 
-# A pipe without a reader; a terminal that was closed.
+# Errors of a pipe whose reader has closed it, and of a terminal that was closed.
 NOBODY_READS = (errno.EPIPE, errno.EIO)
 
 
 class ReaderLeft(Exception):
-    """Nobody reads the output any more. No OSError: what handles errors of files must not take it for one."""
+    """Nobody reads the output any more.
+
+    Not an OSError, so that code that handles errors of files does not catch it.
+    """
 
 
 class Output:
-    """A stream that leaves out the keys of URIs and knows when its reader has left."""
+    """A text stream that masks the keys in URIs and notices that its reader is gone."""
 
     def __init__(self, stream: Any, *, outlives: bool = False) -> None:
         """Wraps a text stream.
 
         Args:
-            stream: such as sys.stdout.
-            outlives: whether the command goes on without a reader; `outlive_reader` sets it later.
+            stream: a text stream, such as sys.stdout.
+            outlives: whether the command continues if writing fails; `outlive_reader` sets it.
         """
-        self._stream, self.outlives = stream, outlives
+        self._stream = stream
+        self.outlives = outlives
 
     def write(self, text: str) -> int:
-        """As that of the stream.
+        """Writes a text with its keys masked.
+
+        Returns:
+            The number of characters of the given text, as `io.TextIOBase.write` does.
 
         Raises:
-            ReaderLeft: nobody reads, and the command is not to go on without.
+            ReaderLeft: nobody reads the output, and the command shall end then.
             StorageError: the output is a file that cannot be written.
         """
-        # A name that is not UTF-8 is a surrogate here, which no stream takes.
+        # A file name that is not UTF-8 arrives as surrogates, which no stream can encode.
         printable = masked(text).encode("utf-8", "backslashreplace").decode()
         try:
             self._stream.write(printable)
         except OSError as error:
-            self._failed(error)
+            self._handle(error)
         return len(text)
 
     def flush(self) -> None:
-        """As that of the stream; raises as `write`."""
+        """Flushes the stream. Raises the same errors as `write`."""
         try:
             self._stream.flush()
         except OSError as error:
-            self._failed(error)
+            self._handle(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _failed(self, error: OSError) -> None:
+    def _handle(self, error: OSError) -> None:
         nobody_reads = error.errno in NOBODY_READS
         if nobody_reads:
             self._discard()
@@ -71,21 +82,33 @@ class Output:
         ) from None
 
     def _discard(self) -> None:
-        """From here on the stream writes to nowhere: it must not fail again, not even while Python ends."""
-        with suppress(OSError, ValueError):  # a stream without a file descriptor
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        """Redirects the stream to /dev/null from now on.
+
+        Python flushes the stream once more when it exits, and that must not fail again.
+        """
+        # A stream without a file descriptor raises here; io.StringIO is one.
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
 
 def outlive_reader() -> None:
-    """From here on the command goes on where the reader of its output leaves: what it does must not be lost."""
+    """From now on the command continues when the reader of its output is gone.
+
+    A command calls it before it starts work that must not be lost.
+    """
+    # In a notebook or a test standard output is another stream, which is left alone.
     if isinstance(sys.stdout, Output):
         sys.stdout.outlives = True
 
 
 def open_closed_streams() -> None:
-    """Gives the process an output to nowhere where its caller has closed the descriptor, as the shell's `>&-` does."""
+    """Opens /dev/null as standard output or error where the caller has closed it (`>&-`).
+
+    Python sets such a stream to None, which has no `write` or `flush`.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            null = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+            setattr(sys, name, null)

@@ -1,7 +1,8 @@
-"""The run directory: create, find, list, load; and what a person may call a checkpoint.
+"""The run directory: create, find, list and load it; and the ways to name a checkpoint.
 
-`<storage>/<run>/` holds config.yaml, env.json, history.csv, metrics.jsonl, checkpoints/, predictions.parquet,
-thresholds.json, pictures, report.html and model_card.md. Imports neither torch nor ray.
+`<storage>/<run>/` holds config.yaml, env.json, history.csv, metrics.jsonl, checkpoints/,
+predictions.parquet, thresholds.json, pictures, report.html and model_card.md. Imports neither
+torch nor ray.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from raytrain import storage
-from raytrain.config import Recipe, parse_yaml, validate
+from raytrain.config import Recipe, field_paths, parse_yaml, validate
 from raytrain.errors import ConfigError, did_you_mean, typed
 
 if TYPE_CHECKING:
@@ -27,63 +27,106 @@ if TYPE_CHECKING:
 
 # What a resumed run may change: where it runs and how often it saves, not what it computes.
 PLACEMENT = ("num_workers", "use_gpu", "tiles", "dataset", "train.stall_s", "train.save_every_s")
-# Names that mean something else where runs are named.
+# Words that mean something else where a run is named, such as `--lr auto`.
 RESERVED = ("stages", "auto")
-# Of a file name on Linux, less what a name gets while it is written.
+# Linux allows 255 bytes in a file name; while a file is written, its name gets this suffix.
 MOST_NAME_BYTES = 255 - len("..01234567.partial")
-# The first five mean something in a path, in RUN:CHECKPOINT or in a URI; the others no file may have on some systems.
+# The first five mean something in a path, in RUN:CHECKPOINT or in a URI. Some operating systems
+# allow none of the others in a file name.
 NOT_IN_NAMES = '/\\:?#%*"<>|'
-PACKAGES = ("raytrain", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "pillow", "pydantic")
+# How much of a refused name an error message shows, characters.
+SHOWN_OF_NAME = 60
+# Their versions are recorded in env.json.
+PACKAGES = (
+    "raytrain",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "pydantic",
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory that was found."""
+    """An existing run directory, given by its path or URI."""
 
-    place: str
+    path: str
 
     @property
     def name(self) -> str:
-        """The run's name, the last part of its place."""
-        return storage.name_of(self.place)
+        """The run's name, the last part of its path."""
+        return storage.name_of(self.path)
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved configuration it was started with, and the keys that its own place came with."""
-        place = storage.join(self.place, "config.yaml")
-        text = storage.read_bytes(place).decode()
-        return validate(parse_yaml(storage.with_keys_of(text, self.place), place), place, text)
+        """The resolved configuration the run was started with.
+
+        config.yaml holds no keys of URIs; those in this run's own path are put back.
+        """
+        path = storage.join(self.path, "config.yaml")
+        text = storage.read_bytes(path).decode()
+        return validate(parse_yaml(storage.with_keys_of(text, self.path), path), path, text)
 
     @property
     def checkpoints(self) -> list[str]:
         """Names of its checkpoints, such as stage-2-128 and last."""
-        found = storage.names(storage.join(self.place, "checkpoints"), directories=True)
+        found = storage.names(storage.join(self.path, "checkpoints"), directories=True)
+        # A process that was killed while it wrote a checkpoint leaves NAME.partial.
         return [name for name in found if not name.endswith(".partial")]
 
 
+# Names
+
+
 def new_name(label: str) -> str:
-    """A name that no other run has: label, local time, four hexadecimal digits. The label may be any text."""
+    """A name no other run has: label, local time, four hexadecimal digits.
+
+    Args:
+        label: any text; characters that are not allowed in a name become hyphens.
+    """
     plain = re.sub(r"[^\w.]+", "-", label[:40]).strip("-")
+    # The digits keep two runs apart that start within the same second.
     return f"{plain or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def check_name(name: str) -> str:
-    """Returns a name that a user gives to a new run, search or range test.
+    """Returns the name a user gives to a new run, search or range test, if it is allowed.
 
     Raises:
-        ConfigError: it cannot be that of a directory everywhere, or commands would take it for something else.
+        ConfigError: not every system allows a directory of that name, or commands would
+            mistake it for something else.
     """
-    if why := _why_no_name(name):
-        shown = "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in name[:60])
-        raise ConfigError(
-            f'the name "{shown}{"..." if len(name) > 60 else ""}" {why}',
-            "a directory gets this name, and every command finds the run by it",
-            "--name with letters, digits, _, . and -, such as --name first",
-        )
-    return name
+    why = _why_no_name(name)
+    if not why:
+        return name
+    shown = _printable(name[:SHOWN_OF_NAME])
+    if len(name) > SHOWN_OF_NAME:
+        shown += "..."
+    raise ConfigError(
+        f'the name "{shown}" {why}',
+        "a directory gets this name, and every command finds the run by it",
+        "--name with letters, digits, _, . and -, such as --name first",
+    )
+
+
+def _printable(text: str) -> str:
+    """The text with a code such as <U+202E> for each character that cannot be printed."""
+    shown = ""
+    for character in text:
+        if character.isprintable():
+            shown += character
+        else:
+            shown += f"<U+{ord(character):04X}>"
+    return shown
 
 
 def _why_no_name(name: str) -> str:
+    """What is wrong with a name, to follow it in a message; empty if nothing is."""
+    # surrogatepass: an argument that is not UTF-8 reaches us with lone surrogates.
     size = len(name.encode("utf-8", "surrogatepass"))
     if not name:
         return "is empty"
@@ -99,8 +142,35 @@ def _why_no_name(name: str) -> str:
         return f"begins with {name[0]}"
     if name.casefold() in RESERVED:
         return "is reserved"
-    odd = next((c for c in name if c in NOT_IN_NAMES), None)
-    return "" if odd is None else f"has the character {odd}"
+    for character in name:
+        if character in NOT_IN_NAMES:
+            return f"has the character {character}"
+    return ""
+
+
+def refuse_taken(name: str, path: str) -> None:
+    """Refuses the name of an existing run, search or range test, and a name that is not allowed.
+
+    Args:
+        name: name of a new run, search or range test.
+        path: storage path.
+
+    Raises:
+        ConfigError: the name is taken, or as in `check_name`.
+    """
+    check_name(name)
+    base = storage.join(storage.absolute(path), name)
+    # A run, a search and a range test each have one of these.
+    for file in ("config.yaml", "trials.csv", "lr-find"):
+        if storage.exists(storage.join(base, file)):
+            raise ConfigError(
+                f'there is already a run "{name}" in {path}',
+                "a second one under its name would mix two results",
+                f"{resume_command(name, path)}, or another --name",
+            )
+
+
+# Creating a run
 
 
 def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
@@ -112,45 +182,29 @@ def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
     """
     run = Run(storage.join(storage.absolute(recipe.storage), name))
     refuse_taken(name, recipe.storage)
-    storage.make_dir(run.place)
-    storage.write_text(storage.join(run.place, "config.yaml"), recipe.to_yaml())
-    tiles = {"split_hash": dataset.split_hash(recipe.data.split)}
-    storage.write_json(storage.join(run.place, "env.json"), environment(dataset) | tiles)
+    storage.make_dir(run.path)
+    storage.write_text(storage.join(run.path, "config.yaml"), recipe.to_yaml())
+    content = environment(dataset)
+    content["split_hash"] = dataset.split_hash(recipe.data.split)
+    storage.write_json(storage.join(run.path, "env.json"), content)
     return run
 
 
-def refuse_taken(name: str, place: str) -> None:
-    """Refuses the name of a run, search or range test that is there, and what is no name.
-
-    Raises:
-        ConfigError: it is taken, or as `check_name`.
-    """
-    check_name(name)
-    base = storage.join(storage.absolute(place), name)
-    if any(storage.exists(storage.join(base, file)) for file in ("config.yaml", "trials.csv", "lr-find")):
-        raise ConfigError(
-            f'there is already a run "{name}" in {place}',
-            "a second one under its name would mix two results",
-            f"{resume_command(name, place)}, or another --name",
-        )
-
-
-def resume_command(name: str, place: str) -> str:
-    """What a user types to go on with a run."""
-    return f"raytrain train --resume {shlex.quote(name)} --storage {shlex.quote(place)}"
-
-
 def environment(dataset: Dataset) -> dict[str, Any]:
-    """Versions, machine, command and dataset, as env.json keeps them. No variables: they may hold secrets."""
+    """Versions, machine, command and dataset, as env.json keeps them.
+
+    Environment variables are left out, because they may hold secrets.
+    """
     return {
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
+        # The CPUs this process may use, which a container or taskset can restrict.
         "cpus": len(os.sched_getaffinity(0)),
         "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
-        "dataset": dataset.place,
+        "dataset": dataset.path,
         "dataset_hash": dataset.hash,
         "tiles": dataset.rows,
         "synthetic": is_synthetic(dataset),
@@ -158,128 +212,8 @@ def environment(dataset: Dataset) -> dict[str, Any]:
 
 
 def is_synthetic(dataset: Dataset) -> bool:
-    """True for tiles that were painted, not photographed: their folder is named so."""
+    """Whether the tiles were generated instead of photographed: their folder is named so."""
     return "synthetic" in str(dataset.manifest["source"]["images"])
-
-
-def find(name: str, place: str) -> Run:
-    """The run of a name under a storage path; a path of a run directory is taken as it is.
-
-    Raises:
-        ConfigError: no such run, with the nearest name.
-    """
-    for candidate in (storage.join(storage.absolute(place), name), storage.absolute(name)):
-        if storage.exists(storage.join(candidate, "config.yaml")):
-            return Run(candidate)
-    known = [run.name for run in every(place)]
-    raise ConfigError(
-        f'there is no run "{name}" in {place}.{did_you_mean(name, known)}',
-        "a run is looked up under --storage (default RAYTRAIN_STORAGE, else ./runs)",
-        f"raytrain runs list --storage {typed(place)}",
-    )
-
-
-def every(place: str) -> list[Run]:
-    """All runs under a storage path, by name."""
-    base = storage.absolute(place)
-    places = [storage.join(base, name) for name in storage.names(base, directories=True)]
-    return [Run(p) for p in places if storage.exists(storage.join(p, "config.yaml"))]
-
-
-def placement(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Those of some settings that a run may go on with.
-
-    Raises:
-        ConfigError: another field would change; the storage is only where the run is looked for. Whether a dataset is
-            that of the run is for `preflight.check_recipe` to say.
-    """
-    changed = sorted(_paths(overrides) - {*PLACEMENT, "storage"})
-    if changed:
-        raise ConfigError(
-            f"--resume goes on with the settings of {run.name}; {', '.join(changed)} cannot change now",
-            "half of the run would have been trained in another way",
-            f"leave it out, or start a new run with --init-from {run.name}",
-        )
-    return {key: value for key, value in overrides.items() if key != "storage"}
-
-
-def _paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """The paths of the fields that nested values set, such as train.wd."""
-    paths = set[str]()
-    for key, value in values.items():
-        paths |= _paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}"}
-    return paths
-
-
-def trained_on(run: Run) -> dict[str, str]:
-    """`dataset_hash` and `split_hash` of the tiles that a run trains on, as far as it has written them down."""
-    for name in run.checkpoints:
-        if known := _hashes(storage.join(run.place, "checkpoints", name, "meta.json")):
-            return known
-    return _hashes(storage.join(run.place, "env.json"))
-
-
-def _hashes(place: str) -> dict[str, str]:
-    try:
-        content = storage.read_json(place)
-        return {key: content[key] for key in ("dataset_hash", "split_hash") if key in content}
-    except (FileNotFoundError, ValueError, TypeError):
-        return {}
-
-
-def write_places(run: Run, recipe: Recipe) -> None:
-    """Writes into config.yaml where dataset and storage of a run are now, if they have moved since it was written.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    known = run.recipe
-    moved = known.model_copy(update={"dataset": recipe.dataset, "storage": recipe.storage})
-    if moved != known:
-        storage.write_text(storage.join(run.place, "config.yaml"), moved.to_yaml())
-
-
-def find_checkpoint(text: str, place: str) -> str:
-    """The place of a checkpoint given as a path, as RUN (its last) or as RUN:best, RUN:stage-2-128.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    path = storage.absolute(text)
-    if storage.exists(storage.join(path, "MANIFEST.json")):
-        return path
-    name, which = _run_and_checkpoint(text, place)
-    if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
-        raise ConfigError(
-            f"there is no checkpoint at {text}", "a checkpoint is a directory with a MANIFEST.json, written last",
-            f"raytrain runs list --storage {typed(place)}",
-        )  # fmt: skip
-    run = find(name, place)
-    which = which or "last"
-    # A crash in the middle of a save leaves the previous checkpoint of that name as NAME.old.
-    for candidate in (which, f"{which}.old"):
-        found = storage.join(run.place, "checkpoints", candidate)
-        if storage.exists(storage.join(found, "MANIFEST.json")):
-            return found
-    raise ConfigError(
-        f'the run {run.name} has no checkpoint "{which}".{did_you_mean(which, run.checkpoints)}',
-        f"it has: {', '.join(run.checkpoints) or 'none yet'}",
-        f"raytrain runs show {run.name} --storage {typed(place)}",
-    )
-
-
-def _run_and_checkpoint(text: str, place: str) -> tuple[str, str]:
-    """The two parts of RUN:CHECKPOINT; the name of a run from before names were checked may hold a colon."""
-    if storage.is_uri(text) or storage.exists(storage.join(storage.absolute(place), text, "config.yaml")):
-        return text, ""
-    name, colon, which = text.rpartition(":")
-    return (name, which) if colon else (text, "")
-
-
-def write_failure(run: Run, error: BaseException, exit_code: int) -> None:
-    """Leaves failure.json in the run directory: a Ray job itself reports only 0 or 1."""
-    content = {"exit_code": exit_code, "error": type(error).__name__, "message": str(error)}
-    storage.write_json(storage.join(run.place, "failure.json"), content)
 
 
 def _installed(name: str) -> bool:
@@ -288,3 +222,150 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+# Finding a run and its checkpoints
+
+
+def find(name: str, path: str) -> Run:
+    """The run of a name under a storage path.
+
+    Args:
+        name: a run's name, or the path of a run directory.
+        path: storage path; a run of that name there comes before a directory of that path.
+
+    Raises:
+        ConfigError: no such run, with the nearest name.
+    """
+    for candidate in (storage.join(storage.absolute(path), name), storage.absolute(name)):
+        if storage.exists(storage.join(candidate, "config.yaml")):
+            return Run(candidate)
+    known = [run.name for run in every(path)]
+    raise ConfigError(
+        f'there is no run "{name}" in {path}.{did_you_mean(name, known)}',
+        "a run is looked up under --storage (default RAYTRAIN_STORAGE, else ./runs)",
+        f"raytrain runs list --storage {typed(path)}",
+    )
+
+
+def every(path: str) -> list[Run]:
+    """All runs under a storage path, sorted by name."""
+    base = storage.absolute(path)
+    paths = [storage.join(base, name) for name in storage.names(base, directories=True)]
+    return [Run(p) for p in paths if storage.exists(storage.join(p, "config.yaml"))]
+
+
+def find_checkpoint(text: str, storage_path: str) -> str:
+    """The path of a checkpoint.
+
+    Args:
+        text: a path, RUN (its last checkpoint), or RUN:CHECKPOINT such as RUN:best.
+        storage_path: where a run is looked up.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    path = storage.absolute(text)
+    if storage.exists(storage.join(path, "MANIFEST.json")):
+        return path
+    name, which = _run_and_checkpoint(text, storage_path)
+    if "/" in name and not storage.exists(storage.join(storage.absolute(name), "config.yaml")):
+        raise ConfigError(
+            f"there is no checkpoint at {text}",
+            "a checkpoint is a directory with a MANIFEST.json, written last",
+            f"raytrain runs list --storage {typed(storage_path)}",
+        )
+    run = find(name, storage_path)
+    which = which or "last"
+    # A crash in the middle of a save leaves the previous checkpoint of that name as NAME.old.
+    for candidate in (which, f"{which}.old"):
+        found = storage.join(run.path, "checkpoints", candidate)
+        if storage.exists(storage.join(found, "MANIFEST.json")):
+            return found
+    raise ConfigError(
+        f'the run {run.name} has no checkpoint "{which}".{did_you_mean(which, run.checkpoints)}',
+        f"it has: {', '.join(run.checkpoints) or 'none yet'}",
+        f"raytrain runs show {run.name} --storage {typed(storage_path)}",
+    )
+
+
+def _run_and_checkpoint(text: str, path: str) -> tuple[str, str]:
+    """The two parts of RUN:CHECKPOINT; the second is empty where only a run is named."""
+    if storage.is_uri(text):
+        return text, ""
+    # The name of a run from before names were checked may hold a colon.
+    if storage.exists(storage.join(storage.absolute(path), text, "config.yaml")):
+        return text, ""
+    name, colon, which = text.rpartition(":")
+    if not colon:
+        return text, ""
+    return name, which
+
+
+# Resuming a run
+
+
+def resume_command(name: str, path: str) -> str:
+    """The command that resumes a run, as a user types it."""
+    return f"raytrain train --resume {shlex.quote(name)} --storage {shlex.quote(path)}"
+
+
+def placement(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The settings a run may change when it is resumed, out of those that were given.
+
+    Args:
+        run: the run to resume.
+        overrides: nested values of fields. `storage` is only where the run is looked up, and is
+            left out. `preflight.check_recipe` checks that a dataset is the run's.
+
+    Raises:
+        ConfigError: another field would change.
+    """
+    changed = sorted(field_paths(overrides) - {*PLACEMENT, "storage"})
+    if changed:
+        raise ConfigError(
+            f"--resume continues with the settings of {run.name}; "
+            f"{', '.join(changed)} cannot change now",
+            "half of the run would have been trained in another way",
+            f"leave it out, or start a new run with --init-from {run.name}",
+        )
+    return {key: value for key, value in overrides.items() if key != "storage"}
+
+
+def trained_on(run: Run) -> dict[str, str]:
+    """`dataset_hash` and `split_hash` of the tiles that a run trains on, as far as it knows them.
+
+    A run of an earlier version may have recorded only one of them, or none.
+    """
+    for name in run.checkpoints:
+        known = _hashes(storage.join(run.path, "checkpoints", name, "meta.json"))
+        if known:
+            return known
+    # Before its first checkpoint.
+    return _hashes(storage.join(run.path, "env.json"))
+
+
+def _hashes(path: str) -> dict[str, str]:
+    try:
+        content = storage.read_json(path)
+        return {key: content[key] for key in ("dataset_hash", "split_hash") if key in content}
+    except (FileNotFoundError, ValueError, TypeError):
+        return {}
+
+
+def write_paths(run: Run, recipe: Recipe) -> None:
+    """Updates the paths of dataset and storage in config.yaml if they have moved.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    known = run.recipe
+    moved = known.model_copy(update={"dataset": recipe.dataset, "storage": recipe.storage})
+    if moved != known:
+        storage.write_text(storage.join(run.path, "config.yaml"), moved.to_yaml())
+
+
+def write_failure(run: Run, error: BaseException, exit_code: int) -> None:
+    """Writes failure.json into the run directory: a Ray job itself reports only 0 or 1."""
+    content = {"exit_code": exit_code, "error": type(error).__name__, "message": str(error)}
+    storage.write_json(storage.join(run.path, "failure.json"), content)

@@ -14,9 +14,10 @@ import pytest
 from filelock import FileLock
 from handmade import NETWORK
 
-from raytrain.cli import RAY_ENVIRONMENT, run_command
+from raytrain.cli.main import RAY_ENVIRONMENT, run_command
 from raytrain.data import synthetic
 from raytrain.data.dataset import open_dataset
+from raytrain.log import collected
 
 pytest_plugins = ["leaks"]
 TILES = 160
@@ -26,6 +27,13 @@ STARTS_RAY = {"cluster", "no_cluster", "head", "declared", "usable"}
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+def pytest_make_parametrize_id(val):
+    """Names packed bytes by their number: they hold the time, and both processes must find the same tests."""
+    if isinstance(val, bytes) and val.startswith((b"PK", b"\x1f\x8b")):
+        return f"{len(val)}-packed-bytes"
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Files that start a Ray are one group of pytest-xdist; each other file is one of its own."""
     with_ray = {item.path for item in items if starts_ray(item)}
@@ -42,7 +50,12 @@ def starts_ray(item):
 def surroundings(temporary_directory, tmp_path_factory):
     """A temporary HOME and tile cache; Ray without tokens; recipes train the small network, unless `own_network`."""
     home = tmp_path_factory.mktemp("home")
-    os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
+    os.environ.update(
+        HOME=str(home),
+        RAYTRAIN_CACHE=str(home / "cache"),
+        RAY_AUTH_MODE="disabled",
+        **RAY_ENVIRONMENT,
+    )
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # their epochs are as short as that
     os.environ[ARCH] = NETWORK
     for name in ("RAY_ADDRESS", "RAYTRAIN_STORAGE", "RAYTRAIN_DATASET"):
@@ -64,14 +77,21 @@ def own_network(monkeypatch):
 
 
 @pytest.fixture
+def logged():
+    """The texts of the program's messages."""
+    with collected() as texts:
+        yield texts
+
+
+@pytest.fixture
 def in_this_process(monkeypatch):
     """A run without a worker group, whose start takes 10 seconds: for tests of what comes before and after."""
-    from raytrain.training.hooks import Hooks
     from raytrain.training.loop import fit
-    from raytrain.training.step import Worker
+    from raytrain.training.services import Hooks
+    from raytrain.worker import Worker
 
-    def group(function, place, recipe, say, on_batch):
-        return fit(recipe, open_dataset(recipe.dataset), place, Worker(), Hooks(say=say))
+    def group(function, path, recipe):
+        return fit(recipe, open_dataset(recipe.dataset), path, Worker(), Hooks())
 
     monkeypatch.setattr("raytrain.distributed.train._group", group)
 
@@ -125,6 +145,11 @@ def ingest_once(tiles, out):
     started = not ray.is_initialized()
     if started:
         ray.init(address="local", num_cpus=2, log_to_driver=False)
-    assert run_command(["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]) == 0
+    assert (
+        run_command(
+            ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(out)]
+        )
+        == 0
+    )
     if started:
         ray.shutdown()

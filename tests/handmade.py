@@ -18,7 +18,9 @@ NETWORK = "timm:test_resnet"
 def encoded(pixels, form="PNG", **options):
     """uint8 pixels, or a Pillow image, as the bytes of a file."""
     sink = io.BytesIO()
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, np.uint8))
+    image = (
+        pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, np.uint8))
+    )
     image.save(sink, form, **options)
     return sink.getvalue()
 
@@ -29,41 +31,57 @@ def scene(seed, side=64):
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def write_dataset(place, tiles, classes, splits=None, rows_per_shard=4, tile_size=64):
+def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size=64):
     """Writes and opens a dataset.
 
     Args:
-        place: directory to make.
+        path: directory to make.
         tiles: {name: (encoded picture, labels separated by spaces)}, in the order of the rows.
         splits: {name: parts in the order of the tiles}.
         rows_per_shard: rows of each shard; the last may have fewer.
         tile_size: side that most pictures have.
     """
-    (place / "shards").mkdir(parents=True)
-    (place / "splits").mkdir()
-    rows = [_row(name, picture, labels.split(), classes) for name, (picture, labels) in tiles.items()]
+    (path / "shards").mkdir(parents=True)
+    (path / "splits").mkdir()
+    rows = [
+        _row(name, picture, labels.split(), classes) for name, (picture, labels) in tiles.items()
+    ]
     shards, entries = [], []
     for number, start in enumerate(range(0, len(rows), rows_per_shard)):
         some = rows[start : start + rows_per_shard]
         content = ds.shard_bytes([tuple(row.values()) for row in some])
         file = f"part-{number:05}.parquet"
-        (place / "shards" / file).write_bytes(content)
+        (path / "shards" / file).write_bytes(content)
         shards.append(
-            ds.shard_entry(file, content, [row["image_name"] for row in some], [row["target"] for row in some])
+            ds.shard_entry(
+                file, content, [row["image_name"] for row in some], [row["target"] for row in some]
+            )
         )
     for name, parts in (splits or {}).items():
         split = as_split(list(tiles), np.array(parts, object))
         content = ds.split_bytes(split)
-        (place / "splits" / f"{name}.parquet").write_bytes(content)
+        (path / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
-    manifest = {"schema_version": 1, "classes": classes, "tile_size": tile_size, "shards": shards, "splits": entries,
-                "source": {"images": "by hand"}}  # fmt: skip
-    (place / "dataset.json").write_text(json.dumps(manifest))
-    return ds.open_dataset(str(place))
+    manifest = {
+        "schema_version": 1,
+        "classes": classes,
+        "tile_size": tile_size,
+        "shards": shards,
+        "splits": entries,
+        "source": {"images": "by hand"},
+    }
+    (path / "dataset.json").write_text(json.dumps(manifest))
+    return ds.open_dataset(str(path))
 
 
 def _row(name, picture, labels, classes):
     width, height = Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")).size
     target = [int(label in labels) for label in classes]
-    return {"image_name": name, "image": picture, "width": width, "height": height,
-            "crc32": crc32(picture), "target": target}  # fmt: skip
+    return {
+        "image_name": name,
+        "image": picture,
+        "width": width,
+        "height": height,
+        "crc32": crc32(picture),
+        "target": target,
+    }

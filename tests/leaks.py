@@ -23,11 +23,21 @@ import pytest
 PATIENCE_S = 8.0
 # Servers that this process starts at their first use and that end with it: for groups of processes, for shared memory,
 # for shared tensors, for compilation. What a forkserver has started is not excepted.
-SERVERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker", "torch_shm_manager", "compile_worker")
+SERVERS = (
+    "multiprocessing.forkserver",
+    "multiprocessing.resource_tracker",
+    "torch_shm_manager",
+    "compile_worker",
+)
 # The folder of Ray's sessions; sockets of forkservers, which Ray kills in its dashboard; torch's cache of compiled code.
 FILES = ("ray", "pymp-*", "torchinductor_*")
 # Those of Ray Data: one of each, kept for all that follow.
-ACTORS = ("_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker", "AutoscalingRequester")
+ACTORS = (
+    "_StatsActor",
+    "_AutoscalingCoordinatorActor",
+    "ActorLocationTracker",
+    "AutoscalingRequester",
+)
 LIVING = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING")
 # In a Ray of another process, which a fixture has started for several tests, they are seen by their titles alone.
 WORKERS = ("ray::IDLE", *(f"ray::{name}" for name in ACTORS))
@@ -44,13 +54,19 @@ class Standing:
 
 def standing() -> Standing:
     """What there is now."""
-    return Standing(frozenset(psutil.pids()), frozenset(os.listdir(tempfile.gettempdir())), _of_ray())
+    return Standing(
+        frozenset(psutil.pids()), frozenset(os.listdir(tempfile.gettempdir())), _of_ray()
+    )
 
 
 def left_since(before: Standing) -> list[str]:
     """A line for each thing that was not there before."""
     now = standing()
-    files = [name for name in sorted(now.files - before.files) if not any(fnmatch(name, shared) for shared in FILES)]
+    files = [
+        name
+        for name in sorted(now.files - before.files)
+        if not any(fnmatch(name, shared) for shared in FILES)
+    ]
     return [
         *_processes(now.processes - before.processes),
         *(f"temporary file {name}" for name in files),
@@ -112,10 +128,16 @@ def _of_ray() -> dict[str, str]:
     # The public list_actors asks the dashboard: 4 ms, twice a test.
     from ray._private.state import actors
 
-    found = {key: actor for state in LIVING for key, actor in actors(actor_state_name=state).items()}
+    found = {
+        key: actor for state in LIVING for key, actor in actors(actor_state_name=state).items()
+    }
     groups = ray.util.placement_group_table().items()
     return {
-        **{key: f"actor {a['ActorClassName']}" for key, a in found.items() if a["ActorClassName"] not in ACTORS},
+        **{
+            key: f"actor {a['ActorClassName']}"
+            for key, a in found.items()
+            if a["ActorClassName"] not in ACTORS
+        },
         **{key: f"placement group {key}" for key, group in groups if group["state"] != "REMOVED"},
     }
 
@@ -129,15 +151,15 @@ def _ray():
 def temporary_directory(tmp_path_factory):
     """The session's own, for its processes too; Ray's sessions lie in it, hence its short name."""
     tmp_path_factory.getbasetemp()  # pytest decides on its own place now, outside
-    place = tempfile.mkdtemp(prefix="tests-")
+    path = tempfile.mkdtemp(prefix="tests-")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", place)
-        patch.setattr(tempfile, "tempdir", place)
-        yield place
+        patch.setenv("TMPDIR", path)
+        patch.setattr(tempfile, "tempdir", path)
+        yield path
         if ray := sys.modules.get("ray"):
             ray.shutdown()
     # After those of multiprocessing, which removes its sockets in there at -100.
-    Finalize(None, shutil.rmtree, (place,), {"ignore_errors": True}, exitpriority=-200)
+    Finalize(None, shutil.rmtree, (path,), {"ignore_errors": True}, exitpriority=-200)
 
 
 @pytest.fixture(scope="module", autouse=True)

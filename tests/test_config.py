@@ -29,9 +29,9 @@ def test_every_recipe_loads_and_prints_a_recipe_that_loads(name, tmp_path):
 
 
 def test_a_field_left_out_takes_the_lessons_value():
-    assert load_recipe("planet-resnet50").model_dump(exclude={"train": {"schedule"}}) == Recipe().model_dump(
+    assert load_recipe("planet-resnet50").model_dump(
         exclude={"train": {"schedule"}}
-    )
+    ) == Recipe().model_dump(exclude={"train": {"schedule"}})
 
 
 def test_flags_beat_the_environment_beats_the_file_beats_the_default(tmp_path, monkeypatch):
@@ -40,13 +40,20 @@ def test_flags_beat_the_environment_beats_the_file_beats_the_default(tmp_path, m
     monkeypatch.setenv("RAYTRAIN_TRAIN__BATCH_SIZE", "20")
     monkeypatch.setenv("RAYTRAIN_TRAIN__WD", "0.25")
     recipe = load_recipe(str(path), {"train": {"batch_size": 30}})
-    assert (recipe.train.batch_size, recipe.train.wd, recipe.train.seed, recipe.num_workers) == (30, 0.25, 7, 1)
+    assert (recipe.train.batch_size, recipe.train.wd, recipe.train.seed, recipe.num_workers) == (
+        30,
+        0.25,
+        7,
+        1,
+    )
 
 
 def test_an_environment_variable_that_names_nothing_is_refused():
     with pytest.raises(ConfigError, match='Did you mean "RAYTRAIN_TRAIN__BATCH_SIZE"'):
         environment({"RAYTRAIN_TRAIN__BACH_SIZE": "3"})
-    assert environment({"RAYTRAIN_CACHE": "x", "HOME": "y", "RAYTRAIN_DATASET": "d"}) == {"dataset": "d"}
+    assert environment({"RAYTRAIN_CACHE": "x", "HOME": "y", "RAYTRAIN_DATASET": "d"}) == {
+        "dataset": "d"
+    }
 
 
 @pytest.mark.parametrize(
@@ -86,12 +93,15 @@ def test_the_selection_of_stages_has_a_variable_of_its_own():
         ("train: {batch_size: 0}", "train.batch_size .line 1. = 0: .*greater than or equal to 2"),
         ("train: {wd: .nan}", "train.wd"),
         ("stages: []", "stages"),
-        ("stages:\n - {size: 8, epochs: 1, lr: 1}", "stages.0.size .line 2. = 8"),
-        ("stages:\n - {size: 64, epochs: 1}", "stages.0.lr is missing"),
+        ("stages:\n - {size: 8, epochs: 1, lr: 1}", "stages.1.size .line 2. = 8"),
+        ("stages:\n - {size: 64, epochs: 1}", "stages.1.lr is missing"),
         ("stages:\n - {size: 64, epochs: 1, lr: [1e-5, 0]}", "greater than 0"),
         ("stages:\n - {size: 64, epochs: 1, lr: 1, freze: true}", 'Did you mean "freeze"'),
         ("stages:\n - {size: 64, epochs: 1, lr: 1, freeze: '1'}", "freeze"),
-        ("stages:\n - {size: 64, epochs: 3, lr: 1, start_size: 64}", "start_size 64 must be below size 64"),
+        (
+            "stages:\n - {size: 64, epochs: 3, lr: 1, start_size: 64}",
+            "start_size 64 must be below size 64",
+        ),
         ("stages:\n - {size: 64, epochs: 1, lr: 1, start_size: 32}", "2 epochs or more"),
         ("data: {split: ../x}", "data.split"),
         ("- 1", "not keys with values"),
@@ -117,7 +127,9 @@ def test_an_unknown_recipe_names_the_nearest():
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers():
-    stages = parse_yaml("stages: [{size: 64, epochs: 1, lr: [1e-5, 2e-3]}, {size: 64, epochs: 1, lr: 1e-2}]", "r")
+    stages = parse_yaml(
+        "stages: [{size: 64, epochs: 1, lr: [1e-5, 2e-3]}, {size: 64, epochs: 1, lr: 1e-2}]", "r"
+    )
     recipe = validate(stages, "r")
     assert recipe.stages[0].lr == (1e-5, 2e-3) and recipe.stages[1].lr == 0.01
 
@@ -139,8 +151,14 @@ def test_recipes_are_plain_yaml():
 
 
 def test_a_depth_of_freezing_is_true_false_or_a_number_of_groups():
-    depths = {freeze: Stage(size=64, epochs=1, lr=0.1, freeze=freeze).frozen_groups for freeze in (False, 1, 2)}
-    assert depths == {False: 0, 1: 1, 2: 2} and Stage(size=64, epochs=1, lr=0.1, freeze=True).frozen_groups == 2
+    depths = {
+        freeze: Stage(size=64, epochs=1, lr=0.1, freeze=freeze).frozen_groups
+        for freeze in (False, 1, 2)
+    }
+    assert (
+        depths == {False: 0, 1: 1, 2: 2}
+        and Stage(size=64, epochs=1, lr=0.1, freeze=True).frozen_groups == 2
+    )
     with pytest.raises(ConfigError, match="layer groups from 0 to 2"):
         validate({"stages": [{"size": 64, "epochs": 1, "lr": 0.1, "freeze": 3}]}, "r")
 
@@ -173,19 +191,40 @@ stages:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_header_of_every_recipe_says_its_command_and_what_to_expect(name):
-    header = resources.files("raytrain.recipes").joinpath(f"{name}.yaml").read_text().split("\nmodel:")[0]
+    header = (
+        resources.files("raytrain.recipes")
+        .joinpath(f"{name}.yaml")
+        .read_text()
+        .split("\nmodel:")[0]
+    )
     assert header.startswith(f"# {name}: ") and f"raytrain train --config {name} " in header
     assert "F2" in header and any(word in header for word in ("GPU", "CPU"))
-    assert "Source: " in header and any(word in header for word in ("minutes", "seconds", "time at best"))
+    assert "Source: " in header and any(
+        word in header for word in ("minutes", "seconds", "time at best")
+    )
 
 
 def lesson(**changes):
     """Every number of the presets, written out: section 1 of the recipe's reference."""
     train = {
-        "batch_size": 64, "precision": "fp32", "wd": 0.01, "optimizer": "adamw", "seed": 42, "threads": None,
-        "loss": "bce", "label_smoothing": 0.0, "mixup": 0.0, "ema": 0.0, "clip_norm": None, "accumulate": 1, "execution": "auto",
-        "save_every_s": None, "stall_s": 300.0, "schedule": changes["schedule"], "drop_last": changes["drop_last"],
-    }  # fmt: skip
+        "batch_size": 64,
+        "precision": "fp32",
+        "wd": 0.01,
+        "optimizer": "adamw",
+        "seed": 42,
+        "threads": None,
+        "loss": "bce",
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+        "ema": 0.0,
+        "clip_norm": None,
+        "accumulate": 1,
+        "execution": "auto",
+        "save_every_s": None,
+        "stall_s": 300.0,
+        "schedule": changes["schedule"],
+        "drop_last": changes["drop_last"],
+    }
     augment = {
         "flip": changes["flip"],
         "rotate": 10,
@@ -194,21 +233,48 @@ def lesson(**changes):
         "p_affine": 0.75,
         "p_lighting": 0.75,
     }
-    stages = [(128, True, 0.01), (128, False, (1e-5, 0.002)), (256, True, 0.005), (256, False, (1e-5, 0.001))]
+    stages = [
+        (128, True, 0.01),
+        (128, False, (1e-5, 0.002)),
+        (256, True, 0.005),
+        (256, False, (1e-5, 0.001)),
+    ]
     return {
-        "model": {"arch": "resnet50", "weights": "imagenet", "dropout": 0.5, "batch_norm": "worker"},
+        "model": {
+            "arch": "resnet50",
+            "weights": "imagenet",
+            "dropout": 0.5,
+            "batch_norm": "worker",
+        },
         "data": {"split": "random", "normalize": "imagenet", "window_gb": 2.0, "augment": augment},
         "train": train,
         "stages": tuple(
-            {"size": size, "epochs": 5, "freeze": freeze, "lr": lr, "start_size": None, "batch_size": None, "augment": None}
+            {
+                "size": size,
+                "epochs": 5,
+                "freeze": freeze,
+                "lr": lr,
+                "start_size": None,
+                "batch_size": None,
+                "augment": None,
+            }
             for size, freeze, lr in stages
         ),
-        "select": None, "dataset": None, "storage": "runs", "lr": None, "init_from": None,
-        "remap_labels": False, "tiles": "auto", "num_workers": 1, "use_gpu": None,
-    }  # fmt: skip
+        "select": None,
+        "dataset": None,
+        "storage": "runs",
+        "lr": None,
+        "init_from": None,
+        "remap_labels": False,
+        "tiles": "auto",
+        "num_workers": 1,
+        "use_gpu": None,
+    }
 
 
 def test_the_presets_of_the_lesson_are_these_numbers_and_differ_where_fastai_did():
     first, later = load_recipe("planet-resnet50-2018"), load_recipe("planet-resnet50-2019")
-    assert first.model_dump() == lesson(schedule="one-cycle-2018", drop_last=False, flip="dihedral-2018")
+    assert first.model_dump() == lesson(
+        schedule="one-cycle-2018", drop_last=False, flip="dihedral-2018"
+    )
     assert later.model_dump() == lesson(schedule="one-cycle-2019", drop_last=True, flip="dihedral")

@@ -38,8 +38,16 @@ def head(dataset, tmp_path_factory):
     env.pop("RAY_ADDRESS", None)
     env["RAY_JOB_STOP_WAIT_TIME_S"] = "60"  # as in cluster.yaml
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
-    command = ["ray", "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=4",
-               "--disable-usage-stats", "--block"]  # fmt: skip
+    command = [
+        "ray",
+        "start",
+        "--head",
+        f"--port={free_port()}",
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=4",
+        "--disable-usage-stats",
+        "--block",
+    ]
     process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     try:
@@ -54,7 +62,9 @@ def head(dataset, tmp_path_factory):
 def wait_for(address, env):
     end = time.monotonic() + 90
     while time.monotonic() < end:
-        found = subprocess.run(["ray", "job", "list", "--address", address], env=env, capture_output=True)
+        found = subprocess.run(
+            ["ray", "job", "list", "--address", address], env=env, capture_output=True
+        )
         if found.returncode == 0:
             return
         time.sleep(1)
@@ -66,13 +76,28 @@ def ray_job(head, *words):
     address, env = head
     verb, *rest = words
     command = ["ray", "job", verb, "--address", address, *rest]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    ).stdout
 
 
 def submit(head, job, *arguments):
     address, env = head
-    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", f"jobs/{job}.py"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    command = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        f"jobs/{job}.py",
+    ]
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +108,35 @@ def storage(tmp_path_factory):
 def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, storage):
     planet, runs = str(storage / "dataset"), str(storage / "runs")
     space = storage / "space.yaml"
-    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
-    small = ["--config", "smoke", "--dataset", planet, "--storage", runs, "--stages", "1", "--train.batch-size", "32"]
+    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
+    small = [
+        "--config",
+        "smoke",
+        "--dataset",
+        planet,
+        "--storage",
+        runs,
+        "--stages",
+        "1",
+        "--train.batch-size",
+        "32",
+    ]
     answers, test = str(storage / "valid.parquet"), str(storage / "test.parquet")
     judged = str(storage / "runs" / "job" / "predictions.parquet")
     jobs = {
         "ingest": ["--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", planet],
         "train": [*small, "--num-workers", "2", "--name", "job"],
         "tune": [*small, "--space", str(space), "--num-samples", "2", "--name", "search"],
-        "predict": ["--checkpoint", "job", "--storage", runs, "--dataset", planet, "--out", answers],
+        "predict": [
+            "--checkpoint",
+            "job",
+            "--storage",
+            runs,
+            "--dataset",
+            planet,
+            "--out",
+            answers,
+        ],
         "evaluate": [judged, "--out", str(storage / "evaluation")],
         "submission": [test, "--out", str(storage / "submission.csv")],
     }
@@ -99,9 +144,13 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
     for together in (["ingest"], ["train", "tune"], ["predict", "evaluate", "submission"]):
         if "evaluate" in together:
             found = predictions.read(judged)
-            predictions.write(test, predictions.Predictions(found.names, found.logits, None, found.classes, {}))
+            predictions.write(
+                test, predictions.Predictions(found.names, found.logits, None, found.classes, {})
+            )
         with ThreadPoolExecutor() as pool:
-            for job, done in zip(together, pool.map(lambda job: submit(head, job, *jobs[job]), together), strict=True):
+            for job, done in zip(
+                together, pool.map(lambda job: submit(head, job, *jobs[job]), together), strict=True
+            ):
                 assert done.returncode == 0, f"{job}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
                 assert "succeeded" in done.stdout
     assert (storage / "dataset" / "dataset.json").exists()
@@ -112,26 +161,56 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
     assert len(pd.read_csv(storage / "submission.csv")) == len(found.names)
 
 
-def test_a_failed_job_says_our_exit_code_in_its_last_line_and_a_relative_place_is_refused(head, storage):
+def test_a_failed_job_says_our_exit_code_in_its_last_line_and_a_relative_place_is_refused(
+    head, storage
+):
     train = ["train", "--config", "smoke", "--dataset", str(storage / "nowhere")]
-    commands = [[*train, "--storage", str(storage / "runs")], train, ["evaluate", "valid.parquet", "--out", "judged"]]
+    commands = [
+        [*train, "--storage", str(storage / "runs")],
+        train,
+        ["evaluate", "valid.parquet", "--out", "judged"],
+    ]
     with ThreadPoolExecutor() as pool:
         failed, left_out, relative = pool.map(lambda words: submit(head, *words), commands)
     assert [done.returncode for done in (failed, left_out, relative)] == [1, 1, 1]
     assert "raytrain ends with exit code 3" in failed.stdout and "no dataset.json" in failed.stdout
     assert "--storage runs is relative, and this is a Ray job" in left_out.stdout
     assert "next: --storage /shared/runs" in left_out.stdout and "exit code 2" in left_out.stdout
-    assert "--out judged is relative, and this is a Ray job" in relative.stdout and "exit code 2" in relative.stdout
+    assert (
+        "--out judged is relative, and this is a Ray job" in relative.stdout
+        and "exit code 2" in relative.stdout
+    )
 
 
 def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(head, storage):
     run = storage / "runs" / "stopped"
-    recipe = load_recipe("smoke", {"stages": [{"size": 64, "epochs": 300, "lr": 0.01}]})  # longer than the stop takes
+    recipe = load_recipe(
+        "smoke", {"stages": [{"size": 64, "epochs": 300, "lr": 0.01}]}
+    )  # longer than the stop takes
     (storage / "long.yaml").write_text(recipe.to_yaml())
-    command = ["--config", str(storage / "long.yaml"), "--dataset", str(storage / "dataset"), "--storage", str(run.parent),
-               "--name", "stopped"]  # fmt: skip
-    ray_job(head, "submit", "--no-wait", "--submission-id", "stopped", "--working-dir", ".", "--", "python",
-            "jobs/train.py", *command)  # fmt: skip
+    command = [
+        "--config",
+        str(storage / "long.yaml"),
+        "--dataset",
+        str(storage / "dataset"),
+        "--storage",
+        str(run.parent),
+        "--name",
+        "stopped",
+    ]
+    ray_job(
+        head,
+        "submit",
+        "--no-wait",
+        "--submission-id",
+        "stopped",
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "jobs/train.py",
+        *command,
+    )
     end = time.monotonic() + 120
     while "first step of" not in ray_job(head, "logs", "stopped") and time.monotonic() < end:
         time.sleep(0.2)

@@ -35,12 +35,29 @@ def test_end():
 
 def test_every_test_and_module_is_checked(tmp_path):
     (tmp_path / "test_leaking.py").write_text(LEAKING)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "leaks", "-p", "no:cacheprovider", str(tmp_path),
-               "--basetemp", str(tmp_path / "base")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "leaks",
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path),
+        "--basetemp",
+        str(tmp_path / "base"),
+    ]
     path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True
+    )
     assert "4 passed, 3 errors" in done.stdout, done.stdout + done.stderr
-    for name, words in (("process", "sleep 60"), ("file", "file of-the-test-"), ("end", "file of-the-module-")):
+    for name, words in (
+        ("process", "sleep 60"),
+        ("file", "file of-the-test-"),
+        ("end", "file of-the-module-"),
+    ):
         said = done.stdout.split(f"ERROR at teardown of test_{name} ")[1].split("ERROR at")[0]
         assert "left behind: " in said and words in said
 
@@ -54,23 +71,29 @@ def gone(before):
 
 def test_a_child_its_child_and_an_orphan_are_named_until_they_end():
     before = leaks.standing()
-    parent = subprocess.Popen(["sh", "-c", "sleep 61 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        ["sh", "-c", "sleep 61 & echo $!; wait"], stdout=subprocess.PIPE, text=True
+    )
     child = int(parent.stdout.readline())
-    orphan = int(subprocess.run(["sh", "-c", "sleep 62 >&2 & echo $!"], stdout=subprocess.PIPE).stdout)
+    orphan = int(
+        subprocess.run(["sh", "-c", "sleep 62 >&2 & echo $!"], stdout=subprocess.PIPE).stdout
+    )
     found = leaks.left_since(before)
     os.kill(orphan, signal.SIGKILL)
     os.kill(child, signal.SIGKILL)
     parent.communicate()
-    assert sorted(line.split()[1] for line in found) == sorted(map(str, (parent.pid, child, orphan)))
+    assert sorted(line.split()[1] for line in found) == sorted(
+        map(str, (parent.pid, child, orphan))
+    )
     assert gone(before)
 
 
 def test_a_temporary_file_is_named_and_what_all_share_is_not():
     before = leaks.standing()
-    place = Path(tempfile.mkdtemp(prefix="mine-"))
+    path = Path(tempfile.mkdtemp(prefix="mine-"))
     shared = Path(tempfile.mkdtemp(prefix="pymp-"))
-    assert leaks.left_since(before) == [f"temporary file {place.name}"]
-    place.rmdir()
+    assert leaks.left_since(before) == [f"temporary file {path.name}"]
+    path.rmdir()
     shared.rmdir()
     assert leaks.left_since(before) == []
 

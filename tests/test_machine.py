@@ -35,7 +35,9 @@ V1 = {
 V1_LINES = "5:cpu,cpuacct:/job\n4:memory:/job\n0::/\n"
 
 
-@pytest.mark.parametrize(("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"])
+@pytest.mark.parametrize(
+    ("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"]
+)
 def test_what_is_left_of_a_limit_counts_files_in_memory_as_free(tmp_path, lines, files):
     found = machine.memory(*system(tmp_path, lines, files))
     assert found.free == 3 * GB
@@ -43,7 +45,9 @@ def test_what_is_left_of_a_limit_counts_files_in_memory_as_free(tmp_path, lines,
     assert machine.kills(tmp_path / "cgroup", tmp_path / "proc") == 2
 
 
-@pytest.mark.parametrize(("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"])
+@pytest.mark.parametrize(
+    ("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"]
+)
 def test_a_machine_with_less_free_memory_than_the_limit_is_the_bound(tmp_path, lines, files):
     found = machine.memory(*system(tmp_path, lines, files, available_kb=1000))
     assert found == machine.Memory(1_024_000, "free on this machine", 9_216_000_000)
@@ -74,11 +78,13 @@ def test_a_system_that_tells_nothing_is_no_bound(tmp_path):
 
 
 def process(proc, pid, title, anonymous_kb, group="0::/job\n"):
-    place = proc / str(pid)
-    place.mkdir()
-    (place / "status").write_text(f"Name: x\nVmRSS:  {2 * anonymous_kb} kB\nRssAnon:  {anonymous_kb} kB\n")
-    (place / "cmdline").write_text(title)
-    (place / "cgroup").write_text(group)
+    path = proc / str(pid)
+    path.mkdir()
+    (path / "status").write_text(
+        f"Name: x\nVmRSS:  {2 * anonymous_kb} kB\nRssAnon:  {anonymous_kb} kB\n"
+    )
+    (path / "cmdline").write_text(title)
+    (path / "cgroup").write_text(group)
 
 
 def test_holders_are_the_processes_of_the_same_group_the_largest_first(tmp_path):

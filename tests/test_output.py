@@ -12,7 +12,7 @@ import pytest
 from raytrain.errors import StorageError
 from raytrain.output import Output, ReaderLeft, outlive_reader
 
-PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
 
 
 class Failing(io.StringIO):
@@ -62,7 +62,10 @@ def piped(arguments, *, both=False, code=None):
     end, begin = os.pipe()
     os.close(end)
     process = subprocess.Popen(
-        [*command, *map(str, arguments)], stdout=begin, stderr=begin if both else subprocess.PIPE, text=True
+        [*command, *map(str, arguments)],
+        stdout=begin,
+        stderr=begin if both else subprocess.PIPE,
+        text=True,
     )
     os.close(begin)
     return process.wait(), "" if both else process.stderr.read()
@@ -89,23 +92,25 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code():
 
 def test_what_a_command_has_done_is_there_though_nobody_reads_of_it(dataset, tmp_path):
     page, sheet = tmp_path / "page.html", tmp_path / "sheet.png"
-    assert piped(["data", "check", dataset.place, "--fast", "--out", page]) == (141, "") and page.exists()
-    assert piped(["data", "show", dataset.place, "--out", sheet]) == (141, "") and sheet.exists()
+    assert (
+        piped(["data", "check", dataset.path, "--fast", "--out", page]) == (141, "")
+        and page.exists()
+    )
+    assert piped(["data", "show", dataset.path, "--out", sheet]) == (141, "") and sheet.exists()
 
 
 WORKS = """
-import sys
-from raytrain import cli
+from raytrain.cli.main import app, main
 from raytrain.output import outlive_reader
 
-@cli.app.command
+@app.command
 def work(file: str):
     outlive_reader()
     for i in range(3):
         print("line", i)
     open(file, "w").write("done")
 
-cli.main()
+main()
 """
 
 
@@ -117,19 +122,27 @@ def test_a_command_that_works_goes_on_without_its_reader(tmp_path):
 def test_a_command_that_works_goes_on_in_a_terminal_that_was_closed(tmp_path):
     ours, theirs = pty.openpty()
     os.close(ours)
-    process = subprocess.Popen([sys.executable, "-c", WORKS, "work", tmp_path / "done"], stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKS, "work", tmp_path / "done"], stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     assert process.wait() == 0 and (tmp_path / "done").read_text() == "done"
 
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "2>&-"])
 def test_an_output_that_the_caller_has_closed_is_none(closed):
-    command = f"exec \"$0\" -c 'from raytrain.cli import main; main()' train --print-config {closed}"
+    command = (
+        f"exec \"$0\" -c 'from raytrain.cli.main import main; main()' train --print-config {closed}"
+    )
     done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_full_disk_under_the_output_is_one_sentence():
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*PROGRAM, "train", "--print-config"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 7 and done.stderr.startswith("error: the output cannot be written: No space left")
+        done = subprocess.run(
+            [*PROGRAM, "train", "--print-config"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 7 and done.stderr.startswith(
+        "error: the output cannot be written: No space left"
+    )

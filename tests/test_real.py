@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.data import images
-from raytrain.data.cache import open_store
 from raytrain.data.dataset import open_dataset, read_images
 from raytrain.data.inspection import inspect
+from raytrain.tiles.cache import open_store
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("own_network")]
 REAL = Path(os.environ.get("RAYTRAIN_REAL_DATA") or "../shared/data")
@@ -31,7 +31,13 @@ def ingested(name, out):
     folder = REAL / name
     if not folder.exists():
         pytest.skip(f"no {folder}")
-    arguments = ["ingest", "--images", str(folder / "train-jpg"), "--labels", str(folder / "train_v2.csv")]
+    arguments = [
+        "ingest",
+        "--images",
+        str(folder / "train-jpg"),
+        "--labels",
+        str(folder / "train_v2.csv"),
+    ]
     assert run_command([*arguments, "--out", str(out / name)]) == 0
     return open_dataset(str(out / name))
 
@@ -43,7 +49,9 @@ def test_all_real_tiles_keep_their_pixels_through_shards_and_cache(tmp_path):
     assert dataset.rows == 601 and len(dataset.part_rows("random", "valid")) == 120
     for row, content in enumerate(read_images(dataset, range(dataset.rows))):
         file = REAL / "planet" / "train-jpg" / f"{dataset.table['image_name'][row]}.jpg"
-        wanted = np.asarray(Image.open(io.BytesIO(file.read_bytes()), formats=("JPEG",)).convert("RGB"))
+        wanted = np.asarray(
+            Image.open(io.BytesIO(file.read_bytes()), formats=("JPEG",)).convert("RGB")
+        )
         np.testing.assert_array_equal(images.decode(content), wanted)
         np.testing.assert_array_equal(store.pixels[row], wanted)
     assert open_store(dataset, 256, directory=tmp_path / "cache").decoded == 0
@@ -55,32 +63,38 @@ def test_the_flaws_of_real_tiles_are_found_and_no_others(tmp_path):
     assert [(group.kind, found.names(group.rows)) for group in found.groups] == [
         ("equal bytes", "airplane01, airplane02")
     ]
-    assert [found.sides_of(leak) for leak in found.leaks] == ["airplane01 (train) and airplane02 (valid)"]
+    assert [found.sides_of(leak) for leak in found.leaks] == [
+        "airplane01 (train) and airplane02 (valid)"
+    ]
     assert [sum(len(rows) for rows in list(found.sizes.values())[n:]) for n in (0, 1)] == [420, 8]
     planet = inspect(ingested("planet", tmp_path))
-    assert planet.groups == () and {key: len(rows) for key, rows in planet.modes.items()} == {"CMYK": 601}
+    assert planet.groups == () and {key: len(rows) for key, rows in planet.modes.items()} == {
+        "CMYK": 601
+    }
     assert planet.default_rules and [len(rows) for _, rows in planet.rules] == [0, 0]
 
 
 def test_the_full_label_file_gives_the_lessons_rows_and_its_one_flaw(tmp_path, capsys):
     """In a process of its own, as a user would wait for it; the seconds are printed, not asserted."""
-    place = REAL / "planet-labels" / "train_v2.csv"
-    if not place.exists():
-        pytest.skip(f"no {place}")
+    path = REAL / "planet-labels" / "train_v2.csv"
+    if not path.exists():
+        pytest.skip(f"no {path}")
     began = time.monotonic()
     program = f"""
 from raytrain.data.inspection import weather_rules
 from raytrain.data.labels import read_labels
 from raytrain.data.splits import random_parts
 import hashlib
-labels = read_labels({str(place)!r})
+labels = read_labels({str(path)!r})
 targets = labels.targets
 rows = (random_parts(len(targets)) == "valid").nonzero()[0].astype("<i8")
 print(len(targets), targets.sum(), targets.max(), hashlib.sha256(rows.tobytes()).hexdigest())
 for rule in weather_rules(labels.classes):
     print(rule, *labels.table["image_name"][rule.broken_by(targets, labels.classes)])
 """
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
     with capsys.disabled():
         print(f"\n40,479 labels read, divided and checked in {time.monotonic() - began:.2f} s")
     lesson = "cabcefb529d3a2bc05c6e7b25bd3f9be69e54992e4091cfbeef46c0c8d6a3a84"
@@ -98,7 +112,15 @@ def test_the_resnet18_recipe_reaches_its_f2(name, seeds, tmp_path):
     subprocess.run([sys.executable, str(REAL / "weights" / "build.py"), str(weights)], check=True)
     scores = []
     for seed in seeds:
-        arguments = ["train", "--config", "planet-resnet18", "--dataset", dataset.place, "--storage", str(tmp_path)]
+        arguments = [
+            "train",
+            "--config",
+            "planet-resnet18",
+            "--dataset",
+            dataset.path,
+            "--storage",
+            str(tmp_path),
+        ]
         arguments += ["--model.weights", str(weights), "--num-workers", "2", "--name", str(seed)]
         assert run_command([*arguments, "--train.seed", str(seed)]) == 0
         scores.append(json.loads((tmp_path / str(seed) / "metrics.json").read_text())["f2"])

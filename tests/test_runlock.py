@@ -13,8 +13,8 @@ import time
 
 import pytest
 
-from raytrain import runlock
-from raytrain.cli import run_command
+from raytrain import runlock, storage
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.errors import ConfigError, StorageError
 
@@ -33,20 +33,23 @@ except ConfigError:
 """
 
 
-def holder(place, at=0.0, seconds=60.0):
-    command = [sys.executable, "-c", HOLDER, str(place), str(at), str(seconds)]
+def holder(path, at=0.0, seconds=60.0):
+    command = [sys.executable, "-c", HOLDER, str(path), str(at), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def content(place):
-    return json.loads((place / "lock.json").read_text())
+def content(path):
+    return json.loads((path / "lock.json").read_text())
 
 
 def test_a_second_owner_is_refused_and_the_lock_goes_with_the_first(tmp_path):
     with runlock.held(str(tmp_path / "run")):
         with pytest.raises(ConfigError) as caught, runlock.held(str(tmp_path / "run")):
             pass
-        assert f"process {os.getpid()} on {platform.node()}, last heard of 0 s ago" in caught.value.what
+        assert (
+            f"process {os.getpid()} on {platform.node()}, last heard of 0 s ago"
+            in caught.value.what
+        )
     assert list(tmp_path.iterdir()) == []
     with runlock.held(str(tmp_path / "run")):
         pass
@@ -63,14 +66,29 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path):
         assert content(tmp_path)["pid"] == os.getpid()
 
 
-def test_a_run_that_is_being_trained_is_refused_by_the_commands_before_ray_starts(dataset, tmp_path, capsys):
-    arguments = ["train", "--config", "smoke", "--dataset", dataset.place, "--storage", str(tmp_path)]
+def test_a_run_that_is_being_trained_is_refused_by_the_commands_before_ray_starts(
+    dataset, tmp_path, capsys
+):
+    arguments = [
+        "train",
+        "--config",
+        "smoke",
+        "--dataset",
+        dataset.path,
+        "--storage",
+        str(tmp_path),
+    ]
     with runlock.held(str(tmp_path / "n")):
         assert run_command([*arguments, "--name", "n"]) == 2
-        (tmp_path / "n" / "config.yaml").write_text(load_recipe("smoke", {"dataset": dataset.place}).to_yaml())
+        (tmp_path / "n" / "config.yaml").write_text(
+            load_recipe("smoke", {"dataset": dataset.path}).to_yaml()
+        )
         assert run_command(["train", "--resume", "n", "--storage", str(tmp_path)]) == 2
     found = capsys.readouterr()
-    assert found.err.count("the run n is being trained by process") == 2 and "starting" not in found.out
+    assert (
+        found.err.count("the run n is being trained by process") == 2
+        and "starting" not in found.out
+    )
 
 
 def test_a_number_that_another_process_has_now_does_not_keep_the_lock(tmp_path):
@@ -82,8 +100,12 @@ def test_a_number_that_another_process_has_now_does_not_keep_the_lock(tmp_path):
         assert content(tmp_path)["started"] == owner["started"]
 
 
-@pytest.mark.parametrize(("age", "beats", "free"), [(10, False, False), (100, False, True), (100, True, False)])
-def test_elsewhere_a_silent_owner_loses_it_and_one_that_is_heard_keeps_it(tmp_path, monkeypatch, age, beats, free):
+@pytest.mark.parametrize(
+    ("age", "beats", "free"), [(10, False, False), (100, False, True), (100, True, False)]
+)
+def test_elsewhere_a_silent_owner_loses_it_and_one_that_is_heard_keeps_it(
+    tmp_path, monkeypatch, age, beats, free
+):
     monkeypatch.setattr(runlock, "BEAT_S", 0.3)
     owner = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": time.time() - age}
     (tmp_path / "lock.json").write_text(json.dumps(owner))
@@ -114,7 +136,13 @@ def test_a_host_of_the_same_name_is_not_this_one_where_it_numbers_its_processes_
 ):
     monkeypatch.setattr(runlock, "BEAT_S", 0.3)
     # There is no such process here, and in the other container there may be.
-    owner = {"host": platform.node(), "pid": 2**22 + 1, "started": "1", "token": "x", "beat": time.time() - age}
+    owner = {
+        "host": platform.node(),
+        "pid": 2**22 + 1,
+        "started": "1",
+        "token": "x",
+        "beat": time.time() - age,
+    }
     with runlock.held(str(tmp_path / "first")):
         ours = content(tmp_path / "first")["processes"]
     if processes != "an earlier version":
@@ -131,7 +159,13 @@ def test_a_host_of_the_same_name_is_not_this_one_where_it_numbers_its_processes_
 
 def test_where_nothing_tells_who_numbers_the_processes_only_the_heart_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(runlock, "_process_namespace", lambda: None)
-    process = {"host": platform.node(), "pid": 2**22 + 1, "started": "1", "token": "x", "beat": time.time()}
+    process = {
+        "host": platform.node(),
+        "pid": 2**22 + 1,
+        "started": "1",
+        "token": "x",
+        "beat": time.time(),
+    }
     (tmp_path / "lock.json").write_text(json.dumps(process | {"processes": None}))
     with pytest.raises(ConfigError), runlock.held(str(tmp_path)):
         pass
@@ -141,7 +175,18 @@ def test_a_process_in_a_namespace_of_its_own_is_not_taken_for_dead(tmp_path):
     tool = shutil.which("unshare")
     if tool is None or subprocess.run([tool, "--pid", "--fork", "true"]).returncode != 0:
         pytest.skip("no right to make a process namespace")
-    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", HOLDER, str(tmp_path), "0", "20"]
+    command = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        sys.executable,
+        "-c",
+        HOLDER,
+        str(tmp_path),
+        "0",
+        "20",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
@@ -173,7 +218,13 @@ def test_the_heart_beats_and_stops_where_the_lock_is_lost(tmp_path, monkeypatch)
 @pytest.mark.parametrize("kind", ["new", "left by the dead"])
 def test_of_several_that_start_together_one_gets_it(tmp_path, kind):
     if kind != "new":
-        owner = {"host": platform.node(), "pid": 2**22 + 1, "started": "1", "token": "x", "beat": 0.0}
+        owner = {
+            "host": platform.node(),
+            "pid": 2**22 + 1,
+            "started": "1",
+            "token": "x",
+            "beat": 0.0,
+        }
         (tmp_path / "lock.json").write_text(json.dumps(owner))
     at = time.time() + 1.5
     processes = [holder(tmp_path, at, 1.5) for _ in range(5)]
@@ -193,15 +244,18 @@ def test_a_place_without_locks_is_a_fault_of_the_storage(tmp_path, monkeypatch):
     def nothing(handle, how):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(runlock.fcntl, "flock", nothing)
-    with pytest.raises(StorageError, match="No locks available"), runlock.held(str(tmp_path / "run")):
+    monkeypatch.setattr(storage.fcntl, "flock", nothing)
+    with (
+        pytest.raises(StorageError, match="No locks available"),
+        runlock.held(str(tmp_path / "run")),
+    ):
         pass
 
 
 def test_storage_that_fails_at_the_end_does_not_hide_how_it_ended(tmp_path, monkeypatch):
-    def full(place):
-        raise StorageError(f"cannot remove {place}: Read-only file system")
+    def full(path):
+        raise StorageError(f"cannot remove {path}: Read-only file system")
 
-    monkeypatch.setattr(runlock.storage, "remove", full)
+    monkeypatch.setattr(storage, "remove", full)
     with pytest.raises(ZeroDivisionError), runlock.held(str(tmp_path / "run")):
         1 / 0  # noqa: B018

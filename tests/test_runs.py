@@ -9,17 +9,17 @@ import pytest
 from handmade import NETWORK, encoded, scene, write_dataset
 
 from raytrain import runs, storage
-from raytrain.cli import run_command
+from raytrain.checkpoints import reading, writing
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.data.cache import open_store
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import train
 from raytrain.errors import ConfigError
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import models
-from raytrain.training.hooks import Hooks
+from raytrain.models import networks
+from raytrain.tiles.cache import open_store
 from raytrain.training.loop import fit
-from raytrain.training.step import Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
 
 REFUSED = {
     "": "is empty",
@@ -57,7 +57,9 @@ def test_a_name_that_means_something_else_is_refused_with_the_reason(name):
     assert "\n" not in caught.value.what
 
 
-@pytest.mark.parametrize("name", ["first", "2018 run", "größe", "a.b_c-d", ".hidden", "x" * 237, "auto-1", "stages2"])
+@pytest.mark.parametrize(
+    "name", ["first", "2018 run", "größe", "a.b_c-d", ".hidden", "x" * 237, "auto-1", "stages2"]
+)
 def test_other_names_are_taken(name):
     assert runs.check_name(name) == name
 
@@ -85,19 +87,21 @@ def test_every_command_that_names_something_refuses_a_wrong_name_before_it_does_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("label", ["a:b", "what? #1", "..", "", "x" * 300, "-", "stages", "größe 2\n"])
+@pytest.mark.parametrize(
+    "label", ["a:b", "what? #1", "..", "", "x" * 300, "-", "stages", "größe 2\n"]
+)
 def test_a_name_of_its_own_is_one_whatever_the_file_of_the_recipe_is_called(label):
     assert runs.check_name(runs.new_name(label))
 
 
 def a_run(storage, name):
     """A run with a checkpoint, as an earlier version may have made it."""
-    place = storage / name
-    place.mkdir(parents=True)
-    (place / "config.yaml").write_text(load_recipe("smoke", {"storage": str(storage)}).to_yaml())
+    path = storage / name
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(load_recipe("smoke", {"storage": str(storage)}).to_yaml())
     meta = {"stage": 1, "epoch": 1, "classes": ["a"], "arch": NETWORK, "f2": 0.5, "task": "x"}
-    ckpt.save(str(place / "checkpoints" / "last"), models.build(NETWORK, 1, 0.5), meta)
-    return place
+    writing.save(str(path / "checkpoints" / "last"), networks.build(NETWORK, 1, 0.5), meta)
+    return path
 
 
 def test_a_list_of_runs_has_a_line_for_each_whatever_its_name(tmp_path, capsys):
@@ -108,18 +112,22 @@ def test_a_list_of_runs_has_a_line_for_each_whatever_its_name(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["a:b", " a ", "auto", "what? #1", "-x", "50%"])
 def test_a_run_of_an_odd_name_that_exists_is_listed_shown_and_found(name, tmp_path, capsys):
-    place = a_run(tmp_path, name)
+    path = a_run(tmp_path, name)
     assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
     assert f"{name}  no epoch yet" in capsys.readouterr().out
-    assert runs.find(name, str(tmp_path)).place == str(place)
-    last = str(place / "checkpoints" / "last")
-    assert runs.find_checkpoint(name, str(tmp_path)) == runs.find_checkpoint(f"{name}:last", str(tmp_path)) == last
+    assert runs.find(name, str(tmp_path)).path == str(path)
+    last = str(path / "checkpoints" / "last")
+    assert (
+        runs.find_checkpoint(name, str(tmp_path))
+        == runs.find_checkpoint(f"{name}:last", str(tmp_path))
+        == last
+    )
 
 
 def test_a_colon_still_divides_a_run_from_its_checkpoint(tmp_path):
-    place = a_run(tmp_path, "a")
-    shutil.copytree(place / "checkpoints" / "last", place / "checkpoints" / "best")
-    assert runs.find_checkpoint("a:best", str(tmp_path)) == str(place / "checkpoints" / "best")
+    path = a_run(tmp_path, "a")
+    shutil.copytree(path / "checkpoints" / "last", path / "checkpoints" / "best")
+    assert runs.find_checkpoint("a:best", str(tmp_path)) == str(path / "checkpoints" / "best")
     with pytest.raises(ConfigError, match='no run "b"'):
         runs.find_checkpoint("b:best", str(tmp_path))
 
@@ -152,10 +160,15 @@ def template(tmp_path_factory):
     """A folder with a dataset and a run on it that has the first of its two stages behind it."""
     folder = tmp_path_factory.mktemp("template")
     data = write_dataset(folder / "data", tiles(0), ["blue", "red"], {"random": PARTS})
-    changes = {"dataset": data.place, "storage": str(folder / "runs"), "select": "1", "train": {"batch_size": 4}}
+    changes = {
+        "dataset": data.path,
+        "storage": str(folder / "runs"),
+        "select": "1",
+        "train": {"batch_size": 4},
+    }
     recipe = load_recipe("smoke", changes | {"model": {"weights": "none", "arch": NETWORK}})
     run = runs.create(recipe, "n", data)
-    fit(recipe, data, run.place, Worker(), Hooks(say=lambda line: None))
+    fit(recipe, data, run.path, Worker(), Hooks())
     config = folder / "runs" / "n" / "config.yaml"
     config.write_text(config.read_text().replace("select: '1'", "select: '1-2'"))
     return folder
@@ -197,13 +210,19 @@ def test_a_moved_dataset_is_taken_and_remembered(trained, monkeypatch, capsys):
     assert str(trained / "moved") in (trained / "runs" / "n" / "model_card.md").read_text()
 
 
-@pytest.mark.parametrize("how", ["{moved}", "{moved}/", "file://{moved}", "../{name}/moved", "link"])
-def test_the_new_place_may_be_written_in_any_way_and_the_old_one_still_be_there(trained, how, monkeypatch):
+@pytest.mark.parametrize(
+    "how", ["{moved}", "{moved}/", "file://{moved}", "../{name}/moved", "link"]
+)
+def test_the_new_place_may_be_written_in_any_way_and_the_old_one_still_be_there(
+    trained, how, monkeypatch
+):
     shutil.copytree(trained / "data", trained / "moved")
     (trained / "link").symlink_to("moved")
     monkeypatch.chdir(trained)
     seen = []
-    monkeypatch.setattr("raytrain.distributed.train._group", lambda *arguments: seen.append(arguments[2]) or {})
+    monkeypatch.setattr(
+        "raytrain.distributed.train._group", lambda *arguments: seen.append(arguments[2]) or {}
+    )
     new = how.format(moved=trained / "moved", name=trained.name)
     train.resume(runs.find("n", str(trained / "runs")), {"dataset": new})
     run = runs.find("n", str(trained / "runs"))
@@ -212,20 +231,31 @@ def test_the_new_place_may_be_written_in_any_way_and_the_old_one_still_be_there(
 
 def test_under_restarts_every_attempt_hears_of_the_new_place(trained, monkeypatch):
     seen = []
-    monkeypatch.setattr("raytrain.distributed.supervisor.supervise", lambda *arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(
+        "raytrain.distributed.supervisor.supervise", lambda *arguments: seen.append(arguments) or 0
+    )
     more = ["--dataset", "moved", "--train.stall-s", "900", "--no-use-gpu", "--restarts", "2"]
     assert resume(trained, *more) == 0
     first, again = seen[0][:2]
-    assert first == again == ["train", "--resume", "n", "--storage", str(trained / "runs"), *first[5:]]
+    assert (
+        first == again == ["train", "--resume", "n", "--storage", str(trained / "runs"), *first[5:]]
+    )
     words = set(pairwise(first))
-    assert {("--dataset", "moved"), ("--train.stall-s", "900.0")} <= words and "--no-use-gpu" in first
+    assert {
+        ("--dataset", "moved"),
+        ("--train.stall-s", "900.0"),
+    } <= words and "--no-use-gpu" in first
 
 
 OTHERS = {
-    "other pictures": lambda place: write_dataset(place, tiles(50), ["blue", "red"], {"random": PARTS}),
-    "another split": lambda place: write_dataset(place, tiles(0), ["blue", "red"], {"random": PARTS[::-1]}),
-    "no such split": lambda place: write_dataset(place, tiles(0), ["blue", "red"], {"other": PARTS}),
-    "no dataset": lambda place: place.mkdir(),
+    "other pictures": lambda path: write_dataset(
+        path, tiles(50), ["blue", "red"], {"random": PARTS}
+    ),
+    "another split": lambda path: write_dataset(
+        path, tiles(0), ["blue", "red"], {"random": PARTS[::-1]}
+    ),
+    "no such split": lambda path: write_dataset(path, tiles(0), ["blue", "red"], {"other": PARTS}),
+    "no dataset": lambda path: path.mkdir(),
 }
 
 
@@ -257,7 +287,9 @@ def test_before_its_first_checkpoint_a_run_knows_its_tiles_by_its_environment(tr
 def test_a_run_goes_on_where_its_storage_and_its_weights_have_moved(trained, capsys):
     config = trained / "runs" / "n" / "config.yaml"
     config.write_text(config.read_text().replace("weights: none", f"weights: {trained}/gone.pth"))
-    config.write_text(config.read_text().replace("init_from: null", f"init_from: {trained}/gone/checkpoints/last"))
+    config.write_text(
+        config.read_text().replace("init_from: null", f"init_from: {trained}/gone/checkpoints/last")
+    )
     assert "gone.pth" in config.read_text() and "gone/checkpoints" in config.read_text()
     (trained / "runs").rename(trained / "elsewhere")
     (trained / "elsewhere" / "n").rename(trained / "elsewhere" / "m")
@@ -269,8 +301,16 @@ def test_a_run_goes_on_where_its_storage_and_its_weights_have_moved(trained, cap
 
 def test_what_only_says_how_often_a_run_saves_may_change(trained, capsys):
     assert resume(trained, "--train.stall-s", "900", "--train.save-every-s", "5") == 0
-    assert ckpt.load(str(trained / "runs" / "n" / "checkpoints" / "last")).meta["recipe"]["train"]["stall_s"] == 900
-    assert resume(trained, "--train.stall-s", "900", "--train.wd", "0.5", "--model.dropout", "0.1") == 2
+    assert (
+        reading.load(str(trained / "runs" / "n" / "checkpoints" / "last")).meta["recipe"]["train"][
+            "stall_s"
+        ]
+        == 900
+    )
+    assert (
+        resume(trained, "--train.stall-s", "900", "--train.wd", "0.5", "--model.dropout", "0.1")
+        == 2
+    )
     assert "model.dropout, train.wd cannot change now" in capsys.readouterr().err
 
 
@@ -311,7 +351,9 @@ def test_a_cache_that_cannot_be_written_is_refused_or_passed_over_as_by_the_run(
     assert resume(trained, "--tiles", "cache") == 7
 
 
-def test_a_cache_that_is_too_small_is_seen_and_no_store_is_removed(dry, trained, monkeypatch, capsys):
+def test_a_cache_that_is_too_small_is_seen_and_no_store_is_removed(
+    dry, trained, monkeypatch, capsys
+):
     monkeypatch.setenv("RAYTRAIN_CACHE", str(trained / "cache"))
     assert dry("--tiles", "cache") == 0
     data = open_dataset(str(trained / "data"))
@@ -332,3 +374,30 @@ def test_a_cache_that_is_too_small_is_seen_and_no_store_is_removed(dry, trained,
 def test_a_dry_run_refuses_the_memory_of_a_gpu_that_is_not_there(dry, capsys):
     assert dry("--tiles", "device") == 2
     assert "--tiles device needs a GPU" in capsys.readouterr().err
+
+
+# --resume with --set
+
+
+def test_set_changes_in_a_resumed_run_what_its_flags_may_change(trained, capsys):
+    assert resume(trained, "--set", "train.stall_s=900") == 0
+    loaded = reading.load(str(trained / "runs" / "n" / "checkpoints" / "last"))
+    assert loaded.meta["recipe"]["train"]["stall_s"] == 900
+    for path in ("stages.2.lr", "train.wd", "stages.7.lr"):
+        assert resume(trained, "--set", f"{path}=0.5") == 2
+        assert f"{path} cannot change now" in capsys.readouterr().err
+    assert resume(trained, "--set", "train.stall_s=-1") == 2
+    assert "train.stall_s = -1" in capsys.readouterr().err
+
+
+def test_the_storage_of_a_resumed_run_may_be_set(trained):
+    assert run_command(["train", "--resume", "n", "--set", f"storage={trained / 'runs'}"]) == 0
+
+
+def test_under_restarts_every_attempt_hears_of_set(trained, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "raytrain.distributed.supervisor.supervise", lambda *arguments: seen.append(arguments) or 0
+    )
+    assert resume(trained, "--set", "train.stall_s=900", "--restarts", "2") == 0
+    assert ("--train.stall-s", "900") in set(pairwise(seen[0][0]))

@@ -36,17 +36,17 @@ def test_a_uri_opens_its_own_file_system():
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_write_that_fails_leaves_the_old_content_and_no_rest(tmp_path, monkeypatch, code):
-    place = str(tmp_path / "file")
-    storage.write_bytes(place, b"old")
+    path = str(tmp_path / "file")
+    storage.write_bytes(path, b"old")
 
     def fail(handle):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(storage.os, "fsync", fail)
     with pytest.raises(StorageError, match=os.strerror(code)) as caught:
-        storage.write_bytes(place, b"new")
+        storage.write_bytes(path, b"new")
     assert caught.value.exit_code == 7
-    assert storage.read_bytes(place) == b"old" and os.listdir(tmp_path) == ["file"]
+    assert storage.read_bytes(path) == b"old" and os.listdir(tmp_path) == ["file"]
 
 
 def test_a_missing_file_is_told_from_one_that_cannot_be_read(tmp_path):
@@ -77,10 +77,23 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path):
 
 
 def test_keys_of_uris_are_not_written_and_come_back_from_the_place_that_was_named(tmp_path):
-    storage.write_json(str(tmp_path / "a.json"), {"dataset": "s3://KEY:SE%2FCRET@bucket/data?region=x", "lr": "a:b@c"})
+    storage.write_json(
+        str(tmp_path / "a.json"),
+        {"dataset": "s3://KEY:SE%2FCRET@bucket/data?region=x", "lr": "a:b@c"},
+    )
     written = storage.read_json(str(tmp_path / "a.json"))
     assert written == {"dataset": "s3://***@bucket/data?region=x", "lr": "a:b@c"}
     named = "s3://KEY:SE%2FCRET@bucket/runs"
-    assert storage.with_keys_of(written["dataset"], named) == "s3://KEY:SE%2FCRET@bucket/data?region=x"
+    assert (
+        storage.with_keys_of(written["dataset"], named) == "s3://KEY:SE%2FCRET@bucket/data?region=x"
+    )
     assert storage.with_keys_of(written["dataset"], str(tmp_path)) == written["dataset"]
     assert storage.filesystem("s3://***@bucket/data?region=x")[1] == "bucket/data"
+
+
+def test_a_lock_of_a_file_or_a_directory_has_one_owner_at_a_time(tmp_path):
+    for path in (tmp_path / "new.lock", tmp_path):
+        with storage.file_lock(path) as first, storage.file_lock(path, wait=False) as second:
+            assert first and not second
+        with storage.file_lock(path, wait=False) as third:
+            assert third

@@ -1,43 +1,45 @@
-"""Of a check: too little memory and the advice that follows, and a run that stops and goes on. No ray."""
+"""Parts of the check: too little GPU memory, and runs that stop and resume. No Ray."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
 from raytrain import storage
-from raytrain.bench.check_numbers import finished, need_gpu
-from raytrain.bench.verdicts import Found, Setting, Verdict, tried
-from raytrain.config import LAYER_GROUPS, Recipe
-from raytrain.data.dataset import open_dataset
+from raytrain.bench.check_common import temporary_directory, whole_run
+from raytrain.bench.verdicts import Found, Setting, Verdict, need_gpu, tried
+from raytrain.checkpoints.history import read_epochs
+from raytrain.checkpoints.layout import STEP
+from raytrain.config import LAYER_GROUPS
 from raytrain.errors import ResourceError
-from raytrain.training import execution, models, optim
-from raytrain.training.checkpoint import STEP
-from raytrain.training.feed import CacheFeed, Source
-from raytrain.training.history import read_epochs
-from raytrain.training.hooks import Hooks
-from raytrain.training.loop import fit
+from raytrain.models import networks
+from raytrain.tiles.feeds import CacheFeed, Source
+from raytrain.training import execution, optim
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
 from raytrain.training.step import Stepper
+from raytrain.training.trained import Trained
 
-# Of the GPU's memory.
+# The share of the GPU's memory that remains: a step that is too large for it is still quick.
 SHARE = 0.05
-OUTPUTS, STORED = 5, 16
+# Logits of the network, and tiles that all batches are made of.
+OUTPUTS = 5
+STORED = 16
 LARGEST_BATCH = 2**16
-# Of a loss, between a run that was stopped and one that was not: cuDNN's sums have no fixed order.
+# Limit of the relative difference of a loss between a run that was stopped and one that was not:
+# the sums of cuDNN have no fixed order.
 ROUNDING = 0.02
-# Reserved by torch after the second unfrozen stage, against the first.
+# Limit of the memory that torch reserves in the second unfrozen stage, as a multiple of the first.
 GROWTH = 1.25
 
 
 def memory(setting: Setting) -> Iterator[Verdict]:
-    """With a twentieth of the memory: a step too large, and whether what its error advises runs."""
+    """Tries a step that is too large for the memory, and then what its error message advises."""
     for how in ("eager", "graphs"):
         yield tried("memory", f"the advised accumulate, {how}", partial(_advice, setting, how))
 
@@ -47,15 +49,22 @@ def _advice(setting: Setting, how: str) -> Found:
         batch, advice = _too_large(setting, how)
         advised = re.fullmatch(r"--train.accumulate (\d+)", advice)
         if advised is None:
-            return False, f"{batch} tiles do not fit, advised is: {advice}", {"batch": batch}
+            detail = f"{batch} tiles do not fit, advised is: {advice}"
+            return Found(False, detail, {"batch": batch})
         passes = int(advised[1])
-        _steps(setting, how, batch, passes, 3)
-    return True, f"{batch} tiles do not fit in one pass, in {passes} they do", {"batch": batch, "accumulate": passes}
+        # More steps than one: the optimiser takes its memory in the first.
+        _train(setting, how, batch, passes, steps=3)
+    detail = f"{batch} tiles do not fit in one pass, in {passes} they do"
+    return Found(True, detail, {"batch": batch, "accumulate": passes})
 
 
 @contextmanager
 def limited(setting: Setting) -> Iterator[None]:
-    """Takes most of the GPU's memory away."""
+    """Takes most of the GPU's memory away from this process as long as the context lasts.
+
+    Raises:
+        Skip: the check runs on a CPU.
+    """
     need_gpu(setting)
     torch.cuda.set_per_process_memory_fraction(SHARE)
     try:
@@ -66,81 +75,120 @@ def limited(setting: Setting) -> Iterator[None]:
 
 
 def _too_large(setting: Setting, how: str) -> tuple[int, str]:
-    """The first doubling of tiles that does not fit into one pass, and what its error advises.
+    """The first power-of-two multiple of the batch that does not fit, and the advice of its error.
 
-    Not the error itself: its traceback would hold the network.
+    Raises:
+        RuntimeError: everything fits.
     """
     batch = setting.batch
     while batch <= LARGEST_BATCH:
         try:
-            _steps(setting, how, batch, 1, 1)
+            _train(setting, how, batch, passes=1, steps=1)
         except ResourceError as error:
+            # Not the error itself: its traceback would keep the network in memory.
             return batch, error.fix
         batch *= 2
     raise RuntimeError(f"{batch // 2} tiles fit into {SHARE:.0%} of the GPU's memory")
 
 
-def _steps(setting: Setting, how: str, batch: int, passes: int, steps: int) -> None:
-    """Some steps of a new network on random tiles."""
+def _train(setting: Setting, how: str, batch: int, passes: int, steps: int) -> None:
+    """Trains some steps of a new network on random tiles.
+
+    Args:
+        setting: of the check.
+        how: execution of the network; on a CPU always eager.
+        batch: tiles of a global batch.
+        passes: number of passes that the gradient of a batch is accumulated over.
+        steps: number of steps.
+
+    Raises:
+        ResourceError: they do not fit into the memory.
+    """
+    step = _stepper(setting, how, batch, passes)
+    # The same few tiles over and over, so that the tiles themselves take no memory.
+    rows = np.arange(batch) % STORED
+    for number in range(steps):
+        outcome = step(rows, 1, number)
+        # Waits for the step, whose error would otherwise come in a later one.
+        outcome.values.tolist()
+
+
+def _stepper(setting: Setting, how: str, batch: int, passes: int) -> Stepper:
     device = torch.device(setting.device)
-    precision = "bf16" if setting.on_gpu else "fp32"
+    precision = setting.precision
     recipe = setting.recipe(batch_size=batch, accumulate=passes, precision=precision)
-    model = models.build(setting.arch, OUTPUTS, 0.5)
-    models.placed(model, device)
+    model = networks.build(setting.arch, OUTPUTS, dropout=0.5)
+    networks.to_device(model, device)
     if setting.on_gpu:
-        shape = (-(-batch // passes), 3, setting.size, setting.size)
-        execution.set_execution(model, how, shape, precision, device, lambda line: None)
+        # Tiles of the largest pass: batch / passes, rounded up.
+        tiles = -(-batch // passes)
+        shape = (tiles, 3, setting.size, setting.size)
+        execution.set_execution(model, how, shape, precision, device)
     optimizer = optim.make_optimizer(model, [1e-3] * LAYER_GROUPS, 0.01)
-    pixels = np.random.default_rng(0).integers(0, 256, (STORED, setting.size, setting.size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (STORED, setting.size, setting.size, 3), dtype=np.uint8
+    )
     targets = torch.zeros(STORED, OUTPUTS, dtype=torch.uint8, device=device)
     source = Source(CacheFeed(pixels, device), targets)
-    step = Stepper(recipe, 1, model.train(), optimizer, source, setting.worker)
-    for number in range(steps):
-        step(np.arange(batch) % STORED, 1, number).values.tolist()
+    return Stepper(recipe, 1, Trained(model.train(), optimizer), source, setting.worker)
 
 
 def resume(setting: Setting) -> Iterator[Verdict]:
-    """A run that is stopped within an epoch and goes on, and the memory after each of four stages."""
-    yield tried("resume", "stopped within an epoch", lambda: _resumed(setting))
-    yield tried("resume", "memory after each stage", lambda: _memory_of_stages(setting))
+    """Tries a run that is stopped within an epoch and resumed, and the memory after each stage."""
+    yield tried("resume", "stopped within an epoch", partial(_resumed, setting))
+    yield tried("resume", "memory after each stage", partial(_memory_of_stages, setting))
 
 
 def _resumed(setting: Setting) -> Found:
-    recipe = setting.recipe([{"epochs": 2}, {"epochs": 1}], execution="graphs" if setting.on_gpu else "eager")
-    with tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory:
-        whole, stopped = f"{directory}/whole", f"{directory}/stopped"
-        _fit(setting, recipe, whole, Hooks(say=_nothing))
-        first = _fit(setting, recipe, stopped, Hooks(say=_nothing, stop=lambda: "the check"))
+    """Compares the losses of a run that was stopped and resumed to those of one that was not."""
+    stages = [{"epochs": 2}, {"epochs": 1}]
+    recipe = setting.recipe(stages, execution=setting.execution("graphs"))
+    with temporary_directory() as directory:
+        whole = f"{directory}/whole"
+        stopped = f"{directory}/stopped"
+        whole_run(setting, recipe, whole, Hooks())
+        first = whole_run(setting, recipe, stopped, Hooks(stop=_stop_at_once))
         if not storage.name_of(first["checkpoint"]).startswith(STEP):
-            return False, f"the run did not stop within an epoch, but with {first['checkpoint']}", {}
-        _fit(setting, recipe, stopped, Hooks(say=_nothing))
-        one, other = ([row.train_loss for row in read_epochs(run)] for run in (whole, stopped))
-    if len(one) != len(other):
-        return False, f"{len(other)} epochs instead of {len(one)}", {}
-    difference = max(abs(a - b) / a for a, b in zip(one, other, strict=True))
-    detail = f"losses of {len(one)} epochs differ by {difference:.1e} of theirs, at most {ROUNDING:.0e} is right"
-    return difference <= ROUNDING, detail, {"difference": difference}
+            detail = f"the run did not stop within an epoch, but with {first['checkpoint']}"
+            return Found(False, detail, {})
+        whole_run(setting, recipe, stopped, Hooks())
+        right = _losses(whole)
+        found = _losses(stopped)
+    if len(right) != len(found):
+        return Found(False, f"{len(found)} epochs instead of {len(right)}", {})
+    differences = [abs(a - b) / a for a, b in zip(right, found, strict=True)]
+    difference = max(differences)
+    detail = (
+        f"losses of {len(right)} epochs differ by {difference:.1e} of theirs, "
+        f"at most {ROUNDING:.0e} is right"
+    )
+    return Found(difference <= ROUNDING, detail, {"difference": difference})
 
 
-def _fit(setting: Setting, recipe: Recipe, run: str, hooks: Hooks) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    finished(lambda: found.update(fit(recipe, open_dataset(setting.dataset), run, setting.worker, hooks)))
-    return found
+def _stop_at_once() -> str:
+    """Answers the question between two steps whether to stop: yes, and this is the reason."""
+    return "the check"
+
+
+def _losses(run: str) -> list[float]:
+    """The training loss of each epoch of a run."""
+    return [row.train_loss for row in read_epochs(run)]
 
 
 def _memory_of_stages(setting: Setting) -> Found:
+    """Compares the memory after two unfrozen stages: the graphs of old stages must be freed."""
     need_gpu(setting)
-    stages = [{"freeze": number % 2 == 0} for number in range(4)]
-    recipe, reserved = setting.recipe(stages, execution="graphs", precision="bf16"), list[float]()
+    stages = [{"freeze": number % 2 == 0, "epochs": 1} for number in range(4)]
+    recipe = setting.recipe(stages, execution="graphs", precision="bf16")
+    reserved: list[float] = []
 
-    def note(number: int, model: torch.nn.Module) -> None:
+    def note(metrics: Metrics) -> None:
+        # A stage has one epoch.
         reserved.append(torch.cuda.memory_reserved() / 1e9)
 
-    with tempfile.TemporaryDirectory(prefix="raytrain-check-") as run:
-        _fit(setting, recipe, run, Hooks(say=_nothing, on_stage_end=note))
+    with temporary_directory() as run:
+        whole_run(setting, recipe, run, Hooks(report=note))
+    # The second and the fourth stage are unfrozen.
     well = reserved[3] <= GROWTH * reserved[1]
-    return well, ", ".join(f"{value:.2f}" for value in reserved) + " GB reserved", {"reserved_gb": reserved}
-
-
-def _nothing(line: str) -> None:
-    """Lines of a run are not shown."""
+    gigabytes = ", ".join(f"{value:.2f}" for value in reserved)
+    return Found(well, f"{gigabytes} GB reserved", {"reserved_gb": reserved})

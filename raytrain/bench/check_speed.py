@@ -1,13 +1,11 @@
-"""Of a check: the bench itself, what cuDNN's trials and torch's stream warnings cost, and a schedule. No ray."""
+"""Parts of the check: what settings of torch cost, the bench itself, and a schedule. No Ray."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -15,31 +13,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from raytrain.bench.blocks import Side, alternate, ratios
-from raytrain.bench.check_numbers import need_gpu
-from raytrain.bench.schedule import NEEDED
+from raytrain.bench.check_common import temporary_directory
+from raytrain.bench.schedule import NEEDED, can_write_checkpoints
 from raytrain.bench.sides import Ceiling, Loop
-from raytrain.bench.verdicts import FAIL, SKIPPED, Found, Setting, Verdict, tried
+from raytrain.bench.verdicts import FAIL, SKIPPED, Found, Setting, Verdict, need_gpu, tried
 from raytrain.data.dataset import open_dataset
 
-PAIRS, STEPS = 3, 40
-ARCH, SIZE, BATCH = "resnet50", 128, 64
-# Kineto sets CUPTI up anew for each profile, which crashes beside graphs: https://github.com/pytorch/pytorch/issues/75504
+# Rounds, and steps of a block in a round.
+PAIRS = 3
+STEPS = 40
+# What the settings of torch are measured on.
+ARCH = "resnet50"
+SIZE = 128
+BATCH = 64
+# Otherwise Kineto, torch's profiler, sets CUPTI up anew for each profile, which crashes with CUDA
+# graphs: https://github.com/pytorch/pytorch/issues/75504
 ENVIRONMENT = {"TEARDOWN_CUPTI": "0", "DISABLE_CUPTI_LAZY_REINIT": "1"}
+# Switches a setting of torch on or off.
+Switch = Callable[[bool], None]
 
 
 def speed(setting: Setting) -> Iterator[Verdict]:
-    """What a choice that is off is worth, then the bench's figures of one stage."""
-    yield tried("speed", "cudnn.benchmark", lambda: _in_turn(setting, "eager", _set_benchmark))
-    yield tried("speed", "warnings of another stream", lambda: _in_turn(setting, "graphs", _set_warnings))
+    """Measures two settings that are off by default, and runs the bench for one stage."""
+    benchmark = partial(_on_and_off, setting, "eager", _set_benchmark)
+    yield tried("speed", "cudnn.benchmark", benchmark)
+    warnings = partial(_on_and_off, setting, "graphs", _set_warnings)
+    yield tried("speed", "warnings of another stream", warnings)
     yield from benched("speed", setting.speed)
 
 
 def schedule(setting: Setting) -> Iterator[Verdict]:
-    """A schedule, whole, from the command to the last file."""
-    if importlib.util.find_spec(NEEDED) is None:
+    """Runs a whole schedule, from its command to its last file."""
+    if not can_write_checkpoints():
         yield Verdict("schedule", "the bench", SKIPPED, f"the package {NEEDED} is not installed")
         return
     yield from benched("schedule", setting.schedule)
@@ -50,66 +59,88 @@ def _set_benchmark(on: bool) -> None:
 
 
 def _set_warnings(on: bool) -> None:
+    # Older releases of torch have no such warnings.
     choose = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if choose is not None:
         choose(on)
 
 
-class _Set:
-    """A side that sets something before each of its blocks, and takes it back."""
+class _SwitchedOn:
+    """A side that switches a setting on for each of its blocks and off afterwards."""
 
-    def __init__(self, side: Side, choose: Callable[[bool], None]) -> None:
-        self.side, self.choose = side, choose
+    def __init__(self, side: Side, switch: Switch) -> None:
+        self.side = side
+        self.switch = switch
 
     def block(self, steps: int) -> float:
-        """See `Side`."""
-        self.choose(True)
+        """See `Side.block`."""
+        self.switch(True)
         try:
             return self.side.block(steps)
         finally:
-            self.choose(False)
+            self.switch(False)
 
     def close(self) -> None:
-        """The side itself is closed by who made it."""
+        """Does nothing: the wrapped side belongs to whoever made it."""
 
 
-def _in_turn(setting: Setting, how: str, choose: Callable[[bool], None]) -> Found:
-    """Rates of a step with a setting and without, in turn; whichever is faster, this passes."""
+def _on_and_off(setting: Setting, how: str, switch: Switch) -> Found:
+    """Compares the rates of a step with a setting on and off, on a GPU."""
     need_gpu(setting)
-    return rates_in_turn(replace(setting, arch=ARCH, size=SIZE, batch=BATCH), how, choose, STEPS)
+    return rates_in_turn(replace(setting, arch=ARCH, size=SIZE, batch=BATCH), how, switch, STEPS)
 
 
-def rates_in_turn(setting: Setting, how: str, choose: Callable[[bool], None], steps: int) -> Found:
-    """As `_in_turn`, on any device."""
-    recipe = setting.recipe(execution=how, precision="bf16" if setting.on_gpu else "fp32")
+def rates_in_turn(setting: Setting, how: str, switch: Switch, steps: int) -> Found:
+    """Compares the rates of a step with a setting on and off, on any device.
+
+    Whichever is faster, all is well: the rates are for people to judge.
+
+    Args:
+        setting: of the check.
+        how: execution of the network.
+        switch: switches the setting on or off.
+        steps: of a block.
+    """
+    recipe = setting.recipe(execution=how, precision=setting.precision)
+    dataset = open_dataset(setting.dataset)
     with (
-        tempfile.TemporaryDirectory(prefix="raytrain-check-") as run,
-        closing(Loop(recipe, open_dataset(setting.dataset), 1, setting.worker, run)) as loop,
+        temporary_directory() as run,
+        closing(Loop(recipe, dataset, 1, setting.worker, run)) as loop,
     ):
         off = Ceiling.of(loop)
-        choose(False)
-        sides: dict[str, Side] = {"off": off, "on": _Set(off, choose)}
-        rates = alternate(sides, pairs=PAIRS, steps=steps, say=lambda line: None)
+        switch(False)
+        # Both sides share the network, so nothing but the setting differs.
+        sides: dict[str, Side] = {"off": off, "on": _SwitchedOn(off, switch)}
+        rates = alternate(sides, pairs=PAIRS, steps=steps)
     gains = ratios(rates["on"], rates["off"])
-    detail = f"on / off {sorted(gains)[len(gains) // 2]:.3f} ({min(gains):.3f} to {max(gains):.3f})"
-    return True, detail, {"on": rates["on"], "off": rates["off"]}
+    detail = f"on / off {np.median(gains):.3f} ({min(gains):.3f} to {max(gains):.3f})"
+    return Found(True, detail, {"on": rates["on"], "off": rates["off"]})
 
 
-def benched(part: str, words: Sequence[str]) -> Iterator[Verdict]:
-    """Runs the bench with some words, and gives a verdict for each of its figures."""
-    with tempfile.TemporaryDirectory(prefix="raytrain-check-") as directory:
+def benched(part: str, arguments: Sequence[str]) -> Iterator[Verdict]:
+    """Runs `python -m raytrain.bench` and gives a verdict for each of its figures.
+
+    Args:
+        part: of the check.
+        arguments: of the command.
+    """
+    with temporary_directory() as directory:
         file = Path(directory) / "bench.json"
-        command = [sys.executable, "-u", "-m", "raytrain.bench", *words, "--json", str(file)]
-        done = subprocess.run(command, env=os.environ | ENVIRONMENT, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            yield Verdict(
-                part, "the bench", FAIL, f"it ended with exit code {done.returncode}; what it said stands above"
-            )
+        program = [sys.executable, "-u", "-m", "raytrain.bench"]
+        done = subprocess.run(
+            [*program, *arguments, "--json", str(file)],
+            env=os.environ | ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode != 0:
+            detail = f"it ended with exit code {done.returncode}; its own message is printed above"
+            yield Verdict(part, "the bench", FAIL, detail)
             return
         for figure in json.loads(file.read_text())["figures"]:
-            detail = f"{figure['label']}: {figure['median']:.4g} {figure['unit']}".rstrip()
-            yield tried(part, figure["name"], partial(_noted, detail, figure))
+            yield tried(part, figure["name"], partial(_of_figure, figure))
 
 
-def _noted(detail: str, figure: dict[str, Any]) -> Found:
-    return True, detail, figure
+def _of_figure(figure: dict[str, Any]) -> Found:
+    """A figure has no right value, so all is well where it was measured."""
+    detail = f"{figure['label']}: {figure['median']:.4g} {figure['unit']}"
+    return Found(True, detail.rstrip(), figure)

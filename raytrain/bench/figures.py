@@ -1,4 +1,4 @@
-"""Figures that a bench measured: each as median and spread, as one table for people and as JSON with every value."""
+"""The figures of a bench: median and spread, as a table for people and as JSON with every value."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from typing import Any
 
 import numpy as np
 
+# Packages whose versions influence the figures.
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pyarrow", "ray")
 HEADINGS = ("what", "median", "spread", "unit", "of")
+# Alignment of the columns above: words to the left, numbers to the right.
+TO_LEFT = (True, False, False, True, True)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that was measured one or more times.
+    """One quantity that was measured one or more times.
 
     Attributes:
-        name: in JSON, such as train.stage-1-128.ratio; no two figures of a bench share it.
-        label: for people.
+        name: key in the JSON, such as train.stage-1-128.ratio; unique within a bench.
+        label: the same for people, in the table.
         unit: of the values; empty for a ratio.
         values: in the order in which they were measured.
-        about: network, size, batch: what it was measured on.
+        about: what it was measured on, such as network, size and batch.
     """
 
     name: str
@@ -38,7 +41,7 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The middle value, or the mean of the two in the middle."""
+        """The middle value, or the mean of the two middle values."""
         return float(np.median(self.values))
 
     @property
@@ -48,80 +51,127 @@ class Figure:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures as aligned columns: what, median, spread (empty for a single value), unit, of."""
-    rows = [HEADINGS, *map(_cells, figures)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    left = (True, False, False, True, True)
-    lines = (
-        "  ".join(
-            cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in zip(row, widths, left, strict=True)
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    """Formats figures as a table with aligned columns.
+
+    The columns are those of `HEADINGS`. The spread of a single value stays empty.
+    """
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    for figure in figures:
+        rows.append(_cells(figure))
+    widths = _widths(rows)
+    lines = [_line(row, widths) for row in rows]
+    return "\n".join(lines)
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:
-    low, high = figure.spread
-    spread = f"{number(low)} to {number(high)}" if len(figure.values) > 1 else ""
+    spread = ""
+    if len(figure.values) > 1:
+        low, high = figure.spread
+        spread = f"{number(low)} to {number(high)}"
     return figure.label, number(figure.median), spread, figure.unit, figure.about
 
 
+def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
+    """The length of the longest cell of each column."""
+    widths = []
+    for column in zip(*rows, strict=True):
+        lengths = [len(cell) for cell in column]
+        widths.append(max(lengths))
+    return widths
+
+
+def _line(row: tuple[str, ...], widths: Sequence[int]) -> str:
+    cells = []
+    for cell, width, to_left in zip(row, widths, TO_LEFT, strict=True):
+        if to_left:
+            cells.append(cell.ljust(width))
+        else:
+            cells.append(cell.rjust(width))
+    # The last column is padded as well; spaces at the end of a line would be noise.
+    return "  ".join(cells).rstrip()
+
+
 def number(value: float) -> str:
-    """A value with about four digits: 12,345, 123.4, 12.34, 1.234."""
-    if abs(value) >= 1000:
+    """Formats a value with about four digits: 12,345, 123.4, 12.34, 1.234."""
+    size = abs(value)
+    if size >= 1000:
         return f"{value:,.0f}"
-    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
-    return f"{value:.{digits}f}"
+    if size >= 100:
+        return f"{value:.1f}"
+    if size >= 10:
+        return f"{value:.2f}"
+    return f"{value:.3f}"
 
 
 def document(figures: Sequence[Figure], command: str) -> dict[str, Any]:
-    """All that is known of a bench, for JSON: machine, command, and each figure with median, spread and values."""
-    entries = [
-        asdict(figure) | {"median": figure.median, "min": figure.spread[0], "max": figure.spread[1]}
-        for figure in figures
-    ]
+    """The content of the JSON file of a bench.
+
+    Args:
+        figures: all figures that were measured.
+        command: the command line that measured them.
+
+    Returns:
+        The machine, the command, and each figure with its median, minimum, maximum and values.
+    """
+    entries = []
+    for figure in figures:
+        low, high = figure.spread
+        summary = {"median": figure.median, "min": low, "max": high}
+        entries.append(asdict(figure) | summary)
     return {"machine": machine(), "command": command, "figures": entries}
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, and when (local time with its offset)."""
+    """The machine and the package versions of this process, and the local time with its offset."""
     return {
         "cpu": _cpu(),
+        # The cores that this process may use, which a container can limit.
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": _versions(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
 def machine_line() -> str:
-    """The machine in a line, to stand above a table."""
+    """The machine in one line, to be printed above a table."""
     found = machine()
+    gpu = found["gpu"] or "no GPU"
+    torch_version = found["packages"].get("torch")
+    day = found["date"][:10]
     return (
-        f"{found['cpu']}, {found['cores']} cores, {found['gpu'] or 'no GPU'}, torch {found['packages'].get('torch')}, "
-        f"Python {found['python']}, {found['date'][:10]}"
+        f"{found['cpu']}, {found['cores']} cores, {gpu}, torch {torch_version}, "
+        f"Python {found['python']}, {day}"
     )
 
 
 def _cpu() -> str:
+    """The name of the CPU, by Linux as "model name : ..." once for each core."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _gpu() -> str | None:
-    # Nothing was measured on a GPU by a process that never loaded torch.
+    # Not imported here: a process that never loaded torch has measured nothing on a GPU.
     torch = sys.modules.get("torch")
-    return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+    if torch is None or not torch.cuda.is_available():
         return None
+    return str(torch.cuda.get_device_name())
+
+
+def _versions() -> dict[str, str]:
+    """The versions of those of `PACKAGES` that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,4 +1,4 @@
-"""Tiles as files on disk, as people have them before any ingest. No ray."""
+"""Writes the tiles of a dataset as image files, the form they have before an ingest. No Ray."""
 
 from __future__ import annotations
 
@@ -16,39 +16,66 @@ from raytrain.data import images
 from raytrain.data.dataset import Dataset, labels_of, read_images
 
 
-def write_jpegs(dataset: Dataset, rows: Sequence[int], directory: Path) -> tuple[list[Path], np.ndarray[Any, Any]]:
-    """Writes the encoded bytes of some rows as files named by their tiles.
+def write_jpegs(
+    dataset: Dataset, rows: Sequence[int], directory: Path
+) -> tuple[list[Path], np.ndarray[Any, Any]]:
+    """Writes the encoded bytes of some tiles as files that are named after the tiles.
+
+    Args:
+        dataset: an opened dataset.
+        rows: row numbers of the tiles.
+        directory: is created where it is missing.
 
     Returns:
-        Paths in the order of the rows, with the suffix of their format (.jpg for JPEG), and targets uint8 (n, K).
+        The paths in the order of the rows, with the suffix of their format (.jpg for JPEG), and
+        the targets, uint8 (n, K).
     """
     directory.mkdir(parents=True, exist_ok=True)
+    names = dataset.table["image_name"]
     paths = []
     for row, content in zip(rows, read_images(dataset, rows), strict=True):
-        paths.append(directory / f"{dataset.table['image_name'].iloc[row]}{_suffix(content)}")
-        paths[-1].write_bytes(content)
+        path = directory / f"{names.iloc[row]}{_suffix(content)}"
+        path.write_bytes(content)
+        paths.append(path)
     return paths, dataset.targets[np.asarray(rows)]
 
 
 def write_labelled(dataset: Dataset, count: int, directory: Path) -> tuple[Path, Path]:
-    """Fills a folder with `count` tiles, the dataset's own in turn under new names (hard links), and a label file.
+    """Writes a folder of `count` tiles and a label file, as input of an ingest.
+
+    The tiles of the dataset are repeated under new names until there are enough.
+
+    Args:
+        dataset: an opened dataset.
+        count: number of tiles to write.
+        directory: where the folder and the label file are created.
 
     Returns:
-        The folder with the tiles and the CSV: image_name, tags.
+        The folder with the tiles, and the CSV file with the columns image_name and tags.
     """
-    # Ingest takes no tile without a label.
-    rows = np.flatnonzero(dataset.targets.any(1))[:count].tolist()
+    # An ingest refuses tiles without a label.
+    labelled = dataset.targets.any(axis=1)
+    rows = np.flatnonzero(labelled)[:count].tolist()
     originals, _ = write_jpegs(dataset, rows, directory / "originals")
-    folder, lines = directory / "tiles", ["image_name,tags"]
+    folder = directory / "tiles"
     folder.mkdir()
-    for number, (row, path) in enumerate(islice(cycle(zip(rows, originals, strict=True)), count)):
-        os.link(path, folder / f"tile_{number}{path.suffix}")
-        lines.append(f"tile_{number},{' '.join(labels_of(dataset, row))}")
+    lines = ["image_name,tags"]
+    repeated = islice(cycle(zip(rows, originals, strict=True)), count)
+    for number, (row, original) in enumerate(repeated):
+        # A hard link takes no space, and an ingest reads it like a file of its own.
+        os.link(original, folder / f"tile_{number}{original.suffix}")
+        tags = " ".join(labels_of(dataset, row))
+        lines.append(f"tile_{number},{tags}")
     labels = directory / "labels.csv"
     labels.write_text("\n".join(lines) + "\n")
     return folder, labels
 
 
 def _suffix(content: bytes) -> str:
+    """The file name suffix of encoded bytes, such as .jpg or .png."""
+    # Only the header is read here. The list of formats keeps Pillow from trying rarely used ones.
     with Image.open(io.BytesIO(content), formats=images.FORMATS) as image:
-        return ".jpg" if image.format == "JPEG" else f".{str(image.format).lower()}"
+        image_format = str(image.format).lower()
+    if image_format == "jpeg":
+        return ".jpg"
+    return f".{image_format}"

@@ -1,7 +1,8 @@
-"""A dataset for a bench where there is none: generated tiles of the size and format of Planet's. No ray, no scipy.
+"""Generates a dataset for a bench where there is no real one. No Ray, no SciPy.
 
-256x256 JPEGs of four components and quality 75, 15 kB in the mean (600 real ones: 15.6 kB), whose decoding takes 0.9 of
-the time of real ones. The colour of a tile follows from its labels, so that training has something to learn.
+The tiles have the size and format of Planet's: 256x256 JPEGs of four components with quality 75.
+They take 15 kB on average (600 real ones: 15.6 kB) and decode in 0.9 of the time of real ones.
+The colour of a tile follows from its labels, so that training has something to learn.
 """
 
 from __future__ import annotations
@@ -24,71 +25,139 @@ from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data.splits import as_split, random_parts
 
+# As many classes as Planet has, with similarly unequal frequencies.
 CLASSES = tuple(f"label-{k:02}" for k in range(17))
-LABEL_RATES = np.array([0.9, 0.7, 0.3, 0.2, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, *[0.01] * 7])
-# As many as ingest puts into a shard.
-LEAST_ROWS, MOST_ROWS, SHARDS = 64, 1024, 16
+FREQUENT = (0.9, 0.7, 0.3, 0.2, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05)
+LABEL_RATES = np.array([*FREQUENT, *[0.01] * 7])
+# Rows of a shard, chosen like those of an ingest: 16 shards within these limits.
+LEAST_ROWS = 64
+MOST_ROWS = 1024
+SHARDS = 16
+# Below this number of tiles a process pool would take longer to start than it saves.
 POOL_FROM_TILES = 3000
+CACHE_VARIABLE = "RAYTRAIN_CACHE"
 Array = np.ndarray[Any, Any]
 
 
 @contextmanager
-def workplace(place: str | None, tiles: int, side: int = 256) -> Iterator[ds.Dataset]:
-    """The dataset at `place`, or so many generated tiles for as long as the context lasts.
+def workplace(path: str | None, tiles: int, side: int = 256) -> Iterator[ds.Dataset]:
+    """Opens a dataset, or generates one that exists as long as the context.
 
-    Decoded tiles of generated ones are cached beside them and not in the user's cache, where they would stay.
+    Args:
+        path: of a dataset; None to generate tiles.
+        tiles: number of tiles to generate.
+        side: of the generated tiles, pixels.
     """
-    if place is not None:
-        yield ds.open_dataset(place)
+    if path is not None:
+        yield ds.open_dataset(path)
         return
-    kept = os.environ.get("RAYTRAIN_CACHE")
+    before = os.environ.get(CACHE_VARIABLE)
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-tiles-") as directory:
-        os.environ["RAYTRAIN_CACHE"] = f"{directory}/cache"
+        # In the user's own cache the decoded tiles would stay behind after the bench.
+        os.environ[CACHE_VARIABLE] = f"{directory}/cache"
         try:
             yield write_tiles(f"{directory}/dataset", tiles, side)
         finally:
-            os.environ.pop("RAYTRAIN_CACHE")
-            if kept is not None:
-                os.environ["RAYTRAIN_CACHE"] = kept
+            os.environ.pop(CACHE_VARIABLE)
+            if before is not None:
+                os.environ[CACHE_VARIABLE] = before
 
 
-def write_tiles(place: str, count: int, side: int = 256) -> ds.Dataset:
-    """Writes and opens a dataset of `count` generated tiles with the split `random`; the same bytes every time."""
-    step = int(np.clip(-(-count // SHARDS), LEAST_ROWS, MOST_ROWS))
-    starts = range(0, count, step)
-    ends = [min(start + step, count) for start in starts]
-    work = ([place] * len(starts), starts, ends, [side] * len(starts))
-    if count < POOL_FROM_TILES:
-        shards = list(map(_write_shard, *work))
-    else:
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
-            shards = list(pool.map(_write_shard, *work))
-    split = as_split([_name(i) for i in range(count)], random_parts(count))
+def write_tiles(path: str, count: int, side: int = 256) -> ds.Dataset:
+    """Writes a dataset of generated tiles with the split `random`, and opens it.
+
+    The same arguments give the same bytes every time.
+
+    Args:
+        path: directory of the new dataset.
+        count: number of tiles.
+        side: of a tile, pixels.
+    """
+    shards = _write_shards(path, count, side)
+    names = [_name(index) for index in range(count)]
+    split = as_split(names, random_parts(count))
     content = ds.split_bytes(split)
-    storage.write_bytes(storage.join(place, "splits", "random.parquet"), content)
+    storage.write_bytes(storage.join(path, "splits", "random.parquet"), content)
     manifest = {
-        "schema_version": ds.SCHEMA_VERSION, "task": "multi-label", "source": {"images": "synthetic, for a bench"},
-        "classes": list(CLASSES), "tile_size": side, "shards": shards,
+        "schema_version": ds.SCHEMA_VERSION,
+        "task": "multi-label",
+        "source": {"images": "synthetic, for a bench"},
+        "classes": list(CLASSES),
+        "tile_size": side,
+        "shards": shards,
         "splits": [ds.split_entry("random", content, split)],
-    }  # fmt: skip
-    storage.write_json(storage.join(place, "dataset.json"), manifest)
-    return ds.open_dataset(place)
+    }
+    # Last, because a folder is a dataset only once this file exists.
+    storage.write_json(storage.join(path, "dataset.json"), manifest)
+    return ds.open_dataset(path)
+
+
+def _write_shards(path: str, count: int, side: int) -> list[dict[str, Any]]:
+    """Writes all shards, in a process pool if there are many tiles. Returns their entries."""
+    rows_per_shard = int(np.clip(-(-count // SHARDS), LEAST_ROWS, MOST_ROWS))
+    starts = range(0, count, rows_per_shard)
+    ends = [min(start + rows_per_shard, count) for start in starts]
+    # One sequence for each parameter of `_write_shard`, as `map` takes them.
+    arguments = ([path] * len(starts), starts, ends, [side] * len(starts))
+    if count < POOL_FROM_TILES:
+        return list(map(_write_shard, *arguments))
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_write_shard, *arguments))
+
+
+def _write_shard(path: str, start: int, end: int, side: int) -> dict[str, Any]:
+    """Writes the tiles from `start` to `end` - 1. Returns the shard's entry in dataset.json."""
+    rows = []
+    for index in range(start, end):
+        # A generator for each tile: its bytes do not depend on how tiles are divided into shards.
+        generator = np.random.default_rng([side, index])
+        target = _labels(generator)
+        content = picture(target, side, generator)
+        rows.append((_name(index), content, side, side, crc32(content), target))
+    written = bytes(ds.shard_bytes(rows))
+    file = f"part-{start:06}.parquet"
+    storage.write_bytes(str(Path(path) / "shards" / file), written)
+    names = [row[0] for row in rows]
+    targets = [row[-1] for row in rows]
+    return ds.shard_entry(file, written, names, targets)
+
+
+def _labels(generator: np.random.Generator) -> Array:
+    """Random labels of a tile, uint8 (K,), of which at least one is set."""
+    target = (generator.random(len(CLASSES)) < LABEL_RATES).astype(np.uint8)
+    # An ingest refuses tiles without a label, so no dataset contains one.
+    target[0] |= not target.any()
+    return target
 
 
 def picture(target: Array, side: int, generator: np.random.Generator) -> bytes:
-    """A tile with these labels, uint8 (K,), as JPEG bytes."""
-    # Each label has a colour of its own and moves the tile's mean by it.
+    """Draws a tile.
+
+    Args:
+        target: its labels, uint8 (K,).
+        side: pixels.
+        generator: source of the random structure.
+
+    Returns:
+        JPEG bytes.
+    """
+    # Each label shifts the mean colour of the tile by a colour of its own; int (K, 3).
     colours = np.random.default_rng(0).integers(-40, 41, (len(CLASSES), 3))
-    middle = np.clip(128 + target @ colours, 80, 176)
-    coarse = np.clip(middle + generator.integers(-60, 61, (8, 8, 3)), 0, 255).astype(np.uint8)
+    mean_colour = np.clip(128 + target @ colours, 80, 176)
+    # Large smooth structures from 8x8 random colours, and fine grain of a quarter of the size.
+    patches = mean_colour + generator.integers(-60, 61, (8, 8, 3))
+    coarse = np.clip(patches, 0, 255).astype(np.uint8)
     grain = generator.normal(0, 4, (side // 4, side // 4)).astype(np.float32)
     smooth = np.asarray(_enlarged(coarse, side), np.float32)
-    pixels = np.clip(smooth + np.asarray(_enlarged(grain, side))[..., None], 0, 255).astype(np.uint8)
-    # Planet's are of this kind: inverted colours and an empty fourth component.
-    inverted = np.concatenate([255 - pixels, np.zeros((side, side, 1), np.uint8)], 2)
-    sink = io.BytesIO()
-    Image.fromarray(inverted, "CMYK").save(sink, "JPEG", quality=75)
-    return sink.getvalue()
+    rough = np.asarray(_enlarged(grain, side))[..., None]
+    pixels = np.clip(smooth + rough, 0, 255).astype(np.uint8)
+    # Planet's JPEGs have inverted colours and an empty fourth component.
+    empty = np.zeros((side, side, 1), np.uint8)
+    inverted = np.concatenate([255 - pixels, empty], axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(inverted, "CMYK").save(buffer, "JPEG", quality=75)
+    return buffer.getvalue()
 
 
 def _enlarged(pixels: Array, side: int) -> Image.Image:
@@ -97,17 +166,3 @@ def _enlarged(pixels: Array, side: int) -> Image.Image:
 
 def _name(index: int) -> str:
     return f"generated_{index:06}"
-
-
-def _write_shard(place: str, start: int, end: int, side: int) -> dict[str, Any]:
-    rows = []
-    for index in range(start, end):
-        generator = np.random.default_rng([side, index])
-        target = (generator.random(len(CLASSES)) < LABEL_RATES).astype(np.uint8)
-        target[0] |= not target.any()  # ingest takes no tile without a label
-        content = picture(target, side, generator)
-        rows.append((_name(index), content, side, side, crc32(content), target))
-    written = bytes(ds.shard_bytes(rows))
-    file = f"part-{start:06}.parquet"
-    storage.write_bytes(str(Path(place) / "shards" / file), written)
-    return ds.shard_entry(file, written, [row[0] for row in rows], [row[-1] for row in rows])

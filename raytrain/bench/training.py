@@ -1,300 +1,195 @@
-"""What `raytrain bench` measures of training: the loop against its own ceiling, workers, streams and a plain loop.
+"""What the bench measures of training: each stage against its ceiling, and further parts.
 
-Knows no Ray, and runs where there is none, on a machine with torch, torchvision, numpy, pandas, pyarrow, pillow and
-pydantic (`python -m raytrain.bench`).
+Knows no Ray and runs where there is none: it needs torch, torchvision, NumPy, pandas, pyarrow,
+Pillow and pydantic (`python -m raytrain.bench`).
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import resource
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 
-from raytrain.bench import gpu
-from raytrain.bench.blocks import Group, Say, Side, alternate, ratios
+from raytrain.bench import comparisons, gpu
+from raytrain.bench.blocks import Side, alternate, ratios
 from raytrain.bench.figures import Figure
-from raytrain.bench.files import write_jpegs
-from raytrain.bench.peer import PlainLoop
+from raytrain.bench.measurement import TILES_PER_S, Measurement
 from raytrain.bench.profiles import profiled
-from raytrain.bench.sides import Ceiling, Loop, Resting, Saving, alone, wait_for
+from raytrain.bench.sides import Ceiling, Loop, alone, wait_for
 from raytrain.bench.variants import variants
 from raytrain.config import Recipe
-from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.training.checkpoint import STEP
-from raytrain.training.models import TIMM
-from raytrain.training.precision import dtype_of
-from raytrain.training.step import Worker
+from raytrain.data.dataset import Dataset
+from raytrain.tiles.sampling import Rows
 
-TILES = "tiles/s"
-PEER_LOADERS = 2
-# Whole epochs: so many, or fewer once they have taken so many seconds.
-EPOCHS, EPOCHS_S = 3, 60.0
-PARTS = ("train", "workers", "stream", "peer", "variants", "profile", "checkpoints")
+logger = logging.getLogger(__name__)
+
+
+# Whole epochs to measure at most, and the seconds after which no further one is begun.
+EPOCHS = 3
+EPOCHS_S = 60.0
 
 
 def measure(
-    recipe: Recipe, dataset: Dataset, *, pairs: int, block: int, parts: Collection[str], say: Say = print
+    recipe: Recipe, dataset: Dataset, *, pairs: int, block: int, parts: Collection[str]
 ) -> list[Figure]:
-    """Measures the selected stages of a recipe; the network has random weights.
+    """Measures the selected stages of a recipe.
 
     Args:
-        recipe: with `model.weights` none.
+        recipe: with `model.weights` none, so that the network gets random weights.
         dataset: an opened dataset with the recipe's split.
-        pairs: rounds of the sides that train in turn.
-        block: optimiser steps before the other side's turn.
-        parts: some of `PARTS`. train looks at every selected stage; the others at the first of them that is not frozen,
-            or at the first.
-        say: receives progress lines.
+        pairs: number of rounds in which the sides train in turn.
+        block: optimiser steps of a side before it is the next one's turn.
+        parts: some of `PARTS`. `train` measures every selected stage. The others measure one: the
+            first selected stage that is not frozen, or the first if all are.
     """
     figures: list[Figure] = []
     first, last = recipe.selected
-    one = next((n for n in range(first, last + 1) if not recipe.stages[n - 1].freeze), first)
     with tempfile.TemporaryDirectory(prefix="raytrain-bench-") as run:
-        for number in range(first, last + 1) if "train" in parts else ():
-            figures += stage_figures(recipe, dataset, number, run, pairs, block, say)
-        # Before the other parts, which hold several networks at once.
-        figures += memory(alone(recipe).device) if "train" in parts else []
-        for part, find in OTHERS.items():
-            figures += find(recipe, dataset, one, run, pairs, block, say) if part in parts else []
+        if "train" in parts:
+            for number in range(first, last + 1):
+                figures += stage_figures(Measurement(recipe, dataset, number, run, pairs, block))
+            # Before the other parts, which hold several networks at once.
+            figures += memory(alone(recipe).device)
+        one_stage = Measurement(recipe, dataset, _first_unfrozen(recipe), run, pairs, block)
+        for part, figures_of in OTHER_PARTS.items():
+            if part in parts:
+                figures += figures_of(one_stage)
     return figures
 
 
-def stage_figures(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
-) -> list[Figure]:
-    """Loop, ceiling and their ratio; batches, validation and an epoch of one stage."""
-    loop = Loop(recipe, dataset, number, alone(recipe), run)
-    name, about = loop.name, loop.about
-    say(f"{about}: the loop and its ceiling in turn")
+def _first_unfrozen(recipe: Recipe) -> int:
+    """The number of the first selected stage that is not frozen, or of the first stage."""
+    first, last = recipe.selected
+    for number in range(first, last + 1):
+        if not recipe.stages[number - 1].freeze:
+            return number
+    return first
+
+
+def stage_figures(measured: Measurement) -> list[Figure]:
+    """Measures one stage: the loop, its ceiling, and their ratio; batches, validation, epochs."""
+    recipe = measured.recipe
+    loop = Loop(recipe, measured.dataset, measured.number, alone(recipe), measured.run)
+    name = loop.name
+    about = loop.about
+    logger.info(f"{about}: the loop and its ceiling in turn")
     with closing(loop):
-        rates = alternate({"loop": loop, "ceiling": Ceiling.of(loop)}, pairs=pairs, steps=block, say=say)
+        sides: dict[str, Side] = {"loop": loop, "ceiling": Ceiling.of(loop)}
+        rates = alternate(sides, pairs=measured.pairs, steps=measured.block)
+        ceiling = tuple(rates["ceiling"])
+        whole = tuple(rates["loop"])
+        ratio = ratios(rates["loop"], rates["ceiling"])
         return [
-            Figure(f"{name}.ceiling", "step only, one batch", TILES, tuple(rates["ceiling"]), about),
-            Figure(f"{name}.loop", "training, whole loop", TILES, tuple(rates["loop"]), about),
-            Figure(f"{name}.ratio", "training / step only", "", ratios(rates["loop"], rates["ceiling"]), about),
-            *_batches(loop, pairs),
-            *_epochs(loop, min(pairs, EPOCHS), say),
-            *gpu.figures(loop, rates["loop"], pairs=pairs, block=block, say=say),
+            Figure(f"{name}.ceiling", "step only, one batch", TILES_PER_S, ceiling, about),
+            Figure(f"{name}.loop", "training, whole loop", TILES_PER_S, whole, about),
+            Figure(f"{name}.ratio", "training / step only", "", ratio, about),
+            *_batches(loop, measured.pairs),
+            *_epochs(loop, min(measured.pairs, EPOCHS)),
+            *gpu.figures(loop, rates["loop"], pairs=measured.pairs, block=measured.block),
         ]
 
 
 def _batches(loop: Loop, rounds: int) -> Iterator[Figure]:
-    """Tiles from where they lie to a batch on the device, and the same with augmentation."""
-    trainer, step = loop.trainer, loop.step
-    dtype = dtype_of(loop.recipe.train.precision)
-    gathered, augmented = [], []
+    """How fast tiles become batches on the device, without augmentation and with it."""
+    fetched_rates = []
+    augmented_rates = []
     for epoch in range(1, rounds + 1):
-        batches = trainer.batches(loop.number, epoch)
-        began = time.perf_counter()
-        for _ in trainer.source.batches(iter(batches), dtype):
-            pass
-        wait_for(loop.device)
-        gathered.append(sum(map(len, batches)) / (time.perf_counter() - began))
-        began = time.perf_counter()
-        for i, batch in enumerate(trainer.source.batches(iter(batches), dtype)):
-            step.augmented(batch["image"], step.plan(batches[i], epoch, i).draws.augment, loop.stage.epochs)
-        wait_for(loop.device)
-        augmented.append(sum(map(len, batches)) / (time.perf_counter() - began))
-    yield Figure(f"{loop.name}.cache", "cache to batch", TILES, tuple(gathered), loop.about)
-    yield Figure(f"{loop.name}.augmented", "cache to augmented batch", TILES, tuple(augmented), loop.about)
+        batches = loop.opened.batches(epoch)
+        tiles = sum(len(rows) for rows in batches)
+        fetched_rates.append(tiles / _fetching_seconds(loop, batches))
+        augmented_rates.append(tiles / _augmenting_seconds(loop, batches, epoch))
+    name = loop.name
+    about = loop.about
+    fetched = tuple(fetched_rates)
+    augmented = tuple(augmented_rates)
+    yield Figure(f"{name}.cache", "cache to batch", TILES_PER_S, fetched, about)
+    yield Figure(f"{name}.augmented", "cache to augmented batch", TILES_PER_S, augmented, about)
 
 
-def _epochs(loop: Loop, rounds: int, say: Say) -> Iterator[Figure]:
-    """Whole epochs with their validation, as `fit` has them, without its files."""
-    trainer, seconds, judged = loop.trainer, [], []
-    for n in range(rounds):
-        trained = epoch_seconds(loop, n % loop.stage.epochs + 1)
-        began = time.perf_counter()
-        trainer.validate(loop.number, 1)
-        judged.append(time.perf_counter() - began)
-        seconds.append(trained + judged[-1])
-        say(f"  epoch {n + 1} of {rounds}: {seconds[-1]:.1f} s")
-        if sum(seconds) > EPOCHS_S:
-            break
-    tiles = len(trainer.valid_rows)
-    yield Figure(f"{loop.name}.validation", "validation", TILES, tuple(tiles / s for s in judged), loop.about)
-    about = f"{loop.about}, {len(trainer.train_rows)} + {tiles} tiles"
-    yield Figure(f"{loop.name}.epoch", "an epoch with validation", "s", tuple(seconds), about)
-
-
-def epoch_seconds(loop: Loop, epoch: int) -> float:
-    """Seconds of an epoch's training."""
+def _fetching_seconds(loop: Loop, batches: Sequence[Rows]) -> float:
     began = time.perf_counter()
-    for record in loop.trainer.steps(loop.step, loop.number, epoch):
-        last = record
-    last.finish()
+    for _ in loop.opened.fetched(batches):
+        pass
+    wait_for(loop.device)
     return time.perf_counter() - began
 
 
-def member(rank: int, world: int, recipe_json: str, dataset: str, number: int, run: str) -> Loop:
-    """A worker of a group on this machine's CPUs: one core or more for each."""
-    dist.init_process_group("gloo", init_method=f"file://{run}/group-{world}", rank=rank, world_size=world)
-    worker = Worker(rank, world, rank, world, cpus=len(os.sched_getaffinity(0)))
-    return Loop(Recipe.model_validate_json(recipe_json), open_dataset(dataset), number, worker, f"{run}/{rank}")
+def _augmenting_seconds(loop: Loop, batches: Sequence[Rows], epoch: int) -> float:
+    began = time.perf_counter()
+    for position, batch in enumerate(loop.opened.fetched(batches)):
+        loop.opened.augmented(batch["image"], batches[position], epoch, position)
+    wait_for(loop.device)
+    return time.perf_counter() - began
 
 
-def stranger(rank: int, world: int, recipe_json: str, dataset: str, number: int, run: str) -> Loop:
-    """A process with the threads and the slice of a worker which trains a network of its own: nothing is exchanged."""
-    recipe, worker = (
-        Recipe.model_validate_json(recipe_json),
-        Worker(0, 1, rank, world, cpus=len(os.sched_getaffinity(0))),
-    )
-    stages = [stage.model_copy(update={"batch_size": recipe.batch_size(stage) // world}) for stage in recipe.stages]
-    recipe = recipe.model_copy(update={"stages": tuple(stages)})
-    return Loop(recipe, open_dataset(dataset), number, worker, f"{run}/apart-{rank}")
-
-
-def scaling(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
-    """Two workers with half the CPUs each against one worker with all of them. On GPUs there is nothing to divide.
-
-    Two processes that exchange nothing show what two workers could reach at most.
-    """
-    worker = alone(recipe)
-    if worker.device.type != "cpu" or worker.cpus < 2:
-        return []
-    say("one worker with all CPUs, two workers with half of them each, and two that exchange nothing, in turn")
-    arguments = (2, recipe.model_dump_json(), dataset.place, number, run)
-    with (
-        closing(Loop(recipe, dataset, number, worker, run)) as one,
-        closing(Group(2, member, *arguments)) as two,
-        closing(Group(2, stranger, *arguments)) as apart,
-    ):
-        rates = alternate({"one": one, "two": two, "apart": apart}, pairs=pairs, steps=block, say=say)
-    return [
-        Figure("workers.one", "one worker", TILES, tuple(rates["one"]), one.about),
-        Figure("workers.two", "two workers", TILES, tuple(rates["two"]), one.about),
-        Figure("workers.ratio", "two workers / one", "", ratios(rates["two"], rates["one"]), one.about),
-        Figure("workers.apart", "two that exchange nothing / one", "", ratios(rates["apart"], rates["one"]), one.about),
-    ]
-
-
-def streamed(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
-    """Tiles streamed from the shards against cached ones."""
-    say("cached and streamed tiles in turn")
-    worker = alone(recipe)
-    with (
-        closing(Loop(recipe.model_copy(update={"tiles": "cache"}), dataset, number, worker, run)) as cached,
-        closing(Resting(Loop(recipe.model_copy(update={"tiles": "stream"}), dataset, number, worker, run))) as stream,
-    ):
-        rates = alternate({"cached": cached, "streamed": stream}, pairs=pairs, steps=block, say=say)
-    return [
-        Figure("stream.loop", "training on streamed tiles", TILES, tuple(rates["streamed"]), cached.about),
-        Figure("stream.ratio", "streamed / cached", "", ratios(rates["streamed"], rates["cached"]), cached.about),
-    ]
-
-
-def plain(
-    rank: int, files: list[Path], targets: np.ndarray[Any, Any], arch: str, size: int, batch: int,
-    options: dict[str, Any],
-) -> Resting:  # fmt: skip
-    """A plain loop in a process of its own, with torch's default threads; its loader rests between blocks."""
-    return Resting(PlainLoop(files, targets, arch, size, batch, PEER_LOADERS, **options))
-
-
-def against_plain(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
-) -> list[Figure]:
-    """Our loop against a plain PyTorch loop, as people write it and with our network and formats."""
-    stage = recipe.stages[number - 1]
-    if recipe.model.arch.startswith(TIMM) or stage.freeze:
-        say("no plain loop: it knows torchvision's networks, whole; select a stage that is not frozen")
-        return []
-    say("our loop, a plain PyTorch loop, and that with our network and formats, in turn")
-    with closing(Loop(recipe, dataset, number, alone(recipe), run)) as ours:
-        files, targets = write_jpegs(dataset, ours.trainer.train_rows.tolist(), Path(run) / "jpegs")
-        common = (files, targets, recipe.model.arch, stage.size, recipe.batch_size(stage))
-        equal = {"precision": ours.recipe.train.precision, "channels_last": True, "our_network": True}
-        with closing(Group(1, plain, *common, {})) as written, closing(Group(1, plain, *common, equal)) as formats:
-            sides: dict[str, Side] = {"ours": ours, "plain": written, "plain, our formats": formats}
-            rates = alternate(sides, pairs=pairs, steps=block, say=say)
-    about, alike = ours.about, "plain, our formats"
-    return [
-        Figure("plain.loop", "plain PyTorch loop", TILES, tuple(rates["plain"]), ours.about_in("fp32")),
-        Figure("plain.ratio", "ours / plain loop", "", ratios(rates["ours"], rates["plain"]), about),
-        Figure("plain.formats", "plain loop, our network and formats", TILES, tuple(rates[alike]), about),
-        Figure("plain.input", "ours / that: the input alone", "", ratios(rates["ours"], rates[alike]), about),
-    ]
-
-
-def choices(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
-    """What each choice of the step is worth, on a CPU."""
-    if alone(recipe).device.type != "cpu":
-        return []
-    return variants(recipe, len(dataset.classes), number, pairs, block, say)
-
-
-def profile(recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say) -> list[Figure]:
-    """Where the time of the loop's steps goes, on a CPU."""
-    worker = alone(recipe)
-    if worker.device.type != "cpu":
-        return []
-    with closing(Loop(recipe, dataset, number, worker, run)) as loop:
-        say(f"{loop.about}: where the time of its steps goes")
-        return profiled(loop, pairs, block)
-
-
-def checkpointed(
-    recipe: Recipe, dataset: Dataset, number: int, run: str, pairs: int, block: int, say: Say
-) -> list[Figure]:
-    """The loop with checkpoints within epochs at their default interval, and without; a block lasts for one interval."""
-    worker = alone(recipe)
-    with (
-        closing(Loop(recipe, dataset, number, worker, f"{run}/without")) as without,
-        closing(Saving(recipe, dataset, number, worker, f"{run}/with")) as saving,
-    ):
-        saving.block_with_save(block)
-        interval, first = saving.saver.interval_s, saving.saver.cost_s
-        without.block(1)
+def _epochs(loop: Loop, rounds: int) -> Iterator[Figure]:
+    """Whole epochs with their validation, as `fit` runs them, but without its files."""
+    epoch_seconds: list[float] = []
+    validation_rates: list[float] = []
+    train_tiles = len(loop.opened.train_rows)
+    valid_tiles = len(loop.opened.valid_rows)
+    for number in range(rounds):
+        training_s = loop.epoch_seconds(number % loop.stage.epochs + 1)
         began = time.perf_counter()
-        without.block(block)
-        steps = max(block, round(interval * block / (time.perf_counter() - began)))
-        say(f"{saving.about}: with a checkpoint every {interval:.0f} s and without, {steps} steps in turn")
-        saving.saves = 0
-        rates = alternate({"with": saving, "without": without}, pairs=pairs, steps=steps, say=say)
-        saving.saver.wait()
-        names = sorted(Path(run, "with", "checkpoints").glob(f"{STEP}*"))
-        size = sum(file.stat().st_size for file in names[-1].iterdir())
-    about = f"{saving.about}, every {interval:.0f} s"
-    return [
-        Figure("checkpoints.loop", "training with checkpoints", TILES, tuple(rates["with"]), about),
-        Figure("checkpoints.without", "training without", TILES, tuple(rates["without"]), about),
-        Figure("checkpoints.ratio", "with checkpoints / without", "", ratios(rates["with"], rates["without"]), about),
-        Figure("checkpoints.saves", "checkpoints in all rounds", "", (float(saving.saves),), about),
-        Figure(
-            "checkpoints.cost",
-            "one checkpoint, beside training",
-            "s",
-            (saving.saver.cost_s,),
-            f"{size / 1e6:.0f} MB; {first:.1f} s for the first, which sets the interval",
-        ),
-    ]
-
-
-OTHERS = {
-    "workers": scaling,
-    "stream": streamed,
-    "peer": against_plain,
-    "variants": choices,
-    "profile": profile,
-    "checkpoints": checkpointed,
-}
+        loop.opened.validate(1)
+        validation_s = time.perf_counter() - began
+        validation_rates.append(valid_tiles / validation_s)
+        epoch_seconds.append(training_s + validation_s)
+        logger.info(f"  epoch {number + 1} of {rounds}: {epoch_seconds[-1]:.1f} s")
+        if sum(epoch_seconds) > EPOCHS_S:
+            break
+    rates = tuple(validation_rates)
+    yield Figure(f"{loop.name}.validation", "validation", TILES_PER_S, rates, loop.about)
+    about = f"{loop.about}, {train_tiles} + {valid_tiles} tiles"
+    seconds = tuple(epoch_seconds)
+    yield Figure(f"{loop.name}.epoch", "an epoch with validation", "s", seconds, about)
 
 
 def memory(device: torch.device) -> list[Figure]:
-    """The most memory that this process has had."""
+    """The largest memory that this process has had so far, and on a GPU that of its tensors."""
+    # On Linux ru_maxrss is in KiB: man 2 getrusage.
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    gigabytes = (host / 1e9,)
     about = "with the pages of mapped tiles"
-    figures = [Figure("memory.host", "host memory of the process, at most", "GB", (host / 1e9,), about)]
+    label = "host memory of the process, at most"
+    figures = [Figure("memory.host", label, "GB", gigabytes, about)]
     if device.type == "cuda":
-        used = torch.cuda.max_memory_allocated(device)
-        figures.append(Figure("memory.gpu", "GPU memory, at most", "GB", (used / 1e9,)))
+        gigabytes = (torch.cuda.max_memory_allocated(device) / 1e9,)
+        figures.append(Figure("memory.gpu", "GPU memory, at most", "GB", gigabytes))
     return figures
+
+
+def choices(measured: Measurement) -> list[Figure]:
+    """What each choice in the step is worth; on a CPU only."""
+    if alone(measured.recipe).device.type != "cpu":
+        return []
+    return variants(measured)
+
+
+def profile(measured: Measurement) -> list[Figure]:
+    """Where the time of the loop's steps goes; on a CPU only."""
+    recipe = measured.recipe
+    worker = alone(recipe)
+    if worker.device.type != "cpu":
+        return []
+    loop = Loop(recipe, measured.dataset, measured.number, worker, measured.run)
+    with closing(loop):
+        logger.info(f"{loop.about}: where the time of its steps goes")
+        return profiled(loop, measured.pairs, measured.block)
+
+
+# In the order in which they run; each of them measures one stage.
+OTHER_PARTS: Mapping[str, Callable[[Measurement], list[Figure]]] = {
+    "workers": comparisons.workers,
+    "stream": comparisons.streamed,
+    "peer": comparisons.against_plain,
+    "variants": choices,
+    "profile": profile,
+    "checkpoints": comparisons.checkpointed,
+}
+PARTS = ("train", *OTHER_PARTS)

@@ -1,4 +1,4 @@
-"""What a check of a GPU finds: one verdict a line. No ray."""
+"""What a check of a GPU finds, one verdict a line, and what its parts are tried with. No Ray."""
 
 from __future__ import annotations
 
@@ -6,22 +6,41 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
 from raytrain.config import Data, Model, Recipe, Stage, Train
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
-PASS, FAIL, SKIPPED = "PASS", "FAIL", "SKIPPED"
+# Outcomes of a verdict.
+PASS = "PASS"
+FAIL = "FAIL"
+SKIPPED = "SKIPPED"
 NEEDS_GPU = "needs a GPU"
-LR = 0.01
+# Large enough that a wrong step shows in the losses after a few steps.
+LEARNING_RATE = 0.01
+# No checkpoint falls into a check by the clock.
+NEVER_S = 9999.0
+# Details of a verdict are cut to this number of characters.
+DETAIL_LENGTH = 400
+# Which section of a recipe a setting belongs to; all others belong to `train`.
+MODEL_FIELDS = ("dropout", "batch_norm")
+RECIPE_FIELDS = ("tiles", "lr")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one thing that was tried: its outcome, what was seen, and the numbers behind it."""
+    """The result of one thing that was tried.
+
+    Attributes:
+        part: of the check.
+        name: of what was tried; unique within its part.
+        outcome: PASS, FAIL or SKIPPED.
+        detail: what was observed, or why it was skipped.
+        values: the numbers behind it.
+    """
 
     part: str
     name: str
@@ -30,15 +49,16 @@ class Verdict:
     values: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        """The verdict as a line for people."""
         return f"{self.outcome:7} {self.part}: {self.name} ({self.detail})"
 
     def to_json(self) -> str:
-        """As one line."""
+        """The verdict as one line of JSON, for another process."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Verdict:
-        """What `to_json` gave."""
+        """Reads what `to_json` wrote."""
         return cls(**json.loads(line))
 
 
@@ -47,13 +67,14 @@ class Setting:
     """What the parts of a check are tried with.
 
     Attributes:
-        dataset: directory of a dataset of `tiles` generated tiles, with the split `random`.
-        device: type, cuda or cpu; on a CPU the parts run as far as they can, for tests.
+        dataset: directory of a dataset of generated tiles with the split `random`.
+        device: cuda or cpu; on a CPU the parts run as far as they can, for tests.
         arch: torchvision's name of the network.
-        size: side of the tiles, pixels.
-        batch: tiles of a step.
-        steps: of a loop that is watched.
-        speed, schedule: words for `python -m raytrain.bench`.
+        size: side of the tiles in training, pixels.
+        batch: tiles of a global batch.
+        steps: number of steps in which waiting for the device is watched.
+        speed: arguments of `python -m raytrain.bench` in the part of that name.
+        schedule: likewise.
     """
 
     dataset: str
@@ -72,57 +93,127 @@ class Setting:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the parts that need a GPU run."""
+        """Whether the parts that need a GPU can run."""
         return self.device == "cuda"
 
+    @property
+    def precision(self) -> str:
+        """The precision of parts that compare no numbers: bf16 on a GPU, fp32 on a CPU."""
+        if self.on_gpu:
+            return "bf16"
+        return "fp32"
+
+    def execution(self, how: str) -> str:
+        """The execution that was asked for on a GPU, eager on a CPU."""
+        if self.on_gpu:
+            return how
+        return "eager"
+
     def recipe(self, stages: list[dict[str, Any]] | None = None, **changes: Any) -> Recipe:
-        """A recipe of fp32, whose numbers can be compared; by default one stage of the whole network.
+        """Makes a recipe in fp32, whose numbers can be compared.
 
         Args:
-            stages: what differs from one epoch of all groups.
-            changes: fields of `train`; and `tiles`, `lr`, `dropout`, `batch_norm` of where they belong.
+            stages: for each stage what differs from one epoch of the whole network; by default
+                there is one such stage.
+            changes: settings of `train`, or those in `MODEL_FIELDS` and `RECIPE_FIELDS`.
         """
-        usual = {"size": self.size, "epochs": 1, "freeze": False, "lr": LR}
-        made = tuple(Stage.model_validate(usual | stage) for stage in stages or [{}])
-        model = {name: changes.pop(name) for name in ("dropout", "batch_norm") if name in changes}
-        above = {name: changes.pop(name) for name in ("tiles", "lr") if name in changes}
-        train = {"precision": "fp32", "batch_size": self.batch, "execution": "eager", "save_every_s": 9999.0} | changes
+        usual = {"size": self.size, "epochs": 1, "freeze": False, "lr": LEARNING_RATE}
+        made = []
+        for stage in stages or [{}]:
+            made.append(Stage.model_validate(usual | stage))
+        model = {}
+        top = {}
+        train: dict[str, Any] = {
+            "precision": "fp32",
+            "batch_size": self.batch,
+            "execution": "eager",
+            "save_every_s": NEVER_S,
+        }
+        for name, value in changes.items():
+            if name in MODEL_FIELDS:
+                model[name] = value
+            elif name in RECIPE_FIELDS:
+                top[name] = value
+            else:
+                train[name] = value
         return Recipe(
-            model=Model(arch=self.arch, weights="none", **model), data=Data(split="random"),
-            train=Train.model_validate(train), stages=made, dataset=self.dataset, **above,
-        )  # fmt: skip
+            model=Model(arch=self.arch, weights="none", **model),
+            data=Data(split="random"),
+            train=Train.model_validate(train),
+            stages=tuple(made),
+            dataset=self.dataset,
+            **top,
+        )
 
 
 class Skip(Exception):
-    """A thing cannot be tried here; its text says why."""
+    """Something cannot be tried here; the text gives the reason."""
 
 
-Found = tuple[bool, str, dict[str, Any]]
-# What a part of a check is: tries things one after the other.
+def need_gpu(setting: Setting) -> None:
+    """Skips what needs a GPU.
+
+    Raises:
+        Skip: the check runs on a CPU.
+    """
+    if not setting.on_gpu:
+        raise Skip(NEEDS_GPU)
+
+
+class Found(NamedTuple):
+    """What a trial found: whether all is well, what was observed, and the numbers behind it."""
+
+    well: bool
+    detail: str
+    values: dict[str, Any]
+
+
+# A part of a check tries one thing after the other and gives a verdict for each.
 Part = Callable[[Setting], Iterator[Verdict]]
 
 
 def tried(part: str, name: str, find: Callable[[], Found]) -> Verdict:
-    """The verdict of `find`, which gives (whether all is well, what was seen, numbers); an error of it is a FAIL."""
+    """Runs a trial. Any error of it is a FAIL, so that the next trials still run.
+
+    Args:
+        part: of the check.
+        name: of the trial.
+        find: the trial itself; may raise `Skip`.
+    """
     try:
-        well, detail, values = find()
+        found = find()
     except Skip as reason:
         return Verdict(part, name, SKIPPED, str(reason))
     except Exception as error:
-        said = next(iter(str(error).strip().splitlines()), "")
-        return Verdict(part, name, FAIL, f"{type(error).__name__}: {said}"[:400])
-    return Verdict(part, name, PASS if well else FAIL, detail, values)
+        lines = str(error).strip().splitlines() or [""]
+        detail = f"{type(error).__name__}: {lines[0]}"
+        return Verdict(part, name, FAIL, detail[:DETAIL_LENGTH])
+    outcome = FAIL
+    if found.well:
+        outcome = PASS
+    return Verdict(part, name, outcome, found.detail, found.values)
 
 
-def close(found: float, limit: float, what: str) -> Found:
-    """The finding of a difference that must not be larger than a limit."""
-    return found <= limit, f"{what} {found:.1e}, at most {limit:.0e} is right", {"difference": found}
+def within(difference: float, limit: float, what: str) -> Found:
+    """What is found where a difference must not exceed a limit.
+
+    Args:
+        difference: as measured.
+        limit: up to which all is well.
+        what: words that the difference follows in the detail.
+    """
+    detail = f"{what} {difference:.1e}, at most {limit:.0e} is right"
+    return Found(difference <= limit, detail, {"difference": difference})
 
 
 @contextmanager
 def replays_counted() -> Iterator[list[int]]:
-    """Counts in its only element how often a CUDA graph is replayed: two times a step, forward and backward."""
-    count, replay = [0], torch.cuda.CUDAGraph.replay
+    """Counts the replays of CUDA graphs: two in a step, forward and backward.
+
+    Gives a list whose only element is the count so far.
+    """
+    count = [0]
+    replay = torch.cuda.CUDAGraph.replay
 
     def counted(graph: Any) -> None:
         count[0] += 1

@@ -1,8 +1,9 @@
 """Safe extraction of .7z, .tar, .tar.7z, .tar.gz and .zip archives.
 
-An archive is listed and judged as a whole before anything of it is written: one member that would leave the target
-folder, a link or a device, a name that stands there twice, or sizes and counts over the limits, and nothing is written.
-While it is written every byte is counted, since declared sizes can lie. No torch, no ray.
+The whole listing is checked before anything is written. One member that would leave the target
+folder, a link, a device, a repeated name, or sizes and counts over the limits refuse the archive.
+Declared sizes can be wrong, so every byte is counted again during extraction. Imports neither
+torch nor ray.
 """
 
 from __future__ import annotations
@@ -18,19 +19,30 @@ from raytrain import storage
 from raytrain.data.archive_formats import Archive, Member, Sink, damage, open_archive
 from raytrain.errors import DataError, StorageError
 
-# File names as the competition's archives have them; none starts with a dot, so no name leads out of the folder.
+# The characters of file names in the competition's archives. No name starts with a dot, so none
+# leads out of the folder.
 SAFE_NAME = re.compile(r"(?=.{1,255}\Z)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 SUFFIXES = (".tar.7z", ".tar.gz", ".tgz", ".tar", ".7z", ".zip")
-# Archives inside an archive go here while they wait for their turn; no member can be named so (SAFE_NAME).
+# Archives inside an archive are written to this folder until they are unpacked. SAFE_NAME refuses
+# a member of this name.
 INNER = ".inner"
-DEPTH = 2  # levels of archives in archives
+# Levels of archives in archives: a zip of everything holds a 7z, which holds a tar.
+DEPTH = 2
+_DISK_BLOCK_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold at most; bytes of one picture, of one table, of everything, and number of members.
+    """What an archive may hold at most.
 
-    A real tile has 12 to 25 kB, the label file 1.4 MB, an archive of tiles 600 MB and at most 40,669 members.
+    A real tile has 12 to 25 kB, the label file 1.4 MB. An archive of tiles has 600 MB and at most
+    40,669 members.
+
+    Attributes:
+        picture: bytes of one picture.
+        table: bytes of one table.
+        total: bytes of all members together.
+        members: number of members.
     """
 
     picture: int = 2**20
@@ -39,15 +51,23 @@ class Limits:
     members: int = 200_000
 
     def of(self, target: str) -> int:
-        """The limit for one file that would be written to `target`."""
+        """Returns the limit in bytes for one file that would be written to `target`."""
         if target.startswith(f"{INNER}/"):
             return self.total
-        return self.table if target.endswith(".csv") else self.picture
+        if target.endswith(".csv"):
+            return self.table
+        return self.picture
 
 
 @dataclass
 class Extracted:
-    """What was written: files and bytes by folder (or by the name of a file at the top), and how many were left out."""
+    """Counts of what was written.
+
+    Attributes:
+        files: number of files by folder, or by file name for a file at the top.
+        bytes: number of bytes, by the same keys.
+        others: number of files that were left out.
+    """
 
     files: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
@@ -60,109 +80,210 @@ class Extracted:
         return self
 
 
-Place = Callable[[str], str | None]
-"""From a member's name to `file` or `folder/file` inside the target, or None to leave it out."""
+Destination = Callable[[str], str | None]
+"""Maps a member's name to `file` or `folder/file` inside the target, or to None to leave it out."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all levels of one extraction share.
+
+    Attributes:
+        target: folder that is filled.
+        destination: maps names of members to paths in the target.
+        on_bytes: called with the number of bytes after each write.
+        taken: paths in the target that are used already, in lower case.
+    """
+
+    target: Path
+    destination: Destination
+    on_bytes: Callable[[int], None]
+    taken: set[str] = field(default_factory=set)
+
+
+def _ignore(count: int) -> None:
+    """The default of `on_bytes`."""
 
 
 def extract(
     path: Path,
     target: Path,
-    place: Place,
+    destination: Destination,
     limits: Limits | None = None,
-    tell: Callable[[int], None] = lambda count: None,
-    *,
-    depth: int = 0,
-    taken: set[str] | None = None,
+    on_bytes: Callable[[int], None] = _ignore,
 ) -> Extracted:
     """Writes the wanted members of an archive into a folder.
 
     Args:
-        path: archive; what it is, is read from its first bytes and not from its name. A plain CSV counts as one too.
-        target: folder, which the caller removes where an error is raised.
-        place: see `Place`; `.inner/NAME` means an archive in the archive, which is unpacked in turn; of all together the
-            limits hold. Two levels: a zip of everything holds a 7z, which holds a tar.
-        tell: is told the bytes of each piece that was written.
-        depth, taken: for archives in archives: how deep, and the files that exist already.
+        path: archive, or a plain CSV file. The first bytes tell its kind, not its name.
+        target: folder to fill. The caller removes it where an error is raised.
+        destination: see `Destination`. A path `.inner/NAME` means an archive in the archive: it is
+            unpacked in turn, and its members count towards the same limits.
+        limits: `Limits()` by default.
+        on_bytes: called with the number of bytes after each write.
+
+    Returns:
+        Counts of what was written, inner archives included.
 
     Raises:
-        DataError: hostile, damaged, cut off, or over the limits. Nothing was written for what the listing tells.
+        DataError: hostile, damaged, cut off, or over the limits. Nothing was written where the
+            listing alone shows it.
         StorageError: the disk is full or cannot be written.
     """
-    limits, taken = limits or Limits(), set() if taken is None else taken
-    archive = open_archive(path, limits.total)
-    with damage(archive):
-        wanted, done = _judged(archive, place if depth < DEPTH else _without_inner(place), limits, taken)
-        _check_space(target, [member.size for member in wanted.values()])
-    with storage.failures("write", str(target)):
-        for folder in {str(PurePosixPath(name).parent) for name in wanted}:
-            (target / folder).mkdir(parents=True, exist_ok=True)
-    sinks = {member.name: Sink(target / name, member, path, tell) for name, member in wanted.items()}
-    with damage(archive):
-        archive.pour(sinks)
-        if left := [sink.member.name for sink in sinks.values() if not sink.done]:
-            raise ValueError(f"{len(left)} of {len(sinks)} files did not come out, such as {left[0]!r}")
-    for name in sorted(name for name in wanted if name.startswith(f"{INNER}/")):
-        rest = replace(limits, total=limits.total - done.bytes.total(), members=limits.members - done.files.total())
-        done += extract(target / name, target, place, rest, tell, depth=depth + 1, taken=taken)
-        with storage.failures("remove", str(target / name)):
-            (target / name).unlink()
-    if not depth:
-        shutil.rmtree(target / INNER, ignore_errors=True)
+    job = _Job(target, destination, on_bytes)
+    done = _extract_level(path, job, limits or Limits(), depth=0)
+    shutil.rmtree(target / INNER, ignore_errors=True)
     return done
 
 
-def _without_inner(place: Place) -> Place:
-    def placed(name: str) -> str | None:
-        found = place(name)
-        return None if found and found.startswith(f"{INNER}/") else found
+def _extract_level(path: Path, job: _Job, limits: Limits, depth: int) -> Extracted:
+    """Extracts one archive, then the archives that came out of it."""
+    archive = open_archive(path, limits.total)
+    destination = job.destination
+    if depth >= DEPTH:
+        destination = _without_inner(destination)
+    with damage(archive):
+        wanted, done = _select_members(archive, destination, limits, job.taken)
+        _check_space(job.target, [member.size for member in wanted.values()])
+    _write_members(archive, wanted, job)
+    for name in sorted(wanted):
+        if not name.startswith(f"{INNER}/"):
+            continue
+        inner = job.target / name
+        done += _extract_level(inner, job, _rest_of(limits, done), depth + 1)
+        with storage.failures("remove", str(inner)):
+            inner.unlink()
+    return done
 
-    return placed
+
+def _rest_of(limits: Limits, done: Extracted) -> Limits:
+    """What is left of the limits after everything so far."""
+    return replace(
+        limits,
+        total=limits.total - done.bytes.total(),
+        members=limits.members - done.files.total(),
+    )
 
 
-def _judged(archive: Archive, place: Place, limits: Limits, taken: set[str]) -> tuple[dict[str, Member], Extracted]:
-    """The members to write by their place in the target, and their counts; refuses the archive if one is wrong."""
+def _without_inner(destination: Destination) -> Destination:
+    """The same destinations, except that inner archives are left out."""
+
+    def without_inner(name: str) -> str | None:
+        found = destination(name)
+        if found and found.startswith(f"{INNER}/"):
+            return None
+        return found
+
+    return without_inner
+
+
+def _write_members(archive: Archive, wanted: dict[str, Member], job: _Job) -> None:
+    """Writes members to their paths in the target; `wanted` is by that path."""
+    folders = {str(PurePosixPath(name).parent) for name in wanted}
+    with storage.failures("write", str(job.target)):
+        for folder in folders:
+            (job.target / folder).mkdir(parents=True, exist_ok=True)
+    sinks = {}
+    for name, member in wanted.items():
+        sinks[member.name] = Sink(
+            path=job.target / name,
+            member=member,
+            archive=archive.path,
+            on_bytes=job.on_bytes,
+        )
+    with damage(archive):
+        archive.pour(sinks)
+        # A stream can end before all listed members came.
+        left = []
+        for name, sink in sinks.items():
+            if not sink.complete:
+                left.append(name)
+        if left:
+            raise ValueError(
+                f"{len(left)} of {len(sinks)} files did not come out, such as {left[0]!r}"
+            )
+
+
+def _select_members(
+    archive: Archive, destination: Destination, limits: Limits, taken: set[str]
+) -> tuple[dict[str, Member], Extracted]:
+    """Checks the whole listing and selects the members to write.
+
+    Args:
+        taken: paths in the target that are used already; the new ones are added.
+
+    Returns:
+        The members by their path in the target, and the counts of them. Inner archives are not
+        counted, since their members are.
+
+    Raises:
+        DataError: one member is hostile, or the archive is over the limits.
+    """
     wanted: dict[str, Member] = {}
-    done, total = Extracted(), 0
+    done = Extracted()
+    total = 0
     for number, member in enumerate(archive.members(), 1):
         if number > limits.members:
             raise _refusal(archive.path, f"holds more than {limits.members} members")
         _refuse_hostile(archive.path, member)
-        target = place(member.name) if member.kind == "file" else None
-        if target is None:
-            done.others += member.kind == "file"
-        else:
+        target = None
+        if member.kind == "file":
+            target = destination(member.name)
+            if target is None:
+                done.others += 1
+        if target is not None:
             _refuse_target(archive.path, member, target, limits, taken)
             taken.add(target.lower())
             wanted[target] = member
-            if not target.startswith(f"{INNER}/"):
-                top = target.split("/")[0]
-                done.files[top] += 1
-                done.bytes[top] += member.size
+            _count(done, target, member.size)
         if target is not None or archive.sequential:
             total += member.size
+        # Inside the loop: a bomb may list members for ever.
         if total > limits.total:
             raise _refusal(archive.path, f"would unpack to more than {limits.total} bytes")
     return wanted, done
 
 
+def _count(done: Extracted, target: str, size: int) -> None:
+    if target.startswith(f"{INNER}/"):
+        return
+    top = target.split("/")[0]
+    done.files[top] += 1
+    done.bytes[top] += size
+
+
 def _refuse_hostile(path: Path, member: Member) -> None:
-    parts = re.split(r"[/\\]", member.name)
-    if "\0" in member.name or ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", member.name):
-        raise _refusal(path, f"holds {member.name[:80]!r}, a name that leads out of the target folder")
+    """Raises DataError for a member that no honest archive of tiles has, wanted or not."""
+    if _leads_out(member.name):
+        raise _refusal(path, f"holds {member.shown}, a name that leads out of the target folder")
     if member.kind == "special":
-        raise _refusal(path, f"holds {member.name[:80]!r}, which is a link or a device and not a file")
+        raise _refusal(path, f"holds {member.shown}, which is a link or a device and not a file")
     if member.size < 0:
-        raise _refusal(path, f"gives {member.name[:80]!r} a size of {member.size} bytes")
+        raise _refusal(path, f"gives {member.shown} a size of {member.size} bytes")
 
 
-def _refuse_target(path: Path, member: Member, target: str, limits: Limits, taken: set[str]) -> None:
-    name, limit = target.rsplit("/", 1)[-1], limits.of(target)
-    if not SAFE_NAME.fullmatch(name):
-        raise _refusal(
-            path, f"holds {member.name[:80]!r}; file names are made of up to 255 letters, digits, _, . and -"
-        )
+def _leads_out(name: str) -> bool:
+    """Whether a name is absolute, climbs with `..`, has a drive letter, or holds a NUL."""
+    parts = re.split(r"[/\\]", name)
+    if "\0" in name or ".." in parts:
+        return True
+    # The first part is empty in `/etc/passwd`, and in a name without characters.
+    return not parts[0] or re.match(r"[A-Za-z]:", name) is not None
+
+
+def _refuse_target(
+    path: Path, member: Member, target: str, limits: Limits, taken: set[str]
+) -> None:
+    """Raises DataError where a wanted member cannot be written to its path in the target."""
+    file_name = target.rsplit("/", 1)[-1]
+    limit = limits.of(target)
+    if not SAFE_NAME.fullmatch(file_name):
+        rule = "file names are made of up to 255 letters, digits, _, . and -"
+        raise _refusal(path, f"holds {member.shown}; {rule}")
     if member.size > limit:
-        raise _refusal(path, f"gives {member.name[:80]!r} {member.size} bytes, at most {limit} are taken")
+        sizes = f"{member.size} bytes, at most {limit} are allowed"
+        raise _refusal(path, f"gives {member.shown} {sizes}")
+    # Lower case: some file systems take names that differ in case for the same.
     if target.lower() in taken:
         raise _refusal(path, f"holds two files that would both become {target}")
 
@@ -175,25 +296,38 @@ def _refusal(path: Path, what: str) -> DataError:
     )
 
 
-def check_space(place: Path, needed: int, what: str) -> None:
-    """Raises StorageError where fewer than `needed` bytes are free; the nearest folder that exists is asked."""
-    folder = next(p for p in (place, *place.parents) if p.exists())
+def check_space(path: Path, needed: int, what: str) -> None:
+    """Checks the free disk space at a path that need not exist yet.
+
+    Args:
+        path: file or folder that will be written; the nearest existing parent is measured.
+        needed: bytes.
+        what: the subject of the message, such as "unpacking".
+
+    Raises:
+        StorageError: fewer than `needed` bytes are free.
+    """
+    folder = path
+    while not folder.exists():
+        folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"{what} needs {size_text(needed)} of free disk, {place} has {size_text(free)}",
-            "it would stop half-way",
-            "free some space (df -h), or give --out on a larger disk",
-        )
+    if free >= needed:
+        return
+    raise StorageError(
+        f"{what} needs {size_text(needed)} of free disk, {path} has {size_text(free)}",
+        "it would stop half-way",
+        "free some space (df -h), or give --out on a larger disk",
+    )
 
 
 def _check_space(target: Path, sizes: list[int]) -> None:
-    # A file takes whole blocks of the disk.
-    check_space(target, sum(-(-size // 4096) * 4096 for size in sizes), "unpacking")
+    """Checks that files of these bytes fit; a file takes whole blocks of the disk."""
+    blocks = sum(-(-size // _DISK_BLOCK_BYTES) for size in sizes)  # -(-a // b): rounded up
+    check_space(target, blocks * _DISK_BLOCK_BYTES, "unpacking")
 
 
 def size_text(count: int) -> str:
-    """Bytes for people: 602.3 MB."""
+    """Formats bytes with a decimal unit: `602.3 MB`."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

@@ -1,7 +1,9 @@
-"""Cells of a tags column: labels separated by a mark, or lists as programs write them (`['haze', 'primary']`).
+"""Splits the cells of a tags column into labels.
 
-`DataFrame.to_csv` writes lists as Python prints them, other programs as JSON, numpy without commas. A column is read as
-lists where every cell that is not blank is one; a mixture is refused. No torch, no ray.
+A cell holds labels with a separator between them, or a list as programs write it, such as
+`['haze', 'primary']`: `DataFrame.to_csv` writes lists as Python prints them, other programs as
+JSON, numpy without commas. A column is read as lists if every cell that is not blank is a list. A
+mixture is refused. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from raytrain.data.tables import Cell
 from raytrain.errors import DataError
 
 Tags = tuple[str, ...]
+# A string in quotes, which may hold the quote itself after a backslash.
 _QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
 # An item in quotes, then a comma, or white space as numpy writes it, or the end.
 _ITEM = re.compile(rf"\s*({_QUOTED})(?:\s*,|\s+|\s*$)")
+# Each opening bracket of a list, a tuple or a set, with its closing one.
 _CLOSES = {"[": "]", "(": ")", "{": "}"}
 _QUOTES = "\"'‘’“”„«»"
+# Marks inside a label that probably separate two labels.
+_PROBABLE_SEPARATORS = ",;|"
 # What programs write for no value, and for the items that they leave out of a long list.
 _NO_LABEL = {"none", "nan", "null", "<na>", "...", "…"}
 
@@ -32,11 +38,28 @@ class Source:
 
     Attributes:
         name: a path, or words such as `the table in memory`.
-        lines: of the cells.
+        lines: line of each cell.
     """
 
     name: str
     lines: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Splitting:
+    """How cells are split into labels.
+
+    Attributes:
+        separator: text between the labels; None means white space.
+        known: classes that the user listed.
+        has_classes: whether the user listed classes. Then a separator inside a label is no slip.
+        whole: a text is one label, unless a separator is given.
+    """
+
+    separator: str | None
+    known: frozenset[str]
+    has_classes: bool
+    whole: bool
 
 
 def tags_of(
@@ -47,58 +70,69 @@ def tags_of(
     *,
     whole: bool = False,
 ) -> list[Tags]:
-    """The labels of every cell, as they are written.
+    """Returns the labels of every cell, as they are written.
 
     Args:
-        cells: text, or a list of labels.
-        source: of the cells.
-        separator: between the labels in a text; None for white space.
-        classes: that the user listed; a label among them may have spaces, brackets, quotes and commas.
-        whole: a text is one label, where it is no list and no separator is given.
+        cells: texts, or lists of labels.
+        source: where the cells come from.
+        separator: text between the labels of a cell; None means white space.
+        classes: labels that the user listed. They may contain spaces, brackets, quotes and commas.
+        whole: a text is one label if it is not a list and no separator is given.
 
     Raises:
-        DataError: some cells are lists and others are not, a list that cannot be read, a label with stray brackets or
-            quotes, or with a comma that probably separates labels; with the line.
+        DataError: some cells are lists and others are not, a list cannot be read, or a label has
+            stray brackets or quotes, or a comma that probably separates two labels. The message
+            names the line.
     """
-    known = set(classes or ())
-    written = [isinstance(cell, str) and _is_written_list(cell, separator, known) for cell in cells]
-    if any(written):
-        _check_all_written(cells, written, source)
-        found = _from_written(cells, source, separator, classes is None)
+    how = _Splitting(separator, frozenset(classes or ()), classes is not None, whole)
+    is_list = [_is_written_list(cell, how) for cell in cells]
+    if any(is_list):
+        _check_all_lists(cells, is_list, source)
+        found = _split_lists(cells, source, how)
     else:
-        found = [_tidy(_words(cell, separator, known, whole)) for cell in cells]
-        if separator is None and classes is None and not whole:
+        found = [_tidy(_words(cell, how)) for cell in cells]
+        if separator is None and not how.has_classes and not whole:
             _check_separated(cells, source)
-    _check_stray(cells, found, source, known)
+    _check_stray(cells, found, source, how.known)
     return found
 
 
-def _words(cell: Cell, separator: str | None, known: set[str], whole: bool) -> Sequence[str]:
+def _words(cell: Cell, how: _Splitting) -> Sequence[str]:
+    """Splits a cell that is not a written list."""
     if not isinstance(cell, str):
         return cell
-    if whole and separator is None:
+    if how.whole and how.separator is None:
         return [cell]
-    words = cell.split(separator)
+    words = cell.split(how.separator)
     text = " ".join(cell.split())
-    if text in known and not known.issuperset(words):
+    # `bare ground` is one label if it is listed, unless `bare` and `ground` are listed too.
+    if text in how.known and not how.known.issuperset(words):
         return [text]
     return words
 
 
-def _is_written_list(cell: str, separator: str | None, known: set[str]) -> bool:
+def _is_written_list(cell: Cell, how: _Splitting) -> bool:
+    """Tells whether a cell is a text with a list as a program writes it."""
+    if not isinstance(cell, str):
+        return False
     text = cell.strip()
     if len(text) < 2 or _CLOSES.get(text[0]) != text[-1]:
         return False
-    if known and (text in known or all(word.strip() in known for word in text.split(separator))):
-        return False
-    # `(unknown)` may be a label. Tuples and sets hold items in quotes.
-    return text[0] == "[" or text[1:-1].strip().startswith(("'", '"'))
+    # The brackets may belong to classes that the user listed.
+    if how.known:
+        words = [word.strip() for word in text.split(how.separator)]
+        if text in how.known or how.known.issuperset(words):
+            return False
+    if text[0] == "[":
+        return True
+    # `(unknown)` may be a label, but tuples and sets of text hold items in quotes.
+    return text[1:-1].strip().startswith(("'", '"'))
 
 
-def _check_all_written(cells: Sequence[Cell], written: Sequence[bool], source: Source) -> None:
-    first = written.index(True)
-    for cell, is_list, line in zip(cells, written, source.lines, strict=True):
-        if not is_list and cell:
+def _check_all_lists(cells: Sequence[Cell], is_list: Sequence[bool], source: Source) -> None:
+    first = is_list.index(True)
+    for cell, good, line in zip(cells, is_list, source.lines, strict=True):
+        if cell and not good:
             raise DataError(
                 f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}, "
                 f"line {source.lines[first]} the list {visible(str(cells[first]))[:80]}",
@@ -107,27 +141,56 @@ def _check_all_written(cells: Sequence[Cell], written: Sequence[bool], source: S
             )
 
 
-def _from_written(cells: Sequence[Cell], source: Source, separator: str | None, check: bool) -> list[Tags]:
-    inner = [str(cell).strip()[1:-1].strip() if cell else "" for cell in cells]
-    bare = [text for text in inner if not _has_quotes(text)]
-    # Without quotes and commas, `[haze primary]` is cut as the text `haze primary` is.
-    mark = separator
-    if separator is None and any("," in text for text in bare):
-        mark = ","
+def _split_lists(cells: Sequence[Cell], source: Source, how: _Splitting) -> list[Tags]:
+    """Splits cells that are all written lists, or blank."""
+    inner = [_without_brackets(cell) for cell in cells]
+    separator = how.separator
+    if separator is None:
+        separator = _separator_of_bare_lists(inner)
     found = []
     for cell, text, line in zip(cells, inner, source.lines, strict=True):
-        items = _quoted_items(text) if _has_quotes(text) else _bare_items(text, mark)
+        items = _items(text, separator)
         if items is None:
             raise DataError(
-                f"line {line} of {source.name} has {visible(str(cell).strip())[:80]}, which is no list of labels",
+                f"line {line} of {source.name} has {visible(str(cell).strip())[:80]}, "
+                "which is not a list of labels",
                 "it is not clear which labels are meant",
                 "write it as ['haze', 'primary'], or as haze primary",
             )
         found.append(_tidy(items))
-    if separator is None and check:
-        plain = ["" if _has_quotes(text) else text.replace(",", " ") for text in inner]
-        _check_separated(plain, source)
+    if how.separator is None and not how.has_classes:
+        # Commas between bare items separate them; marks inside quotes belong to the label.
+        bare = []
+        for text in inner:
+            if _has_quotes(text):
+                text = ""
+            bare.append(text.replace(",", " "))
+        _check_separated(bare, source)
     return found
+
+
+def _without_brackets(cell: Cell) -> str:
+    if not cell:
+        return ""
+    return str(cell).strip()[1:-1].strip()
+
+
+def _separator_of_bare_lists(inner: Sequence[str]) -> str | None:
+    """Returns a comma if any list without quotes has one.
+
+    Else lists such as `[haze primary]` are split at white space, as the text `haze primary` is.
+    """
+    for text in inner:
+        if "," in text and not _has_quotes(text):
+            return ","
+    return None
+
+
+def _items(text: str, separator: str | None) -> list[str] | None:
+    """Returns the items of a list without its brackets, or None if it is not clear."""
+    if _has_quotes(text):
+        return _quoted_items(text)
+    return _bare_items(text, separator)
 
 
 def _has_quotes(text: str) -> bool:
@@ -135,28 +198,38 @@ def _has_quotes(text: str) -> bool:
 
 
 def _bare_items(text: str, separator: str | None) -> list[str] | None:
-    """The items of a list without quotes, or None where it holds other lists or the word for no value."""
-    items = text.split(separator)
-    if any(mark in text for mark in "[]{}'\"") or any(item.strip().casefold() in _NO_LABEL for item in items):
+    """Returns the items of a list without quotes.
+
+    None means that it contains other lists, or a word that programs write for no value.
+    """
+    if any(mark in text for mark in "[]{}'\""):
         return None
+    items = text.split(separator)
+    for item in items:
+        if item.strip().casefold() in _NO_LABEL:
+            return None
     return items
 
 
 def _quoted_items(text: str) -> list[str] | None:
-    """The items of a list in which each is in quotes, or None where it is written in another way."""
-    items, at = [], 0
-    while at < len(text):
-        match = _ITEM.match(text, at)
-        item = _unquoted(match[1]) if match else None
-        if match is None or item is None:
+    """Returns the items of a list in which each is in quotes, or None if it is anything else."""
+    items = []
+    position = 0
+    while position < len(text):
+        match = _ITEM.match(text, position)
+        if match is None:
+            return None
+        item = _unquoted(match[1])
+        if item is None:
             return None
         items.append(item)
-        at = match.end()
+        position = match.end()
     return items
 
 
 def _unquoted(text: str) -> str | None:
-    """What a string of JSON or Python means, or None where its escapes are those of neither."""
+    """Evaluates a string of JSON or Python, or returns None if its escapes fit neither."""
+    # literal_eval runs no code. JSON comes first, because Python would keep the backslash of "\/".
     readers: list[Callable[[str], object]] = [json.loads, ast.literal_eval]
     for read in readers:
         try:
@@ -169,54 +242,88 @@ def _unquoted(text: str) -> str | None:
 
 
 def _tidy(words: Sequence[str]) -> Tags:
-    """Labels with single spaces, without empty ones."""
+    """Makes white space single spaces, and drops empty labels."""
     tidy = [" ".join(word.split()) for word in words]
     return tuple(word for word in tidy if without_invisible(word).strip())
 
 
 def _check_separated(cells: Sequence[Cell], source: Source) -> None:
+    """Refuses a text that has a separator inside a label."""
     for cell, line in zip(cells, source.lines, strict=True):
-        mark = next((mark for mark in ",;|" if isinstance(cell, str) and mark in cell), None)
-        if mark:
-            raise DataError(
-                f'line {line} of {source.name} has the labels "{visible(str(cell))[:80]}", with {mark!r} inside',
-                "labels are separated by white space; this would be learned as one label",
-                f"raytrain ingest --tags-separator '{mark}'; or list the labels with --classes",
-            )
+        if not isinstance(cell, str):
+            continue
+        for mark in _PROBABLE_SEPARATORS:
+            if mark in cell:
+                raise DataError(
+                    f'line {line} of {source.name} has the labels "{visible(cell)[:80]}", '
+                    f"with {mark!r} inside",
+                    "labels are separated by white space; this would be learned as one label",
+                    f"raytrain ingest --tags-separator '{mark}'; or list the labels with --classes",
+                )
 
 
-def _check_stray(cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: set[str]) -> None:
-    suspects = {tag for tags in found for tag in tags if _is_stray(tag)} - known
+def _check_stray(
+    cells: Sequence[Cell], found: Sequence[Tags], source: Source, known: frozenset[str]
+) -> None:
+    """Refuses labels that have brackets or quotes which do not belong to them.
+
+    Args:
+        cells: as they are written.
+        found: labels of each cell.
+        source: of the cells.
+        known: classes that the user listed; they may have any marks.
+    """
+    # Each different label is looked at once, because the rows of a table repeat a few of them.
+    labels: set[str] = set()
+    for tags in found:
+        labels.update(tags)
+    stray = {label for label in labels - known if _is_stray(label)}
     for cell, tags, line in zip(cells, found, source.lines, strict=True):
-        wrong = next((tag for tag in tags if tag in suspects), None)
+        wrong = next((label for label in tags if label in stray), None)
         if wrong is None and isinstance(cell, str) and not known.issuperset(tags):
-            wrong = _torn_apart(cell.strip(), tags)
+            wrong = _torn_label(cell.strip(), tags)
         if wrong is not None:
             raise DataError(
                 f"line {line} of {source.name} has the labels {visible(str(cell))[:80]}: "
                 f"one of them would be {visible(wrong)}",
-                "brackets and quotes stand around a list, or the label was cut in two",
-                "write labels as haze primary; list all labels with --classes; or give another --tags-separator",
+                "brackets and quotes stand around a list, or the label was split in two",
+                "write labels as haze primary; list all labels with --classes; "
+                "or give another --tags-separator",
             )
 
 
-def _torn_apart(cell: str, tags: Tags) -> str | None:
-    """A label that lost a quote or a parenthesis where its cell was cut, or None: `forest (dense`, of `forest (dense, old)`."""
+def _torn_label(cell: str, tags: Tags) -> str | None:
+    """Returns a label that lost a quote or a parenthesis when its cell was split, or None.
+
+    `forest (dense, old)` split at the comma has the torn label `forest (dense`.
+    """
     if _is_quoted(cell):
         return tags[0]
-    if cell.count("(") != cell.count(")"):
+    # Unbalanced in the whole cell already, as in `a)`: then it is how the label is written.
+    if not _is_balanced(cell, "(", ")"):
         return None
-    return next((tag for tag in tags if tag.count("(") != tag.count(")")), None)
+    for tag in tags:
+        if not _is_balanced(tag, "(", ")"):
+            return tag
+    return None
 
 
-def _is_stray(tag: str) -> bool:
-    """Whether a label is in quotes, begins as a list does, or has brackets that do not belong together.
+def _is_stray(label: str) -> bool:
+    """Tells whether a label is in quotes, begins as a list does, or has unbalanced brackets.
 
     Parentheses, apostrophes and inches may belong to a label: `forest (mixed)`, `'70s`, `5"`.
     """
-    if tag[0] in "[{" or tag.startswith(("('", '("')) or tag.endswith(("')", '")')):
+    if label[0] in "[{":
         return True
-    return _is_quoted(tag) or tag.count("[") != tag.count("]") or tag.count("{") != tag.count("}")
+    if label.startswith(("('", '("')) or label.endswith(("')", '")')):
+        return True
+    if not _is_balanced(label, "[", "]") or not _is_balanced(label, "{", "}"):
+        return True
+    return _is_quoted(label)
+
+
+def _is_balanced(text: str, opening: str, closing: str) -> bool:
+    return text.count(opening) == text.count(closing)
 
 
 def _is_quoted(text: str) -> bool:

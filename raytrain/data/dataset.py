@@ -1,11 +1,13 @@
-"""The dataset on disk: its schema, manifest, splits and verification.
+"""The dataset on disk: its schema, its manifest, its splits, and checks of its content.
 
-    DATASET/shards/part-00000.parquet ...   image_name, image (encoded bytes), width, height, crc32, target
-    DATASET/splits/<name>.parquet           image_name, part (train / valid / test), fold
-    DATASET/dataset.json                    written last; without it there is no dataset
+    DATASET/shards/part-00000.parquet ...   image_name, image (encoded bytes), width, height,
+                                            crc32, target
+    DATASET/splits/<name>.parquet           image_name, part (train, valid or test), fold
+    DATASET/dataset.json                    the manifest, written last; without it there is no
+                                            dataset
     DATASET/quarantine.jsonl                files that were left out, with kind and reason
 
-Row numbers count over the shards in the order of the manifest. No torch, no ray.
+Row numbers count over all shards in the order of the manifest. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +30,8 @@ from raytrain import storage
 from raytrain.data import images
 from raytrain.errors import DataError, did_you_mean
 
+Array = np.ndarray[Any, Any]
+
 SCHEMA_VERSION = 1
 SHARD_SCHEMA = pa.schema(
     [
@@ -39,136 +43,262 @@ SHARD_SCHEMA = pa.schema(
         ("target", pa.list_(pa.uint8())),
     ]
 )
-SPLIT_SCHEMA = pa.schema([("image_name", pa.string()), ("part", pa.string()), ("fold", pa.int32())])
+SPLIT_SCHEMA = pa.schema(
+    [
+        ("image_name", pa.string()),
+        ("part", pa.string()),
+        ("fold", pa.int32()),
+    ]
+)
 PARTS = ("train", "valid", "test")
+# Starting a pool of processes takes a second or two. In that time one process decodes about this
+# many tiles.
+POOL_FROM_TILES = 3000
+PROGRESS_EVERY_S = 10.0
 MANIFEST_KEYS = {"schema_version", "classes", "tile_size", "shards", "splits"}
+ROW_GROUP = 256  # rows in each row group of a shard
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset directory that was opened; `manifest` is the content of its dataset.json."""
+    """An opened dataset directory.
 
-    place: str
+    Attributes:
+        path: of the directory, or its URI.
+        manifest: content of dataset.json.
+    """
+
+    path: str
     manifest: dict[str, Any]
 
     @property
     def classes(self) -> list[str]:
-        """Label names in the order of the target columns."""
+        """The K label names in the order of the target columns."""
         return list(self.manifest["classes"])
 
     @property
     def tile_size(self) -> int:
-        """Side of the tiles as stored, pixels: the most frequent one."""
+        """Side of the stored tiles in pixels: the most frequent one."""
         return int(self.manifest["tile_size"])
 
     @property
     def shards(self) -> list[str]:
-        """Places of the shards, in the order that numbers the rows."""
-        return [storage.join(self.place, "shards", shard["file"]) for shard in self.manifest["shards"]]
+        """Paths of the shards, in the order that numbers the rows."""
+        files = [shard["file"] for shard in self.manifest["shards"]]
+        return [storage.join(self.path, "shards", file) for file in files]
 
     @property
     def shard_rows(self) -> list[int]:
-        """Rows of every shard."""
+        """Number of rows of each shard."""
         return [int(shard["rows"]) for shard in self.manifest["shards"]]
+
+    @cached_property
+    def shard_starts(self) -> Array:
+        """int64 (shards + 1,): the first row of each shard, and last the number of all rows.
+
+        Shard `i` holds the rows from `shard_starts[i]` up to, not including, `shard_starts[i + 1]`.
+        """
+        return np.cumsum([0, *self.shard_rows], dtype=np.int64)
 
     @property
     def rows(self) -> int:
-        """Tiles in the dataset."""
+        """Number of tiles in the dataset."""
         return sum(self.shard_rows)
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over shards and classes; equal hashes mean equal pictures and labels in equal order."""
+        """SHA-256 of shards and classes.
+
+        Datasets with equal hashes have equal pictures and labels in equal order.
+        """
         return dataset_hash(self.manifest["shards"], self.classes)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """image_name and target (uint8 array of K) of every row, without the pictures.
+        """All rows without the pictures: image_name and target, uint8 (K,).
 
         Raises:
-            DataError: a shard is missing or damaged, or its labels are not those that were written.
+            DataError: a shard is missing or damaged, or has other labels than were written.
         """
-        tables = [_labels(place, entry) for place, entry in zip(self.shards, self.manifest["shards"], strict=True)]
-        names = [name for t in tables for name in t.column("image_name").to_pylist()]
-        return pd.DataFrame({"image_name": names, "target": list(_targets(tables, len(self.classes)))})
+        names: list[str] = []
+        targets: list[Array] = []
+        for path, entry in zip(self.shards, self.manifest["shards"], strict=True):
+            shard = _read_labels(path, entry)
+            names += shard.column("image_name").to_pylist()
+            targets += _targets(shard, len(self.classes))
+        return pd.DataFrame({"image_name": names, "target": targets})
 
     @cached_property
-    def targets(self) -> np.ndarray[Any, Any]:
-        """uint8 (rows, K): 1 where the tile has the label."""
-        return np.stack(list(self.table["target"])) if self.rows else np.zeros((0, len(self.classes)), np.uint8)
+    def targets(self) -> Array:
+        """uint8 (rows, K): 1 if the tile has the label."""
+        if self.rows == 0:
+            return np.zeros((0, len(self.classes)), np.uint8)
+        return np.stack(list(self.table["target"]))
 
     def split(self, name: str) -> pd.DataFrame:
-        """The rows of a named split: image_name, part, fold.
+        """Reads a named split.
+
+        Returns:
+            The columns image_name, part and fold.
 
         Raises:
-            DataError: no such split, or its file is not the one in the manifest.
+            DataError: there is no such split, or its file is not the one in the manifest.
         """
-        known = [split["name"] for split in self.manifest["splits"]]
-        if name not in known:
+        entries = self.splits
+        if name not in entries:
+            fix = f"raytrain data split {self.path} --name {name}"
+            if entries:
+                fix = f"--data.split {next(iter(entries))}"
+            known = ", ".join(entries) or "none"
             raise DataError(
-                f'{self.place} has no split "{name}" (it has: {", ".join(known) or "none"}).{did_you_mean(name, known)}',
+                f'{self.path} has no split "{name}" (it has: {known}).'
+                f"{did_you_mean(name, entries)}",
                 "training and validation rows would be undefined",
-                f"--data.split {known[0]}" if known else f"raytrain data split {self.place} --name {name}",
+                fix,
             )
-        content = self._verified("splits", f"{name}.parquet", self.manifest["splits"][known.index(name)]["sha256"])
+        content = self._verified("splits", f"{name}.parquet", entries[name]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
-    def part_rows(self, split: str, part: str) -> np.ndarray[Any, Any]:
-        """int64 row numbers of one part (`train`, `valid`, `test`) of a split, ascending."""
+    def part_rows(self, split: str, part: str) -> Array:
+        """Returns the row numbers of one part of a split, int64, ascending.
+
+        Args:
+            split: name of the split.
+            part: `train`, `valid` or `test`.
+
+        Raises:
+            DataError: see `split` and `table`.
+        """
         table = self.split(split)
-        members = set(table.loc[table["part"] == part, "image_name"])
-        return np.flatnonzero(self.table["image_name"].isin(members).to_numpy()).astype(np.int64)
+        in_part = table["part"] == part
+        members = set(table.loc[in_part, "image_name"])
+        is_member = self.table["image_name"].isin(members).to_numpy()
+        return np.flatnonzero(is_member).astype(np.int64)
 
     def split_hash(self, split: str) -> str:
-        """SHA-256 of the split's file."""
-        return next(str(s["sha256"]) for s in self.manifest["splits"] if s["name"] == split)
+        """Returns the SHA-256 of a split's file."""
+        return str(self.splits[split]["sha256"])
+
+    @property
+    def splits(self) -> dict[str, dict[str, Any]]:
+        """The entries of the splits in the manifest, by name; see `split_entry`."""
+        return {entry["name"]: entry for entry in self.manifest["splits"]}
 
     def _verified(self, folder: str, file: str, sha256: str) -> bytes:
-        place = storage.join(self.place, folder, file)
+        """Reads a file of the dataset and compares its hash with that of the manifest."""
+        path = storage.join(self.path, folder, file)
+        state = "damaged"
         try:
-            content = storage.read_bytes(place)
+            content = storage.read_bytes(path)
         except FileNotFoundError:
             content = b""
+        if not content:
+            # An empty file counts as missing, too.
+            state = "missing"
         if hashlib.sha256(content).hexdigest() != sha256:
             raise DataError(
-                f"{place} is {'damaged' if content else 'missing'}: it is not the file that dataset.json names",
+                f"{path} is {state}: it is not the file that dataset.json names",
                 "labels or pictures would be silently wrong",
-                f"raytrain data check {self.place}",
+                f"raytrain data check {self.path}",
             )
         return content
 
 
-def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Adds named splits (image_name, part, fold) to a dataset; no shard is touched, dataset.json is replaced at the end.
+def open_dataset(path: str) -> Dataset:
+    """Opens a dataset.
 
-    Returns:
-        The names that were new; a split that is there with equal content stays as it is.
+    Args:
+        path: path or URI of its directory.
 
     Raises:
-        DataError: a name is taken by another split, or a part is empty of validation or training rows.
+        DataError: dataset.json is missing, damaged, or of another schema version.
     """
-    with storage.locked(dataset.place, "is dividing"):
-        return _add_splits(open_dataset(dataset.place), tables)
+    path = storage.absolute(path)
+    try:
+        manifest = storage.read_json(storage.join(path, "dataset.json"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is not a dataset: it has no dataset.json",
+            "the manifest is written last, so an ingest that was cut short leaves none",
+            f"raytrain ingest --images DIR --labels CSV --out {path}",
+        ) from None
+    except ValueError as error:
+        raise _damaged_manifest(path, str(error)) from None
+    if not isinstance(manifest, dict):
+        raise _damaged_manifest(path, "it is not a JSON object")
+    # The version first: another one may have other keys.
+    _check_version(path, manifest.get("schema_version"))
+    missing = sorted(MANIFEST_KEYS - manifest.keys())
+    if missing:
+        raise _damaged_manifest(path, f"it has no {missing[0]}")
+    return Dataset(path, manifest)
+
+
+def _damaged_manifest(path: str, reason: str) -> DataError:
+    return DataError(f"{path}/dataset.json is damaged: {reason}", "", f"ingest {path} again")
+
+
+def _check_version(path: str, version: Any) -> None:
+    """Refuses a dataset of any other schema version, also of one that does not exist yet."""
+    if version == SCHEMA_VERSION:
+        return
+    fix = f"raytrain ingest into a new directory, which writes schema version {SCHEMA_VERSION}"
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        fix = f"update raytrain to a release that reads schema version {version}, or {fix}"
+    raise DataError(
+        f"{path} has schema version {version}, "
+        f"this version of raytrain reads schema version {SCHEMA_VERSION}",
+        "rows could be misread",
+        fix,
+    )
+
+
+def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Adds named splits to a dataset. No shard is touched.
+
+    Args:
+        dataset: the dataset on disk.
+        tables: splits by name, with the columns image_name, part and fold.
+
+    Returns:
+        The names that were new. A split that the dataset already has with equal content stays.
+
+    Raises:
+        DataError: the dataset has another split of the same name, or a split has no training or no
+            validation rows.
+    """
+    with storage.locked(dataset.path, "is dividing"):
+        # Opened again under the lock, because another process may just have added a split.
+        return _add_splits(open_dataset(dataset.path), tables)
 
 
 def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
-    there = {split["name"]: split["sha256"] for split in dataset.manifest["splits"]}
-    contents = {name: split_bytes(table) for name, table in tables.items()}
-    entries = {name: split_entry(name, contents[name], table) for name, table in tables.items()}
+    present = dataset.splits
+    contents = {}
+    entries = {}
+    # All splits are checked before the first one is written.
+    for name, table in tables.items():
+        contents[name] = split_bytes(table)
+        entries[name] = split_entry(name, contents[name], table)
     for name, entry in entries.items():
-        if there.get(name, entry["sha256"]) != entry["sha256"]:
+        if name in present and present[name]["sha256"] != entry["sha256"]:
             raise DataError(
-                f'{dataset.place} has another split "{name}"',
+                f'{dataset.path} has another split "{name}"',
                 "runs were judged on it; a split is never overwritten",
                 "raytrain data split with another --name",
             )
         check_parts(name, entry["parts"])
-    new = [name for name in entries if name not in there]
+    new = [name for name in entries if name not in present]
+    if not new:
+        return []
+    splits = list(dataset.manifest["splits"])
     for name in new:
-        storage.write_bytes(storage.join(dataset.place, "splits", f"{name}.parquet"), contents[name])
-    if new:
-        manifest = dataset.manifest | {"splits": dataset.manifest["splits"] + [entries[name] for name in new]}
-        storage.write_json(storage.join(dataset.place, "dataset.json"), manifest)
+        path = storage.join(dataset.path, "splits", f"{name}.parquet")
+        storage.write_bytes(path, contents[name])
+        splits.append(entries[name])
+    # The manifest last, so that it never names a file that is not there.
+    manifest = dataset.manifest | {"splits": splits}
+    storage.write_json(storage.join(dataset.path, "dataset.json"), manifest)
     return new
 
 
@@ -176,248 +306,345 @@ def check_parts(name: str, parts: Mapping[str, int]) -> None:
     """Refuses a split without training or without validation tiles.
 
     Args:
-        name: of the split.
-        parts: tiles by part.
+        name: name of the split.
+        parts: number of tiles of each part that has any.
 
     Raises:
-        DataError: one of them is missing.
+        DataError: one of the two parts is missing.
     """
-    if not {"train", "valid"} <= parts.keys():
-        counts = ", ".join(f"{count} {part}" for part, count in parts.items())
-        raise DataError(
-            f'the split "{name}" would have {counts or "no"} tiles',
-            "both parts need tiles, to learn from and to judge by",
-            "divide the tiles in another way",
-        )
+    if "train" in parts and "valid" in parts:
+        return
+    counts = [f"{count} {part}" for part, count in parts.items()]
+    have = ", ".join(counts) or "no"
+    raise DataError(
+        f'the split "{name}" would have {have} tiles',
+        "both parts need tiles, to learn from and to judge by",
+        "divide the tiles in another way",
+    )
 
 
 def split_entry(name: str, content: bytes, table: pd.DataFrame) -> dict[str, Any]:
-    """What dataset.json says of a split: name, sha256 of its file, tiles by part."""
-    parts = {str(part): int(count) for part, count in sorted(table["part"].value_counts().items())}
-    return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "parts": parts}
-
-
-def shard_entry(file: str, content: bytes | memoryview, names: Sequence[str], targets: Any) -> dict[str, Any]:
-    """What dataset.json says of a shard: file, rows, sha256 of the file, and `labels`, the hash of names and targets.
-
-    Labels are read at every start, the pictures once: so that the file need not be read whole for them.
+    """Returns the entry of a split in dataset.json.
 
     Args:
-        file: name of the shard.
-        content: of it.
-        names: of its rows.
-        targets: uint8 (K,) of each row.
+        name: name of the split.
+        content: bytes of its file.
+        table: the split, with the column part.
+
+    Returns:
+        name, sha256 of the file, and parts (the number of tiles of each part).
+    """
+    counts = table["part"].value_counts()
+    parts = {}
+    # By name: value_counts sorts by count, and the order in dataset.json would vary.
+    for part, count in sorted(counts.items()):
+        parts[str(part)] = int(count)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"name": name, "sha256": sha256, "parts": parts}
+
+
+def shard_entry(
+    file: str, content: bytes | memoryview, names: Sequence[str], targets: Any
+) -> dict[str, Any]:
+    """Returns the entry of a shard in dataset.json.
+
+    Args:
+        file: name of the shard's file.
+        content: bytes of the file.
+        names: (rows,) names of its tiles.
+        targets: uint8 (rows, K).
+
+    Returns:
+        file, rows, sha256 of the file, and labels (the hash of names and targets).
     """
     return {
         "file": file,
         "rows": len(names),
         "sha256": hashlib.sha256(content).hexdigest(),
+        # Every start reads the labels. With a hash of their own, they can be checked without
+        # reading the pictures too.
         "labels": _labels_hash(names, np.asarray(targets, np.uint8)),
     }
 
 
-def _labels(place: str, entry: dict[str, Any]) -> pa.Table:
-    table = read_shard(place, ["image_name", "target"])
-    flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    # Older datasets have no hash of their labels.
-    known = entry.get("labels")
-    if table.num_rows != entry["rows"] or known not in (None, _labels_hash(table.column(0).to_pylist(), flat)):
+def _read_labels(path: str, entry: dict[str, Any]) -> pa.Table:
+    """Reads names and targets of a shard and compares them with its entry in the manifest."""
+    table = read_shard(path, ["image_name", "target"])
+    names = table.column("image_name").to_pylist()
+    found = _labels_hash(names, _flat_targets(table))
+    expected = entry.get("labels")
+    if expected is None:
+        # Older datasets have no hash of their labels, so there is nothing to compare.
+        expected = found
+    if table.num_rows != entry["rows"] or found != expected:
         raise DataError(
-            f"the names or labels in shard {place} are not those that were written",
+            f"the names or labels in shard {path} are not those that were written",
             "the network would learn other labels than the dataset's",
             "raytrain data check DATASET; then ingest again into a new directory",
         )
     return table
 
 
-def _labels_hash(names: Sequence[str], targets: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256("\n".join([*names, ""]).encode() + targets.tobytes()).hexdigest()
+def _labels_hash(names: Sequence[str], targets: Array) -> str:
+    """Returns the SHA-256 of each name with a line feed, and then of all targets, uint8."""
+    lines = "".join(f"{name}\n" for name in names)
+    return hashlib.sha256(lines.encode() + targets.tobytes()).hexdigest()
+
+
+def _flat_targets(table: pa.Table) -> Array:
+    """Returns the targets of all rows of a shard one after the other, uint8 (rows * K,)."""
+    column = table.column("target").combine_chunks()
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False))
+
+
+def _targets(table: pa.Table, width: int) -> list[Array]:
+    """Returns the target of each row of a shard, uint8 (width,)."""
+    flat = _flat_targets(table)
+    expected = table.num_rows * width
+    if len(flat) != expected:
+        raise DataError(
+            "a target has another length than the list of classes", "labels would be shifted"
+        )
+    return list(flat.reshape(-1, width))
 
 
 def dataset_hash(shards: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
-    """The hash of a dataset from its manifest's shard entries and classes."""
-    content = json.dumps([[s["file"], s["rows"], s["sha256"]] for s in shards] + [list(classes)])
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def open_dataset(place: str) -> Dataset:
-    """Opens a dataset directory or URI.
-
-    Raises:
-        DataError: no dataset.json, or one of another schema version.
-    """
-    place = storage.absolute(place)
-    try:
-        manifest = storage.read_json(storage.join(place, "dataset.json"))
-        if not isinstance(manifest, dict):
-            raise ValueError("it is no JSON object")
-        if manifest.get("schema_version") == SCHEMA_VERSION and (lacking := MANIFEST_KEYS - manifest.keys()):
-            raise ValueError(f"it has no {min(lacking)}")
-    except FileNotFoundError:
-        raise DataError(
-            f"{place} is not a dataset: it has no dataset.json",
-            "the manifest is written last, so an ingest that was cut short leaves none",
-            f"raytrain ingest --images DIR --labels CSV --out {place}",
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{place}/dataset.json is damaged: {error}", "", f"ingest {place} again") from None
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{place} has schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}",
-            "rows could be misread",
-            "ingest it again with this version of raytrain",
-        )
-    return Dataset(place, manifest)
-
-
-def read_shard(place: str, columns: list[str], sha256: str | None = None) -> pa.Table:
-    """Reads columns of a shard with page checksums verified.
-
-    Only the named columns are touched: a foreign column with a pickled extension type must never be converted.
+    """Returns the hash of a dataset.
 
     Args:
-        place: of the shard.
-        columns: some of `SHARD_SCHEMA`.
-        sha256: of the whole file, to be compared; for those who read nearly all of it anyway. Page checksums do not cover
-            the footer.
+        shards: entries of the shards in dataset.json.
+        classes: label names in target order.
+    """
+    content: list[Any] = []
+    for shard in shards:
+        content.append([shard["file"], shard["rows"], shard["sha256"]])
+    content.append(list(classes))
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_shard(path: str, columns: list[str], sha256: str | None = None) -> pa.Table:
+    """Reads columns of a shard and verifies the checksums of their pages.
+
+    Args:
+        path: path or URI of the shard.
+        columns: names of columns of `SHARD_SCHEMA`.
+        sha256: expected hash of the whole file, or None. It is worth its time for those who read
+            nearly all of the file anyway. The checksums of pages do not cover the footer.
 
     Raises:
-        DataError: missing, damaged or of another schema.
+        DataError: the shard is missing, damaged or has another schema.
     """
     try:
-        if sha256 is not None:
-            content = storage.read_bytes(place)
-            if hashlib.sha256(content).hexdigest() != sha256:
-                raise OSError("it is not the file that dataset.json names")
-            fs, path = None, pa.BufferReader(content)
-        else:
-            fs, path = storage.filesystem(place)
-        with pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True) as file:
-            unexpected = [c for c in columns if file.schema_arrow.field(c).type != SHARD_SCHEMA.field(c).type]
-            if unexpected:
-                raise DataError(
-                    f"the column {unexpected[0]} of shard {place} has another type than raytrain writes",
-                    "columns of foreign types may hold code and are never read",
-                    "ingest again into a new directory",
-                )
-            return file.read(columns=columns)
+        return _read_columns(path, columns, sha256)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(
-            f"shard {place} cannot be read: {str(error).splitlines()[0]}",
+            f"shard {path} cannot be read: {str(error).splitlines()[0]}",
             "its tiles would be missing from training",
             "raytrain data check DATASET names every damaged file; ingest again to replace them",
         ) from None
 
 
+def _read_columns(path: str, columns: list[str], sha256: str | None) -> pa.Table:
+    filesystem: Any
+    source: Any
+    if sha256 is None:
+        filesystem, source = storage.filesystem(path)
+    else:
+        content = storage.read_bytes(path)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise OSError("it is not the file that dataset.json names")
+        filesystem = None
+        source = pa.BufferReader(content)
+    with pq.ParquetFile(source, filesystem=filesystem, page_checksum_verification=True) as file:
+        _check_types(file.schema_arrow, columns, path)
+        # Only the named columns: a foreign column with a pickled extension type must never be
+        # converted.
+        return file.read(columns=columns)
+
+
+def _check_types(schema: pa.Schema, columns: list[str], path: str) -> None:
+    for column in columns:
+        if schema.field(column).type != SHARD_SCHEMA.field(column).type:
+            raise DataError(
+                f"the column {column} of shard {path} has another type than raytrain writes",
+                "columns of foreign types may hold code and are never read",
+                "ingest again into a new directory",
+            )
+
+
 def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
-    """Encoded pictures of single rows (for reports and sheets), in the order asked for; one shard is in memory at a time."""
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
-    shard_of = np.searchsorted(starts, rows, side="right") - 1
-    found: dict[int, bytes] = {}
-    for shard in np.unique(shard_of):
-        column = read_shard(dataset.shards[shard], ["image"]).column("image")
-        found |= {row: column[int(row - starts[shard])].as_py() for row in np.asarray(rows)[shard_of == shard].tolist()}
-    yield from (found[row] for row in rows)
+    """Yields the encoded pictures of single rows, for reports and contact sheets.
 
-
-def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Tiles of single rows as uint8 (size, size, 3), in the order asked for.
+    Args:
+        dataset: an opened dataset.
+        rows: row numbers in any order. The pictures come in the same order.
 
     Raises:
-        DataError: a picture that the gate of today refuses; an older version may have let it in.
+        DataError: a shard cannot be read.
+    """
+    wanted = np.asarray(rows)
+    starts = dataset.shard_starts
+    shard_of = np.searchsorted(starts, wanted, side="right") - 1
+    found: dict[int, bytes] = {}
+    # Shard by shard: each is read once, and only one is in memory at a time.
+    for shard in np.unique(shard_of):
+        column = read_shard(dataset.shards[shard], ["image"]).column("image")
+        first = int(starts[shard])
+        in_shard = wanted[shard_of == shard]
+        for row in in_shard.tolist():
+            found[row] = column[row - first].as_py()
+    for row in rows:
+        yield found[row]
+
+
+def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator[Array]:
+    """Yields the tiles of single rows, uint8 (size, size, 3).
+
+    Args:
+        dataset: an opened dataset.
+        rows: row numbers in any order. The tiles come in the same order.
+        size: side of the tiles in pixels.
+
+    Raises:
+        DataError: a shard cannot be read, or a picture fails the checks of today. An older version
+            may have let it in.
     """
     for row, content in zip(rows, read_images(dataset, rows), strict=True):
         try:
             yield images.decode(content, size)
         except images.BadImage as error:
+            name = dataset.table["image_name"].iloc[row]
             raise DataError(
-                f"the picture {dataset.table['image_name'].iloc[row]} in {dataset.place} cannot be used "
+                f"the picture {name} in {dataset.path} cannot be used "
                 f"({error.kind}: {error.detail})",
                 "the network would learn from wrong pixels",
                 "ingest again into a new directory",
             ) from None
 
 
-def sides(dataset: Dataset) -> np.ndarray[Any, Any]:
-    """int32 (rows, 2): width and height of every tile as stored, pixels."""
-    tables = [read_shard(place, ["width", "height"]) for place in dataset.shards]
-    return np.concatenate([np.stack([column.to_numpy() for column in table.columns], 1) for table in tables])
+def sides(dataset: Dataset) -> Array:
+    """Returns width and height of every stored tile in pixels, int32 (rows, 2)."""
+    found = []
+    for path in dataset.shards:
+        table = read_shard(path, ["width", "height"])
+        width = table.column("width").to_numpy()
+        height = table.column("height").to_numpy()
+        found.append(np.stack([width, height], axis=1))
+    return np.concatenate(found)
 
 
 def labels_of(dataset: Dataset, row: int) -> tuple[str, ...]:
-    """Names of the labels of a row."""
-    return tuple(dataset.classes[k] for k in np.flatnonzero(dataset.targets[row]))
+    """Returns the names of the labels of a row."""
+    classes = dataset.classes
+    columns = np.flatnonzero(dataset.targets[row])
+    return tuple(classes[k] for k in columns)
 
 
-def shard_bytes(rows: Sequence[tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]]) -> memoryview:
-    """Rows (the columns of `SHARD_SCHEMA`) as Parquet bytes: page checksums, no clock times.
+def shard_bytes(
+    rows: Sequence[tuple[str, bytes, int, int, int, Array]],
+) -> memoryview:
+    """Makes the Parquet file of a shard, with page checksums and without clock times.
 
-    Not compressed, since JPEG bytes do not shrink; without statistics, which would hold the smallest picture.
+    Equal rows give equal bytes.
+
+    Args:
+        rows: values of the columns of `SHARD_SCHEMA`.
     """
-    columns = list(zip(*rows, strict=True)) or [()] * len(SHARD_SCHEMA)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns[:-1], SHARD_SCHEMA, strict=False)]
-    lengths = np.cumsum([0, *map(len, columns[-1])], dtype=np.int32)
-    flat = np.concatenate([np.zeros(0, np.uint8), *columns[-1]]).astype(np.uint8)
-    arrays.append(pa.ListArray.from_arrays(lengths, flat))
+    arrays = []
+    for number, field in enumerate(SHARD_SCHEMA):
+        values: list[Any] = [row[number] for row in rows]
+        if field.name == "target":
+            arrays.append(_target_array(values))
+        else:
+            arrays.append(pa.array(values, field.type))
     sink = pa.BufferOutputStream()
     pq.write_table(
-        pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA), sink, row_group_size=256, compression="none",
-        write_page_checksum=True, use_dictionary=False, write_statistics=False,
-    )  # fmt: skip
+        pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA),
+        sink,
+        row_group_size=ROW_GROUP,
+        compression="none",  # encoded pictures do not shrink
+        write_page_checksum=True,
+        use_dictionary=False,
+        write_statistics=False,  # they would contain the smallest picture of each row group
+    )
     return memoryview(sink.getvalue())
 
 
+def _target_array(targets: Iterable[Array]) -> pa.ListArray:
+    """Makes the target column from arrays; Arrow would convert them number by number."""
+    offsets = [0]  # where the target of each row begins in the flat array
+    flat = [np.zeros(0, np.uint8)]  # concatenate needs at least one array
+    for target in targets:
+        offsets.append(offsets[-1] + len(target))
+        flat.append(target)
+    numbers = np.concatenate(flat).astype(np.uint8)
+    return pa.ListArray.from_arrays(np.array(offsets, np.int32), numbers)
+
+
 def split_bytes(split: pd.DataFrame) -> bytes:
-    """A split (image_name, part, fold) as Parquet bytes, sorted by name so that equal splits are equal bytes."""
-    table = pa.Table.from_pandas(split.sort_values("image_name"), schema=SPLIT_SCHEMA, preserve_index=False)
+    """Makes the Parquet file of a split; equal splits give equal bytes.
+
+    Args:
+        split: the columns image_name, part and fold.
+    """
+    # Sorted by name, so that the order in which tiles were found does not matter.
+    ordered = split.sort_values("image_name")
+    table = pa.Table.from_pandas(ordered, schema=SPLIT_SCHEMA, preserve_index=False)
+    # The metadata holds the version of pandas.
+    table = table.replace_schema_metadata(None)
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def damages(dataset: Dataset) -> list[str]:
-    """Every damage of a dataset, one sentence each: hashes of shards and splits, row counts, crc32 of each picture."""
+    """Checks all files of a dataset: hashes of shards and splits, row counts, crc32 of pictures.
+
+    Returns:
+        One sentence for each damage.
+    """
     found = []
     for entry in dataset.manifest["shards"]:
-        found += _damages_of(dataset, "shards", entry["file"], entry)
+        found += _shard_damages(dataset, entry)
     for entry in dataset.manifest["splits"]:
-        found += _damages_of(dataset, "splits", f"{entry['name']}.parquet", entry)
+        try:
+            dataset._verified("splits", f"{entry['name']}.parquet", entry["sha256"])
+        except DataError as error:
+            found.append(error.what)
+    return found
+
+
+def _shard_damages(dataset: Dataset, entry: dict[str, Any]) -> list[str]:
+    file = entry["file"]
+    try:
+        content = dataset._verified("shards", file, entry["sha256"])
+    except DataError as error:
+        return [error.what]
+    found = []
+    table = pq.read_table(io.BytesIO(content), columns=["image_name", "image", "crc32"])
+    for row in table.to_pylist():
+        # The hash of the file is right, so it was written with a wrong picture or a wrong crc32.
+        if crc32(row["image"]) != row["crc32"]:
+            found.append(f"{file}: the picture of {row['image_name']} does not match its crc32")
+    expected = entry["rows"]
+    if table.num_rows != expected:
+        found.append(f"{file}: {table.num_rows} rows, not {expected}")
     return found
 
 
 def examples(dataset: Dataset) -> list[str]:
-    """The first quarantined file of each kind with the reason, a sentence each; none where nothing was left out."""
+    """Returns a sentence about the first quarantined file of each kind, sorted by kind.
+
+    The list is empty if no file was left out.
+    """
     try:
-        lines = storage.read_bytes(storage.join(dataset.place, "quarantine.jsonl")).decode().splitlines()
+        content = storage.read_bytes(storage.join(dataset.path, "quarantine.jsonl"))
     except FileNotFoundError:
         return []
     found: dict[str, str] = {}
-    for record in map(json.loads, lines):
+    for line in content.decode().splitlines():
+        record = json.loads(line)
         name = record["image_name"] or record["path"]
-        found.setdefault(record["kind"], f"{record['kind']}, such as {name}: {record['detail']}")
+        sentence = f"{record['kind']}, such as {name}: {record['detail']}"
+        found.setdefault(record["kind"], sentence)
     return [found[kind] for kind in sorted(found)]
-
-
-def _damages_of(dataset: Dataset, folder: str, file: str, entry: dict[str, Any]) -> list[str]:
-    try:
-        content = dataset._verified(folder, file, entry["sha256"])
-    except DataError as error:
-        return [error.what]
-    if folder == "splits":
-        return []
-    table = pq.read_table(io.BytesIO(content), columns=["image_name", "image", "crc32"])
-    wrong = [
-        f"{file}: the picture of {name} does not match its crc32"
-        for name, image, check in zip(*(table.column(c).to_pylist() for c in table.column_names), strict=True)
-        if crc32(image) != check
-    ]
-    return wrong + ([] if table.num_rows == entry["rows"] else [f"{file}: {table.num_rows} rows, not {entry['rows']}"])
-
-
-def _targets(tables: list[pa.Table], width: int) -> Iterator[np.ndarray[Any, Any]]:
-    for table in tables:
-        column = table.column("target").combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        if len(flat) != len(column) * width:
-            raise DataError("a target has another length than the list of classes", "labels would be shifted")
-        yield from flat.reshape(-1, width)

@@ -1,32 +1,45 @@
-"""Tiles that show the same: equal bytes, equal pixels, or nearly equal pixels. No torch, no ray.
+"""Finds tiles that show the same: equal bytes, equal pixels, or nearly equal pixels.
 
-A tile's fingerprint holds digests of its bytes and of its pixels, a 64-bit difference hash, a small grey picture and the
-mean colour. Two tiles are near duplicates where all three hold:
+The fingerprint of a tile holds digests of its bytes and pixels, a 64-bit difference hash, a small
+grey picture and the mean colour. Two tiles are near duplicates where all three conditions hold:
 
-    hash         Hamming distance of the difference hashes <= 10
-    grey picture correlation of the 32 x 32 grey pictures >= 0.9
-    colour       means of red, green and blue each within 4 levels of 255
+    hash          Hamming distance of the difference hashes <= 10
+    grey picture  correlation of the 32 x 32 grey pictures >= 0.9
+    colour        means of red, green and blue each within 4 levels of 255
 
-The hash alone is not enough: on tiles of even cloud or haze it is the hash of noise or of a gradient. Measured on 40,479
-pieces of 128 to 200 pixels, cut at random from 601 Planet tiles, turned, and stored again: the hash passes 127,303 of the
-819 million pairs, 121,128 of them pieces of different tiles; the three conditions pass 517, all of them pieces of the same
-tile. Among the 8 symmetries of these tiles (11.6 million pairs of equal colours) none passes, among the 520,710 pairs of
-whole Planet and UC Merced tiles only the pair that is there. Share of changed copies that is found
-(Planet / UC Merced): JPEG at quality 75 1.00 / 1.00, at quality 40 0.94 / 1.00, brightness + 2 1.00 / 1.00, 2 pixels cut
-off on every side 0.95 / 0.98, half the size 0.99 / 1.00. Copies of very even tiles get lost first. A copy that was turned
-or flipped is not found.
+The hash alone is not enough: on tiles of even cloud or haze it is the hash of noise or of a
+gradient. This was measured on 40,479 pieces of 128 to 200 pixels, cut at random from 601 Planet
+tiles, turned, and stored again. Of 819 million pairs the hash passes 127,303, and 121,128 of these
+are pieces of different tiles. The three conditions pass 517 pairs, all of them pieces of the same
+tile.
+
+No pair passes among the 8 symmetries of these tiles (11.6 million pairs of equal colours). Among
+the 520,710 pairs of whole Planet and UC Merced tiles only the one true pair passes. The share of
+changed copies that is found:
+
+    change                        Planet  UC Merced
+    JPEG at quality 75              1.00       1.00
+    JPEG at quality 40              0.94       1.00
+    brightness + 2                  1.00       1.00
+    2 pixels cut off every side     0.95       0.98
+    half the size                   0.99       1.00
+
+Copies of very even tiles are the first to be missed. A turned or flipped copy is not found.
+Imports neither torch nor ray.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,91 +48,116 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from raytrain.data import images
-from raytrain.data.cache import POOL_FROM_TILES, PROGRESS_EVERY_S
-from raytrain.data.dataset import Dataset, read_shard
+from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, read_shard
 from raytrain.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-MAX_DISTANCE = 10
+MAX_DISTANCE = 10  # bits
 MIN_CORRELATION = 0.9
-MAX_COLOUR = 4.0
-SIDE = 32
-KINDS = ("equal bytes", "equal pixels", "near duplicates")
+MAX_COLOUR = 4.0  # levels of 255
+SIDE = 32  # of the grey picture, in pixels
+EQUAL_BYTES = "equal bytes"
+EQUAL_PIXELS = "equal pixels"
+NEAR = "near duplicates"
+KINDS = (EQUAL_BYTES, EQUAL_PIXELS, NEAR)
 # Rows that are compared with all others at once: their distances fit into a processor's cache.
 BLOCK = 64
+# Pairs of near duplicates that are kept in memory; a million take 16 MB.
 MAX_LINKS = 1_000_000
+# One entry for each tile, 1,100 bytes or so. Digests have 128 bits, as two uint64.
 FINGERPRINT = np.dtype(
     [
-        ("content", np.uint64, (2,)),
+        ("content", np.uint64, (2,)),  # digest of the encoded bytes
         ("mode", "U24"),
         ("width", np.int32),
         ("height", np.int32),
-        ("pixels", np.uint64, (2,)),
+        ("pixels", np.uint64, (2,)),  # digest of shape and decoded pixels
         ("dhash", np.uint64),
         ("grey", np.uint8, (SIDE, SIDE)),
-        ("colour", np.float32, (3,)),
+        ("colour", np.float32, (3,)),  # mean red, green and blue, 0 to 255
     ]
 )
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tiles that show the same. `kind`: one of KINDS; `rows`: their row numbers, ascending."""
+    """Tiles that show the same.
+
+    Attributes:
+        kind: one of KINDS.
+        rows: their row numbers, ascending.
+    """
 
     kind: str
     rows: tuple[int, ...]
 
 
-def fingerprints(
-    dataset: Dataset, *, decode: bool = True, processes: int | None = None, say: Callable[[str], None] = print
-) -> Array:
-    """The fingerprint of every row, decoded by all CPUs of this process.
+def fingerprints(dataset: Dataset, *, decode: bool = True, processes: int | None = None) -> Array:
+    """Computes the fingerprint of every row, on all CPUs of this process.
 
     Args:
-        dataset: an opened dataset whose bytes are known to be good.
+        dataset: an opened dataset whose bytes are known to be undamaged.
         decode: False reads the encoded bytes only; then pixels, dhash, grey and colour are zero.
-        processes: by default the CPUs that this process may use.
-        say: receives progress lines.
+        processes: by default the number of CPUs that this process may use.
 
     Returns:
-        FINGERPRINT (rows,). 1,100 bytes a tile.
+        FINGERPRINT (rows,).
 
     Raises:
         DataError: a shard cannot be read, or a picture no longer passes the gate.
     """
     processes = processes or len(os.sched_getaffinity(0))
-    found, done, began = [np.zeros(0, FINGERPRINT)], 0, time.monotonic()
-    said = began
-    for part in _map(dataset.shards, decode, processes if dataset.rows >= POOL_FROM_TILES else 1):
-        found.append(part)
+    # Starting processes takes longer than a small dataset.
+    if dataset.rows < POOL_FROM_TILES:
+        processes = 1
+    # The empty first part is the result for a dataset without shards.
+    parts = [np.zeros(0, FINGERPRINT)]
+    done = 0
+    began = time.monotonic()
+    last_log = began
+    for part in _fingerprint_shards(dataset.shards, decode, processes):
+        parts.append(part)
         done += len(part)
-        if time.monotonic() - said > PROGRESS_EVERY_S:
-            said = time.monotonic()
-            left = round((said - began) / done * (dataset.rows - done))
-            say(f"check: {done} of {dataset.rows} tiles looked at, {left // 60}:{left % 60:02} to go")
-    return np.concatenate(found)
+        if time.monotonic() - last_log > PROGRESS_EVERY_S:
+            last_log = time.monotonic()
+            seconds_per_tile = (last_log - began) / done
+            left_s = round(seconds_per_tile * (dataset.rows - done))
+            minutes, seconds = divmod(left_s, 60)
+            logger.info(f"check: {done} of {dataset.rows} tiles read, {minutes}:{seconds:02} to go")
+    return np.concatenate(parts)
 
 
-def _map(shards: list[str], decode: bool, processes: int) -> Iterator[Array]:
-    if processes > 1 and decode:
-        # spawn: a fork of a process that runs Ray's threads may inherit a lock that nobody will release.
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(_fingerprint_shard, shards, [decode] * len(shards))
-    else:
-        yield from (_fingerprint_shard(place, decode) for place in shards)
+def _fingerprint_shards(shards: list[str], decode: bool, processes: int) -> Iterator[Array]:
+    # Without decoding there is too little to compute for several processes.
+    if processes == 1 or not decode:
+        for path in shards:
+            yield _fingerprint_shard(path, decode)
+        return
+    # spawn: a fork of a process that runs Ray's threads may inherit a lock that is never released.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        fingerprint = partial(_fingerprint_shard, decode=decode)
+        yield from pool.map(fingerprint, shards)
 
 
-def _fingerprint_shard(place: str, decode: bool) -> Array:
-    table = read_shard(place, ["image_name", "image", "width", "height"])
+def _fingerprint_shard(path: str, decode: bool) -> Array:
+    """FINGERPRINT (rows of the shard,)."""
+    table = read_shard(path, ["image_name", "image", "width", "height"])
     found = np.zeros(table.num_rows, FINGERPRINT)
-    found["width"], found["height"] = table.column("width").to_numpy(), table.column("height").to_numpy()
-    for row, (name, content) in enumerate(zip(table.column("image_name"), table.column("image"), strict=True)):
+    found["width"] = table.column("width").to_numpy()
+    found["height"] = table.column("height").to_numpy()
+    names = table.column("image_name")
+    contents = table.column("image")
+    rows = zip(names, contents, strict=True)
+    for row, (name, content) in enumerate(rows):
         try:
             _fill(found[row], content.as_py(), decode)
         except images.BadImage as error:
             raise DataError(
-                f"the picture {name} in {place} is damaged ({error.kind}: {error.detail})",
+                f"the picture {name} in {path} is damaged ({error.kind}: {error.detail})",
                 "training would stop at it",
                 "ingest again into a new directory",
             ) from None
@@ -127,115 +165,215 @@ def _fingerprint_shard(place: str, decode: bool) -> Array:
 
 
 def _fill(entry: np.void, content: bytes, decode: bool) -> None:
+    """Writes the fields of one fingerprint, except width and height."""
     entry["content"] = _digest(content)
     entry["mode"] = _mode(content)
     if not decode:
         return
     pixels = images.decode(content)
+    # With the shape: 20 x 30 and 30 x 20 pixels may hold the same bytes.
+    shape = str(pixels.shape).encode()
+    entry["pixels"] = _digest(shape + pixels.tobytes())
     grey = Image.fromarray(pixels).convert("L")
-    entry["pixels"] = _digest(str(pixels.shape).encode() + pixels.tobytes())
     entry["dhash"] = dhash(grey)
-    entry["grey"] = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX))
+    reduced = grey.resize((SIDE, SIDE), Image.Resampling.BOX)
+    entry["grey"] = np.asarray(reduced)
     entry["colour"] = pixels.mean((0, 1))
 
 
 def _digest(content: bytes) -> Array:
-    return np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint64)
+    """uint64 (2,), 128 bits of BLAKE2b."""
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return np.frombuffer(digest, np.uint64)
 
 
 def _mode(content: bytes) -> str:
-    """Pillow's mode of the encoded picture: RGB, L, CMYK, P, RGBA ...; `P, transparent` where a colour is see-through."""
+    """Pillow's mode of the encoded picture: RGB, L, CMYK, P, RGBA ...
+
+    It is followed by `, transparent` where one colour is declared transparent.
+    """
     image = Image.open(io.BytesIO(content), formats=images.FORMATS)
-    return image.mode + (", transparent" if "transparency" in image.info else "")
+    if "transparency" in image.info:
+        return f"{image.mode}, transparent"
+    return image.mode
 
 
 def dhash(grey: Image.Image) -> int:
-    """The 64-bit difference hash: bit 8 r + c (from the highest) is 1 where the mean grey rises from column c to c + 1.
+    """Computes the 64-bit difference hash of a grey picture.
 
-    Krawetz 2013, "Kind of Like That": the picture is reduced to 9 columns and 8 rows, neighbours are compared.
+    The picture is reduced to 9 columns and 8 rows. Bit 8 r + c, from the highest, is 1 where the
+    mean grey of row r rises from column c to c + 1 (Krawetz 2013, "Kind of Like That").
     """
     reduced = np.asarray(grey.resize((9, 8), Image.Resampling.BOX))
-    return int.from_bytes(np.packbits(reduced[:, 1:] > reduced[:, :-1]).tobytes(), "big")
+    left = reduced[:, :-1]
+    right = reduced[:, 1:]
+    bits = np.packbits(right > left)  # uint8 (8,)
+    return int.from_bytes(bits.tobytes(), "big")
 
 
 def groups(prints: Array) -> list[Group]:
-    """Groups of tiles that show the same, largest first; a tile is in one group at most.
+    """Finds the groups of tiles that show the same.
 
-    Near duplicates join groups: with a near b and b near c all three are in one. Compares every hash with every other:
-    40,479 tiles take 1 to 8 seconds on one core, ten times as many a hundred times that; if all hashes were equal, 2 minutes.
+    Near duplicates join groups: with a near b and b near c, all three are in one. Every hash is
+    compared with every other. 40,479 tiles take 1 to 8 seconds on one core, ten times as many take
+    a hundred times as long. If all hashes were equal it would take 2 minutes.
 
     Args:
         prints: FINGERPRINT (rows,); without decoded pixels only equal bytes are found.
+
+    Returns:
+        Groups of two tiles or more, largest first; a tile is in one group at most.
     """
     links = star(prints["content"])
-    if prints["grey"].any() or prints["pixels"].any():
+    decoded = prints["grey"].any() or prints["pixels"].any()
+    if decoded:
         links = np.concatenate([links, star(prints["pixels"])])
-        alone = np.setdiff1d(np.arange(len(prints)), links[:, 1])  # one of each group that is known
-        links = np.concatenate([links, alone[near(prints[alone])]])
-    label = _components(links, len(prints))
-    members = np.split(np.argsort(label, kind="stable"), np.cumsum(np.bincount(label))[:-1]) if len(prints) else []
-    found = [Group(_kind(prints[rows]), tuple(rows.tolist())) for rows in members if len(rows) > 1]
-    return sorted(found, key=lambda group: (-len(group.rows), group.rows))
+        # One tile of each group found so far is enough for the slow comparison.
+        rows = np.arange(len(prints))
+        single = np.setdiff1d(rows, links[:, 1])
+        pairs = near(prints[single])
+        links = np.concatenate([links, single[pairs]])
+    found = []
+    for rows in _rows_by_component(links, len(prints)):
+        if len(rows) > 1:
+            kind = _kind(prints[rows])
+            found.append(Group(kind, tuple(rows.tolist())))
+    return sorted(found, key=_largest_first)
+
+
+def _rows_by_component(links: Array, count: int) -> list[Array]:
+    """Row numbers, ascending, of each component of the graph."""
+    if count == 0:
+        return []
+    component = _components(links, count)
+    # A stable sort by component keeps the rows of each ascending.
+    order = np.argsort(component, kind="stable")
+    ends = np.cumsum(np.bincount(component))
+    return np.split(order, ends[:-1])
+
+
+def _largest_first(group: Group) -> tuple[int, tuple[int, ...]]:
+    return -len(group.rows), group.rows
 
 
 def _kind(prints: Array) -> str:
-    if (prints["content"] == prints["content"][0]).all():
-        return KINDS[0]
-    return KINDS[1] if (prints["pixels"] == prints["pixels"][0]).all() else KINDS[2]
+    """The kind of a group: the strictest that holds for all its tiles."""
+    if _all_equal(prints["content"]):
+        return EQUAL_BYTES
+    if _all_equal(prints["pixels"]):
+        return EQUAL_PIXELS
+    return NEAR
+
+
+def _all_equal(digests: Array) -> bool:
+    return bool((digests == digests[0]).all())
 
 
 def near(prints: Array) -> Array:
-    """Pairs of near duplicates by the rule of this module.
+    """Finds pairs of near duplicates by the three conditions of this module.
+
+    Args:
+        prints: FINGERPRINT (n,).
 
     Returns:
-        int64 (pairs, 2) of indices into `prints`, the first less than the second. Beyond MAX_LINKS pairs only as many as
-        keep the same groups together.
+        int64 (pairs, 2) of indices into `prints`, the first less than the second. Beyond MAX_LINKS
+        pairs only as many are returned as keep the same groups together.
     """
     hashes = np.ascontiguousarray(prints["dhash"])
-    found, links = [np.zeros((0, 2), np.int64)], 0
+    found = [np.zeros((0, 2), np.int64)]
+    links = 0
     for start in range(0, len(prints), BLOCK):
-        close = np.bitwise_count(hashes[start : start + BLOCK, None] ^ hashes[None, start:]) <= MAX_DISTANCE
-        close = np.triu(close, 1)
+        block = hashes[start : start + BLOCK]
+        rest = hashes[start:]
+        # (BLOCK, n - start): the hash is tested first, since it is by far the fastest test.
+        distance = np.bitwise_count(block[:, None] ^ rest[None])
+        # Above the diagonal: each pair once, and no tile with itself.
+        close = np.triu(distance <= MAX_DISTANCE, 1)
         if not close.any():
             continue
-        first, second = np.flatnonzero(close.any(1)), np.flatnonzero(close.any(0))
-        alike = close[np.ix_(first, second)] & _alike(prints[start + first], prints[start + second])
-        found.append(start + np.stack([first[np.nonzero(alike)[0]], second[np.nonzero(alike)[1]]], 1))
-        links += len(found[-1])
+        # Only rows and columns with a close pair go on to the slower tests.
+        first = np.flatnonzero(close.any(1))
+        second = np.flatnonzero(close.any(0))
+        alike = _alike(prints[start + first], prints[start + second])
+        alike &= close[np.ix_(first, second)]
+        row, column = np.nonzero(alike)
+        indices = np.stack([first[row], second[column]], 1)
+        pairs = start + indices
+        found.append(pairs)
+        links += len(pairs)
         if links > MAX_LINKS:
-            found = [star(_components(np.concatenate(found), len(prints)))]
-            links = len(found[0])
+            # A star of each component needs fewer links than tiles.
+            component = _components(np.concatenate(found), len(prints))
+            stars = star(component)
+            found = [stars]
+            links = len(stars)
     return np.concatenate(found)
 
 
 def _alike(first: Array, second: Array) -> Array:
-    """bool (a, b): correlation and colour of every tile of `first` with every tile of `second` are near enough."""
-    colour = np.abs(first["colour"][:, None] - second["colour"][None]).max(-1) <= MAX_COLOUR
-    correlated = _unit(first["grey"]) @ _unit(second["grey"]).T >= MIN_CORRELATION
-    return np.asarray(colour & correlated)
+    """Tests correlation and colour of every pair.
+
+    Args:
+        first: FINGERPRINT (a,).
+        second: FINGERPRINT (b,).
+
+    Returns:
+        bool (a, b).
+    """
+    rows = first["colour"][:, None]  # (a, 1, 3)
+    columns = second["colour"][None]  # (1, b, 3)
+    difference = np.abs(rows - columns)
+    colour_is_near = difference.max(-1) <= MAX_COLOUR
+    correlation = _unit(first["grey"]) @ _unit(second["grey"]).T
+    is_correlated = correlation >= MIN_CORRELATION
+    return np.asarray(colour_is_near & is_correlated)
 
 
 def _unit(grey: Array) -> Array:
-    """float32 (n, SIDE²) with mean 0 and length 1, so that a product is a correlation; a single colour stays zero."""
-    flat: Array = grey.reshape(len(grey), -1).astype(np.float32)
+    """Scales pictures so that the product of two is their correlation.
+
+    Args:
+        grey: uint8 (n, SIDE, SIDE).
+
+    Returns:
+        float32 (n, SIDE²), each of mean 0 and length 1; a picture of a single value stays zero.
+    """
+    rows = grey.reshape(len(grey), -1)
+    flat: Array = rows.astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    flat /= np.maximum(length, 1e-6)
     return flat
 
 
 def star(keys: Array) -> Array:
-    """Links that join equal keys: int64 (links, 2), the first row that has a key with every other that has it.
+    """Links equal keys in the shape of a star: the first row of a key with each other row of it.
 
     Args:
         keys: (n,) or (n, d).
+
+    Returns:
+        int64 (links, 2) of row numbers, the first row of the key first.
     """
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    links = np.stack([first[inverse.reshape(-1)], np.arange(len(keys))], 1)
-    apart: Array = links[links[:, 0] != links[:, 1]]
+    # NumPy 2.0 gives `inverse` further dimensions of length 1 where `axis` is set.
+    first_of_row = first[inverse.reshape(-1)]
+    row = np.arange(len(keys))
+    links = np.stack([first_of_row, row], 1)
+    # Without the links of the first rows to themselves.
+    apart: Array = links[first_of_row != row]
     return apart
 
 
 def _components(links: Array, count: int) -> Array:
-    """int (count,): number of the group that each row belongs to."""
-    graph = coo_matrix((np.ones(len(links), bool), (links[:, 0], links[:, 1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1])
+    """int (count,): the number of the connected component of each row.
+
+    Args:
+        links: int (links, 2) of row numbers.
+        count: number of rows.
+    """
+    edges = (links[:, 0], links[:, 1])
+    weights = np.ones(len(links), bool)
+    graph = coo_matrix((weights, edges), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    return np.asarray(labels)

@@ -1,11 +1,12 @@
-"""What a look at a whole dataset finds: labels by part, label rules, duplicates, leaks, odd sizes. No torch, no ray.
+"""Inspects a whole dataset: labels by part, label rules, duplicates, leaks, unusual sizes.
 
-`inspect(dataset, ...)` gathers all of it into one `Inspection`, which the terminal and the page show.
+`inspect(dataset, ...)` gathers all of it in one `Inspection`, which the terminal output and the
+report page show. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,18 +21,23 @@ from raytrain.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
-# "Planet: Understanding the Amazon from Space": one atmospheric label a tile, and nothing can be seen through clouds.
+# "Planet: Understanding the Amazon from Space", page Data: a tile has exactly one of these labels,
+# and a cloudy one has no other label.
 WEATHER = ("clear", "cloudy", "haze", "partly_cloudy")
-FEW = 2  # tiles of a label in a part below which it can hardly be learned or judged
-FIRST = 5  # names in a sentence
+# With fewer tiles in a part, a label can hardly be learned or evaluated.
+FEW = 2
+FIRST = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What the labels of every tile keep to.
+    """A rule that the labels of every tile should keep.
 
     Attributes:
-        kind: `exactly-one` or `at-most-one` of the labels; `alone`: a tile with one of them has no other label at all;
+        kind: one of
+            `exactly-one`: a tile has exactly one of the labels,
+            `at-most-one`: a tile has at most one of them,
+            `alone`: a tile with one of them has no other label at all,
             `requires`: a tile with the first of them has the others too.
         labels: names.
     """
@@ -40,35 +46,50 @@ class LabelRule:
     labels: tuple[str, ...]
 
     def broken_by(self, targets: Array, classes: Sequence[str]) -> Array:
-        """Row numbers of the tiles that break the rule, ascending.
+        """Returns the row numbers of the tiles that break the rule, ascending.
 
         Args:
-            targets: uint8 (rows, K).
+            targets: uint8 (rows, K) of 0 and 1.
             classes: names of the K labels.
         """
-        mine = targets[:, [list(classes).index(label) for label in self.labels]] != 0
-        count, labels = mine.sum(1), (targets != 0).sum(1)
+        names = list(classes)
+        columns = [names.index(label) for label in self.labels]
+        present = targets != 0
+        has = present[:, columns]  # bool (rows, labels of the rule)
+        count = has.sum(1)
+        count_of_all = present.sum(1)
         broken = {
             "exactly-one": count != 1,
             "at-most-one": count > 1,
-            "alone": (count > 0) & (labels > 1),
-            "requires": mine[:, 0] & ~mine.all(1),
+            "alone": (count > 0) & (count_of_all > 1),
+            "requires": has[:, 0] & ~has.all(1),
         }
         return np.flatnonzero(broken[self.kind])
 
     def __str__(self) -> str:
         names = ", ".join(self.labels)
-        return {
-            "exactly-one": f"exactly one of {names}",
-            "at-most-one": f"at most one of {names}",
-            "alone": f"{names} alone" if len(self.labels) == 1 else f"each of {names} alone",
-            "requires": f"{self.labels[0]} only together with {', '.join(self.labels[1:])}",
-        }[self.kind]
+        if self.kind == "exactly-one":
+            return f"exactly one of {names}"
+        if self.kind == "at-most-one":
+            return f"at most one of {names}"
+        if self.kind == "requires":
+            others = ", ".join(self.labels[1:])
+            return f"{self.labels[0]} only together with {others}"
+        if len(self.labels) == 1:
+            return f"{names} alone"
+        return f"each of {names} alone"
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A group of duplicates on several sides of a split; `rows` holds one tile of each part, `parts` names them."""
+    """A group of duplicates that is in several parts of a split.
+
+    Attributes:
+        split: name of the split.
+        kind: of the duplicates, one of `duplicates.KINDS`.
+        rows: one row number for each part.
+        parts: names of the parts, in the same order.
+    """
 
     split: str
     kind: str
@@ -81,12 +102,12 @@ class Inspection:
     """A dataset and what was found in it. All rows are row numbers of the dataset.
 
     Attributes:
-        dataset: that was looked at.
-        parts: for every split that was looked at, the part of each row, str (rows,); empty where the split has it not.
+        dataset: that was inspected.
+        parts: by split, the part of each row, str (rows,); empty for a row that is not in it.
         rules: every rule with the rows that break it.
-        default_rules: True where rules were added because the dataset has Planet's weather labels.
+        default_rules: True where the rules of Planet's weather labels were added.
         prints: FINGERPRINT (rows,), see `duplicates`.
-        decoded: whether pixels were looked at; without, only equal bytes can be found.
+        decoded: whether pixels were read; otherwise only equal bytes can be found.
         groups: of tiles that show the same.
     """
 
@@ -100,99 +121,160 @@ class Inspection:
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        """A row a label: tiles, then one column `<split> <part>` for each part that has tiles."""
+        """Number of tiles: one row for each label; columns label, tiles, and `<split> <part>`."""
         targets = self.dataset.targets
-        columns = {"label": self.dataset.classes, "tiles": targets.sum(0, dtype=np.int64)}
+        columns = {"label": self.dataset.classes, "tiles": _sums(targets)}
         for split, part, rows in self.split_parts:
-            columns[f"{split} {part}"] = targets[rows].sum(0, dtype=np.int64)
+            columns[f"{split} {part}"] = _sums(targets[rows])
         return pd.DataFrame(columns)
 
     @cached_property
     def split_parts(self) -> list[tuple[str, str, Array]]:
         """(split, part, row numbers) of every part that has tiles."""
-        found = [(split, part, np.flatnonzero(of == part)) for split, of in self.parts.items() for part in PARTS]
-        return [(split, part, rows) for split, part, rows in found if len(rows)]
+        found = []
+        for split, part_of_row in self.parts.items():
+            for part in PARTS:
+                rows = np.flatnonzero(part_of_row == part)
+                if len(rows):
+                    found.append((split, part, rows))
+        return found
 
     @cached_property
     def leaks(self) -> list[Leak]:
-        """Duplicates on several sides of a split, by split."""
-        return [leak for split, of in self.parts.items() for group in self.groups if (leak := _leak(split, of, group))]
+        """Duplicates that are in several parts of a split, by split."""
+        found = []
+        for split, part_of_row in self.parts.items():
+            for group in self.groups:
+                leak = _leak(split, part_of_row, group)
+                if leak is not None:
+                    found.append(leak)
+        return found
 
     @cached_property
     def group_table(self) -> pd.DataFrame:
-        """image_name and group of every tile, as `data split --by group` reads it: duplicates share the first one's name."""
+        """Columns image_name and group, as `data split --by group` reads them.
+
+        The group of a tile is the name of the first of its duplicates, else its own name.
+        """
         names = self.dataset.table["image_name"]
-        group = names.to_numpy(object, copy=True)
-        for rows in (list(group.rows) for group in self.groups):
-            group[rows] = names[rows[0]]
-        return pd.DataFrame({"image_name": names, "group": group})
+        group_names = names.to_numpy(object, copy=True)
+        for group in self.groups:
+            rows = list(group.rows)
+            group_names[rows] = names[rows[0]]
+        return pd.DataFrame({"image_name": names, "group": group_names})
 
     @cached_property
     def contradictions(self) -> list[Group]:
         """Groups of tiles that show the same and have different labels."""
         targets = self.dataset.targets
-        return [group for group in self.groups if (targets[list(group.rows)] != targets[group.rows[0]]).any()]
+        found = []
+        for group in self.groups:
+            of_group = targets[list(group.rows)]  # (tiles, K)
+            differs = of_group != of_group[0]
+            if differs.any():
+                found.append(group)
+        return found
 
     @cached_property
     def sizes(self) -> dict[str, Array]:
         """Row numbers by `width x height`, most frequent size first."""
-        return _by_value([f"{w}x{h}" for w, h in zip(self.prints["width"], self.prints["height"], strict=True)])
+        widths = self.prints["width"]
+        heights = self.prints["height"]
+        sizes = [f"{width}x{height}" for width, height in zip(widths, heights, strict=True)]
+        return _rows_by_value(sizes)
 
     @cached_property
     def modes(self) -> dict[str, Array]:
         """Row numbers by Pillow's mode, most frequent mode first."""
-        return _by_value(self.prints["mode"].tolist())
+        return _rows_by_value(self.prints["mode"].tolist())
 
     def names(self, rows: Sequence[int] | Array, first: int = FIRST) -> str:
-        """The first names of some rows in a sentence: `train_1, train_7 and 12 more`."""
-        return first_of([str(self.dataset.table["image_name"].iloc[row]) for row in rows[:first]], len(rows))
+        """Returns the first names of some rows: `train_1, train_7 and 12 more`."""
+        column = self.dataset.table["image_name"]
+        shown = [str(column.iloc[row]) for row in rows[:first]]
+        return first_of(shown, len(rows))
 
     def sides_of(self, leak: Leak) -> str:
-        """`train_1 (train) and train_7 (valid)`."""
-        return " and ".join(f"{self.names([row])} ({part})" for row, part in zip(leak.rows, leak.parts, strict=True))
+        """Returns the tiles and parts of a leak: `train_1 (train) and train_7 (valid)`."""
+        sides = []
+        for row, part in zip(leak.rows, leak.parts, strict=True):
+            name = self.names([row])
+            sides.append(f"{name} ({part})")
+        return " and ".join(sides)
 
     @cached_property
     def warnings(self) -> list[str]:
         """What a person should look at, one sentence each, worst first."""
-        return [*self._leak_warnings(), *self._duplicate_warnings(), *self._rule_warnings(), *self._label_warnings()]
+        return [
+            *self._leak_warnings(),
+            *self._duplicate_warnings(),
+            *self._rule_warnings(),
+            *self._label_warnings(),
+        ]
 
     def _leak_warnings(self) -> list[str]:
         found = []
         for split in self.parts:
             leaks = [leak for leak in self.leaks if leak.split == split]
-            found += [
-                f"split {split} leaks: {self.sides_of(leak)} show the same ({leak.kind})" for leak in leaks[:FIRST]
-            ]
+            for leak in leaks[:FIRST]:
+                sides = self.sides_of(leak)
+                found.append(f"split {split} leaks: {sides} show the same ({leak.kind})")
             more = len(leaks) - FIRST
-            found += [f"split {split} leaks: {count_of(more, 'more group')} on several sides"] if more > 0 else []
+            if more > 0:
+                groups = count_of(more, "more group")
+                found.append(f"split {split} leaks: {groups} in several parts")
         return found
 
     def _duplicate_warnings(self) -> list[str]:
-        tiles = sum(len(group.rows) for group in self.groups)
-        found = [f"{count_of(len(self.groups), 'group')} of duplicates, {tiles:,} tiles"] if self.groups else []
-        wrong = self.contradictions
-        found += [f"tiles that show the same have different labels: {self.names(g.rows)}" for g in wrong[:FIRST]]
-        more = len(wrong) - FIRST
-        return found + ([f"{count_of(more, 'more group')} of duplicates with different labels"] if more > 0 else [])
+        found = []
+        if self.groups:
+            tiles = sum(len(group.rows) for group in self.groups)
+            groups = count_of(len(self.groups), "group")
+            found.append(f"{groups} of duplicates, {tiles:,} tiles")
+        for group in self.contradictions[:FIRST]:
+            names = self.names(group.rows)
+            found.append(f"tiles that show the same have different labels: {names}")
+        more = len(self.contradictions) - FIRST
+        if more > 0:
+            groups = count_of(more, "more group")
+            found.append(f"{groups} of duplicates with different labels")
+        return found
 
     def _rule_warnings(self) -> list[str]:
-        return [f"the rule “{rule}” is {verdict(rows)}: {self.names(rows)}" for rule, rows in self.rules if len(rows)]
+        found = []
+        for rule, rows in self.rules:
+            if len(rows):
+                names = self.names(rows)
+                found.append(f"the rule “{rule}” is {verdict(rows)}: {names}")
+        return found
 
     def _label_warnings(self) -> list[str]:
         found = []
         for split in self.parts:
-            counts = {part: self.labels[f"{split} {part}"] for of, part, _ in self.split_parts if of == split}
-            none = np.zeros(len(self.dataset.classes), np.int64)  # a split of a single tile has one part
-            only = np.asarray((counts.get("train", none) == 0) & (counts.get("valid", none) > 0))
-            if only.any():
-                labels = first_of(list(self.labels["label"][only]))
-                found.append(f"split {split}: {labels} in validation only; what is not trained is not learned")
-            few = []
-            for k in np.flatnonzero(~only):
-                rare = [f"{part} {of[k]}" for part, of in counts.items() if of[k] < FEW]
-                few += [f"{self.dataset.classes[k]} ({', '.join(rare)})"] if rare else []
-            found += [f"split {split}: fewer than {FEW} tiles of {first_of(few)}"] if few else []
+            counts = self._counts_by_part(split)
+            # A split of a single tile has only one part, so the other has no counts.
+            none = np.zeros(len(self.dataset.classes), np.int64)
+            in_train = counts.get("train", none) > 0
+            in_valid = counts.get("valid", none) > 0
+            only_valid = np.asarray(in_valid & ~in_train)
+            if only_valid.any():
+                labels = self.labels["label"][only_valid]
+                found.append(
+                    f"split {split}: {first_of(list(labels))} in validation only; "
+                    "what is not trained is not learned"
+                )
+            rare = _rare_labels(self.dataset.classes, counts, only_valid)
+            if rare:
+                found.append(f"split {split}: fewer than {FEW} tiles of {first_of(rare)}")
         return found
+
+    def _counts_by_part(self, split: str) -> dict[str, pd.Series]:
+        """Number of tiles with each label, int64 (K,), by part of a split."""
+        counts = {}
+        for other, part, _ in self.split_parts:
+            if other == split:
+                counts[part] = self.labels[f"{split} {part}"]
+        return counts
 
 
 def inspect(
@@ -201,16 +283,15 @@ def inspect(
     split: str | None = None,
     rules: Sequence[LabelRule] = (),
     decode: bool = True,
-    say: Callable[[str], None] = print,
 ) -> Inspection:
-    """Looks at every tile and label of a dataset whose bytes are known to be good (`dataset.damages`).
+    """Inspects every tile and label of a dataset.
 
     Args:
-        dataset: an opened dataset.
-        split: the only split to look at; by default all.
-        rules: of the labels, beside those of the weather where the dataset has Planet's weather labels.
+        dataset: an opened dataset whose bytes are known to be undamaged (`dataset.damages`).
+        split: the only split to inspect; by default all.
+        rules: of the labels. Those of the weather are added where the dataset has Planet's four
+            weather labels.
         decode: False leaves out everything that needs pixels.
-        say: receives progress lines.
 
     Raises:
         DataError: unknown split or label, or a picture that cannot be decoded.
@@ -218,108 +299,203 @@ def inspect(
     for rule in rules:
         for label in rule.labels:
             class_index(dataset, label)
-    splits = [split] if split else [str(entry["name"]) for entry in dataset.manifest["splits"]]
+    splits = [str(entry["name"]) for entry in dataset.manifest["splits"]]
+    if split:
+        splits = [split]
     parts = {name: parts_of(dataset, name) for name in splits}
     weather = weather_rules(dataset.classes)
-    every = dict.fromkeys([*rules, *weather])
-    broken = tuple((rule, rule.broken_by(dataset.targets, dataset.classes)) for rule in every)
-    prints = duplicates.fingerprints(dataset, decode=decode, say=say)
-    groups = tuple(duplicates.groups(prints))
-    return Inspection(dataset, parts, broken, bool(weather), prints, decode, groups)
+    # A dictionary keeps the order and drops a rule that is given twice.
+    all_rules = dict.fromkeys([*rules, *weather])
+    broken = []
+    for rule in all_rules:
+        broken.append((rule, rule.broken_by(dataset.targets, dataset.classes)))
+    prints = duplicates.fingerprints(dataset, decode=decode)
+    return Inspection(
+        dataset=dataset,
+        parts=parts,
+        rules=tuple(broken),
+        default_rules=bool(weather),
+        prints=prints,
+        decoded=decode,
+        groups=tuple(duplicates.groups(prints)),
+    )
 
 
 def weather_rules(classes: Sequence[str]) -> tuple[LabelRule, ...]:
-    """The rules of Planet's weather labels, where a dataset has all four of them."""
+    """Returns the rules of Planet's weather labels where a dataset has all four, else none."""
     if not set(WEATHER) <= set(classes):
         return ()
     return LabelRule("exactly-one", WEATHER), LabelRule("alone", ("cloudy",))
 
 
 def class_index(dataset: Dataset, label: str) -> int:
-    """Column of a label in the targets.
+    """Returns the column of a label in the targets.
 
     Raises:
         DataError: the dataset has no such label.
     """
-    if label not in dataset.classes:
-        raise DataError(
-            f'{dataset.place} has no label "{label}" (it has: {", ".join(dataset.classes)}).'
-            f"{did_you_mean(label, dataset.classes)}",
-            "no tile can have it",
-            f"raytrain data check {dataset.place} lists the labels with their tiles",
-        )
-    return dataset.classes.index(label)
+    if label in dataset.classes:
+        return dataset.classes.index(label)
+    known = ", ".join(dataset.classes)
+    hint = did_you_mean(label, dataset.classes)
+    raise DataError(
+        f'{dataset.path} has no label "{label}" (it has: {known}).{hint}',
+        "no tile can have it",
+        f"raytrain data check {dataset.path} lists the labels with their tiles",
+    )
 
 
 def parts_of(dataset: Dataset, split: str) -> Array:
-    """str (rows,): the part of every row in a split, empty where the split does not have it.
+    """Returns the part of every row in a split.
+
+    Returns:
+        str (rows,) as objects; empty for a row that is not in the split.
 
     Raises:
         DataError: no such split.
     """
     table = dataset.split(split)
     part = dict(zip(table["image_name"], table["part"], strict=True))
-    return np.array([part.get(name, "") for name in dataset.table["image_name"]], dtype=object)
+    names = dataset.table["image_name"]
+    # Objects and not a NumPy string type, whose width would depend on the longest part.
+    return np.array([part.get(name, "") for name in names], dtype=object)
 
 
 def cooccurrence(targets: Array) -> Array:
-    """int64 (K, K): tiles that have both labels; the diagonal counts the tiles of each label.
+    """Counts the tiles that have two labels together.
 
     Args:
         targets: uint8 (rows, K).
+
+    Returns:
+        int64 (K, K); the diagonal counts the tiles of each label.
     """
-    # float64: numpy has no fast product of integers, and counts are exact up to 2**53.
+    # float64: NumPy has no fast product of integers, and counts are exact up to 2**53.
     has = (targets != 0).astype(np.float64)
-    return np.asarray(has.T @ has).astype(np.int64)
+    together = np.asarray(has.T @ has)
+    return together.astype(np.int64)
 
 
 def companions(targets: Array, classes: Sequence[str]) -> list[str]:
-    """For each label the one that most exceeds its own share beside it: `water 88 %` of its tiles; empty if none does.
+    """Finds for each label the one that most exceeds its own share among the label's tiles.
 
-    Not simply the one that is most often there: beside every label of Planet's that would be `primary`.
+    Not the most frequent one, because for every label of Planet's that would be `primary`.
 
     Args:
         targets: uint8 (rows, K).
         classes: names of the K labels.
+
+    Returns:
+        For each label such as `water 88 %`: 88 % of its tiles have water. Empty if no other label
+        exceeds its own share.
     """
     counts = cooccurrence(targets)
-    share = counts / np.maximum(np.diag(counts), 1)[:, None]
-    excess = share - np.diag(counts) / max(len(targets), 1)
+    tiles = np.diag(counts)
+    # Row k, column j: the share of the tiles with label k that have label j too.
+    share = counts / np.maximum(tiles, 1)[:, None]
+    own_share = tiles / max(len(targets), 1)
+    excess = share - own_share
+    # A label is not its own companion.
     np.fill_diagonal(excess, 0)
-    return [
-        f"{classes[b]} {100 * share[k, b]:.0f} %" if excess[k, b] > 0 else "" for k, b in enumerate(excess.argmax(1))
-    ]
+    found = []
+    for k, companion in enumerate(excess.argmax(1)):
+        if excess[k, companion] <= 0:
+            found.append("")
+            continue
+        percent = 100 * share[k, companion]
+        found.append(f"{classes[companion]} {percent:.0f} %")
+    return found
 
 
-def _by_value(values: Sequence[str]) -> dict[str, Array]:
+def _sums(targets: Array) -> Array:
+    """Number of tiles with each label, int64 (K,), of uint8 (rows, K)."""
+    # Signed: NumPy sums uint8 to an unsigned type, whose differences wrap around.
+    return np.asarray(targets.sum(0, dtype=np.int64))
+
+
+def _rows_by_value(values: Sequence[str]) -> dict[str, Array]:
+    """Row numbers by value, most frequent value first, then by the value itself."""
     found: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         found.setdefault(value, []).append(row)
-    return {value: np.array(rows) for value, rows in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))}
+    # Sorting is stable, so the second sort keeps the order of equally frequent values.
+    ordered = sorted(found)
+    ordered.sort(key=lambda value: -len(found[value]))
+    return {value: np.array(found[value]) for value in ordered}
 
 
-def _leak(split: str, parts: Array, group: Group) -> Leak | None:
-    first: dict[str, int] = {}
+def _leak(split: str, part_of_row: Array, group: Group) -> Leak | None:
+    """The leak of a group of duplicates, or None where it is in one part only."""
+    # By part; rows are ascending, so the first one stays.
+    first_row: dict[str, int] = {}
     for row in group.rows:
-        first.setdefault(parts[row], row)
-    sides = [part for part in PARTS if part in first]
-    if len(sides) < 2:
+        first_row.setdefault(part_of_row[row], row)
+    parts = [part for part in PARTS if part in first_row]
+    if len(parts) < 2:
         return None
-    return Leak(split, group.kind, tuple(first[part] for part in sides), tuple(sides))
+    rows = [first_row[part] for part in parts]
+    return Leak(
+        split=split,
+        kind=group.kind,
+        rows=tuple(rows),
+        parts=tuple(parts),
+    )
+
+
+def _rare_labels(
+    classes: Sequence[str], counts: dict[str, pd.Series], left_out: Array
+) -> list[str]:
+    """Labels with fewer than FEW tiles in a part: `haze (train 1, valid 1)`.
+
+    Args:
+        classes: names of the K labels.
+        counts: number of tiles with each label, int64 (K,), by part.
+        left_out: bool (K,), labels that another warning names.
+    """
+    found = []
+    for k, label in enumerate(classes):
+        if left_out[k]:
+            continue
+        rare = []
+        for part, count in counts.items():
+            tiles = count[k]
+            if tiles < FEW:
+                rare.append(f"{part} {tiles}")
+        if rare:
+            found.append(f"{label} ({', '.join(rare)})")
+    return found
 
 
 def verdict(broken: Array) -> str:
-    """What is said of a rule and the rows that break it: `kept by every tile`, `broken by 3 tiles`."""
-    return f"broken by {count_of(len(broken), 'tile')}" if len(broken) else "kept by every tile"
+    """Returns `kept by every tile` or `broken by 3 tiles`.
+
+    Args:
+        broken: numbers of the rows that break a rule.
+    """
+    if not len(broken):
+        return "kept by every tile"
+    return f"broken by {count_of(len(broken), 'tile')}"
 
 
 def first_of(words: Sequence[str], count: int | None = None) -> str:
-    """The first words of a list of `count`, and how many more there are: `a, b, c, d, e and 12 more`."""
+    """Returns the first words of a list: `a, b, c, d, e and 12 more`.
+
+    Args:
+        words: the list, or its beginning.
+        count: length of the whole list, by default that of `words`.
+    """
+    if count is None:
+        count = len(words)
     shown = words[:FIRST]
-    more = (len(words) if count is None else count) - len(shown)
-    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+    text = ", ".join(shown)
+    more = count - len(shown)
+    if more > 0:
+        text += f" and {more:,} more"
+    return text
 
 
 def count_of(number: int, word: str) -> str:
-    """`1 tile`, `1,204 tiles`."""
-    return f"{number:,} {word}{'s' * (number != 1)}"
+    """Returns `1 tile` or `1,204 tiles`."""
+    if number == 1:
+        return f"1 {word}"
+    return f"{number:,} {word}s"

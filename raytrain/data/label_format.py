@@ -1,4 +1,4 @@
-"""How a label file is to be read: the decisions of a user, as data. No torch, no ray."""
+"""How to read a label file: the user's choices as data. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """How a label file is to be read.
+    """How to read a label file.
 
     Attributes:
-        name_column: column with the tile's name; tags_column: with its labels.
-        separator: one character between the columns of a CSV; a Parquet file needs none.
-        tags_separator: between the labels of a tile; None for white space.
-        label_columns: instead of a tags column, the columns of 0 and 1, one for each label; their names are the labels.
-        join_rows: a tile has one row for each of its labels; a cell is one label, unless `tags_separator` is given.
+        name_column: column with the names of the tiles.
+        tags_column: column with the labels of the tiles.
+        separator: one character between the columns of a CSV file. Parquet files need none.
+        tags_separator: text between the labels of one tile; None means white space.
+        label_columns: columns of 0 and 1, one per label, used instead of a tags column. Their
+            names are the labels.
+        join_rows: a tile has one row for each of its labels. A cell is then one label, unless
+            `tags_separator` is given.
     """
 
     name_column: str = "image_name"
@@ -26,10 +29,19 @@ class LabelFormat:
     join_rows: bool = False
 
     def content(self) -> dict[str, Any]:
-        """As JSON gives it back; what is newer than the first datasets only where it is used, so they stay the same."""
+        """Returns the format as dataset.json stores it, in the types that JSON gives back.
+
+        Fields that the first datasets did not have are left out while they have their default.
+        """
+        found = asdict(self)
+        # An ingest compares these values with those of the dataset that is already there. With
+        # the newer fields in every dataset, each older one would look like another source.
         newer = {"label_columns": list(self.label_columns), "join_rows": self.join_rows}
-        older = {key: value for key, value in asdict(self).items() if key not in newer}
-        return older | {key: value for key, value in newer.items() if value}
+        for key, value in newer.items():
+            del found[key]
+            if value:
+                found[key] = value
+        return found
 
 
 KAGGLE_FORMAT = LabelFormat()

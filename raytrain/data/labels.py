@@ -1,7 +1,8 @@
 """Which tile has which labels, from a CSV or Parquet file or from rows in memory.
 
-White space, case, Unicode form and repeats of labels are tidied and counted; everything else that could be misread is an
-error with its line. `tables` reads the rows, `tagged` the labels in them. No torch, no ray.
+White space, case, Unicode form and repetitions of labels are tidied and counted. Everything else
+that could be misread is an error that names its line. `tables` reads the rows, `tagged` the labels
+in them. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from raytrain.data.tagged import Tagged, hash_of, same_form, tagged_in, tidy_lab
 from raytrain.data.text import FileKind
 from raytrain.errors import DataError, did_you_mean
 
+Array = np.ndarray[Any, Any]
+
 LABELS = FileKind(
     "label file",
     "labels are needed to train",
-    "--labels FILE with the columns image_name,tags; or --labels folders, where the folder's name is the label",
+    "--labels FILE with the columns image_name,tags; "
+    "or --labels folders, where the folder's name is the label",
     separated=True,
 )
 
@@ -35,12 +39,13 @@ class Labels:
     """The labels of a set of tiles.
 
     Attributes:
-        table: one row a tile, in the order of the source: image_name, tags (tuple of unique labels), line (its line in
-            the label file, or its number from 1), problem (the quarantine kind, or empty) and detail (why).
-        classes: all labels, sorted, or the ones the user listed.
+        table: one row per tile, in the order of the source: image_name, tags (tuple of unique
+            labels), line (in the label file, or the row's number from 1), problem (the kind that
+            quarantine.jsonl gives, or empty) and detail (why).
+        classes: all labels, sorted; or the ones that the user listed.
         sha256: hash of the file's bytes, or of the rows.
-        notes: counts of what was tidied, by a short description.
-        remarks: what a user should know of how the source was read, a sentence each.
+        notes: number of tidied items, by a short description.
+        remarks: sentences that a user should read about how the source was read.
     """
 
     table: pd.DataFrame
@@ -50,12 +55,14 @@ class Labels:
     remarks: tuple[str, ...] = ()
 
     @property
-    def targets(self) -> np.ndarray[Any, Any]:
-        """uint8 (rows, K), 1 where the tile has the label; repeated tags count once."""
+    def targets(self) -> Array:
+        """uint8 (rows, K): 1 if the tile has the label. Repeated labels count once."""
         column = {name: i for i, name in enumerate(self.classes)}
-        targets = np.zeros((len(self.table), len(self.classes)), np.uint8)
+        shape = (len(self.table), len(self.classes))
+        targets = np.zeros(shape, np.uint8)
         for row, tags in enumerate(self.table["tags"]):
-            targets[row, [column[tag] for tag in tags]] = 1
+            for tag in tags:
+                targets[row, column[tag]] = 1
         return targets
 
 
@@ -67,42 +74,51 @@ def read_labels(
     allow_empty: bool = False,
     force: bool = False,
 ) -> Labels:
-    """Reads a label file: Parquet where its name or its first bytes say so, else CSV; .gz and .zip are unpacked.
+    """Reads a label file.
 
-    A file without the tags column, in which at least two columns beside the name hold 0 and 1 and all others too, has one
-    column for each label.
+    It is Parquet if its name or its first bytes say so, else CSV. Files ending in .gz and .zip are
+    unpacked. The file is taken to have one column for each label if it has no tags column, and its
+    columns besides the names are two or more that hold only 0 and 1.
 
     Args:
         path: path or URI.
-        form: how it is to be read.
+        form: how to read the file.
         classes: the labels in target order; by default all labels of the file, sorted.
-        allow_empty: a tile without labels is a tile; otherwise it is left out as `no-labels`.
+        allow_empty: keep tiles without labels; otherwise they are left out as `no-labels`.
         force: also read a file of more than 200 MB.
 
     Raises:
-        DataError: missing, too large, not UTF-8, HTML, another separator, wrong header, a row with another number of
-            fields, an open quote, no rows, lists that cannot be read, or a label that is not in `classes`; with the line.
+        DataError: the file is missing, too large, not UTF-8, an HTML page, has another separator, a
+            wrong header, a row with another number of fields, an open quote, no rows, lists that
+            cannot be read, or a label that is not in `classes`. The message names the line.
     """
     table = open_table(path, LABELS, form.separator, force=force)
     return labels_in(table, form, classes, allow_empty=allow_empty)
 
 
 def labels_in(
-    table: Table, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None, *, allow_empty: bool = False
+    table: Table,
+    form: LabelFormat = KAGGLE_FORMAT,
+    classes: Sequence[str] | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> Labels:
-    """The labels in a table whose header was read; arguments and errors as `read_labels`."""
+    """Reads the labels of an opened table. Arguments and errors are those of `read_labels`."""
     tagged = tagged_in(table, form, classes)
     if classes is None and tagged.columns:
+        # Each such column is a class, also one that no tile has.
         classes = sorted(tagged.columns)
     return tidied(tagged, classes, allow_empty=allow_empty, join_rows=form.join_rows)
 
 
-def labels_of(names: Sequence[str], cells: Sequence[Cell], source: str, classes: Sequence[str] | None = None) -> Labels:
-    """Labels that are in memory, treated as those of a file.
+def labels_of(
+    names: Sequence[str], cells: Sequence[Cell], source: str, classes: Sequence[str] | None = None
+) -> Labels:
+    """Treats labels in memory like those of a file.
 
     Args:
-        names: of the tiles.
-        cells: labels of each tile: text, in which white space separates them, or a list.
+        names: names of the tiles.
+        cells: labels of each tile: a text, in which white space separates them, or a list.
         source: words for messages, such as "the labels of the function".
         classes: the labels in target order; by default all of them, sorted.
 
@@ -110,110 +126,217 @@ def labels_of(names: Sequence[str], cells: Sequence[Cell], source: str, classes:
         DataError: no rows, lists that cannot be read, or a label that is not in `classes`.
     """
     if not names:
-        raise DataError(f"{source} have no rows", "there is nothing to learn from", "check where they come from")
-    lines = list(range(1, len(names) + 1))
-    tags = tags_of(cells, Source(source, lines), None, classes)
-    return tidied(Tagged(list(names), tags, lines, source, hash_of(names, tags, lines)), classes)
+        raise DataError(
+            f"{source} have no rows", "there is nothing to learn from", "check where they come from"
+        )
+    tags = tags_of(cells, Source(source, _row_numbers(names)), None, classes)
+    return tidied(_tagged(names, tags, source), classes)
 
 
-def labels_of_folders(names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None) -> Labels:
-    """Labels of tiles from the folder each lies in: its whole name is one label, whatever characters it has.
+def labels_of_folders(
+    names: Sequence[str], folders: Sequence[str], classes: Sequence[str] | None
+) -> Labels:
+    """Makes the folder of each tile its label.
+
+    Args:
+        names: names of the tiles.
+        folders: folder of each tile. Its whole name is one label, whatever characters it has.
+        classes: the labels in target order; by default all of them, sorted.
 
     Raises:
         DataError: a label is not in `classes`.
     """
-    source, lines = "the folder names", list(range(1, len(names) + 1))
-    tags: list[Tags] = [(" ".join(folder.split()),) for folder in folders]
-    return tidied(Tagged(list(names), tags, lines, source, hash_of(names, tags, lines)), classes)
+    tags: list[Tags] = []
+    for folder in folders:
+        label = " ".join(folder.split())
+        tags.append((label,))
+    return tidied(_tagged(names, tags, "the folder names"), classes)
+
+
+def _row_numbers(names: Sequence[str]) -> list[int]:
+    return list(range(1, len(names) + 1))
+
+
+def _tagged(names: Sequence[str], tags: list[Tags], source: str) -> Tagged:
+    lines = _row_numbers(names)
+    return Tagged(list(names), tags, lines, source, hash_of(names, tags, lines))
 
 
 def tidied(
-    tagged: Tagged, classes: Sequence[str] | None, *, allow_empty: bool = False, join_rows: bool = False
+    tagged: Tagged,
+    classes: Sequence[str] | None,
+    *,
+    allow_empty: bool = False,
+    join_rows: bool = False,
 ) -> Labels:
-    """Labels with one spelling for each class, no repeats, and the problem of every row that cannot be used.
+    """Gives each class one spelling, removes repetitions, and finds the problem of each row.
 
     Args:
         tagged: the rows as they were written.
         classes: the labels in target order, or None for all, sorted.
-        allow_empty: a tile without labels is a tile.
-        join_rows: rows of one tile are joined.
+        allow_empty: keep tiles without labels.
+        join_rows: join the rows of one tile.
 
     Raises:
-        DataError: a label that is not in `classes`, or two of `classes` that are one.
+        DataError: a label is not in `classes`, or two of `classes` are the same.
     """
     _check_classes(classes or ())
-    clean = [tuple(filter(None, (tidy_label(tag) for tag in tags))) for tags in tagged.tags]
-    counts = Counter(tag for tags in clean for tag in tags)
-    spelled = _spellings(counts, classes)
-    one_spelling = [tuple(spelled[tag] for tag in tags) for tags in clean]
-    unique = [tuple(dict.fromkeys(tags)) for tags in one_spelling]
-    names = [name.replace("\\", "/").removeprefix("./") for name in tagged.names]  # as Windows and `find .` write them
-    table = pd.DataFrame({"image_name": names, "tags": unique, "line": tagged.lines})
+    spelled = _spelled(tagged, classes)
+    # Names are compared only in one spelling of their folders.
+    names = [_tidy_name(name) for name in tagged.names]
+    table = pd.DataFrame({"image_name": names, "tags": spelled.unique, "line": tagged.lines})
     rows = len(table)
+    # Before the problems are looked for: joined rows no longer contradict each other.
     if join_rows:
         table = _joined(table)
     table["problem"], table["detail"] = _problems(table, allow_empty)
-    found = sorted(set(spelled.values()))
+    found = sorted(set(spelled.class_of.values()))
+    listed = list(classes or ())
     if classes is not None:
-        _check_known(found, list(classes), tagged)
-    notes = {
-        "rows that repeat a label": sum(len(a) != len(b) for a, b in zip(one_spelling, unique, strict=True)),
-        "labels written in another case": sum(
-            n for tag, n in counts.items() if same_form(tag) != same_form(spelled[tag])
-        ),
-        "labels written in another Unicode form": sum(
-            n for tag, n in counts.items() if tag != spelled[tag] and same_form(tag) == same_form(spelled[tag])
-        ),
-        "labels with invisible characters, now without": sum(a != b for a, b in zip(tagged.tags, clean, strict=True)),
-        "rows that repeat the header, left out": tagged.headers,
-        "rows joined to another row of their tile": rows - len(table),
-        "rows repeated word for word": int((table["problem"] == "repeated").sum()),
+        _check_known(found, listed, tagged)
+    notes = _notes_on_labels(tagged, spelled)
+    notes["rows that repeat the header, left out"] = tagged.headers
+    notes["rows joined to another row of their tile"] = rows - len(table)
+    notes["rows repeated word for word"] = int((table["problem"] == "repeated").sum())
+    remarks = [*tagged.remarks]
+    remarks += _one_label_a_row(table)
+    remarks += _without_tiles(listed, found)
+    return Labels(table, listed or found, tagged.sha256, notes, tuple(remarks))
+
+
+def _tidy_name(name: str) -> str:
+    """Returns a name with `/` between folders, if Windows or `find .` wrote it."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
+@dataclass(frozen=True)
+class _Spelled:
+    """The labels of all rows, step by step from what was written to the classes.
+
+    Attributes:
+        clean: labels of each row, without invisible characters and without empty labels.
+        counts: how often each clean label is written.
+        class_of: the class that each clean label means.
+        classes: classes of each row, with repetitions.
+        unique: classes of each row, each once, in the order in which they are written.
+    """
+
+    clean: list[Tags]
+    counts: Counter[str]
+    class_of: dict[str, str]
+    classes: list[Tags]
+    unique: list[Tags]
+
+
+def _spelled(tagged: Tagged, classes: Sequence[str] | None) -> _Spelled:
+    clean = [_clean(tags) for tags in tagged.tags]
+    counts: Counter[str] = Counter()
+    for tags in clean:
+        counts.update(tags)
+    class_of = _spellings(counts, classes)
+    classes_of_rows = [_replaced(tags, class_of) for tags in clean]
+    # dict.fromkeys removes repetitions and keeps the order.
+    unique = [tuple(dict.fromkeys(tags)) for tags in classes_of_rows]
+    return _Spelled(clean, counts, class_of, classes_of_rows, unique)
+
+
+def _clean(tags: Tags) -> Tags:
+    labels = [tidy_label(tag) for tag in tags]
+    return tuple(label for label in labels if label)
+
+
+def _replaced(tags: Tags, class_of: dict[str, str]) -> Tags:
+    return tuple(class_of[tag] for tag in tags)
+
+
+def _notes_on_labels(tagged: Tagged, spelled: _Spelled) -> dict[str, int]:
+    """Counts what was tidied. The descriptions are keys in dataset.json."""
+    repeating = 0
+    for written, unique in zip(spelled.classes, spelled.unique, strict=True):
+        repeating += len(written) != len(unique)
+    other_case = 0
+    other_form = 0
+    for label, count in spelled.counts.items():
+        name = spelled.class_of[label]
+        if same_form(label) != same_form(name):
+            other_case += count
+        elif label != name:
+            other_form += count
+    cleaned = 0
+    for before, after in zip(tagged.tags, spelled.clean, strict=True):
+        cleaned += before != after
+    return {
+        "rows that repeat a label": repeating,
+        "labels written in another case": other_case,
+        "labels written in another Unicode form": other_form,
+        "labels with invisible characters, now without": cleaned,
     }
-    remarks = (*tagged.remarks, *_one_label_a_row(table), *_without_tiles(classes or (), found))
-    return Labels(table, list(classes or found), tagged.sha256, notes, remarks)
 
 
 def _joined(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a tile, where its first row stands, with the labels of all its rows."""
+    """Joins the rows of each tile at the position of its first row, with the labels of all."""
+    stems = [spelling_of_stem(name) for name in table["image_name"]]
+    # A dict for its keys: a set that keeps the order in which labels were added.
     tags_of_tile: dict[str, dict[str, None]] = {}
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        tags_of_tile.setdefault(spelling_of_stem(name), {}).update(dict.fromkeys(tags))
-    stems = pd.Series([spelling_of_stem(name) for name in table["image_name"]], index=table.index)
-    first = table[~stems.duplicated()].copy()
+    for tile, tags in zip(stems, table["tags"], strict=True):
+        tags_of_tile.setdefault(tile, {}).update(dict.fromkeys(tags))
+    repeated = pd.Series(stems, index=table.index).duplicated()
+    first = table[~repeated].copy()
+    # Both are in the order of each tile's first row.
     first["tags"] = [tuple(tags) for tags in tags_of_tile.values()]
     return first.reset_index(drop=True)
 
 
 def _one_label_a_row(table: pd.DataFrame) -> Iterator[str]:
-    """What is said where tiles have several rows with one label each."""
+    """Yields a remark if tiles seem to have one row for each label."""
     differ = table[table["problem"] == "contradicting-labels"]
-    if len(differ) and all(len(tags) <= 1 for tags in differ["tags"]):
-        tiles = differ["image_name"].nunique()
-        yield (
-            f"{tiles} tiles have several rows with one label each, {len(differ)} rows: they are left out. "
-            "Labels of a tile stand in one cell; --join-rows joins its rows."
-        )
+    if differ.empty:
+        return
+    # Rows with several labels are whole lists, and differ because of a mistake.
+    if differ["tags"].map(len).max() > 1:
+        return
+    tiles = differ["image_name"].nunique()
+    yield (
+        f"{tiles} tiles have several rows with one label each, {len(differ)} rows: "
+        "they are left out. All labels of a tile belong in one cell; --join-rows joins its rows."
+    )
 
 
 def _without_tiles(classes: Sequence[str], found: Sequence[str]) -> Iterator[str]:
+    """Yields a remark if no tile has some of the listed classes."""
     alone = [name for name in classes if name not in found]
     if alone:
         yield f"no tile has {visible(', '.join(alone))}"
 
 
 def _spellings(counts: Counter[str], classes: Sequence[str] | None) -> dict[str, str]:
-    """The class that each written label means: `Primary` is `primary` where that is listed, or written more often.
+    """Finds the class that each written label means.
 
-    So with accents: one that is written as a letter and a mark (NFD) is the same as one in one character (NFC).
+    `Primary` means `primary` if that is listed; without listed classes, if it is written more
+    often. Likewise an accent may be a character of its own (NFD) or part of the letter (NFC).
+
+    Args:
+        counts: how often each label is written.
+        classes: labels that the user listed, or None.
+
+    Returns:
+        The class of each label.
     """
-    listed = Counter(dict.fromkeys(classes or (), 1))
+    listed = set(classes or ())
+    # Most frequent first; the alphabet decides between equals, so that every run decides alike.
+    candidates = sorted(listed or counts)
+    candidates.sort(key=lambda word: -counts[word])
     by_fold: dict[str, list[str]] = {}
-    for word in sorted(listed or counts, key=lambda word: (-counts[word], word)):
+    for word in candidates:
         by_fold.setdefault(same_form(word).casefold(), []).append(word)
     found = {}
     for word in counts:
-        alike = by_fold.get(same_form(word).casefold(), [word])
-        found[word] = word if word in listed else alike[0]
+        if word in listed:
+            found[word] = word
+        else:
+            # A label that is like none of the listed classes is refused later.
+            alike = by_fold.get(same_form(word).casefold(), [word])
+            found[word] = alike[0]
     return found
 
 
@@ -221,50 +344,67 @@ def _check_classes(classes: Sequence[str]) -> None:
     forms = Counter(same_form(name) for name in classes)
     for name in classes:
         count = forms[same_form(name)]
-        clean = without_invisible(name) == " ".join(name.split()) == name
-        if count > 1 or not name or not clean:
+        if count > 1 or not name or name != tidy_label(name):
             raise DataError(
                 f"the list of classes has '{visible(name)}' {count} times",
-                "each class is one column of the targets, and its name stands in every result",
-                "--classes with different names, without spaces around them; a name with a comma stands in double quotes",
+                "each class is one column of the targets, and its name appears in every result",
+                "--classes with different names, without spaces around them; "
+                "write a name with a comma in double quotes",
             )
 
 
 def _problems(table: pd.DataFrame, allow_empty: bool) -> tuple[list[str], list[str]]:
-    """The problem of each row, and its detail where the kind does not say enough."""
+    """Finds the problem of each row, and its detail if the kind does not say enough.
+
+    Returns:
+        Problem and detail of each row; both are empty for a row that can be used.
+    """
     tags_of_name: dict[str, set[frozenset[str]]] = {}
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
         tags_of_name.setdefault(name, set()).add(frozenset(tags))
-    seen: Counter[str] = Counter()
-    problems, details = [], []
+    seen: set[str] = set()
+    problems = []
+    details = []
     for name, tags in zip(table["image_name"], table["tags"], strict=True):
-        seen[name] += 1
         unsafe = why_unsafe(name)
+        # The first problem that applies. Which of contradicting rows is right cannot be known, so
+        # all of them are left out; of equal rows the first one stays.
         if unsafe:
             problem = "unsafe-name"
         elif len(tags_of_name[name]) > 1:
             problem = "contradicting-labels"
-        elif seen[name] > 1:
+        elif name in seen:
             problem = "repeated"
+        elif tags or allow_empty:
+            problem = ""
         else:
-            problem = "" if tags or allow_empty else "no-labels"
+            problem = "no-labels"
+        seen.add(name)
         problems.append(problem)
         details.append(unsafe)
     return problems, details
 
 
 def _check_known(found: list[str], classes: list[str], tagged: Tagged) -> None:
-    unknown = [tag for tag in found if tag not in classes]
-    if unknown:
-        key = same_form(unknown[0]).casefold()
-        lines = [
-            line
-            for tags, line in zip(tagged.tags, tagged.lines, strict=True)
-            if any(same_form(without_invisible(tag)).casefold() == key for tag in tags)
-        ]
-        raise DataError(
-            f'{tagged.source} has the label "{visible(unknown[0])}" on {len(lines)} tiles (first in line {lines[0]}), '
-            f"which is not in the list of classes.{did_you_mean(unknown[0], classes)}",
-            "a label that is not a class cannot be learned",
-            "correct the label file, or add the label to --classes",
-        )
+    label = next((label for label in found if label not in classes), None)
+    if label is None:
+        return
+    lines = _lines_with(label, tagged)
+    raise DataError(
+        f'{tagged.source} has the label "{visible(label)}" on {len(lines)} tiles '
+        f"(first in line {lines[0]}), which is not in the list of classes."
+        f"{did_you_mean(label, classes)}",
+        "a label that is not a class cannot be learned",
+        "correct the label file, or add the label to --classes",
+    )
+
+
+def _lines_with(label: str, tagged: Tagged) -> list[int]:
+    """Returns the lines of the rows that have a label, in any of its spellings."""
+    key = same_form(label).casefold()
+    lines = []
+    for tags, line in zip(tagged.tags, tagged.lines, strict=True):
+        keys = [same_form(without_invisible(tag)).casefold() for tag in tags]
+        if key in keys:
+            lines.append(line)
+    return lines

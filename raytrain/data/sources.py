@@ -1,17 +1,19 @@
-"""From pictures and labels to the index table, one decision a step, each of which can be printed:
+"""From pictures and labels to the table of tiles, in steps that can be printed one by one:
 
     tiles = images_in("train-jpg")                          # where the pictures are
-    tiles = tiles.label_from_file("train_v2.csv")           # how labels appear
-    tiles = tiles.split(by="random", valid=0.2, seed=42)    # what validates
+    tiles = tiles.label_from_file("train_v2.csv")           # which labels they have
+    tiles = tiles.split(by="random", valid=0.2, seed=42)    # which tiles validate
 
-`distributed.ingest.ingest(tiles, "planet")` writes the dataset; how pictures are transformed says the recipe.
-Nothing is opened here but the label file. No torch, no ray.
+`distributed.ingest.ingest(tiles, "planet")` then writes the dataset. How pictures are transformed
+is a matter of the recipe. The label file is the only file that is opened here. Imports neither
+torch nor ray.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +24,18 @@ import pandas as pd
 from raytrain import storage
 from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
 from raytrain.data.labels import Labels, labels_in, labels_of, labels_of_folders, read_labels
-from raytrain.data.listing import LeftOut, pictures_in
+from raytrain.data.listing import LeftOut, Listing, pictures_in
 from raytrain.data.names import SUFFIXES, KnownNames, is_listed_junk, spelling, visible
 from raytrain.data.splits import Rule, only_in_valid
 from raytrain.data.tables import FrameTable, cell_of
 from raytrain.errors import DataError, masked
+
+Array = np.ndarray[Any, Any]
+
+Groups = Sequence[str] | Mapping[str, str] | Callable[[str], str] | None
+"""The group of each tile: one for each row, or a mapping or function from image_name to it."""
+
+_INDEX_COLUMNS = ["image_name", "path", "stamp", "row", "part", "target"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,11 @@ class Images:
     """Pictures that were found or listed, not yet labelled.
 
     Attributes:
-        table: image_name (path below the folder, without suffix where that is unique), file (the same with suffix), path
-            (place of the file) and stamp (size and time of change, empty where unknown), sorted by path.
-        source: what the dataset's manifest says about where they came from.
-        origin: the folder, path or URI; empty of a list of places.
+        table: one row per picture, sorted by path: image_name (path below the folder, without
+            suffix if that is unique), file (the same with suffix), path (of the file) and stamp
+            (its size and modification time, or empty if unknown).
+        source: what dataset.json stores about where the pictures came from.
+        origin: path or URI of the folder; empty for a list of pictures.
         left_out: files and folders that were found and cannot be tiles.
     """
 
@@ -47,75 +57,116 @@ class Images:
     left_out: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
-        left = f"; {len(self.left_out)} left out" if self.left_out else ""
-        return f"{len(self.table)} pictures in {self.source['images']}: {_few(self.table['image_name'])}{left}"
+        names = _first_names(self.table["image_name"])
+        # Printed by the README's examples after each step.
+        text = f"{len(self.table)} pictures in {self.source['images']}: {names}"
+        if self.left_out:
+            text += f"; {len(self.left_out)} left out"
+        return text
 
     def label_from_file(
         self,
-        place: str,
+        path: str,
         form: LabelFormat = KAGGLE_FORMAT,
         classes: Sequence[str] | None = None,
         *,
         allow_empty: bool = False,
         force: bool = False,
     ) -> Tiles:
-        """Takes the labels from a CSV or Parquet file; arguments and errors as `labels.read_labels`."""
-        place = storage.absolute(place)
-        labels = read_labels(place, form, classes, allow_empty=allow_empty, force=force)
-        return self._label(labels, {"file": storage.name_of(place), "form": form.content()})
+        """Reads labels from a CSV or Parquet file.
+
+        Arguments and errors are those of `labels.read_labels`.
+        """
+        path = storage.absolute(path)
+        labels = read_labels(path, form, classes, allow_empty=allow_empty, force=force)
+        return self._label(labels, {"file": storage.name_of(path), "form": form.content()})
 
     def label_from_table(
-        self, table: pd.DataFrame, form: LabelFormat = KAGGLE_FORMAT, classes: Sequence[str] | None = None
+        self,
+        table: pd.DataFrame,
+        form: LabelFormat = KAGGLE_FORMAT,
+        classes: Sequence[str] | None = None,
     ) -> Tiles:
-        """Takes the labels from a table in memory; cells of the tags column are text or lists of text.
+        """Reads labels from a table in memory.
+
+        Args:
+            table: its tags column holds texts or lists of texts.
+            form: names of the columns.
+            classes: the labels in target order; by default all of them, sorted.
 
         Raises:
-            DataError: as `labels.read_labels`.
+            DataError: see `labels.read_labels`.
         """
         labels = labels_in(FrameTable(table), form, classes)
         return self._label(labels, {"table": form.content()})
 
     def label_from_folders(self, classes: Sequence[str] | None = None) -> Tiles:
-        """Takes the name of the folder that a picture lies in as its label.
+        """Uses the name of the folder of each picture as its label.
+
+        Args:
+            classes: the labels in target order; by default all of them, sorted.
 
         Raises:
-            DataError: a picture lies directly in the source folder, or a label is not in `classes`.
+            DataError: a picture is directly in the source folder, or a label is not in `classes`.
         """
-        bare = [name for name in self.table["image_name"] if "/" not in name]
+        names = self.table["image_name"].to_list()
+        bare = [name for name in names if "/" not in name]
         if bare:
             raise DataError(
-                f"{len(bare)} pictures lie in no sub-folder of {self.source['images']}, such as {bare[0]}",
+                f"{len(bare)} pictures lie in no sub-folder of {self.source['images']}, "
+                f"such as {bare[0]}",
                 "the folder's name is the label",
-                "put each into a folder named by its label (images_in(DIR, subfolders=True)), or give --labels FILE",
+                "put each into a folder named by its label "
+                "(images_in(DIR, subfolders=True)), or give --labels FILE",
             )
-        names = self.table["image_name"].to_list()
-        labels = labels_of_folders(names, [name.split("/")[-2] for name in names], classes)
+        # The innermost folder: the outer ones may be parts, as in train/forest/1.png.
+        folders = [name.split("/")[-2] for name in names]
+        labels = labels_of_folders(names, folders, classes)
         return self._label(labels, {"made from": "the folder names"})
 
-    def label_with(self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None) -> Tiles:
-        """Takes as labels what a function makes of each image_name: one text (white space separates) or several.
+    def label_with(
+        self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None
+    ) -> Tiles:
+        """Calls a function for the labels of each picture.
+
+        Args:
+            function: gets an image_name; returns one text, in which white space separates the
+                labels, or several texts.
+            classes: the labels in target order; by default all of them, sorted.
 
         Raises:
             DataError: a label is not in `classes`.
         """
         source = "the labels of the function"
         names = self.table["image_name"].to_list()
-        cells = [cell_of(function(name), f"{source}, for {visible(name)},") for name in names]
+        cells = []
+        for name in names:
+            where = f"{source}, for {visible(name)},"
+            cells.append(cell_of(function(name), where))
         return self._label(labels_of(names, cells, source, classes), {"made from": source})
 
     def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
-        table, unlisted = _with_pictures(labels, self.table)
+        """Joins labels and pictures; `origin` is what dataset.json stores about the labels."""
+        table = _with_pictures(labels, self.table)
         if (table["path"] == "").all():
             raise DataError(
                 f"none of the {len(table)} tiles of the label source is among the {self}",
-                f"the labels name {_few(table['image_name'])}",
+                f"the labels name {_first_names(table['image_name'])}",
                 _where_to_look(table, self.table, self.source["images"]),
             )
-        # Sizes, not times: a copy of the pictures makes the same dataset.
-        pictures = [f"{row.image_name} {row.stamp.split()[0] if row.stamp else row.path}" for row in table.itertuples()]
-        known = {"pictures_sha256": hashlib.sha256("\n".join(pictures).encode()).hexdigest()}
-        source = self.source | known | {"labels": origin | {"sha256": labels.sha256}, "classes": labels.classes}
-        return Tiles(table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out)
+        # dataset.json keeps this order of the keys.
+        source = dict(self.source)
+        source["pictures_sha256"] = _pictures_hash(table)
+        source["labels"] = origin | {"sha256": labels.sha256}
+        source["classes"] = labels.classes
+        labelled = set(table["path"])
+        unlisted = []
+        for path in sorted(self.table["path"]):
+            if path not in labelled:
+                unlisted.append(path)
+        return Tiles(
+            table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out
+        )
 
 
 @dataclass(frozen=True)
@@ -123,14 +174,15 @@ class Tiles:
     """Labelled tiles, not yet divided.
 
     Attributes:
-        table: one row per line of the labels, in their order: image_name, path (empty if there is no picture), stamp,
-            line, target (uint8 array of K), problem (the quarantine kind, or empty) and detail (why, where there is more to
-            say). A name that has no folder in the labels and lies in one gets it.
-        classes: label names in target order.
-        source: what the manifest says about images and labels.
-        notes: counts of what was tidied.
-        unlisted: places of pictures without labels.
-        remarks: what a user should know of how the labels were read.
+        table: one row per row of the labels, in their order: image_name, path (empty if there is no
+            picture), stamp, line, target (uint8 (K,)), problem (the kind that quarantine.jsonl
+            gives, or empty) and detail (why, if there is more to say). A name without a folder in
+            the labels gets the folder of its picture.
+        classes: the K label names in target order.
+        source: what dataset.json stores about images and labels.
+        notes: number of tidied items, by a short description.
+        unlisted: paths of pictures without labels.
+        remarks: sentences that a user should read about how the labels were read.
         left_out: files and folders that were found and cannot be tiles.
     """
 
@@ -144,17 +196,32 @@ class Tiles:
 
     def __str__(self) -> str:
         usable = self.table["problem"] == ""
-        labels = int(np.sum(list(self.table.loc[usable, "target"]), axis=(0, 1))) if usable.any() else 0
-        said = [f"{n} {kind}" for kind, n in self.table.loc[~usable, "problem"].value_counts().items()]
-        said += [f"{n} {note}" for note, n in self.notes.items() if n]
-        said += [f"{len(self.unlisted)} pictures without labels left out"] if self.unlisted else []
-        return f"{usable.sum()} tiles, {len(self.classes)} classes, {labels} labels" + "".join(f"; {s}" for s in said)
+        labels = int(self._tiles_of_classes().sum())
+        parts = [f"{usable.sum()} tiles, {len(self.classes)} classes, {labels} labels"]
+        problems = self.table.loc[~usable, "problem"].value_counts()
+        for kind, count in problems.items():
+            parts.append(f"{count} {kind}")
+        for note, count in self.notes.items():
+            if count:
+                parts.append(f"{count} {note}")
+        if self.unlisted:
+            parts.append(f"{len(self.unlisted)} pictures without labels left out")
+        return "; ".join(parts)
 
     def counts(self) -> str:
-        """Every class with the number of its usable tiles, in one line."""
-        usable = self.table.loc[self.table["problem"] == "", "target"]
-        tiles = np.sum(list(usable), axis=0, dtype=int) if len(usable) else np.zeros(len(self.classes), int)
-        return ", ".join(f"{visible(name)} {count}" for name, count in zip(self.classes, tiles, strict=True))
+        """Returns every class with the number of its usable tiles, in one line."""
+        parts = []
+        for name, count in zip(self.classes, self._tiles_of_classes(), strict=True):
+            parts.append(f"{visible(name)} {count}")
+        return ", ".join(parts)
+
+    def _tiles_of_classes(self) -> Array:
+        """int64 (K,): usable tiles of each class."""
+        # Not in uint8, which ends at 255; row by row, so that no matrix of targets is needed.
+        counts = np.zeros(len(self.classes), np.int64)
+        for target in self.table.loc[self.table["problem"] == "", "target"]:
+            counts += target
+        return counts
 
     def split(
         self,
@@ -162,30 +229,36 @@ class Tiles:
         valid: float = 0.2,
         seed: int = 42,
         *,
-        groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None = None,
+        groups: Groups = None,
         valid_values: Iterable[str] = (),
         test_values: Iterable[str] = (),
     ) -> DividedTiles:
-        """Says which tiles validate; the division is drawn on all rows of the labels, before any picture is opened.
+        """Decides which tiles validate, before any picture is opened.
+
+        The division is drawn over all rows of the labels, so that it does not depend on which
+        pictures turn out to be unusable.
 
         Args:
-            by: random (the lesson's), stratified, group, column, folder or list, as `splits.Rule`.
-            valid: share of the rows that validate, for random, stratified and group.
-            seed: of the division and of the order in which rows are written.
-            groups: group or column value of each row, or a mapping or function from image_name to it.
-            valid_values: column values, top folders or tile names that validate; test_values: that test.
+            by: random (as fast.ai's lesson), stratified, group, column, folder or list; see
+                `splits.Rule`.
+            valid: validation fraction of the rows, for random, stratified and group.
+            seed: of the division, and of the order in which rows are written.
+            groups: group or column value of each tile.
+            valid_values: column values, top folders or tile names that validate.
+            test_values: column values, top folders or tile names that test.
 
         Raises:
             DataError: too few groups, a value that no tile has, or a part without tiles.
         """
-        return self.divide(Rule(by, valid, None, tuple(valid_values), tuple(test_values), seed), groups)
+        folds = None  # an ingest writes one split; `raytrain data split` makes folds
+        rule = Rule(by, valid, folds, tuple(valid_values), tuple(test_values), seed)
+        return self.divide(rule, groups)
 
-    def divide(
-        self, rule: Rule, groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None = None
-    ) -> DividedTiles:
-        """`split` by a rule."""
+    def divide(self, rule: Rule, groups: Groups = None) -> DividedTiles:
+        """Decides by a rule which tiles validate. Arguments and errors are those of `split`."""
         names = self.table["image_name"].to_list()
-        parts = rule.parts(names, np.stack(list(self.table["target"])), _of_each(names, groups))
+        targets = np.stack(list(self.table["target"]))
+        parts = rule.parts(names, targets, _groups_of(names, groups))
         return DividedTiles(self.table.assign(part=parts), self, rule)
 
 
@@ -194,9 +267,9 @@ class DividedTiles:
     """Labelled and divided tiles: what `distributed.ingest.ingest` writes.
 
     Attributes:
-        table: as in `Tiles`, with `part`.
-        tiles: as before the division.
-        rule: how it was made.
+        table: as in `Tiles`, with the column part (train, valid or test).
+        tiles: the tiles before the division.
+        rule: how they were divided.
     """
 
     table: pd.DataFrame
@@ -205,163 +278,273 @@ class DividedTiles:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the manifest says about images, labels and split, as JSON gives it back."""
+        """What dataset.json stores about images, labels and split, in JSON's types."""
         return self.tiles.source | {"split": self.rule.content()}
 
     def usable(self) -> pd.DataFrame:
-        """The index table: image_name, path, stamp, row, part, target, of the rows without a problem."""
-        good = self.table[self.table["problem"] == ""].rename(columns={"line": "row"})
-        return good[["image_name", "path", "stamp", "row", "part", "target"]].reset_index(drop=True)
+        """Returns the rows without a problem: image_name, path, stamp, row, part, target."""
+        is_good = self.table["problem"] == ""
+        good = self.table[is_good].rename(columns={"line": "row"})
+        return good[_INDEX_COLUMNS].reset_index(drop=True)
 
     def unusable(self) -> list[dict[str, Any]]:
-        """A quarantine record for each row with a problem; word-for-word repeats are only counted."""
-        bad = self.table[~self.table["problem"].isin(["", "repeated"])]
+        """Returns a quarantine record for each row with a problem.
+
+        Rows that repeat another one word for word are only counted.
+        """
+        not_reported = self.table["problem"].isin(["", "repeated"])
+        bad = self.table[~not_reported]
         records = []
         for row in bad.itertuples():
-            why = f": {row.detail}" if row.detail else ""
+            detail = f"line {row.line} of the labels"
+            if row.detail:
+                detail += f": {row.detail}"
             records.append(
                 {
                     "image_name": row.image_name,
                     "path": masked(row.path),
                     "row": row.line,
                     "kind": row.problem,
-                    "detail": f"line {row.line} of the labels{why}",
+                    "detail": detail,
                     "sha256": "",
                 }
             )
         return records
 
     def left_out(self) -> list[dict[str, Any]]:
-        """A quarantine record for each file or folder that was found and cannot be a tile; `row` is 0, no row names it."""
-        return [
-            {
-                "image_name": "",
-                "path": masked(entry.path),
-                "row": 0,
-                "kind": entry.kind,
-                "detail": entry.detail,
-                "sha256": "",
-            }
-            for entry in self.tiles.left_out
-        ]
+        """Returns a quarantine record for each file or folder that cannot be a tile.
+
+        `row` is 0, because no row of the labels names it.
+        """
+        records = []
+        for entry in self.tiles.left_out:
+            records.append(
+                {
+                    "image_name": "",
+                    "path": masked(entry.path),
+                    "row": 0,
+                    "kind": entry.kind,
+                    "detail": entry.detail,
+                    "sha256": "",
+                }
+            )
+        return records
 
     def __str__(self) -> str:
+        # Only usable rows become tiles; parts of the others would not be true of the dataset.
         index = self.usable()
         if index.empty:
             return "no usable tile"
+        tiles = index["part"].value_counts()
+        counts = []
+        for part, count in sorted(tiles.items()):
+            counts.append(f"{part} {count}")
+        sentences = [", ".join(counts)]
+        targets = np.stack(list(index["target"]))
+        alone = only_in_valid(index["part"], targets, self.tiles.classes)
+        if alone:
+            sentences.append(f"only in validation, so never learned: {', '.join(alone)}")
         lost = self.rule.unmatched(self.table["image_name"].to_list())
-        counts = ", ".join(f"{part} {count}" for part, count in sorted(index["part"].value_counts().items()))
-        alone = only_in_valid(index["part"], np.stack(list(index["target"])), self.tiles.classes)
-        said = [f"only in validation, so never learned: {', '.join(alone)}"] if alone else []
-        said += [f"{len(lost)} listed names are no tiles: {visible(', '.join(lost[:3]))}"] if lost else []
-        return "; ".join([counts, *said])
+        if lost:
+            examples = visible(", ".join(lost[:3]))
+            sentences.append(f"{len(lost)} listed names are no tiles: {examples}")
+        return "; ".join(sentences)
 
 
 def images_in(
-    place: str, *, subfolders: bool = False, suffixes: Iterable[str] = SUFFIXES, folders: Iterable[str] = ()
+    path: str,
+    *,
+    subfolders: bool = False,
+    suffixes: Iterable[str] = SUFFIXES,
+    folders: Iterable[str] = (),
 ) -> Images:
-    """The pictures in a folder.
+    """Finds the pictures in a folder.
 
     Args:
-        place: directory or URI.
-        subfolders: also those in folders below it; their names are `folder/name`.
-        suffixes: endings of picture files, in any case.
-        folders: only these folders directly below `place`, with what is below them.
+        path: directory or URI.
+        subfolders: also find pictures in the folders below it; their names are `folder/name`.
+        suffixes: suffixes of picture files, in upper or lower case.
+        folders: only these folders directly below `path`, with all that is below them.
 
     Raises:
-        DataError: no such folder, or no picture in it.
+        DataError: the folder does not exist, or has no pictures.
     """
-    place, endings = storage.absolute(place), tuple(suffix.lower() for suffix in suffixes)
-    found = pictures_in(place, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
+    path = storage.absolute(path)
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    found = pictures_in(path, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
     if not found.files:
-        missing = not storage.exists(place)
-        left = f"; {len(found.left_out)} were left out, such as {found.left_out[0]}" if found.left_out else ""
-        below = [] if missing or subfolders else pictures_in(place, subfolders=True, suffixes=endings).files
-        raise DataError(
-            f"the image folder {place} {'does not exist' if missing else 'holds no pictures'}{left}",
-            f"pictures end in {', '.join(endings)} and lie directly in the folder, or with --subfolders below it",
-            f"--subfolders: {len(below)} pictures lie in folders below it"
-            if below
-            else "--images DIR with the folder of tiles",
-        )
+        raise _no_pictures(path, found, subfolders, endings)
+    files = [file.path for file in found.files]
     table = pd.DataFrame(
         {
-            "image_name": _names([file.path for file in found.files]),
-            "file": [file.path for file in found.files],
-            "path": [storage.join(place, file.path) for file in found.files],
+            "image_name": _names(files),
+            "file": files,
+            "path": [storage.join(path, file) for file in files],
             "stamp": [f"{file.size} {file.mtime_ns}" for file in found.files],
         }
     )
-    return Images(table, {"images": storage.name_of(place)}, place, tuple(found.left_out))
+    return Images(table, {"images": storage.name_of(path)}, path, tuple(found.left_out))
 
 
-def images_at(places: Iterable[str]) -> Images:
-    """Pictures by their places: paths or URIs (local, s3://, gs://), each with a file name of its own.
+def _no_pictures(
+    path: str, found: Listing, subfolders: bool, endings: tuple[str, ...]
+) -> DataError:
+    what = f"the image folder {path} holds no pictures"
+    fix = "--images DIR with the folder of tiles"
+    if not storage.exists(path):
+        what = f"the image folder {path} does not exist"
+    elif not subfolders:
+        # The most frequent mistake: there is one folder for each label.
+        below = pictures_in(path, subfolders=True, suffixes=endings).files
+        if below:
+            fix = f"--subfolders: {len(below)} pictures lie in folders below it"
+    if found.left_out:
+        what += f"; {len(found.left_out)} were left out, such as {found.left_out[0]}"
+    return DataError(
+        what,
+        f"pictures end in {', '.join(endings)} and lie directly in the folder, "
+        "or with --subfolders below it",
+        fix,
+    )
+
+
+def images_at(paths: Iterable[str]) -> Images:
+    """Takes pictures from a list of paths.
+
+    Args:
+        paths: paths or URIs (local, s3://, gs://), each with a file name of its own.
 
     Raises:
-        DataError: none, or two with one name.
+        DataError: the list is empty, or two pictures have the same name.
     """
-    listed = [storage.absolute(place) for place in places]
-    junk = [path for path in listed if is_listed_junk(path)]
-    paths = [path for path in listed if not is_listed_junk(path)]
-    files = [storage.name_of(path) for path in paths]
+    kept = []
+    left_out = []
+    for path in paths:
+        path = storage.absolute(path)
+        if is_listed_junk(path):
+            detail = "a thumbnail, or what a system leaves"
+            left_out.append(LeftOut(visible(path), "system-file", detail))
+        else:
+            kept.append(path)
+    files = [storage.name_of(path) for path in kept]
     names = _names(files)
-    twice = pd.Series(names, dtype=str).duplicated()
-    if twice.any() or not paths:
-        raise DataError(
-            f"two of the listed pictures are named {names[int(twice.argmax())]}" if paths else "no picture is listed",
-            "labels are looked up by name",
-            "give each picture a file name of its own",
-        )
-    table = pd.DataFrame({"image_name": names, "file": files, "path": paths, "stamp": list(map(_stamp, paths))})
-    left = tuple(LeftOut(visible(path), "system-file", "a thumbnail, or what a system leaves") for path in junk)
-    return Images(table.sort_values("path", ignore_index=True), {"images": "a list of places"}, "", left)
+    _check_listed(names)
+    table = pd.DataFrame(
+        {
+            "image_name": names,
+            "file": files,
+            "path": kept,
+            "stamp": [_stamp(path) for path in kept],
+        }
+    )
+    table = table.sort_values("path", ignore_index=True)
+    # dataset.json stores these words, so they never change.
+    return Images(table, {"images": "a list of places"}, "", tuple(left_out))
+
+
+def _check_listed(names: list[str]) -> None:
+    why = "labels are looked up by name"
+    fix = "give each picture a file name of its own"
+    if not names:
+        raise DataError("no picture is listed", why, fix)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"two of the listed pictures are named {name}", why, fix)
+        seen.add(name)
 
 
 def _stamp(path: str) -> str:
-    """Size and time of change of a local file; asking a store for each of many objects would take too long."""
+    """Returns size and modification time of a local file, or an empty string."""
+    # Asking an object store about each of many objects would take too long.
+    if storage.is_uri(path):
+        return ""
     try:
-        found = None if storage.is_uri(path) else os.stat(path)
+        found = os.stat(path)
     except OSError:
         return ""
-    return f"{found.st_size} {found.st_mtime_ns}" if found else ""
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _names(paths: list[str]) -> list[str]:
-    """Paths without suffix, except where two pictures would get one name."""
-    stems = pd.Series([path.rsplit(".", 1)[0] for path in paths], dtype=str)
-    return list(stems.where(~stems.duplicated(keep=False), pd.Series(paths, dtype=str)))
+def _names(files: list[str]) -> list[str]:
+    """Removes the suffix of each file name, except where two pictures would get the same name."""
+    stems = [file.rsplit(".", 1)[0] for file in files]
+    count = Counter(stems)
+    names = []
+    for file, stem in zip(files, stems, strict=True):
+        if count[stem] == 1:
+            names.append(stem)
+        else:
+            names.append(file)
+    return names
 
 
-def _with_pictures(labels: Labels, images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of the labels with the path of their picture, and the paths of pictures that no row names.
+def _pictures_hash(table: pd.DataFrame) -> str:
+    """Returns the SHA-256 of the names and sizes of all pictures."""
+    lines = []
+    for row in table.itertuples():
+        # The size without the time, so that a copy of the pictures makes the same dataset.
+        known = row.path
+        if row.stamp:
+            known = row.stamp.split()[0]
+        lines.append(f"{row.image_name} {known}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    A row may name its picture with or without suffix, in another Unicode form or case of the suffix, and without its folder.
+
+def _with_pictures(labels: Labels, images: pd.DataFrame) -> pd.DataFrame:
+    """Adds the path of its picture to each row of the labels; the columns are those of `Tiles`.
+
+    A row may name its picture with or without suffix, in another Unicode form or case of the
+    suffix, and without its folder.
     """
+    # A picture is known by its name with and without suffix. An image_name, which comes second,
+    # replaces an equal file name of another picture.
     paths = dict(zip(images["file"], images["path"], strict=True))
     paths |= dict(zip(images["image_name"], images["path"], strict=True))
     stamps = dict(zip(images["path"], images["stamp"], strict=True))
-    pictures = KnownNames(paths, spelling)
-    rows = [_picture_of(name, paths, pictures) for name in labels.table["image_name"]]
+    known = KnownNames(paths, spelling)
+    pictures = [_picture_of(name, paths, known) for name in labels.table["image_name"]]
+
     table = labels.table.drop(columns="tags").assign(target=list(labels.targets))
-    table["image_name"] = [row.name for row in rows]
-    table["path"] = [row.path for row in rows]
+    table["image_name"] = [picture.name for picture in pictures]
+    table["path"] = [picture.path for picture in pictures]
     table["stamp"] = [stamps.get(path, "") for path in table["path"]]
+    # A problem of the label row itself says more than a missing picture.
     lost = (table["problem"] == "") & (table["path"] == "")
-    table["problem"] = table["problem"].where(~lost, [row.problem for row in rows])
-    table["detail"] = table["detail"].where(~lost, [row.detail for row in rows])
-    # `x` and `x.jpg` may name one picture: in both parts it would leak.
+    problems = [picture.problem for picture in pictures]
+    details = [picture.detail for picture in pictures]
+    table["problem"] = table["problem"].where(~lost, problems)
+    table["detail"] = table["detail"].where(~lost, details)
+    _mark_same_pictures(table)
+    return table
+
+
+def _mark_same_pictures(table: pd.DataFrame) -> None:
+    """Sets the problem of rows that name the picture of another row.
+
+    `x` and `x.jpg` may name one picture: in both training and validation it would leak.
+    """
     usable = table[table["problem"] == ""]
-    for _, same in usable[usable["path"].duplicated(keep=False)].groupby("path"):
-        differ = len({target.tobytes() for target in same["target"]}) > 1
-        left = same.index if differ else same.index[1:]
-        table.loc[left, "problem"] = "contradicting-labels" if differ else "same-picture"
-    return table, sorted(set(images["path"]) - set(table["path"]))
+    repeated = usable[usable["path"].duplicated(keep=False)]
+    for _, rows in repeated.groupby("path"):
+        targets = {target.tobytes() for target in rows["target"]}
+        if len(targets) > 1:
+            # Which row is right cannot be known.
+            table.loc[rows.index, "problem"] = "contradicting-labels"
+        else:
+            table.loc[rows.index[1:], "problem"] = "same-picture"
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """The picture that a row of the labels names, or why there is none: name, path, problem and detail."""
+    """The picture that a row of the labels names, or why there is none.
+
+    Attributes:
+        name: name of the tile from now on.
+        path: of the picture; empty if there is none.
+        problem: the kind that quarantine.jsonl gives, or empty.
+        detail: why, if the kind does not say enough.
+    """
 
     name: str
     path: str = ""
@@ -370,47 +553,74 @@ class _Picture:
 
 
 def _picture_of(name: str, paths: Mapping[str, str], pictures: KnownNames) -> _Picture:
+    """Finds the picture of a name; `paths` gives the path of each known name."""
     if name in paths:
         return _Picture(name, paths[name])
-    meant = pictures.whole(name) or pictures.in_folders(name)
+    whole = pictures.whole(name)
+    meant = whole or pictures.in_folders(name)
     if not meant:
-        return _Picture(name, "", "missing")
+        return _Picture(name, problem="missing")
+    # Several known names of one picture, with and without suffix, are no ambiguity.
     if len({paths[known] for known in meant}) > 1:
-        return _Picture(name, "", "ambiguous-name", f"it may be {visible(' or '.join(meant[:3]))}")
-    if pictures.whole(name):
-        return _Picture(name, paths[meant[0]])
-    return _Picture(meant[0], paths[meant[0]])
+        detail = f"it may be {visible(' or '.join(meant[:3]))}"
+        return _Picture(name, problem="ambiguous-name", detail=detail)
+    path = paths[meant[0]]
+    if whole:
+        return _Picture(name, path)
+    # The name lacked its folder; with it, tiles can be divided by folder.
+    return _Picture(meant[0], path)
 
 
 def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame, folder: str) -> str:
-    """What to do where the labels name no picture at all."""
+    """Returns what to do if the labels name no picture at all.
+
+    Args:
+        labels: as in `Tiles`.
+        images: as in `Images`.
+        folder: name of the image folder.
+    """
+    # From the clearest case to the least clear one.
     if labels["image_name"].str.startswith(f"{folder}/").all():
-        return f"the names begin with {folder}/: give the folder above it, --images DIR --folders {folder}"
+        return (
+            f"the names begin with {folder}/: "
+            f"give the folder above it, --images DIR --folders {folder}"
+        )
     if (labels["problem"] == "ambiguous-name").any():
         return "write names as folder/name: several folders hold a picture of the same name"
     stems = KnownNames(images["image_name"])
     if any(stems.find(name) for name in labels["image_name"]):
         first = images["file"].iloc[0]
-        return f"the names have another suffix than the pictures, such as {first}; write them without suffix"
+        return (
+            f"the names have another suffix than the pictures, such as {first}; "
+            "write them without suffix"
+        )
     if images["image_name"].str.contains("/").any():
         return "check the folder, and whether the labels name the tiles as the files are named"
     return "check the folder; --subfolders also looks into the folders below it"
 
 
-def _of_each(
-    names: Sequence[str], groups: Sequence[str] | Mapping[str, str] | Callable[[str], str] | None
-) -> Sequence[str]:
+def _groups_of(names: Sequence[str], groups: Groups) -> Sequence[str]:
+    """Returns the group of each name; none if no groups were given."""
     if groups is None:
         return []
     if callable(groups):
         return [groups(name) for name in names]
+    # What is left is a mapping, or a sequence in the order of the rows, whose length `Rule` checks.
     if not isinstance(groups, Mapping):
         return list(groups)
     missing = [name for name in names if name not in groups]
     if missing:
-        raise DataError(f"the mapping has no group for {len(missing)} tiles, such as {missing[0]}", "", "add them")
+        raise DataError(
+            f"the mapping has no group for {len(missing)} tiles, such as {missing[0]}",
+            "",
+            "add them",
+        )
     return [groups[name] for name in names]
 
 
-def _few(names: pd.Series) -> str:
-    return visible(", ".join(names.iloc[:3])) + (", ..." if len(names) > 3 else "")
+def _first_names(names: pd.Series) -> str:
+    """Returns the first three names, for a message."""
+    text = visible(", ".join(names.iloc[:3]))
+    if len(names) > 3:
+        text += ", ..."
+    return text

@@ -1,6 +1,7 @@
-"""Which rows validate: pure functions from rows to parts or folds. No torch, no ray.
+"""Divides tiles into training and validation: pure functions from rows to parts or folds.
 
-Parts are words, "train", "valid" or "test"; folds are numbers from 0, the fold in which a row validates.
+A part is the word "train", "valid" or "test". A fold is a number from 0: the fold in which the row
+validates. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -20,77 +21,134 @@ from raytrain.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
+BY = ("random", "stratified", "group", "column", "folder", "list")
+MAX_STORED_VALUES = 100  # longer lists of values are stored as their hash
+
 
 def random_parts(rows: int, valid: float = 0.2, seed: int = 42) -> Array:
-    """Draws the lesson's random split: validation = the first `int(valid * rows)` of a seeded permutation.
+    """Draws the random split of fast.ai's lesson.
 
-    Legacy RandomState on purpose: fastai 1 used `np.random.permutation` after `np.random.seed`, and only the same
-    generator gives the lesson's 8,095 validation rows of the 40,479 (fastai 1.0.21 data_block.py:167-171).
+    The first `int(valid * rows)` rows of a seeded permutation validate. The generator is NumPy's
+    legacy RandomState on purpose: fastai 1 called `np.random.permutation` after `np.random.seed`
+    (fastai 1.0.21, data_block.py:167-171), and only the same generator gives the lesson's 8,095
+    validation rows of the 40,479.
+
+    Args:
+        rows: number of rows.
+        valid: validation fraction.
+        seed: seed of the permutation.
 
     Returns:
         str array (rows,) of "train" and "valid".
     """
     order = np.random.RandomState(seed).permutation(rows)
     parts = np.full(rows, "train", dtype=object)
-    parts[order[: int(valid * rows)]] = "valid"
+    count = int(valid * rows)
+    parts[order[:count]] = "valid"
     return parts
 
 
 def random_folds(rows: int, folds: int, seed: int = 42) -> Array:
-    """Deals a seeded permutation of the rows out to folds whose sizes differ by one at most.
+    """Deals a seeded permutation of the rows to folds whose sizes differ by at most one.
 
     Returns:
-        int array (rows,).
+        int64 (rows,): fold of each row.
     """
+    order = np.random.default_rng([seed, folds]).permutation(rows)
     dealt = np.empty(rows, int)
-    dealt[np.random.default_rng([seed, folds]).permutation(rows)] = np.arange(rows) % folds
+    dealt[order] = np.arange(rows) % folds
     return dealt
 
 
 def stratified(targets: Array, shares: Sequence[float], seed: int = 42) -> Array:
-    """Divides rows with several labels into subsets in which every label has its share, rare ones first.
+    """Divides rows with several labels so that every label has its share in each subset.
 
-    Iterative stratification, Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label Data",
-    algorithm 1: the rarest label that is left gives its rows, one by one, to the subset that lacks it most; ties go to
-    the subset that lacks most rows, then to chance.
+    Iterative stratification, algorithm 1 of Sechidis, Tsoumakas and Vlahavas 2011, "On the
+    Stratification of Multi-Label Data". The rarest remaining label gives its rows, one by one, to
+    the subset that needs it most. Ties go to the subset that needs most rows, then to chance.
 
     Args:
-        targets: (rows, K), not zero where the row has the label.
-        shares: of each subset; they are scaled to the sum 1.
-        seed: of the order of rows and of ties.
+        targets: (rows, K), not zero if the row has the label.
+        shares: fraction of the rows in each of the S subsets. They are scaled to the sum 1.
+        seed: seed of the order of rows and of ties.
 
     Returns:
-        int array (rows,): number of the subset.
+        int64 (rows,): number of the subset of each row.
     """
-    rng = np.random.default_rng([seed, len(targets)])
-    has = np.asarray(targets) != 0
-    share = np.asarray(shares, float) / np.sum(shares)
-    lacks_rows, lacks = share * len(has), share[:, None] * has.sum(0)
-    subset = np.full(len(has), -1)
-    order = rng.permutation(len(has))
+    return _Stratification(np.asarray(targets) != 0, shares, seed).divide()
 
-    def give(row: int, need: Array) -> None:
-        best = np.flatnonzero(np.isclose(need, need.max()))
-        best = best[np.isclose(lacks_rows[best], lacks_rows[best].max())]
-        chosen = subset[row] = int(rng.choice(best))
-        lacks_rows[chosen] -= 1
-        lacks[chosen, has[row]] -= 1
 
-    left = has.sum(0)
-    while left.any():
-        label = int(np.where(left > 0, left, len(has) + 1).argmin())
-        for row in order[has[order, label] & (subset[order] < 0)]:
-            give(row, lacks[:, label])
-        left = has[subset < 0].sum(0)
-    for row in order[subset[order] < 0]:  # rows without any label
-        give(row, lacks_rows)
-    return subset
+class _Stratification:
+    """The state of one iterative stratification."""
+
+    def __init__(self, has: Array, shares: Sequence[float], seed: int) -> None:
+        """Starts with no row divided.
+
+        Args:
+            has: bool (rows, K), True if the row has the label.
+            shares: (S,) fraction of each subset.
+            seed: seed of the order of rows and of ties.
+        """
+        rows = len(has)
+        share = np.asarray(shares, float) / np.sum(shares)
+        self._has = has
+        # What the subsets still need: rows (S,), and rows with each label (S, K).
+        self._needed_rows = share * rows
+        self._needed_labels = share[:, None] * has.sum(0)
+        self._subset = np.full(rows, -1)  # -1: not divided yet
+        self._generator = np.random.default_rng([seed, rows])
+        self._order = self._generator.permutation(rows)
+
+    def divide(self) -> Array:
+        """Returns the subset of each row, int64 (rows,)."""
+        label = self._rarest_label()
+        while label is not None:
+            # The column is a view, so it shrinks while its rows are given away.
+            needed = self._needed_labels[:, label]
+            for row in self._rows_left(self._has[:, label]):
+                self._give(row, needed)
+            label = self._rarest_label()
+        # What is left has no label at all.
+        for row in self._rows_left(np.ones(len(self._has), bool)):
+            self._give(row, self._needed_rows)
+        return self._subset
+
+    def _rarest_label(self) -> int | None:
+        """Returns the label with the fewest rows left, or None if no row with a label is left."""
+        left = self._has[self._subset < 0].sum(0)
+        if not left.any():
+            return None
+        # A label without rows must not count as the rarest one.
+        more_than_any = len(self._has) + 1
+        return int(np.where(left > 0, left, more_than_any).argmin())
+
+    def _rows_left(self, wanted: Array) -> Array:
+        """Returns the rows that are wanted, bool (rows,), and not divided, in the drawn order."""
+        open_rows = wanted & (self._subset < 0)
+        return self._order[open_rows[self._order]]
+
+    def _give(self, row: int, needed: Array) -> None:
+        """Gives a row to the subset with the largest need; `needed`: (S,), rows."""
+        # isclose, because needs are fractions whose rounding errors would decide ties.
+        best = np.flatnonzero(np.isclose(needed, needed.max()))
+        rows = self._needed_rows[best]
+        best = best[np.isclose(rows, rows.max())]
+        chosen = int(self._generator.choice(best))
+        self._subset[row] = chosen
+        self._needed_rows[chosen] -= 1
+        self._needed_labels[chosen, self._has[row]] -= 1
 
 
 def group_parts(groups: Sequence[str], valid: float = 0.2, seed: int = 42) -> Array:
     """Validates whole groups (a scene, a flight, a region), so that none is on both sides.
 
-    Groups are visited in a random order; one validates if that brings the share of rows closer to `valid`.
+    Groups are visited in a random order. One validates if that brings the fraction of validation
+    rows closer to `valid`.
+
+    Args:
+        groups: (rows,) group of each row.
+        valid: validation fraction of the rows.
+        seed: seed of the order of groups.
 
     Returns:
         str array (rows,) of "train" and "valid".
@@ -99,63 +157,84 @@ def group_parts(groups: Sequence[str], valid: float = 0.2, seed: int = 42) -> Ar
         DataError: fewer than 2 groups.
     """
     sizes = _group_sizes(groups, 2)
-    wanted, taken = valid * len(groups), 0
+    # Both count rows.
+    wanted = valid * len(groups)
+    taken = 0
     chosen: set[str] = set()
     for group in _shuffled(sizes, seed):
-        closer = abs(taken + sizes[group] - wanted) < abs(taken - wanted)
-        if closer and len(chosen) + 1 < len(sizes):
+        error_without = abs(taken - wanted)
+        error_with = abs(taken + sizes[group] - wanted)
+        # One group must be left for training.
+        is_last = len(chosen) + 1 == len(sizes)
+        if error_with < error_without and not is_last:
             chosen.add(group)
             taken += sizes[group]
-    chosen = chosen or {min(sizes, key=lambda group: sizes[group])}
+    if not chosen:
+        # No group comes closer than none at all, but validation needs one.
+        chosen.add(min(sizes, key=lambda group: sizes[group]))
     return parts_by_value(groups, chosen)
 
 
 def group_folds(groups: Sequence[str], folds: int, seed: int = 42) -> Array:
-    """Deals whole groups out to folds, large ones first, each to the fold that has the fewest rows.
+    """Deals whole groups to folds, large groups first, each to the fold that has the fewest rows.
 
     Returns:
-        int array (rows,).
+        int64 (rows,): fold of each row.
 
     Raises:
         DataError: fewer groups than folds.
     """
     sizes = _group_sizes(groups, folds)
-    rows, fold = np.zeros(folds, int), {}
+    rows = np.zeros(folds, int)
+    fold_of: dict[str, int] = {}
+    # The sort is stable, so that chance decides the order of groups of equal size.
     for group in sorted(_shuffled(sizes, seed), key=lambda group: -sizes[group]):
-        fold[group] = int(rows.argmin())
-        rows[fold[group]] += sizes[group]
-    return np.array([fold[group] for group in groups], int)
+        fold = int(rows.argmin())
+        fold_of[group] = fold
+        rows[fold] += sizes[group]
+    return np.array([fold_of[group] for group in groups], int)
 
 
 def parts_by_value(values: Iterable[str], valid: Iterable[str], test: Iterable[str] = ()) -> Array:
-    """Gives rows whose value (a folder, a column's word, the name itself) is listed to validation or test, others to train.
+    """Puts rows with a listed value into validation or test, and all others into training.
+
+    Args:
+        values: (rows,) value of each row, such as its folder or its name.
+        valid: values that validate.
+        test: values that test.
 
     Returns:
-        str array (rows,).
+        str array (rows,) of "train", "valid" and "test".
     """
-    part = dict.fromkeys(valid, "valid") | dict.fromkeys(test, "test")
-    return np.array([part.get(value, "train") for value in values], dtype=object)
+    part_of = dict.fromkeys(valid, "valid")
+    part_of.update(dict.fromkeys(test, "test"))
+    parts = [part_of.get(value, "train") for value in values]
+    return np.array(parts, dtype=object)
 
 
 def stratified_parts(targets: Array, valid: float = 0.2, seed: int = 42) -> Array:
-    """`stratified` into "train" and "valid", str array (rows,)."""
-    return np.where(stratified(targets, (1 - valid, valid), seed) == 1, "valid", "train").astype(object)
+    """Calls `stratified` for training and validation.
 
-
-BY = ("random", "stratified", "group", "column", "folder", "list")
+    Returns:
+        str array (rows,) of "train" and "valid".
+    """
+    subset = stratified(targets, (1 - valid, valid), seed)
+    return np.where(subset == 1, "valid", "train").astype(object)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How tiles are divided, into parts or into folds.
+    """How tiles are divided into parts or folds.
 
     Attributes:
-        by: random, stratified (every label in its share), group (none on both sides), or by value: column (what a table
-            says of the tile), folder (the first component of its name), list (its name).
-        valid: share of the tiles that validate, where chance decides; without folds.
+        by: random; stratified (every label in its share); group (no group on both sides); or by a
+            value of each tile: column (what a table says), folder (first component of its name) or
+            list (its name).
+        valid: validation fraction of the tiles, if chance decides and there are no folds.
         folds: number of folds, or None for parts.
-        valid_values: values that validate; test_values: that test.
-        seed: of all chance.
+        valid_values: values that validate.
+        test_values: values that test.
+        seed: seed of all random decisions.
     """
 
     by: str = "random"
@@ -166,28 +245,49 @@ class Rule:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        both = {self._key(value) for value in self.valid_values} & {self._key(value) for value in self.test_values}
-        if self.by not in BY or both:
-            what = f"{sorted(both)[0]} is to validate and to test" if both else f"there is no division by {self.by!r}"
-            raise DataError(
-                f"{what}.{'' if both else did_you_mean(self.by, BY)}",
-                "tiles would get a wrong part",
-                f"one of {', '.join(BY)}",
-            )
+        """Checks the rule.
+
+        Raises:
+            DataError: `by` is unknown, or a value is to validate and to test.
+        """
+        valid = {self._key(value) for value in self.valid_values}
+        test = {self._key(value) for value in self.test_values}
+        # Sorted, so that the message is the same each time.
+        both = sorted(valid & test)
+        if both:
+            what = f"{both[0]} is to validate and to test."
+        elif self.by not in BY:
+            what = f"there is no division by {self.by!r}.{did_you_mean(self.by, BY)}"
+        else:
+            return
+        raise DataError(what, "tiles would get a wrong part", f"one of {', '.join(BY)}")
+
+    def _key(self, value: str) -> str:
+        """Returns what makes two values equal: names may be spelled in several ways."""
+        if self.by == "list":
+            return spelling_of_stem(value)
+        return value
 
     def content(self) -> dict[str, Any]:
-        """As JSON gives it back; long lists as their hash."""
-        values = {key: _short(getattr(self, key)) for key in ("valid_values", "test_values")}
-        return asdict(self) | values
+        """Returns the rule as dataset.json stores it; long lists of values as their hash."""
+        found = asdict(self)
+        found["valid_values"] = _short(self.valid_values)
+        found["test_values"] = _short(self.test_values)
+        return found
 
-    def tables(self, name: str, names: Sequence[str], targets: Array, groups: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """The splits by name, as a dataset keeps them (image_name, part, fold): `name`, or `name-1` ... `name-K` for folds.
+    def tables(
+        self, name: str, names: Sequence[str], targets: Array, groups: Sequence[str]
+    ) -> dict[str, pd.DataFrame]:
+        """Makes the splits as a dataset stores them, with the columns image_name, part and fold.
 
         Args:
-            name: of the split.
-            names: of the tiles, in an order that does not change.
-            targets: (rows, K), for a stratified division.
-            groups: group or column value of each tile, where the rule needs one.
+            name: name of the split.
+            names: (rows,) names of the tiles, in an order that never changes.
+            targets: (rows, K), not zero if the tile has the label; for a stratified division.
+            groups: (rows,) group or column value of each tile, or empty if the rule needs none.
+
+        Returns:
+            The splits by name: `name`, or `name-1` ... `name-K` for K folds.
 
         Raises:
             DataError: too few groups, or a value that no tile has.
@@ -196,11 +296,18 @@ class Rule:
             return {name: as_split(names, self.parts(names, targets, groups))}
         self._check_groups(names, groups)
         folds = self._folds(targets, groups, self.folds)
-        parts = (np.where(folds == fold, "valid", "train") for fold in range(self.folds))
-        return {f"{name}-{number}": as_split(names, part, folds) for number, part in enumerate(parts, 1)}
+        found = {}
+        for fold in range(self.folds):
+            parts = np.where(folds == fold, "valid", "train")
+            number = fold + 1  # the names of splits count from 1, the column `fold` from 0
+            found[f"{name}-{number}"] = as_split(names, parts, folds)
+        return found
 
     def parts(self, names: Sequence[str], targets: Array, groups: Sequence[str]) -> Array:
-        """The part of each tile, str array (rows,); arguments and errors as `tables`."""
+        """Returns the part of each tile, str array (rows,).
+
+        Arguments and errors are those of `tables`.
+        """
         self._check_groups(names, groups)
         if self.by == "list":
             return self._parts_of_list(names)
@@ -215,57 +322,74 @@ class Rule:
         return random_parts(len(targets), self.valid, self.seed)
 
     def unmatched(self, names: Sequence[str]) -> list[str]:
-        """Names of a list that are no tiles, sorted."""
+        """Returns the listed names that are not tiles, sorted."""
         if self.by != "list":
             return []
         known = KnownNames(names)
-        return sorted(name for name in {*self.valid_values, *self.test_values} if not known.find(name))
+        listed = set(self._listed_values())
+        return sorted(name for name in listed if not known.find(name))
+
+    def _listed_values(self) -> list[str]:
+        return [*self.valid_values, *self.test_values]
 
     def _parts_of_list(self, names: Sequence[str]) -> Array:
         known = KnownNames(names)
-        valid = {tile for name in self.valid_values for tile in known.find(name)}
-        test = {tile for name in self.test_values for tile in known.find(name)}
-        if both := sorted(valid & test):
+        valid = _tiles_named(self.valid_values, known)
+        test = _tiles_named(self.test_values, known)
+        # Only now two names of one tile are found out, such as `a` and `folder/a`.
+        both = sorted(valid & test)
+        if both:
             raise DataError(
                 f"{both[0]} is to validate and to test",
                 "tiles would get a wrong part",
-                "take it out of one of the lists",
+                "remove it from one of the lists",
             )
-        # A list may name tiles that were left out for their pictures; one that names no tile at all is a slip.
+        # A list may name tiles whose pictures were left out. A list that names no tile at all is
+        # a mistake.
         if not valid and not test:
-            self._raise_unknown((*self.valid_values, *self.test_values)[0], set(names))
+            first = self._listed_values()[0]
+            self._raise_unknown(first, set(names))
         return parts_by_value(names, valid, test)
 
     def _values(self, names: Sequence[str], groups: Sequence[str]) -> Sequence[str]:
-        if self.by == "folder":
-            return [name.split("/")[0] if "/" in name else "" for name in names]
-        return groups
+        if self.by != "folder":
+            return groups
+        values = []
+        for name in names:
+            folder = ""  # a name without a slash is in no folder
+            if "/" in name:
+                folder = name.split("/")[0]
+            values.append(folder)
+        return values
 
     def _check_groups(self, names: Sequence[str], groups: Sequence[str]) -> None:
-        if self.by in ("group", "column") and len(groups) != len(names):
+        if self.by not in ("group", "column"):
+            return
+        if len(groups) != len(names):
             raise DataError(
                 f"a division by {self.by} has {len(groups)} values for {len(names)} tiles",
                 "it must be known where each tile belongs",
                 "groups=..., or --table FILE --column NAME",
             )
 
-    def _key(self, value: str) -> str:
-        return spelling_of_stem(value) if self.by == "list" else value
-
     def _check_values(self, values: Sequence[str]) -> None:
         known = set(values)
-        for value in (*self.valid_values, *self.test_values):
+        for value in self._listed_values():
             if value not in known:
                 self._raise_unknown(value, known)
 
     def _raise_unknown(self, value: str, known: set[str]) -> None:
-        example = f", such as {visible(sorted(known)[0])!r}" if known else ""
-        folders = "; names begin with a folder after ingest --subfolders" if self.by == "folder" else ""
         what = {"list": "the name", "folder": "the folder"}.get(self.by, "the value")
+        others = f"{len(known)} others"
+        if known:
+            others += f", such as {visible(sorted(known)[0])!r}"
+        fix = f"correct {what}"
+        if self.by == "folder":
+            fix += "; names begin with a folder after ingest --subfolders"
         raise DataError(
-            f'no tile has {what} "{visible(value)}" ({len(known)} others{example}).{did_you_mean(value, known)}',
+            f'no tile has {what} "{visible(value)}" ({others}).{did_you_mean(value, known)}',
             "its part would be empty",
-            f"correct {what}{folders}",
+            fix,
         )
 
     def _folds(self, targets: Array, groups: Sequence[str], folds: int) -> Array:
@@ -276,42 +400,76 @@ class Rule:
         return random_folds(len(targets), folds, self.seed)
 
 
+def _tiles_named(listed: Iterable[str], known: KnownNames) -> set[str]:
+    """Returns the tiles that a list of names means."""
+    tiles: set[str] = set()
+    for name in listed:
+        tiles.update(known.find(name))
+    return tiles
+
+
 def only_in_valid(parts: Sequence[str], targets: Array, classes: Sequence[str]) -> list[str]:
-    """Labels that validation has and training has not: they count against the network, which never saw them.
+    """Returns the labels that are in validation but not in training.
+
+    The network never sees them, so they lower its score.
 
     Args:
-        parts: (rows,) words; targets: (rows, K); classes: K names.
+        parts: (rows,) part of each row.
+        targets: (rows, K), not zero if the row has the label.
+        classes: the K label names.
     """
     part = np.asarray(parts, dtype=object)
-    alone = targets[part == "valid"].any(0) & ~targets[part == "train"].any(0)
-    return [name for name, it_is in zip(classes, alone, strict=True) if it_is]
+    in_valid = targets[part == "valid"].any(0)
+    in_train = targets[part == "train"].any(0)
+    alone = np.flatnonzero(in_valid & ~in_train)
+    return [classes[k] for k in alone.tolist()]
 
 
 def _short(values: tuple[str, ...]) -> list[str]:
-    if len(values) <= 100:
+    if len(values) <= MAX_STORED_VALUES:
         return list(values)
-    return [f"{len(values)} values, sha256 {hashlib.sha256(repr(values).encode()).hexdigest()}"]
+    # dataset.json stores these words and this hash, so neither may change.
+    sha256 = hashlib.sha256(repr(values).encode()).hexdigest()
+    return [f"{len(values)} values, sha256 {sha256}"]
 
 
 def natural_order(names: Sequence[str]) -> list[int]:
-    """Positions of names in the order that counts numbers as numbers: tile_2 before tile_10.
+    """Returns the positions of names, sorted with numbers as numbers: tile_2 before tile_10.
 
-    That is the order of the competition's label file, so a random division over it has the lesson's rows.
+    That is the order of the competition's label file, so that a random division of a dataset in
+    this order has the rows of fast.ai's lesson.
     """
+    keys = [_natural_key(name) for name in names]
+    return sorted(range(len(names)), key=lambda position: keys[position])
 
-    def key(position: int) -> list[tuple[int, int, str]]:
-        parts = re.split(r"(\d+)", names[position])
-        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
-    return sorted(range(len(names)), key=key)
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    key = []
+    for part in re.split(r"(\d+)", name):
+        # Numbers and text cannot be compared, so the first item of the tuple separates them.
+        if part.isdecimal():
+            key.append((0, int(part), ""))
+        else:
+            key.append((1, 0, part))
+    return key
 
 
 def as_split(names: Sequence[str], parts: Array, folds: Array | int = -1) -> pd.DataFrame:
-    """Columns image_name, part and fold (from 0; -1 where there are no folds)."""
+    """Makes the table of a split.
+
+    Args:
+        names: (rows,) names of the tiles.
+        parts: (rows,) part of each tile.
+        folds: (rows,) fold of each tile from 0, or -1 without folds.
+
+    Returns:
+        The columns image_name, part and fold.
+    """
     return pd.DataFrame({"image_name": names, "part": parts, "fold": folds})
 
 
 def _group_sizes(groups: Sequence[str], least: int) -> Counter[str]:
+    """Returns the rows of each group; refuses fewer groups than `least`."""
     sizes = Counter(groups)
     if len(sizes) < least:
         raise DataError(
@@ -323,5 +481,8 @@ def _group_sizes(groups: Sequence[str], least: int) -> Counter[str]:
 
 
 def _shuffled(sizes: Counter[str], seed: int) -> list[str]:
+    """Returns the groups in a random order that depends only on their names and the seed."""
     known = sorted(sizes)
-    return [known[i] for i in np.random.default_rng([seed, len(known)]).permutation(len(known))]
+    generator = np.random.default_rng([seed, len(known)])
+    order = generator.permutation(len(known))
+    return [known[i] for i in order]

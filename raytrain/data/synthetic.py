@@ -1,8 +1,10 @@
-"""Synthetic tiles for the quickstart and the tests: 256x256 pictures with the 17 Planet labels, painted from noise.
+"""Synthetic tiles for the quickstart and the tests: 256x256 pictures with the 17 Planet labels.
 
-Any tile can be made again from (seed, index). Label sets are drawn from `label_sets.csv`, counts of whole label sets in
-the competition's label file (aggregate statistics, no rows of it). Every other tile is written as a 4-component JPEG,
-as all the real ones are. They are named and marked synthetic; scores on them are no Planet results. No torch, no ray.
+A tile is painted from noise and depends on (seed, index) only. Label sets are drawn from
+`label_sets.csv`: how often each label set occurs in the competition's label file (aggregate
+statistics, no rows of it). Every other tile is written as a 4-component JPEG, as all real ones
+are. Names and JPEG comments mark the tiles as synthetic; scores on them are no Planet results.
+Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -24,99 +26,151 @@ from raytrain import storage
 from raytrain.data.synthetic_paint import paint
 
 CLASSES = (
-    "agriculture", "artisinal_mine", "bare_ground", "blooming", "blow_down", "clear", "cloudy", "conventional_mine",
-    "cultivation", "habitation", "haze", "partly_cloudy", "primary", "road", "selective_logging", "slash_burn", "water",
-)  # fmt: skip
-# Counts of label sets are raised to this power, so that the rarest labels occur a few times in two thousand tiles.
+    "agriculture",
+    "artisinal_mine",
+    "bare_ground",
+    "blooming",
+    "blow_down",
+    "clear",
+    "cloudy",
+    "conventional_mine",
+    "cultivation",
+    "habitation",
+    "haze",
+    "partly_cloudy",
+    "primary",
+    "road",
+    "selective_logging",
+    "slash_burn",
+    "water",
+)
+# Counts of label sets are raised to this power, so that the rarest labels occur a few times in two
+# thousand tiles.
 TEMPER = 0.85
-# The quirks of the real file, at fixed places: a tile without weather label, one with nine labels, and in the CSV a
-# repeated tag and tags out of order.
-NO_WEATHER, REPEATED_TAG, UNSORTED_TAGS, NINE_LABELS = 7, 11, 13, 17
+# Indices of tiles with the peculiarities of the real label file: no weather label, a tag that is
+# repeated in the CSV, tags out of order in the CSV, and nine labels.
+NO_WEATHER = 7
+REPEATED_TAG = 11
+UNSORTED_TAGS = 13
+NINE_LABELS = 17
 _FIXED = {
     NO_WEATHER: "water",
     REPEATED_TAG: "agriculture clear cultivation primary",
     UNSORTED_TAGS: "blooming clear primary",
-    NINE_LABELS: "agriculture bare_ground clear cultivation habitation primary road slash_burn water",
+    NINE_LABELS: (
+        "agriculture bare_ground clear cultivation habitation primary road slash_burn water"
+    ),
 }
+# With fewer tiles for each process, starting the processes takes longer than painting.
+_MIN_TILES_PER_PROCESS = 32
+_JPEG_QUALITY = 90
 
 
 def labels(seed: int, index: int) -> tuple[str, ...]:
-    """The label set of a tile, sorted."""
+    """Returns the label set of a tile, sorted."""
     if index in _FIXED:
         return tuple(_FIXED[index].split())
     sets, weights = _label_sets()
-    return sets[int(np.random.default_rng([seed, index, 0]).choice(len(sets), p=weights))]
+    # The last number separates this stream from that of the pixels.
+    rng = np.random.default_rng([seed, index, 0])
+    chosen = int(rng.choice(len(sets), p=weights))
+    return sets[chosen]
 
 
 def tile(seed: int, index: int) -> np.ndarray[Any, Any]:
-    """The pixels of a tile, uint8 (256, 256, 3) RGB."""
-    return paint(frozenset(labels(seed, index)), np.random.default_rng([seed, index, 1]))
+    """Returns the pixels of a tile, uint8 (256, 256, 3) RGB."""
+    rng = np.random.default_rng([seed, index, 1])
+    return paint(frozenset(labels(seed, index)), rng)
 
 
 def name(index: int) -> str:
-    """The tile's name: synthetic_000007."""
+    """Returns the name of a tile: synthetic_000007."""
     return f"synthetic_{index:06}"
 
 
 def encoded(seed: int, index: int) -> bytes:
-    """The tile as JPEG bytes: 4 components with an empty K channel for odd indices, as the real tiles; RGB for even."""
+    """Returns the tile as a JPEG.
+
+    Odd indices have 4 components, inverted colours with an empty K channel, as the real tiles
+    have. Even ones are RGB.
+    """
     image = Image.fromarray(tile(seed, index))
     if index % 2:
         inverted = 255 - np.asarray(image)
-        empty = np.zeros((*inverted.shape[:2], 1), np.uint8)
-        image = Image.fromarray(np.concatenate([inverted, empty], 2), "CMYK")
+        black = np.zeros((*inverted.shape[:2], 1), np.uint8)
+        image = Image.fromarray(np.concatenate([inverted, black], 2), "CMYK")
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90, comment=b"synthetic")
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, comment=b"synthetic")
     return buffer.getvalue()
 
 
 def write(out: Path, rows: int, seed: int = 0, processes: int | None = None) -> tuple[Path, Path]:
-    """Writes tiles 0 to rows - 1 and their label file; where the label file is there already, nothing is done.
+    """Writes tiles 0 to rows - 1 and their label file.
+
+    Does nothing where the same label file exists: it is written last, so the tiles are complete.
 
     Args:
-        out: directory to make.
+        out: directory to create.
         rows: number of tiles.
         seed: of the whole set.
-        processes: by default the CPUs that this process may use.
+        processes: by default the number of CPUs that this process may use.
 
     Returns:
-        The image folder `out/synthetic-jpg` and the label file `out/synthetic_v2.csv`, which is written last.
+        The image folder `out/synthetic-jpg` and the label file `out/synthetic_v2.csv`.
     """
-    folder, label_file, text = out / "synthetic-jpg", out / "synthetic_v2.csv", _label_text(rows, seed)
+    folder = out / "synthetic-jpg"
+    label_file = out / "synthetic_v2.csv"
+    text = _label_text(rows, seed)
     if label_file.exists() and label_file.read_text() == text:
         return folder, label_file
     storage.make_dir(str(folder))
     processes = processes or len(os.sched_getaffinity(0))
-    if rows < 32 * processes:
+    if rows < _MIN_TILES_PER_PROCESS * processes:
         _write_tiles(folder, seed, range(rows))
     else:
-        chunks = [range(i, rows, processes) for i in range(processes)]
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(_write_tiles, [folder] * processes, [seed] * processes, chunks))
+        _write_in_processes(folder, seed, rows, processes)
     storage.write_text(str(label_file), text)
     return folder, label_file
 
 
+def _write_in_processes(folder: Path, seed: int, rows: int, processes: int) -> None:
+    chunks = [range(first, rows, processes) for first in range(processes)]
+    # spawn: a fork of a process with threads may inherit a lock that is never released.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        written = pool.map(_write_tiles, [folder] * processes, [seed] * processes, chunks)
+        # Reading the results raises the errors of the processes.
+        list(written)
+
+
 def _write_tiles(folder: Path, seed: int, indices: range) -> None:
     for index in indices:
-        storage.write_bytes(str(folder / f"{name(index)}.jpg"), encoded(seed, index), durable=False)
+        path = folder / f"{name(index)}.jpg"
+        # Not durable: the tiles can be painted again.
+        storage.write_bytes(str(path), encoded(seed, index), durable=False)
 
 
 def _label_text(rows: int, seed: int) -> str:
+    """The label file as CSV text."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image_name", "tags"])
     for index in range(rows):
         tags = list(labels(seed, index))
-        tags = [*tags, "cultivation"] if index == REPEATED_TAG else tags
-        tags = [*tags[1:], tags[0]] if index == UNSORTED_TAGS else tags
+        if index == REPEATED_TAG:
+            tags = [*tags, "cultivation"]
+        if index == UNSORTED_TAGS:
+            tags = [*tags[1:], tags[0]]
         writer.writerow([name(index), " ".join(tags)])
     return text.getvalue()
 
 
 @cache
 def _label_sets() -> tuple[list[tuple[str, ...]], np.ndarray[Any, Any]]:
+    """The label sets, and the probability of each as float64 (sets,)."""
     text = resources.files("raytrain.data").joinpath("label_sets.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
-    weights = np.array([float(row["tiles"]) for row in rows]) ** TEMPER
-    return [tuple(row["tags"].split()) for row in rows], weights / weights.sum()
+    sets = [tuple(row["tags"].split()) for row in rows]
+    counts = np.array([float(row["tiles"]) for row in rows])
+    weights = counts**TEMPER
+    return sets, weights / weights.sum()

@@ -1,8 +1,9 @@
-"""Tables that a user gives, CSV or Parquet: a header, and rows with the line they stand in.
+"""Reads tables that a user gives as CSV or Parquet: a header, and rows that know their line.
 
-Reading is strict: pandas would silently shift columns on an extra comma and turn a tag `NA` into nothing. What cannot be
-misread is tidied: white space around cells, rows without any text, commas at the end of a row, a header that stands again
-in the middle. No torch, no ray.
+Reading is strict. pandas would silently shift columns at an extra comma and read a tag `NA` as
+nothing. Only what cannot be misread is tidied: white space around cells, rows without any text,
+commas at the end of a row, and a header that is repeated in the middle. Imports neither torch nor
+ray.
 """
 
 from __future__ import annotations
@@ -26,17 +27,40 @@ from raytrain.data.text import FileKind, decoded, read_bytes, unpacked
 from raytrain.errors import DataError, did_you_mean
 
 Cell = str | list[str]
-_EXCEL_SEPARATOR = re.compile(
-    r"sep=([^\r\n])(?=[\r\n])"
-)  # the first line by which Excel is told what separates columns
+# Excel accepts `sep=;` as the first line of a CSV file, which names the separator.
+_EXCEL_SEPARATOR = re.compile(r"sep=([^\r\n])(?=[\r\n])")
+_PARQUET = b"PAR1"  # first bytes of a Parquet file
+_OTHER_SEPARATORS = ",;\t|"
+
 Holds = Literal["name", "labels", "value", "flag", "any"]
-"""What a column is read as: a name (text), labels (text or a list of text), a value (also whole numbers), a flag (0 and 1),
-or anything, to find out."""
+"""What a column is read as: a name (text), labels (text or a list of text), a value (text or a
+whole number), a flag (0 or 1), or anything, to find out what it holds."""
+
+# Why a missing column is needed.
+_PURPOSE: dict[str, str] = {
+    "name": "it says which tile a row is about",
+    "labels": "it says which labels a tile has",
+    "value": "it says where a tile belongs",
+    "flag": "it says whether a tile has that label",
+}
+# What a column must hold.
+_REQUIREMENT: dict[str, str] = {
+    "name": "names are text, and every row has one",
+    "labels": "labels are text or lists of text",
+    "value": "a value is text or a whole number, and every row has one",
+    "flag": "a column for one label holds 0 and 1, or true and false, and no empty cell",
+    "any": "",
+}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column to read."""
+    """A column to read.
+
+    Attributes:
+        name: in the header.
+        holds: what its cells are read as.
+    """
 
     name: str
     holds: Holds
@@ -44,7 +68,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that were asked for, and the line of a CSV that they start in, or the number of a Parquet row from 1."""
+    """The requested cells of one row.
+
+    Attributes:
+        line: line of a CSV file in which the row starts, or number of a Parquet row, from 1.
+        cells: one for each requested column.
+    """
 
     line: int
     cells: tuple[Cell, ...]
@@ -55,8 +84,8 @@ class Rows:
     """The rows of a table.
 
     Attributes:
-        rows: without blank ones and headers.
-        headers: how many rows were the header once more, as in files that were put together.
+        rows: without blank rows and without headers.
+        headers: how often the header was repeated, as in files that were concatenated.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -67,9 +96,9 @@ class Table(Protocol):
     """A table whose header was read.
 
     Attributes:
-        path: of its file, for messages.
+        path: path of its file, for messages.
         header: names of the columns.
-        sha256: of its file; empty of a table in memory.
+        sha256: hash of its file; empty for a table in memory.
     """
 
     path: str
@@ -77,76 +106,101 @@ class Table(Protocol):
     sha256: str
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
-        """The cells of some columns, row by row; blank rows are left out."""
+        """Yields the cells of some columns, row by row. Blank rows are skipped."""
 
 
 def open_table(path: str, kind: FileKind, separator: str = ",", *, force: bool = False) -> Table:
-    """Reads the header of a CSV or Parquet file, which may be packed as .gz or .zip.
+    """Reads the header of a CSV or Parquet file, which may be compressed as .gz or .zip.
 
     Args:
         path: path or URI.
-        kind: what it is, for messages.
-        separator: between the columns of a CSV.
+        kind: what the file is, for messages.
+        separator: one character between the columns of a CSV file.
         force: also read a file of more than 200 MB.
 
     Raises:
-        DataError: as `text`, no header, or not the Parquet file that its name promises.
+        DataError: the text cannot be read (see `text`), there is no header, or the file is not
+            the Parquet file that its name promises.
     """
     stored = read_bytes(path, kind, force=force)
-    content, sha256 = unpacked(stored, path, force=force), hashlib.sha256(stored).hexdigest()
-    if path.lower().endswith(".parquet") or content.startswith(b"PAR1"):
+    # The hash is that of the stored bytes, so that anybody can compute it with sha256sum.
+    sha256 = hashlib.sha256(stored).hexdigest()
+    content = unpacked(stored, path, force=force)
+    if path.lower().endswith(".parquet") or content.startswith(_PARQUET):
         return _ParquetTable(path, content, sha256)
     return _CsvTable(path, decoded(content, path), sha256, separator, kind)
 
 
 def read_rows(table: Table, columns: Sequence[Column], fix: str) -> Rows:
-    """All rows of some columns, of which the first holds names.
+    """Reads all rows of some columns.
 
     Args:
         table: see `open_table`.
-        columns: to read.
-        fix: what to type where one is missing.
+        columns: the columns to read; the first one holds names.
+        fix: what to type if a column is missing.
 
     Raises:
-        DataError: a column is missing or there twice, a row cannot be read, a header that differs stands in the middle,
-            or there is no row; with the line.
+        DataError: a column is missing or there twice, a row cannot be read, another header stands
+            in the middle, or there are no rows. The message names the line.
     """
     _check_columns(table, columns, fix)
-    found = without_headers(table.cells(columns), [column.name for column in columns], table.path)
+    names = [column.name for column in columns]
+    found = without_headers(table.cells(columns), names, table.path)
     if not found.rows:
         raise DataError(
-            f"{table.path} has a header in line 1 but no rows", "there is nothing to read from it", "check the file"
+            f"{table.path} has a header in line 1 but no rows",
+            "there is nothing to read from it",
+            "check the file",
         )
     return found
 
 
 def without_headers(rows: Iterable[Row], names: Sequence[str], source: str) -> Rows:
-    """The rows without those that repeat the header, which are counted.
+    """Removes and counts the rows that repeat the header.
+
+    Args:
+        rows: cells of some columns.
+        names: names of these columns.
+        source: path of the table, for messages.
 
     Raises:
-        DataError: the first cell is the name of its column, and another cell is not.
+        DataError: the first cell of a row is the name of its column, but another cell is not.
     """
     found = Rows()
     wanted = [name.casefold() for name in names]
     for row in rows:
+        # Nearly all rows differ from a header in their first cell; this check alone is cheap.
         if str(row.cells[0]).casefold() not in wanted or not _is_header(row, wanted):
             found.rows.append(row)
             continue
-        if [str(cell).casefold() for cell in row.cells] != wanted:
-            raise DataError(
-                f'line {row.line} of {source} begins with "{visible(str(row.cells[0]))}" as a header does, '
-                f'and goes on with "{visible(str(row.cells[-1]))[:40]}"',
-                "two tables with other columns were probably put together",
-                "take that line out; or, if a tile is called so, rename the column",
-            )
+        if _folded(row) != wanted:
+            raise _another_header(row, source)
         found.headers += 1
     return found
 
 
+def _another_header(row: Row, source: str) -> DataError:
+    first = visible(str(row.cells[0]))
+    last = visible(str(row.cells[-1]))[:40]
+    return DataError(
+        f'line {row.line} of {source} begins with "{first}" as a header does, '
+        f'but continues with "{last}"',
+        "two tables with different columns were probably concatenated",
+        "remove that line; or, if a tile has this name, rename the column",
+    )
+
+
+def _folded(row: Row) -> list[str]:
+    """The cells of a row without differences of case, for a comparison with the header."""
+    return [str(cell).casefold() for cell in row.cells]
+
+
 def _is_header(row: Row, wanted: Sequence[str]) -> bool:
-    """Whether a row begins as the header does, or holds the names of its columns in another order."""
-    said = [str(cell).casefold() for cell in row.cells]
-    return said[0] == wanted[0] or (len(said) > 1 and sorted(said) == sorted(wanted))
+    """Tells whether a row begins as the header does, or has the header's names in another order."""
+    cells = _folded(row)
+    if cells[0] == wanted[0]:
+        return True
+    return len(cells) > 1 and sorted(cells) == sorted(wanted)
 
 
 def _check_columns(table: Table, columns: Sequence[Column], fix: str) -> None:
@@ -154,62 +208,91 @@ def _check_columns(table: Table, columns: Sequence[Column], fix: str) -> None:
         if table.header.count(column.name) == 1:
             continue
         header = visible(",".join(table.header))[:120]
+        # Of a column that is there twice, its own name would be the nearest one.
         others = [name for name in table.header if name != column.name]
         raise DataError(
-            f'{table.path} must have one column "{visible(column.name)}"; its header in line 1 is {header}.'
-            f"{did_you_mean(column.name, others)}",
-            _SAYS[column.holds],
+            f'{table.path} must have one column "{visible(column.name)}"; '
+            f"its header in line 1 is {header}.{did_you_mean(column.name, others)}",
+            _PURPOSE[column.holds],
             fix,
         )
 
 
 class _CsvTable:
+    """A CSV file, decoded."""
+
     def __init__(self, path: str, text: str, sha256: str, separator: str, kind: FileKind) -> None:
-        self.path, self.sha256, self._kind = path, sha256, kind
-        self._text, self._separator = text, separator
-        if told := _EXCEL_SEPARATOR.match(text):
-            # The line stays, as a blank one, so that lines keep their numbers.
-            self._text, self._separator = text[told.end() :], told[1]
+        self.path = path
+        self.sha256 = sha256
+        self._kind = kind
+        self._text = text
+        self._separator = separator
+        excel = _EXCEL_SEPARATOR.match(text)
+        if excel:
+            # The line end stays, so that this line is a blank one and all lines keep their number.
+            self._text = text[excel.end() :]
+            self._separator = excel[1]
         _, self.header = next(self._rows(), (1, []))
         self._check_header()
 
     def _check_header(self) -> None:
         if not self.header:
             raise DataError(
-                f"{self.path} is empty, it has no line 1", "a table begins with the names of its columns", "check it"
+                f"{self.path} is empty, it has no line 1",
+                "a table begins with the names of its columns",
+                "check it",
             )
         if len(self.header) > 1:
             return
-        other = next((mark for mark in ",;\t|" if mark in self.header[0]), None)
-        if other is not None:
-            flag = f"--separator {'tab' if other == chr(9) else repr(other)}, or " if self._kind.separated else ""
-            raise DataError(
-                f"line 1 of {self.path} is separated by {other!r}, expected {self._separator!r}",
-                "all columns would be read as one",
-                f"{flag}save the table with commas between its columns",
-            )
+        for separator in _OTHER_SEPARATORS:
+            if separator in self.header[0]:
+                raise self._other_separator(separator)
+
+    def _other_separator(self, found: str) -> DataError:
+        fix = "save the table with commas between its columns"
+        # Only some commands have the flag; a tab cannot be typed easily, so the flag takes a word.
+        if self._kind.separated:
+            value = repr(found)
+            if found == "\t":
+                value = "tab"
+            fix = f"--separator {value}, or {fix}"
+        return DataError(
+            f"line 1 of {self.path} is separated by {found!r}, expected {self._separator!r}",
+            "all columns would be read as one",
+            fix,
+        )
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
-        places = [self.header.index(column.name) for column in columns]
+        positions = [self.header.index(column.name) for column in columns]
         rows = self._rows()
         next(rows)  # the header
         for line, row in rows:
             if len(row) != len(self.header):
+                content = visible(",".join(row))[:80]
                 raise DataError(
-                    f"line {line} of {self.path} has {len(row)} fields, the header has {len(self.header)}: "
-                    f"{visible(','.join(row))[:80]}",
+                    f"line {line} of {self.path} has {len(row)} fields, "
+                    f"the header has {len(self.header)}: {content}",
                     "a field too many or too few would shift labels to another tile",
                     "correct that line (several labels are separated by spaces, not commas)",
                 )
-            yield Row(line, tuple(row[place] for place in places))
+            yield Row(line, tuple(row[position] for position in positions))
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Trimmed cells with the line they start in; without blank rows, and blank cells beyond the header are cut off."""
-        reader = csv.reader(io.StringIO(self._text, newline=""), strict=True, delimiter=self._separator)
-        width, line = 0, 0
+        """Yields the line in which each row starts, and its trimmed cells, the header first.
+
+        Blank rows are skipped, and blank cells beyond the width of the header are removed.
+        """
+        # newline="" leaves line ends to the csv module, as its documentation demands: inside
+        # quotes they belong to a cell.
+        stream = io.StringIO(self._text, newline="")
+        reader = csv.reader(stream, strict=True, delimiter=self._separator)
+        width = 0  # columns of the header, once it was read
+        last_line = 0  # where the previous row ended
         try:
             for row in reader:
-                start, line = line + 1, reader.line_num
+                # A row with a line end inside quotes takes several lines.
+                start = last_line + 1
+                last_line = reader.line_num
                 cells = [trimmed(cell) for cell in row]
                 if not any(cells):
                     continue
@@ -219,55 +302,73 @@ class _CsvTable:
                 yield start, cells
         except csv.Error as error:
             raise DataError(
-                f"{self.path} cannot be read from line {line + 1} on: {error}",
-                "a quote that is opened there is never closed, or stands inside a field",
+                f"{self.path} cannot be read from line {last_line + 1} on: {error}",
+                "a quote that is opened there is never closed, or is inside a field",
                 "correct that line",
             ) from None
 
 
 class FrameTable:
-    """A table in memory; rows count from 1, and it has no hash of its own."""
+    """A table in memory. Its rows are counted from 1, and it has no hash."""
 
-    path, sha256 = "the table in memory", ""
+    path = "the table in memory"
+    sha256 = ""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self._frame = frame
         self.header = [trimmed(str(name)) for name in frame.columns]
 
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
-        places = [self.header.index(column.name) for column in columns]
-        values = [self._frame.iloc[:, place].to_list() for place in places]
+        """Yields the cells of some columns, row by row. Blank rows are skipped.
+
+        Raises:
+            DataError: see `cell_of`.
+        """
+        positions = [self.header.index(column.name) for column in columns]
+        # By position, because the names in the frame may have white space around them.
+        values = [self._frame.iloc[:, position].to_list() for position in positions]
         for line, row in enumerate(zip(*values, strict=True), 1):
-            cells = tuple(cell_of(value, f"line {line} of {self.path}") for value in row)
+            where = f"line {line} of {self.path}"
+            cells = tuple(cell_of(value, where) for value in row)
             if any(cells):
                 yield Row(line, cells)
 
 
 def cell_of(value: Any, where: str) -> Cell:
-    """A value in memory as text or a list of text; None and NaN, which pandas makes of an empty cell, as empty text.
+    """Converts a value in memory to a text or a list of texts.
+
+    None and NaN, which pandas makes of an empty cell, become an empty text.
+
+    Args:
+        value: of a cell.
+        where: of the cell, for messages.
 
     Raises:
-        DataError: a dictionary, bytes, or a list with something else than labels in it.
+        DataError: a dictionary, bytes, or a list that contains something else than labels.
     """
     if isinstance(value, str):
         return trimmed(value)
     if isinstance(value, dict | bytes):
-        raise _no_labels(value, where)
+        raise _not_labels(value, where)
+    if isinstance(value, set | frozenset):
+        # Sets have another order in every process.
+        return [_label_in(item, where) for item in sorted(value, key=str)]
     if isinstance(value, Iterable):
-        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
-        return [_label_in(item, where) for item in items]
-    return "" if pd.isna(value) else _text_of(value)
+        return [_label_in(item, where) for item in value]
+    if pd.isna(value):
+        return ""
+    return _text_of(value)
 
 
 def _label_in(item: Any, where: str) -> str:
     if isinstance(item, str):
         return item
     if isinstance(item, bytes | Iterable) or pd.isna(item):
-        raise _no_labels(item, where)
+        raise _not_labels(item, where)
     return _text_of(item)
 
 
-def _no_labels(value: Any, where: str) -> DataError:
+def _not_labels(value: Any, where: str) -> DataError:
     return DataError(
         f"{where} has {value!r:.40}, which is neither a label nor a list of labels",
         "it would be learned as a label of another name",
@@ -276,15 +377,21 @@ def _no_labels(value: Any, where: str) -> DataError:
 
 
 def _text_of(value: Any) -> str:
-    """A number or another single value as text: 1.0 as `1`, so that a column with gaps in it reads as one without."""
+    """Converts a single value to text, a whole number without decimals: 1.0 becomes `1`.
+
+    pandas stores whole numbers as floats if the column also has empty cells.
+    """
     if isinstance(value, float | np.floating | Decimal) and value == value // 1:
         return str(int(value))
     return str(value)
 
 
 class _ParquetTable:
+    """A Parquet file in memory."""
+
     def __init__(self, path: str, content: bytes, sha256: str) -> None:
-        self.path, self.sha256 = path, sha256
+        self.path = path
+        self.sha256 = sha256
         try:
             self._file = pq.ParquetFile(io.BytesIO(content))
         except (pa.ArrowException, OSError) as error:
@@ -294,92 +401,118 @@ class _ParquetTable:
     def cells(self, columns: Sequence[Column]) -> Iterator[Row]:
         values = self._values(columns)
         for line, row in enumerate(zip(*values, strict=True), 1):
-            if any(value not in (None, "", []) for value in row):
-                yield Row(line, tuple(self._cell(value, column) for value, column in zip(row, columns, strict=True)))
+            blank = all(value in (None, "", []) for value in row)
+            if blank:
+                continue
+            cells = []
+            for value, column in zip(row, columns, strict=True):
+                cells.append(self._cell(value, column))
+            yield Row(line, tuple(cells))
 
     def _values(self, columns: Sequence[Column]) -> list[list[Any]]:
-        """The values of each column. A column of a foreign type is never converted: an extension type may run code."""
-        kinds = {column.name: self._kind(column) for column in columns}
-        rows = self._file.metadata.num_rows
+        """Reads the values of each column.
+
+        A column of a type that is not expected is never converted: an extension type may run code.
+        """
+        self._check_types(columns)
+        names = []
         for column in columns:
-            kind = kinds[column.name]
-            if column.holds != "any" and not _fits(kind, column.holds):
-                raise self._wrong_type(column, rows if pa.types.is_null(kind) else 0)
-        names = [column.name for column in columns if _fits(kinds[column.name], column.holds)]
+            if _fits(self._type(column), column.holds):
+                names.append(self._stored(column.name))
         try:
-            table = self._file.read(columns=[self._stored(name) for name in names])
+            table = self._file.read(columns=names)
+            # Finds text that is not UTF-8, among others.
             table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from None
-        found = {name: table.column(self._stored(name)).to_pylist() for name in names}
-        return [found.get(column.name, [f"a value of type {kinds[column.name]}"] * rows) for column in columns]
+        found = []
+        rows = self._file.metadata.num_rows
+        for column in columns:
+            stored = self._stored(column.name)
+            if stored in names:
+                found.append(table.column(stored).to_pylist())
+            else:
+                # Only columns that may hold anything get here; this text is never taken for 0 or 1.
+                found.append([f"a value of type {self._type(column)}"] * rows)
+        return found
+
+    def _check_types(self, columns: Sequence[Column]) -> None:
+        for column in columns:
+            kind = self._type(column)
+            if column.holds == "any" or _fits(kind, column.holds):
+                continue
+            # A column of Arrow's type null has nothing but empty cells.
+            empty = 0
+            if pa.types.is_null(kind):
+                empty = self._file.metadata.num_rows
+            raise self._wrong_type(column, empty)
 
     def _stored(self, name: str) -> str:
-        """The name of a column as the file has it, with the white space around it."""
+        """Returns the name of a column as the file has it, with any white space around it."""
         return str(self._file.schema_arrow.names[self.header.index(name)])
 
-    def _kind(self, column: Column) -> pa.DataType:
+    def _type(self, column: Column) -> pa.DataType:
         return self._file.schema_arrow.field(self._stored(column.name)).type
 
     def _cell(self, value: Any, column: Column) -> Cell:
-        if isinstance(value, list) and None not in value:
+        if isinstance(value, list):
+            if None in value:
+                raise self._wrong_type(column, 1)
             return [str(item) for item in value]
-        if value is None and column.holds in ("labels", "any"):
+        if value is not None:
+            return trimmed(_text_of(value))
+        # A tile may have no labels; a row without a name or a value cannot be used.
+        if column.holds in ("labels", "any"):
             return ""
-        if value is None or isinstance(value, list):
-            raise self._wrong_type(column, 1)
-        return trimmed(_text_of(value))
+        raise self._wrong_type(column, 1)
 
     def _wrong_type(self, column: Column, empty: int) -> DataError:
-        kind = self._kind(column)
+        name = visible(column.name)
+        count = empty or "no"
         return DataError(
-            f'column "{visible(column.name)}" of {self.path} is of type {kind} with {empty or "no"} empty cells',
-            _NEEDED[column.holds],
+            f'column "{name}" of {self.path} is of type {self._type(column)} '
+            f"with {count} empty cells",
+            _REQUIREMENT[column.holds],
             "write it as text (labels: text, or a list of texts)",
         )
 
     def _unreadable(self, error: Exception) -> DataError:
         reason = str(error).split("\n")[0]
         return DataError(
-            f"{self.path} is not a Parquet file, and not read from line 1 on: {reason}",
+            f"{self.path} is not a Parquet file, it cannot be read from line 1 on: {reason}",
             "its labels cannot be read",
             "get it again",
         )
 
 
-_SAYS: dict[str, str] = {
-    "name": "it says which tile a row is about",
-    "labels": "it says which labels a tile has",
-    "value": "it says where a tile belongs",
-    "flag": "it says whether a tile has that label",
-}
-_NEEDED: dict[str, str] = {
-    "name": "names are text, and every row has one",
-    "labels": "labels are text or lists of text",
-    "value": "a value is text or a whole number, and every row has one",
-    "flag": "a column for one label holds 0 and 1, or true and false, and no empty cell",
-    "any": "",
-}
-
-
 def _fits(kind: pa.DataType, holds: Holds) -> bool:
-    """Whether a column of an Arrow type can be read as what it is to hold."""
-    number = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    """Tells whether a column of an Arrow type can be read as what it should hold."""
     if _is_text(kind):
         return True
     if _is_list(kind) and _is_text(kind.value_type):
         return holds in ("labels", "any")
+    # Floats and decimals may be 0.0 and 1.0, but their text is no reliable name of a value.
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return holds in ("flag", "any")
-    return bool(number) and holds in ("value", "flag", "any")
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return holds in ("value", "flag", "any")
+    return False
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    # Dictionaries are what pandas' categories become.
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_type(kind) for is_type in types)
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
-    return any(is_one(kind) for is_one in lists) or bool(pa.types.is_large_list_view(kind))
+    types = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(is_type(kind) for is_type in types)

@@ -1,4 +1,7 @@
-"""A value for each tile from a table, such as the scene it was cut from or the part it belongs to. No torch, no ray."""
+"""Reads one value for each tile from a table, such as its scene or the part it belongs to.
+
+Imports neither torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -10,45 +13,64 @@ from raytrain.data.text import FileKind
 from raytrain.errors import DataError
 
 TABLE = FileKind(
-    "table", "it says where each tile belongs", "--table FILE, a CSV or Parquet file with a row a tile", True
+    "table",
+    "it says where each tile belongs",
+    "--table FILE, a CSV or Parquet file with one row per tile",
+    separated=True,
 )
 
 
 def column_of(
-    names: Sequence[str], path: str, column: str, name_columns: Sequence[str] = ("image_name",), separator: str = ","
+    names: Sequence[str],
+    path: str,
+    column: str,
+    name_columns: Sequence[str] = ("image_name",),
+    separator: str = ",",
 ) -> list[str]:
-    """One column of a table for the named tiles, such as the scene or region they belong to; suffixes may be left out.
+    """Reads one column of a table, such as the scene or region of each tile.
 
     Args:
-        names: of the tiles.
-        path: of a CSV or Parquet file.
-        column: its name.
-        name_columns: what the column with the names of tiles may be called; the first that the table has is taken.
-        separator: between the columns of a CSV; where that leaves one column, a comma.
+        names: names of the tiles. The table may write them with or without suffix.
+        path: path of a CSV or Parquet file.
+        column: name of the column.
+        name_columns: possible names of the column with the tiles' names. The first one that the
+            table has is used.
+        separator: one character between the columns of a CSV. A comma is tried if it gives only
+            one column.
+
+    Returns:
+        The value of each tile.
 
     Raises:
-        DataError: as `tables.open_table`, a tile stands there twice with different values, or not at all.
+        DataError: the table cannot be read (see `tables.open_table`), has two different values for
+            one tile, or has none for a tile.
     """
     table = _table_of_values(path, separator)
     name_column = next((name for name in name_columns if name in table.header), name_columns[0])
-    fix = "name its columns by --name-column and --column; where the labels' differ, ingest first, then raytrain data split"
+    fix = (
+        "name its columns with --name-column and --column; "
+        "if the label file's differ, ingest first, then raytrain data split"
+    )
     rows = read_rows(table, [Column(name_column, "name"), Column(column, "value")], fix)
     known = KnownNames(names)
     values: dict[str, str] = {}
     for row in rows.rows:
-        name, value = str(row.cells[0]), " ".join(str(row.cells[1]).split())
+        name = str(row.cells[0])
+        value = " ".join(str(row.cells[1]).split())
         for tile in known.find(name):
             earlier = values.setdefault(tile, value)
             if earlier != value:
                 raise DataError(
-                    f'line {row.line} of {path} says {column} "{value}" of {visible(name)}, an earlier line "{earlier}"',
+                    f'line {row.line} of {path} gives {visible(name)} the {column} "{value}", '
+                    f'an earlier line "{earlier}"',
                     "a tile belongs to one side of a split",
                     "correct that line",
                 )
     missing = [name for name in names if name not in values]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} tiles have no row in {path}, such as {visible(missing[0])}",
+            f"{len(missing)} of {len(names)} tiles have no row in {path}, "
+            f"such as {visible(missing[0])}",
             "it would be unknown which side of the split they belong to",
             "add them to the table",
         )
@@ -56,11 +78,15 @@ def column_of(
 
 
 def _table_of_values(path: str, separator: str) -> Table:
+    """Opens a table whose separator need not be the one that the user gave for the label file."""
+    if separator == ",":
+        return open_table(path, TABLE)
     try:
         table = open_table(path, TABLE, separator)
     except DataError:
-        if separator == ",":
-            raise
+        # A header with commas alone is refused when another separator is expected. If the file
+        # has another fault, reading it again raises the error of that one.
         return open_table(path, TABLE)
-    # The label file's separator need not be that of the table.
-    return table if len(table.header) > 1 or separator == "," else open_table(path, TABLE)
+    if len(table.header) == 1:
+        return open_table(path, TABLE)
+    return table

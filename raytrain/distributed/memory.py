@@ -1,6 +1,6 @@
-"""Whether a run fits into this machine's memory, known before anything starts.
+"""Estimates before anything starts whether a run fits into the memory of this machine.
 
-Only a session on this machine is judged: what the machines of a cluster have, their own Ray watches.
+Only a local session is checked. On a cluster, Ray watches the memory of its machines itself.
 """
 
 from __future__ import annotations
@@ -15,27 +15,36 @@ from raytrain import machine
 from raytrain.config import Recipe
 from raytrain.distributed import gpus
 from raytrain.errors import ResourceError
+from raytrain.models.precision import agreed_precision
 from raytrain.training.footprint import footprint
-from raytrain.training.precision import agreed_precision
 
-# Measured on two cores with torch 2.15 and Ray 2.60, as proportional set sizes (docs/speed.md, Memory).
-WORKER_BYTES = 800_000_000  # Python, torch, Ray: before there is a network
-RAY_BYTES = 1_900_000_000  # this command, Ray's servers and the run's controller
+# Measured on two cores with torch 2.15 and Ray 2.60, as proportional set sizes
+# (docs/speed.md, Memory).
+WORKER_BYTES = 800_000_000  # Python, torch and Ray, before there is a network
+RAY_BYTES = 1_900_000_000  # this command, Ray's servers and the controller of the run
+# Largest number of passes per step that is recommended to a user.
 MOST_ACCUMULATE = 64
-# What Ray's processes take to end after their session.
+# Seconds that Ray's processes may take to end after their session.
 ENDING_S = 10.0
+# Seconds between two looks at the free memory.
+LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a run needs: of a worker, and of all its processes."""
+    """The memory that a run needs.
+
+    Attributes:
+        workers: number of worker processes.
+        worker: bytes of one worker.
+    """
 
     workers: int
     worker: int
 
     @property
     def total(self) -> int:
-        """Bytes of all processes."""
+        """Bytes of all processes together."""
         return RAY_BYTES + self.workers * self.worker
 
     def __str__(self) -> str:
@@ -47,22 +56,30 @@ class Need:
 
 
 def needed(recipe: Recipe, classes: int) -> Need:
-    """The memory that a run needs on this machine; workers on GPUs hold the copies of a save there, and no step.
+    """The memory that a run needs on this machine.
 
     Args:
         recipe: complete.
-        classes: of the dataset.
+        classes: number of classes of the dataset.
     """
-    on_gpu = recipe.use_gpu is not False and gpus.seen().count > 0
-    device = torch.device("cpu")
-    precision = agreed_precision(recipe.train.precision, device, world=1)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
-    found = footprint(recipe, classes, device)
-    return Need(recipe.num_workers, WORKER_BYTES + (found.state if on_gpu else found.total))
+    cpu = torch.device("cpu")
+    precision = agreed_precision(recipe.train.precision, cpu, world=1)
+    train = recipe.train.model_copy(update={"precision": precision})
+    found = footprint(recipe.model_copy(update={"train": train}), classes, cpu)
+    if recipe.use_gpu is not False and gpus.seen().count > 0:
+        # Activations stay on the GPU. The host holds the copies that a checkpoint is written from,
+        # which are no larger than the state.
+        worker = WORKER_BYTES + found.state
+    else:
+        worker = WORKER_BYTES + found.total
+    return Need(recipe.num_workers, worker)
 
 
 def available() -> machine.Memory | None:
-    """The memory that a run may use; what this process holds already is part of what the run needs."""
+    """The memory that a run may use, or None where the system does not report it.
+
+    What this process already holds counts as available, because `RAY_BYTES` includes it.
+    """
     found = machine.memory()
     if found is None:
         return None
@@ -70,68 +87,122 @@ def available() -> machine.Memory | None:
 
 
 def check_memory(recipe: Recipe, classes: int) -> None:
-    """Refuses a run that cannot fit into this machine; one on a cluster is not judged.
+    """Refuses a run that cannot fit into the memory of this machine.
+
+    Args:
+        recipe: complete.
+        classes: number of classes of the dataset.
 
     Raises:
-        ResourceError: with the command that fits, where one does.
+        ResourceError: with flags under which the run would fit, if there are some.
     """
-    if "RAY_ADDRESS" in os.environ:
+    if _uses_cluster():
         return
     need = needed(recipe, classes)
-    bound = _awaited(need.total)
+    bound = _available_after_wait(need.total)
     if bound is None or need.total <= bound.free:
         return
+    fix = _smaller_run(recipe, classes, bound.free)
+    if not fix:
+        fix = f"a machine or a container with {need.total / 1e9:.0f} GB"
     raise ResourceError(
         f"this run needs {need}; {bound.free / 1e9:.1f} GB are {bound.bound}",
         "the kernel would kill a worker again and again",
-        _smaller(recipe, classes, bound.free) or f"a machine or a container with {need.total / 1e9:.0f} GB",
+        fix,
     )
 
 
-def _awaited(total: int) -> machine.Memory | None:
-    """The memory that there is; where it is too little, after the processes of a session that has just ended are gone."""
-    end = time.monotonic() + ENDING_S
-    while (bound := available()) and bound.free < total <= bound.whole and time.monotonic() < end:
-        time.sleep(0.2)
+def _uses_cluster() -> bool:
+    """Whether the command connects to a cluster, whose machines have memory of their own."""
+    return "RAY_ADDRESS" in os.environ
+
+
+def _local_bound() -> machine.Memory | None:
+    """`available`, or None where the run uses a cluster."""
+    if _uses_cluster():
+        return None
+    return available()
+
+
+def _available_after_wait(total: int) -> machine.Memory | None:
+    """`available`, read again for some seconds as long as it is smaller than `total` bytes.
+
+    The processes of a session that has just ended hold memory until they are gone.
+    """
+    deadline = time.monotonic() + ENDING_S
+    bound = available()
+    # Waiting does not help where the whole machine is too small.
+    while bound is not None and bound.free < total <= bound.whole:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(LOOK_EVERY_S)
+        bound = available()
     return bound
 
 
 def workers_that_fit(recipe: Recipe, classes: int) -> int:
-    """The number of workers, at most the recipe's, that this machine's memory has room for; 0 where not one fits."""
-    bound = available() if "RAY_ADDRESS" not in os.environ else None
-    workers = recipe.num_workers
-    while bound and workers and not _fits(recipe, classes, bound.free, num_workers=workers):
-        workers -= 1
-    return workers
+    """The largest number of workers, at most the recipe's, that fits into this machine's memory.
+
+    Args:
+        recipe: complete.
+        classes: number of classes of the dataset.
+
+    Returns:
+        0 where not even one fits. The recipe's number where the memory is unknown or a cluster
+        is used.
+    """
+    bound = _local_bound()
+    if bound is None:
+        return recipe.num_workers
+    for workers in range(recipe.num_workers, 0, -1):
+        if _fits(recipe, classes, bound.free, workers):
+            return workers
+    return 0
 
 
 def trials_that_fit(recipe: Recipe, classes: int) -> int | None:
-    """How many trials of one worker each this machine's memory has room for at a time; None where that is not known.
+    """How many trials of one worker each fit into this machine's memory at the same time.
+
+    Args:
+        recipe: complete.
+        classes: number of classes of the dataset.
+
+    Returns:
+        None where the memory is unknown or a cluster is used.
 
     Raises:
-        ResourceError: not even one fits.
+        ResourceError: not even one trial fits.
     """
-    alone = recipe.model_copy(update={"num_workers": 1})
-    check_memory(alone, classes)
-    bound = available() if "RAY_ADDRESS" not in os.environ else None
+    trial = recipe.model_copy(update={"num_workers": 1})
+    check_memory(trial, classes)
+    bound = _local_bound()
     if bound is None:
         return None
-    return max(1, (bound.free - RAY_BYTES) // needed(alone, classes).worker)
+    # At least one, since `check_memory` has passed; the free memory may have shrunk since then.
+    return max(1, (bound.free - RAY_BYTES) // needed(trial, classes).worker)
 
 
-def _smaller(recipe: Recipe, classes: int, free: int) -> str:
-    """Flags with which the run would fit; empty where none were found."""
+def _smaller_run(recipe: Recipe, classes: int, free: int) -> str:
+    """Flags under which the run fits into `free` bytes, or an empty string where none are found.
+
+    Fewer workers are tried first, because each one holds all weights. A single worker can save
+    memory only by splitting its batch into more passes.
+    """
     for workers in range(recipe.num_workers - 1, 0, -1):
-        if _fits(recipe, classes, free, num_workers=workers):
+        if _fits(recipe, classes, free, workers):
             return f"--num-workers {workers}"
+    # A pass of a single tile has no statistics for BatchNorm, so 2 tiles are the smallest.
+    most = min(MOST_ACCUMULATE, recipe.train.batch_size // 2)
     passes = 2 * recipe.train.accumulate
-    while passes <= min(MOST_ACCUMULATE, recipe.train.batch_size // 2):
+    while passes <= most:
         train = recipe.train.model_copy(update={"accumulate": passes})
-        if _fits(recipe.model_copy(update={"train": train}), classes, free, num_workers=1):
+        if _fits(recipe.model_copy(update={"train": train}), classes, free, workers=1):
             return f"--num-workers 1 --train.accumulate {passes}"
         passes *= 2
     return ""
 
 
-def _fits(recipe: Recipe, classes: int, free: int, *, num_workers: int) -> bool:
-    return needed(recipe.model_copy(update={"num_workers": num_workers}), classes).total <= free
+def _fits(recipe: Recipe, classes: int, free: int, workers: int) -> bool:
+    """Whether the recipe with this number of workers needs at most `free` bytes."""
+    need = needed(recipe.model_copy(update={"num_workers": workers}), classes)
+    return need.total <= free

@@ -1,6 +1,8 @@
-"""The network interfaces over which the workers of a group meet, as gloo and NCCL choose them.
+"""The network interfaces over which the workers of a group connect, as gloo and NCCL choose them.
 
-gloo carries gradients between CPUs, and decisions of all ranks on GPUs too; NCCL carries gradients between GPUs.
+gloo exchanges gradients between CPUs, and with GPUs the decisions that all ranks make together.
+NCCL exchanges gradients between GPUs. A wrong interface would let workers fail or wait for each
+other, so it is checked before they start.
 """
 
 from __future__ import annotations
@@ -15,43 +17,63 @@ import torch.distributed
 
 from raytrain.errors import ConfigError
 
-GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+GLOO = "GLOO_SOCKET_IFNAME"
+NCCL = "NCCL_SOCKET_IFNAME"
+# Names of the loopback interface on Linux and macOS.
 LOOPBACK = ("lo", "lo0")
 
 
 @dataclass(frozen=True)
 class Network:
-    """What workers on a machine find there.
+    """The network of a machine, as the workers there find it.
 
-    `unknown` is a variable whose value names no interface, `alone` why no other machine reaches the workers there; each
-    is empty where all is well. `interfaces` are those that have an address.
+    Attributes:
+        unknown: `NAME="value"` of a variable that names no interface; empty if there is none.
+        alone: why other machines cannot reach the workers; empty if they can.
+        interfaces: names of the interfaces that have an address.
     """
 
     unknown: str
     alone: str
     interfaces: tuple[str, ...]
 
+    @property
+    def suggestion(self) -> str:
+        """Name of the first interface that leads to other machines; empty if there is none."""
+        for interface in self.interfaces:
+            if interface not in LOOPBACK:
+                return interface
+        return ""
+
 
 def network(gpu: bool, environment: Mapping[str, str] = os.environ) -> Network:
-    """The network of this machine, for workers with this environment.
+    """Returns the network of this machine.
 
     Args:
-        gpu: whether workers use GPUs, and so NCCL.
+        gpu: whether the workers use GPUs, and so NCCL.
         environment: of the workers.
     """
-    there = interfaces()
-    gloo, nccl = environment.get(GLOO, ""), environment.get(NCCL, "")
-    unknown = f'{GLOO}="{gloo}"' if unknown_to_gloo(gloo, there) else ""
-    if not unknown and gpu and no_match_for_nccl(nccl, there):
+    present = interfaces()
+    gloo = environment.get(GLOO, "")
+    nccl = environment.get(NCCL, "")
+    unknown = ""
+    # Only one variable is reported. gloo comes first, since all workers use it.
+    if unknown_to_gloo(gloo, present):
+        unknown = f'{GLOO}="{gloo}"'
+    elif gpu and no_match_for_nccl(nccl, present):
         unknown = f'{NCCL}="{nccl}"'
-    return Network(unknown, _alone(gloo), tuple(there))
+    return Network(unknown, _alone(gloo), tuple(present))
 
 
 def check_interfaces(gpu: bool, environment: Mapping[str, str] = os.environ) -> None:
-    """Checks the variables where all workers will stand on this machine.
+    """Checks the variables of this process, for workers that will all run on this machine.
+
+    Args:
+        gpu: whether the workers use GPUs, and so NCCL.
+        environment: of the workers.
 
     Raises:
-        ConfigError: one names an interface that is not there.
+        ConfigError: a variable names an interface that does not exist.
     """
     found = network(gpu, environment)
     if found.unknown:
@@ -59,79 +81,152 @@ def check_interfaces(gpu: bool, environment: Mapping[str, str] = os.environ) -> 
 
 
 def unknown_interface(found: Network, where: str, when: str) -> ConfigError:
-    """The error of a machine with a variable that names no interface; `when` it has to be corrected."""
-    name = found.unknown.partition("=")[0]
-    outer = [interface for interface in found.interfaces if interface not in LOOPBACK]
+    """Returns the error of a machine with a variable that names no interface.
+
+    Args:
+        found: the network of the machine.
+        where: name of the machine, for the message.
+        when: where and when to correct the variable, with a leading space; may be empty.
+    """
+    name, _, _ = found.unknown.partition("=")
     known = ", ".join(found.interfaces) or "none with an address"
-    return ConfigError(
-        f"{found.unknown} names no network interface of {where}; there are {known}",
-        "workers meet through it, one or several separated by commas" + (", without = or ^" if name == GLOO else ""),
-        f"unset {name}{when}" + (f", or export {name}={outer[0]}" if outer else ""),
-    )
+    why = "workers connect through it, one or several separated by commas"
+    if name == GLOO:
+        # NCCL has these prefixes, so users may expect them.
+        why += ", without = or ^"
+    fix = f"unset {name}{when}"
+    if found.suggestion:
+        fix += f", or export {name}={found.suggestion}"
+    what = f"{found.unknown} names no network interface of {where}; there are {known}"
+    return ConfigError(what, why, fix)
 
 
 def only_here(found: Network, where: str) -> ConfigError:
-    """The error of a machine that the workers of others cannot reach."""
-    outer = [interface for interface in found.interfaces if interface not in LOOPBACK]
+    """Returns the error of a machine whose workers cannot be reached from other machines.
+
+    Args:
+        found: the network of the machine.
+        where: name of the machine, for the message.
+    """
+    interface = found.suggestion or "INTERFACE"
     return ConfigError(
         f"workers on {where} would be known by {found.alone}, which no other machine reaches",
-        "workers stand on several machines, and would wait for each other",
-        f"there, before ray start: export {GLOO}={outer[0] if outer else 'INTERFACE'}; or correct its /etc/hosts",
+        "the workers run on several machines, and would wait for each other",
+        f"there, before ray start: export {GLOO}={interface}; or correct its /etc/hosts",
     )
 
 
 def interfaces() -> list[str]:
-    """Names of the interfaces that have an address, as gloo finds them."""
+    """Returns the names of the interfaces that gloo can use: those with an address."""
     found = []
     for _, name in socket.if_nameindex():
-        with suppress(RuntimeError):  # what gloo raises for an interface without an address
+        # gloo raises a RuntimeError for an interface without an address.
+        with suppress(RuntimeError):
             torch.distributed.ProcessGroupGloo.create_device(interface=name)
             found.append(name)
     return found
 
 
 def unknown_to_gloo(value: str, there: Sequence[str]) -> list[str]:
-    """Names in a value of GLOO_SOCKET_IFNAME that are no interface. torch ignores values of one letter."""
-    names = value.removesuffix(",").split(",") if len(value) > 1 else []
+    """Returns the names in a value of GLOO_SOCKET_IFNAME that are no interface.
+
+    Args:
+        value: names separated by commas.
+        there: names of the interfaces of the machine.
+    """
+    names = _gloo_names(value)
+    # A comma at the end is allowed.
+    if names and not names[-1]:
+        names.pop()
     return [name for name in names if name not in there]
 
 
+def _gloo_names(value: str) -> list[str]:
+    # torch ignores values of one character (torch/csrc/distributed/c10d/init.cpp).
+    if len(value) <= 1:
+        return []
+    return value.split(",")
+
+
 def no_match_for_nccl(value: str, there: Sequence[str]) -> bool:
-    """Whether a value of NCCL_SOCKET_IFNAME leaves no interface: prefixes, after `=` whole names, after `^` all others."""
+    """Returns whether a value of NCCL_SOCKET_IFNAME leaves no interface.
+
+    The value has words separated by commas, which are prefixes of names. After a leading `=` they
+    are whole names, and after a leading `^` the interfaces that do not match are used
+    (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-socket-ifname).
+
+    Args:
+        value: of the variable.
+        there: names of the interfaces of the machine.
+    """
     if not value:
         return False
-    others, whole = value.startswith("^"), value.lstrip("^").startswith("=")
-    # A port may follow a name.
-    words = [word.partition(":")[0] for word in value.lstrip("^=").split(",") if word]
-    matching = [name for name in there if any(name == word if whole else name.startswith(word) for word in words)]
-    return len(matching) == len(there) if others else not matching
+    is_inverted = value.startswith("^")
+    is_exact = value.lstrip("^").startswith("=")
+    words = []
+    for word in value.lstrip("^=").split(","):
+        if word:
+            # A port may follow the name.
+            name, _, _ = word.partition(":")
+            words.append(name)
+    matching = [name for name in there if _matches(name, words, is_exact)]
+    if is_inverted:
+        return len(matching) == len(there)
+    return not matching
+
+
+def _matches(name: str, words: list[str], is_exact: bool) -> bool:
+    if is_exact:
+        return name in words
+    return name.startswith(tuple(words))
 
 
 def _alone(gloo: str) -> str:
-    named = gloo.split(",") if len(gloo) > 1 else []
-    inner = [name for name in named if name in LOOPBACK]
+    """Returns why other machines cannot reach workers here; empty if they can.
+
+    Args:
+        gloo: value of GLOO_SOCKET_IFNAME. Without it, gloo uses the address of the host name.
+    """
+    named = _gloo_names(gloo)
     if named:
-        return f"the interface {inner[0]} ({GLOO})" if inner else ""
-    name = socket.gethostname()
-    address = address_of(name)
+        for name in named:
+            if name in LOOPBACK:
+                return f"the interface {name} ({GLOO})"
+        return ""
+    host = socket.gethostname()
+    address = address_of(host)
+    # gloo falls back to the loopback interface then.
     if address is None:
-        return f"a loopback address, since its host name {name} has no address"
-    return f"{address}, the address of its host name {name}" if is_loopback(address) else ""
+        return f"a loopback address, since its host name {host} has no address"
+    if is_loopback(address):
+        return f"{address}, the address of its host name {host}"
+    return ""
 
 
 def address_of(name: str) -> str | None:
-    """The address by which gloo makes a machine known: the first of its host name that belongs to it."""
+    """Returns the address at which gloo makes a machine known to others.
+
+    That is the first address of its host name that belongs to the machine.
+
+    Args:
+        name: the host name of this machine.
+
+    Returns:
+        None if there is no such address.
+    """
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
         return None
     for family, kind, protocol, _, address in found:
+        # A socket can be bound only to an address of this machine.
         with suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            # Port 0 is any free port.
             probe.bind((address[0], 0))
             return str(address[0])
     return None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, IPv4 or IPv6, is known on its own machine alone."""
+    """Returns whether an IPv4 or IPv6 address leads only to its own machine."""
     return address.startswith("127.") or address == "::1"

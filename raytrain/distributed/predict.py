@@ -1,16 +1,18 @@
-"""Batch inference with Ray Data actors: a checkpoint and tiles in, logits as Parquet out.
+"""Batch inference with Ray Data actors: a checkpoint and tiles in, logits as a Parquet file out.
 
-Pixels take the same way as in validation: the same decoder, stored size, resize and precision, all from the checkpoint.
+Tiles are prepared as in validation. Decoder, stored size, resize rule and precision are the same,
+and the checkpoint names them.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,255 +23,412 @@ import ray
 import torch
 
 from raytrain import storage
+from raytrain.checkpoints import fitting, reading
 from raytrain.data import images
 from raytrain.data.bands import BandRule, as_picture
 from raytrain.data.contents import contents, trouble
-from raytrain.data.dataset import open_dataset, read_shard
+from raytrain.data.dataset import Dataset, open_dataset, read_shard
 from raytrain.data.listing import LeftOut
 from raytrain.data.sources import Images
 from raytrain.distributed import gpus
-from raytrain.distributed.cluster import actors, blocks_of, cpus, quiet_dataset, session, to_go
+from raytrain.distributed.session import actors, blocks_of, cpus, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import models, transforms
-from raytrain.training.precision import default_precision, keep_fp32
+from raytrain.models import initial_weights, networks
+from raytrain.models.precision import default_precision, keep_fp32
+from raytrain.training import transforms
+from raytrain.training.inference import Inference, logits_of
+from raytrain.worker import compute_device
 
+logger = logging.getLogger(__name__)
+
+
+# Tiles in a forward pass.
 BATCH = 64
+# Pictures in a block, where they are files of their own. Of a dataset, a shard is a block.
 TILES_PER_BLOCK = 256
+# The rotations and reflections of a square.
 SYMMETRIES = 8
 CPU = torch.device("cpu")
 # Encoded pictures in memory for each thread that decodes.
 WINDOW = 4
 
+# A decoded tile, uint8 (S, S, 3).
+Tile = np.ndarray[Any, Any]
+# Checkpoint path, test-time augmentation and rule for TIFF files: the first arguments of Predictor.
+PredictorArguments = tuple[str, bool, BandRule | None]
+
 
 @dataclass(frozen=True)
 class Predicted:
-    """Where the predictions are, how many, and the files that were left out."""
+    """The result of `predict`.
 
-    place: str
+    Attributes:
+        path: of the Parquet file.
+        tiles: number of predictions in it.
+        left_out: files that could not be used.
+    """
+
+    path: str
     tiles: int
     left_out: list[LeftOut]
 
 
 def predict(
-    checkpoint_place: str,
+    checkpoint_path: str,
     out: str,
     *,
-    dataset_place: str | None = None,
+    dataset_path: str | None = None,
     part: str = "valid",
     sources: Sequence[Images] = (),
     tta: bool = False,
     bands: BandRule | None = None,
-    say: Callable[[str], None] = print,
 ) -> Predicted:
-    """Writes the logits of a dataset's part (or of folders of pictures) to a Parquet file.
+    """Writes the logits of a part of a dataset, or of pictures in folders, to a Parquet file.
 
     Args:
-        checkpoint_place: a checkpoint directory.
+        checkpoint_path: a checkpoint directory.
         out: file to write.
-        dataset_place: dataset whose split (the one trained on) has `part`.
-        part: train, valid, test or all.
-        sources: pictures in folders or lists, instead of a dataset; their labels are unknown.
-        tta: mean logits over the 8 symmetries of the square.
-        bands: how TIFF files in the folders become pictures, as at the ingest of the training tiles.
-        say: receives progress lines.
+        dataset_path: a dataset that has the split which the checkpoint was trained on.
+        part: part of that split: train, valid, test, or all for the whole dataset.
+        sources: pictures in folders or lists, if no dataset is given. Their labels are unknown.
+        tta: test-time augmentation: the mean of the logits over the 8 symmetries of the square.
+        bands: how TIFF files become pictures, as at the ingest of the training tiles.
+
+    Returns:
+        Where the predictions are, how many, and which files were left out.
 
     Raises:
         ConfigError: the checkpoint is missing or has other classes than the dataset.
-        DataError: no tiles, or the same name in two folders.
+        DataError: there are no usable tiles, or two folders hold a file of the same name.
     """
-    checkpoint = ckpt.load(checkpoint_place)
-    meta = {"task": checkpoint.meta["task"], "checkpoint": checkpoint.place, "tta": str(tta).lower()}
-    if dataset_place is not None:
-        dataset = open_dataset(dataset_place)
-        ckpt.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
-        blocks = _dataset_blocks(dataset_place, checkpoint.meta["split"], part)
-        meta |= {"dataset": dataset.place, "split": checkpoint.meta["split"], "part": part}
-    else:
-        blocks = _picture_blocks(sources)
-        meta |= {"images": json.dumps([source.origin for source in sources])}
+    checkpoint = reading.load(checkpoint_path)
+    blocks, origin = _blocks_and_origin(checkpoint, dataset_path, part, sources)
     _check_resize(checkpoint)
+    # Loaded here only to refuse weights that do not fit before any process starts.
     _network(checkpoint)
-    table = _run(blocks, (checkpoint.place, tta, bands), say)
-    left_out = [entry for source in sources for entry in source.left_out]
-    bad = table[table["kind"] != ""].sort_values("order")
-    left_out += [LeftOut(row.image_name, row.kind, row.detail) for row in bad.itertuples()]
-    good = table[table["kind"] == ""].sort_values("order")
-    if good.empty:
-        raise DataError(
-            f"none of the {len(table)} pictures can be used; the first, {left_out[-len(bad)]}",
-            "there is nothing to predict",
-            "check --images, or give the flags that ingest was given",
-        )
-    target = np.stack(list(good["target"])) if dataset_place is not None else None
+    table = _run(blocks, (checkpoint.path, tta, bands))
+    usable, refused = _divided(table)
+    # Pictures outside of a dataset have no labels.
+    target = np.stack(list(usable["target"])) if dataset_path is not None else None
+    meta = {
+        "task": checkpoint.meta["task"],
+        "checkpoint": checkpoint.path,
+        "tta": str(tta).lower(),
+    }
     outcome = predictions.Predictions(
-        tuple(good["image_name"]), np.stack(list(good["logits"])).astype(np.float32), target,
-        tuple(checkpoint.meta["classes"]), meta,
-    )  # fmt: skip
-    predictions.write(storage.absolute(out), outcome)
-    return Predicted(storage.absolute(out), len(good), left_out)
+        tuple(usable["image_name"]),
+        np.stack(list(usable["logits"])).astype(np.float32),
+        target,
+        tuple(checkpoint.meta["classes"]),
+        meta | origin,
+    )
+    path = storage.absolute(out)
+    predictions.write(path, outcome)
+    left_out: list[LeftOut] = []
+    for source in sources:
+        left_out += source.left_out
+    return Predicted(path, len(usable), left_out + refused)
 
 
-def _check_resize(checkpoint: ckpt.Checkpoint) -> None:
-    if checkpoint.meta["resize"]["rule"] != transforms.RESIZE_RULE:
+def _blocks_and_origin(
+    checkpoint: reading.Checkpoint,
+    dataset_path: str | None,
+    part: str,
+    sources: Sequence[Images],
+) -> tuple[list[pd.DataFrame], dict[str, str]]:
+    """The blocks to predict, and what the file of predictions records about their origin."""
+    if dataset_path is None:
+        origin = {"images": json.dumps([source.origin for source in sources])}
+        return _picture_blocks(sources), origin
+    dataset = open_dataset(dataset_path)
+    fitting.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
+    split = checkpoint.meta["split"]
+    origin = {"dataset": dataset.path, "split": split, "part": part}
+    return _dataset_blocks(dataset, split, part), origin
+
+
+def _check_resize(checkpoint: reading.Checkpoint) -> None:
+    """Refuses a checkpoint that was trained on tiles resized by a rule of another version.
+
+    Raises:
+        ConfigError: this version does not know the rule.
+    """
+    rule = checkpoint.meta["resize"]["rule"]
+    if rule != transforms.RESIZE_RULE:
         raise ConfigError(
-            f"{checkpoint.place} resizes tiles by another rule: {checkpoint.meta['resize']['rule']}",
+            f"{checkpoint.path} resizes tiles by another rule: {rule}",
             f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
             "predict with the version that trained it (meta.json, versions)",
         )
 
 
-def _network(checkpoint: ckpt.Checkpoint) -> torch.nn.Sequential:
-    model = models.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
-    models.load_weights(model, checkpoint.judged_weights(), checkpoint.place)
+def _network(checkpoint: reading.Checkpoint) -> torch.nn.Sequential:
+    """The network of a checkpoint with the weights that its validation used."""
+    # Dropout does nothing in evaluation, so its probability does not matter here.
+    model = networks.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
+    initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.path)
     return model
 
 
-class Predictor:
-    """One inference actor: holds the network of a checkpoint.
+def _divided(table: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
+    """Divides the results into those of usable tiles and the files that were refused.
 
     Args:
-        place: of the checkpoint.
-        tta, bands: as in `predict`.
-        device: where the network computes, as `gpus.device` says of the run.
-        decoders: threads that decode pictures.
+        table: results of `Predictor`, in the order in which the blocks were done.
+
+    Returns:
+        The usable rows and the refused files, both in the order of the input.
+
+    Raises:
+        DataError: no tile is usable.
+    """
+    # Blocks come back in any order; the file must not depend on it.
+    table = table.sort_values("order")
+    refused = []
+    for row in table[table["kind"] != ""].itertuples():
+        refused.append(LeftOut(row.image_name, row.kind, row.detail))
+    usable = table[table["kind"] == ""]
+    if usable.empty:
+        raise DataError(
+            f"none of the {len(table)} pictures can be used; the first, {refused[0]}",
+            "there is nothing to predict",
+            "check --images, or give the flags that ingest was given",
+        )
+    return usable, refused
+
+
+class Predictor:
+    """An inference actor. It holds the network of a checkpoint and predicts blocks of tiles.
+
+    Args:
+        path: of the checkpoint.
+        tta: whether to average over the symmetries, as in `predict`.
+        bands: how TIFF files become pictures.
+        device: where the network computes. The run decides it, see `gpus.device`.
+        decoders: number of threads that decode pictures.
     """
 
     def __init__(
-        self, place: str, tta: bool, bands: BandRule | None = None, device: torch.device = CPU, decoders: int = 1
+        self,
+        path: str,
+        tta: bool,
+        bands: BandRule | None = None,
+        device: torch.device = CPU,
+        decoders: int = 1,
     ) -> None:
-        self.tta, self.bands, self.device = tta, bands, device
         keep_fp32()
-        self.decoders, self.pool = decoders, ThreadPoolExecutor(decoders)
-        checkpoint = ckpt.load(place)
+        self.bands = bands
+        self.device = device
+        self.decoders = decoders
+        self.pool = ThreadPoolExecutor(decoders)
+        checkpoint = reading.load(path)
         self.meta = checkpoint.meta
         self.model = _network(checkpoint)
-        models.placed(self.model, self.device).eval()
-        capable = default_precision(self.device) == "bf16"
-        self.bf16 = self.meta["precision"] == "bf16" and capable
+        networks.to_device(self.model, device).eval()
+        # As the network was trained, where this processor computes in bf16. One that only emulates
+        # it would be slower than in fp32.
+        precision = "fp32"
+        if self.meta["precision"] == "bf16" and default_precision(device) == "bf16":
+            precision = "bf16"
+        symmetries = SYMMETRIES if tta else 1
+        self.how = Inference(self.meta["size"], self.meta["normalize"], precision, symmetries)
 
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
-        """Replaces the pictures by `logits` (float32 (K,)), or by `kind` and `detail` of why one cannot be used."""
-        pixels, kinds, details = [], [], []
-        errors = []
-        for found in self._pictures(block):
-            if isinstance(found, images.BadImage):
-                errors.append(found)
-                kinds.append(found.kind)
-                details.append(found.detail)
+        """Predicts the tiles of a block.
+
+        Args:
+            block: order, image_name, target, and where each picture is: `path` of a file with `row`
+                -1, or `path` of a shard with the `row` in it.
+
+        Returns:
+            order, image_name and target as they were; `logits`, float32 (K,), zeros for a picture
+            that cannot be used; `kind` and `detail`, why it cannot be used, else empty; `pid`.
+        """
+        pictures = list(self._pictures(block))
+        bad = [picture for picture in pictures if isinstance(picture, images.BadImage)]
+        cause = trouble(bad, len(block))
+        if cause is not None:
+            # All files failed for the same outer reason, such as a disk: the run has to end.
+            raise cause
+        tiles = [picture for picture in pictures if not isinstance(picture, images.BadImage)]
+        logits = self._logits_of_all(tiles)
+        no_logits = np.zeros(len(self.meta["classes"]), np.float32)
+        values: list[np.ndarray[Any, Any]] = []
+        kinds: list[str] = []
+        details: list[str] = []
+        for picture in pictures:
+            if isinstance(picture, images.BadImage):
+                values.append(no_logits)
+                kinds.append(picture.kind)
+                details.append(picture.detail)
             else:
-                pixels.append(found)
+                values.append(next(logits))
                 kinds.append("")
                 details.append("")
-        if cause := trouble(errors, len(block)):
-            raise cause
-        logits = iter([row for i in range(0, len(pixels), BATCH) for row in self._logits(pixels[i : i + BATCH])])
-        width = len(self.meta["classes"])
-        values = [next(logits) if not kind else np.zeros(width, np.float32) for kind in kinds]
         known = block[["order", "image_name", "target"]]
         return known.assign(logits=values, kind=kinds, detail=details, pid=os.getpid())
 
-    def _pictures(self, block: pd.DataFrame) -> Iterator[np.ndarray[Any, Any] | images.BadImage]:
-        """Of each row uint8 (S, S, 3), or why there is none; decoded by threads, in windows that bound the memory."""
+    def _pictures(self, block: pd.DataFrame) -> Iterator[Tile | images.BadImage]:
+        """For each row in turn the decoded tile, or why there is none."""
         rows = zip(block["path"], _contents(block), strict=True)
-        while window := list(itertools.islice(rows, WINDOW * self.decoders)):
-            yield from self.pool.map(self._decoded, *zip(*window, strict=True))
+        while True:
+            # `pool.map` would take in all encoded pictures at once. A window bounds the memory.
+            window = list(itertools.islice(rows, WINDOW * self.decoders))
+            if not window:
+                return
+            yield from self.pool.map(self._decoded, window)
 
-    def _decoded(self, path: str, content: bytes | images.BadImage) -> np.ndarray[Any, Any] | images.BadImage:
-        """uint8 (S, S, 3), or why there is no picture."""
+    def _decoded(self, file: tuple[str, bytes | images.BadImage]) -> Tile | images.BadImage:
+        """Decodes one picture, given its path and its encoded bytes or why there are none."""
+        path, content = file
         if isinstance(content, images.BadImage):
             return content
         try:
-            return images.decode(as_picture(content, path, self.bands), self.meta["resize"]["stored_size"])
+            picture = as_picture(content, path, self.bands)
+            return images.decode(picture, self.meta["resize"]["stored_size"])
         except images.BadImage as error:
             return error
 
-    def _logits(self, pixels: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
-        batch = transforms.valid_pixels(stacked, self.meta["size"], self.meta["normalize"])
-        views = [transforms.symmetry(batch, i) for i in range(SYMMETRIES if self.tta else 1)]
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            outputs = [self.model(view.contiguous(memory_format=torch.channels_last)).float() for view in views]
-        values: np.ndarray[Any, Any] = torch.stack(outputs).mean(0).cpu().numpy()
+    def _logits_of_all(self, tiles: list[Tile]) -> Iterator[np.ndarray[Any, Any]]:
+        """The logits, float32 (K,), of each tile in turn, computed in batches."""
+        for start in range(0, len(tiles), BATCH):
+            yield from self._logits(tiles[start : start + BATCH])
+
+    def _logits(self, tiles: list[Tile]) -> np.ndarray[Any, Any]:
+        """The logits of one batch, float32 (B, K). All tiles have the same size."""
+        # uint8 (B, S, S, 3) -> (B, 3, S, S)
+        pictures = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).to(self.device)
+        values: np.ndarray[Any, Any] = logits_of(self.model, pictures, self.how).cpu().numpy()
         return values
 
 
 def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
-    """Encoded bytes of a block: rows of shards, or files of their own."""
+    """The encoded bytes of the pictures of a block: rows of shards, or files of their own."""
     if block["row"].iloc[0] < 0:
         return contents(block["path"].to_list())
-    # One shard; or several, one after the other, where Ray has put small blocks together.
-    places = zip(block["path"], block["row"], strict=True)
-    shards = itertools.groupby(places, key=operator.itemgetter(0))
-    return [content for shard, rows in shards for content in _rows_of(shard, [int(row) for _, row in rows])]
+    found: list[bytes | images.BadImage] = []
+    # Usually the rows of one shard. Ray may join small blocks: then those of several, in turn.
+    rows = zip(block["path"], block["row"], strict=True)
+    for shard, rows_of_shard in itertools.groupby(rows, key=operator.itemgetter(0)):
+        column = read_shard(shard, ["image"]).column("image")
+        found += [column[int(row)].as_py() for _, row in rows_of_shard]
+    return found
 
 
-def _rows_of(shard: str, rows: list[int]) -> list[bytes]:
-    column = read_shard(shard, ["image"]).column("image")
-    return [column[row].as_py() for row in rows]
+def _run(blocks: list[pd.DataFrame], arguments: PredictorArguments) -> pd.DataFrame:
+    """Predicts all blocks in a Ray session, logs the progress and joins the results.
 
-
-def _run(
-    blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None], say: Callable[[str], None]
-) -> pd.DataFrame:
-    total, done, tables, began = sum(map(len, blocks)), 0, [], time.monotonic()
+    Args:
+        blocks: as `Predictor` takes them.
+        arguments: the first arguments of `Predictor`.
+    """
+    total = sum(len(block) for block in blocks)
+    done = 0
+    tables = []
+    began = time.monotonic()
     with session():
-        data = _mapped(blocks, predictor, gpus.usable(None, say))
+        data = _mapped(blocks, arguments, gpus.usable(None))
         for table in blocks_of(data):
             tables.append(table)
             done += len(table)
-            say(f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), {to_go(done, total, began)}")
+            # `raytrain bench` reads the number of tiles from this line.
+            logger.info(
+                f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), "
+                f"{to_go(done, total, began)}"
+            )
     return pd.concat(tables, ignore_index=True)
 
 
 def processes(machines: list[gpus.Machine], blocks: int) -> int:
-    """How many processes predict: one for each GPU of the machines, or for each CPU where there is none; at most one a block."""
-    return max(1, min(gpus.count(machines) or cpus(), blocks))
+    """Number of processes that predict.
+
+    Args:
+        machines: those whose GPUs are used; without any, each CPU gets a process.
+        blocks: number of blocks. More processes than blocks would have nothing to do.
+    """
+    processors = gpus.count(machines) or cpus()
+    return max(1, min(processors, blocks))
 
 
 def _mapped(
-    blocks: list[pd.DataFrame], predictor: tuple[str, bool, BandRule | None], machines: list[gpus.Machine]
+    blocks: list[pd.DataFrame], arguments: PredictorArguments, machines: list[gpus.Machine]
 ) -> ray.data.Dataset:
-    """The blocks on their way through a pool of predictors: one for each GPU with its share of CPUs, else one for each CPU."""
+    """Maps the blocks through a pool of `Predictor` actors; Ray computes when results are read.
+
+    Args:
+        blocks: as `Predictor` takes them.
+        arguments: the first arguments of `Predictor`.
+        machines: those whose GPUs are used. Each actor gets one GPU and its share of the CPUs.
+            Without machines, each CPU gets an actor.
+    """
     data = quiet_dataset(blocks)
     if not machines:
         return data.map_batches(
-            Predictor, fn_constructor_args=predictor, batch_size=None, batch_format="pandas",
+            Predictor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            batch_format="pandas",
             compute=actors(len(blocks)),
-        )  # fmt: skip
+        )
     share = gpus.cpus_of_each(machines)
+    decoders = max(1, int(share))
     return data.map_batches(
-        Predictor, fn_constructor_args=(*predictor, gpus.device(True), max(1, int(share))), batch_format="pandas",
-        # Ray takes no GPU without a number of rows, and fills small blocks up to it from the next.
-        batch_size=max(map(len, blocks)),
+        Predictor,
+        fn_constructor_args=(*arguments, compute_device(True), decoders),
+        batch_format="pandas",
+        # With `num_gpus` Ray demands a number of rows. It fills up small blocks with the rows of
+        # the next ones.
+        batch_size=max(len(block) for block in blocks),
         compute=ray.data.ActorPoolStrategy(
             size=processes(machines, len(blocks)), max_tasks_in_flight_per_actor=2
         ),
-        num_gpus=1, num_cpus=share,
-    )  # fmt: skip
+        num_gpus=1,
+        num_cpus=share,
+    )
 
 
-def _dataset_blocks(place: str, split: str, part: str) -> list[pd.DataFrame]:
-    """One table per shard with the rows of the part: order (row in the dataset), path of the shard, row in it."""
-    dataset = open_dataset(place)
+def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFrame]:
+    """One block for each shard that has rows of the part.
+
+    Args:
+        dataset: opened.
+        split: name of a split.
+        part: train, valid, test or all.
+
+    Returns:
+        Tables as `Predictor` takes them; `order` is the row in the dataset.
+
+    Raises:
+        DataError: the part is empty.
+    """
     rows = np.arange(dataset.rows) if part == "all" else dataset.part_rows(split, part)
     if not len(rows):
         raise DataError(
-            f'the split {split} has no part "{part}"', "there is nothing to predict", "--part train, valid or all"
+            f'the split {split} has no part "{part}"',
+            "there is nothing to predict",
+            "--part train, valid or all",
         )
-    starts = np.concatenate([[0], np.cumsum(dataset.shard_rows)])
+    # Row numbers count through all shards: that of each shard's first row, and of the end.
+    starts = dataset.shard_starts
     blocks = []
     for shard, path in enumerate(dataset.shards):
         mine = rows[(rows >= starts[shard]) & (rows < starts[shard + 1])]
-        table = pd.DataFrame({"order": mine, "path": path, "row": mine - starts[shard]})
-        table["image_name"] = dataset.table["image_name"].iloc[mine].to_list()
-        table["target"] = list(dataset.targets[mine])
-        blocks.append(table)
-    return [block for block in blocks if len(block)]
+        if not len(mine):
+            continue
+        block = pd.DataFrame({"order": mine, "path": path, "row": mine - starts[shard]})
+        block["image_name"] = dataset.table["image_name"].iloc[mine].to_list()
+        block["target"] = list(dataset.targets[mine])
+        blocks.append(block)
+    return blocks
 
 
 def _picture_blocks(sources: Sequence[Images]) -> list[pd.DataFrame]:
+    """Blocks of up to `TILES_PER_BLOCK` pictures, with empty targets.
+
+    Raises:
+        DataError: two pictures have the same name.
+    """
     paths: dict[str, str] = {}
     for source in sources:
         for name, path in zip(source.table["image_name"], source.table["path"], strict=True):
@@ -280,6 +439,9 @@ def _picture_blocks(sources: Sequence[Images]) -> list[pd.DataFrame]:
                     "rename one, or predict the folders into two files",
                 )
             paths[name] = path
-    table = pd.DataFrame({"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()})
+    table = pd.DataFrame(
+        {"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()}
+    )
     table["target"] = [np.zeros(0, np.uint8)] * len(table)
-    return [table.iloc[i : i + TILES_PER_BLOCK] for i in range(0, len(table), TILES_PER_BLOCK)]
+    starts = range(0, len(table), TILES_PER_BLOCK)
+    return [table.iloc[start : start + TILES_PER_BLOCK] for start in starts]

@@ -1,47 +1,57 @@
-"""What can be known before a worker starts: resources, storage, checkpoint, weights."""
+"""Checks what can be known before a worker starts: resources, storage, checkpoints, weights."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from raytrain import runs, storage
+from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed import gpus, surroundings
-from raytrain.distributed.cluster import cpus
+from raytrain.distributed import environment, gpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
-from raytrain.distributed.reach import NODE_ANSWERS_S, check_reach, working_nodes
+from raytrain.distributed.nodes import (
+    NODE_ANSWERS_S,
+    check_reach,
+    first_line,
+    node_name,
+    start_on_each,
+    working_nodes,
+)
+from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
-from raytrain.training import checkpoint, models
+from raytrain.models import initial_weights, networks
+from raytrain.tiles.sampling import check_batches
 from raytrain.training.start import initial
-from raytrain.training.tiles import check_batches
 
-# fp32 weights and buffers, and two moments of Adam for each weight.
+# A checkpoint holds weights and buffers in fp32, and both of Adam's moments of each weight.
 BYTES_PER_WEIGHT = 4
 ADAM_MOMENTS = 2
-# The last epoch's, those within an epoch, and the one that is being written.
-FULL_CHECKPOINTS = 2 + checkpoint.KEPT_STEPS
+# Checkpoints to resume from that exist at the same time: the one of the last epoch, those within
+# an epoch, and the one that is being written.
+FULL_CHECKPOINTS = 2 + layout.KEPT_STEPS
+# Values of `model.weights` that are not a path.
+NAMED_WEIGHTS = ("imagenet", "none")
 
 
 def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, Dataset]:
-    """Resolves the places of a recipe and checks all that needs no cluster.
+    """Makes the paths of a recipe absolute and checks everything that needs no cluster.
 
     Args:
         recipe: as the user gave it.
-        run: that goes on; with checkpoints of its own it needs neither its old starting point nor weights.
+        run: the run that is resumed, if any. Once it has checkpoints of its own, it needs neither
+            the checkpoint it was started from nor pretrained weights.
 
     Returns:
-        The recipe with absolute places, and its dataset.
+        The recipe with absolute paths, and its dataset.
 
     Raises:
-        ConfigError, DataError, StorageError, RemoteError: each with its sentence.
+        ConfigError, DataError, StorageError, RemoteError: what is wrong with the recipe.
     """
     if recipe.dataset is None:
         raise ConfigError(
@@ -49,120 +59,201 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
             "there is nothing to train on",
             "--dataset DIR, as written by raytrain ingest --out DIR",
         )
-    starts = run is None or not run.checkpoints
-    dataset = open_dataset(recipe.dataset) if run is None else _dataset_of(run, recipe, recipe.dataset)
-    check_batches(recipe, *(len(dataset.part_rows(recipe.data.split, part)) for part in ("train", "valid")))
-    places = {"dataset": dataset.place, "storage": storage.absolute(recipe.storage)}
-    model = models.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm)
-    sizes = (stage.size_at(epoch) for stage in recipe.stages for epoch in range(1, stage.epochs + 1))
-    models.check_sizes(model, recipe.model.arch, sizes)
-    if starts and recipe.init_from is not None:
-        places["init_from"] = runs.find_checkpoint(recipe.init_from, recipe.storage)
-        source = initial(recipe.model_copy(update=places), dataset)
-        assert source is not None
-        checkpoint.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
-        models.load_weights(model, source.weights(), source.place)
-    elif starts:
-        state = models.body_weights(recipe.model.arch, recipe.model.weights)
-        if state is not None:
-            models.load_body(model, state, recipe.model.weights)
-    if recipe.model.weights not in ("imagenet", "none"):
-        weights = storage.absolute(recipe.model.weights)
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
-    storage.probe(places["storage"])
-    check_disk(recipe, places["storage"], models.parameter_count(model), run)
-    return recipe.model_copy(update=places), dataset
+    if run is None:
+        dataset = open_dataset(recipe.dataset)
+    else:
+        dataset = _dataset_of(run, recipe, recipe.dataset)
+    split = recipe.data.split
+    train_rows = dataset.part_rows(split, "train")
+    valid_rows = dataset.part_rows(split, "valid")
+    check_batches(recipe, len(train_rows), len(valid_rows))
+    model = networks.build(
+        recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
+    )
+    networks.check_sizes(model, recipe.model.arch, _image_sizes(recipe))
+    if run is None or not run.checkpoints:
+        recipe = _check_start(recipe, dataset, model)
+    # After the checks, whose messages show paths as the user has typed them.
+    recipe = _with_absolute_paths(recipe, dataset)
+    storage.probe(recipe.storage)
+    check_disk(recipe, recipe.storage, networks.parameter_count(model), run)
+    return recipe, dataset
 
 
-def _dataset_of(run: runs.Run, recipe: Recipe, place: str) -> Dataset:
-    """The dataset of a run that goes on, at its old place or at another.
+def _image_sizes(recipe: Recipe) -> list[int]:
+    """Side in pixels of the tiles in every epoch of every stage."""
+    sizes = []
+    for stage in recipe.stages:
+        for epoch in range(1, stage.epochs + 1):
+            sizes.append(stage.size_at(epoch))
+    return sizes
+
+
+def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> Recipe:
+    """Loads the weights that a new run starts from into `model`, as each worker will do.
+
+    Returns:
+        The recipe with the path of the checkpoint to start from, if it names one.
 
     Raises:
-        DataError: there is none, or it is another one.
+        ConfigError, RemoteError: the weights are missing or do not fit.
     """
-    again = runs.resume_command(run.name, storage.parent(run.place))
-    if place == run.recipe.dataset and not storage.exists(storage.join(place, "dataset.json")):
-        raise DataError(
-            f"the dataset of the run {run.name} is not at {place} any more",
-            "its tiles were moved, or lie on a disk that is not there now",
-            f"{again} --dataset NEW, with the place where it is now",
-        )
-    dataset = open_dataset(place)
-    dataset.split(recipe.data.split)  # there is such a split
-    found = {"dataset_hash": dataset.hash, "split_hash": dataset.split_hash(recipe.data.split)}
-    other = [key for key, known in runs.trained_on(run).items() if found[key] != known]
-    if other:
-        what = "tiles or labels" if "dataset_hash" in other else f"rows in the parts of its split {recipe.data.split}"
-        raise DataError(
-            f"the dataset {dataset.place} is not the one that the run {run.name} was trained on: it has other {what}",
-            "validation tiles could have been trained on",
-            f"{again} --dataset PLACE of the same dataset; or start a new run with --init-from {shlex.quote(run.name)}",
-        )
-    return dataset
+    if recipe.init_from is None:
+        body = initial_weights.body_weights(recipe.model.arch, recipe.model.weights)
+        if body is not None:
+            initial_weights.load_body(model, body, recipe.model.weights)
+        return recipe
+    path = runs.find_checkpoint(recipe.init_from, recipe.storage)
+    recipe = recipe.model_copy(update={"init_from": path})
+    source = initial(recipe, dataset)
+    assert source is not None
+    fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+    initial_weights.load_weights(model, source.weights(), source.path)
+    return recipe
 
 
-def check_disk(recipe: Recipe, place: str, weights: int, run: runs.Run | None = None) -> None:
-    """Compares the free disk under a storage path with the checkpoints of a run, of which one that goes on has some.
+def _with_absolute_paths(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe for workers, which have other working directories than this process."""
+    update = {"dataset": dataset.path, "storage": storage.absolute(recipe.storage)}
+    recipe = recipe.model_copy(update=update)
+    if recipe.model.weights in NAMED_WEIGHTS:
+        return recipe
+    weights = storage.absolute(recipe.model.weights)
+    model = recipe.model.model_copy(update={"weights": weights})
+    return recipe.model_copy(update={"model": model})
+
+
+def _dataset_of(run: runs.Run, recipe: Recipe, path: str) -> Dataset:
+    """The dataset of a run that is resumed, at the path where it was or at another one.
 
     Raises:
-        StorageError: they will not fit.
+        DataError: there is no dataset, or it is not the one that the run was trained on.
+    """
+    resume = runs.resume_command(run.name, storage.parent(run.path))
+    if path == run.recipe.dataset and not storage.exists(storage.join(path, "dataset.json")):
+        raise DataError(
+            f"the dataset of the run {run.name} is not at {path} any more",
+            "its tiles were moved, or are on a disk that is not mounted now",
+            f"{resume} --dataset NEW, with the path where it is now",
+        )
+    dataset = open_dataset(path)
+    # Raises where the dataset has no such split; reading its hash alone would not.
+    dataset.split(recipe.data.split)
+    found = {"dataset_hash": dataset.hash, "split_hash": dataset.split_hash(recipe.data.split)}
+    different = [key for key, known in runs.trained_on(run).items() if found[key] != known]
+    if not different:
+        return dataset
+    if "dataset_hash" in different:
+        what = "tiles or labels"
+    else:
+        what = f"rows in the parts of its split {recipe.data.split}"
+    raise DataError(
+        f"the dataset {dataset.path} is not the one that the run {run.name} was trained on: "
+        f"it has other {what}",
+        "validation tiles could have been trained on",
+        f"{resume} --dataset PATH of the same dataset; "
+        f"or start a new run with --init-from {shlex.quote(run.name)}",
+    )
+
+
+def check_disk(recipe: Recipe, path: str, weights: int, run: runs.Run | None = None) -> None:
+    """Compares the free disk space under a storage path with the checkpoints of a run.
+
+    Args:
+        recipe: complete.
+        path: storage path or URI. Object stores have no known limit and always pass.
+        weights: number of parameters of the network.
+        run: the run that is resumed, if any. Its checkpoints count as part of what it needs.
+
+    Raises:
+        StorageError: the checkpoints will not fit.
     """
     named, full = checkpoint_bytes(recipe, weights)
     first, last = recipe.selected
-    needed, free = named * (last - first + 2) + full * FULL_CHECKPOINTS, free_bytes(place)
-    if free is not None and free < needed - (held_bytes(run.place) if run else 0):
+    # One named checkpoint for each stage, and the best one.
+    named_checkpoints = (last - first + 1) + 1
+    needed = named * named_checkpoints + full * FULL_CHECKPOINTS
+    free = free_bytes(path)
+    if free is None:
+        return
+    already_written = held_bytes(run.path) if run else 0
+    if free < needed - already_written:
         raise StorageError(
-            f"the checkpoints of this run need {needed / 1e6:,.0f} MB, {place} has {free / 1e6:,.0f} MB free",
+            f"the checkpoints of this run need {needed / 1e6:,.0f} MB,"
+            f" {path} has {free / 1e6:,.0f} MB free",
             "the disk would be full in the middle of training",
             "free some, or give another --storage",
         )
 
 
 def checkpoint_bytes(recipe: Recipe, weights: int) -> tuple[int, int]:
-    """Bytes of a checkpoint by the number of weights: one under a stage's name, and one to go on from."""
+    """The sizes of both kinds of checkpoints.
+
+    Args:
+        recipe: complete.
+        weights: number of parameters of the network.
+
+    Returns:
+        Bytes of a checkpoint that is named after a stage, which holds weights only, and of one to
+        resume from, which also holds the state of the optimiser.
+    """
+    # With `ema` a checkpoint holds the averaged weights as well.
     copies = 2 if recipe.train.ema else 1
-    return weights * BYTES_PER_WEIGHT * copies, weights * BYTES_PER_WEIGHT * (copies + ADAM_MOMENTS)
+    named = weights * BYTES_PER_WEIGHT * copies
+    full = weights * BYTES_PER_WEIGHT * (copies + ADAM_MOMENTS)
+    return named, full
 
 
-def free_bytes(place: str) -> int | None:
-    """Free bytes of the disk that a directory is on; None for an object store."""
-    return None if storage.is_uri(place) else shutil.disk_usage(Path(storage.absolute(place))).free
+def free_bytes(path: str) -> int | None:
+    """Free bytes of the disk that a directory is on, or None for an object store."""
+    if storage.is_uri(path):
+        return None
+    return shutil.disk_usage(Path(storage.absolute(path))).free
 
 
 def held_bytes(run: str) -> int:
     """Bytes of the checkpoints in a local run directory."""
-    return sum(path.stat().st_size for path in Path(run, "checkpoints").rglob("*") if path.is_file())
+    files = (path for path in Path(run, "checkpoints").rglob("*") if path.is_file())
+    return sum(file.stat().st_size for file in files)
 
 
 def check_group(recipe: Recipe) -> None:
-    """Refuses what is known of a worker group before Ray starts: as `check_workers`, and the network where it is local.
+    """Checks what is known about a worker group before Ray starts: workers, network interfaces.
 
     Raises:
-        ConfigError: a variable names a network interface that is not there.
+        ConfigError: an environment variable names a network interface that does not exist.
         ResourceError: as `check_workers`.
     """
     check_workers(recipe.num_workers)
-    if not surroundings.connects():
+    # On a cluster, `check_networks` asks each node instead once Ray is connected.
+    if not environment.connects():
         check_interfaces(gpu=recipe.use_gpu is not False and torch.cuda.is_available())
 
 
 def check_workers(num_workers: int) -> None:
-    """Refuses more workers than the CPUs of the connected cluster, or of this machine where a local one will start.
+    """Refuses more workers than CPUs, which Ray would wait for without an end.
+
+    The CPUs are those of the connected cluster, or of this machine where Ray will run locally.
 
     Raises:
-        ConfigError: the environment is not one in which Ray starts.
+        ConfigError: Ray would not start in this environment.
         ResourceError: too many workers, or no cluster answers.
     """
-    if not ray.is_initialized() and surroundings.check():
+    # With a cluster that is not connected yet, its CPUs are unknown until `check_cluster`.
+    if not ray.is_initialized() and environment.check():
         return
-    if num_workers > cpus():
-        raise ResourceError(
-            f"{num_workers} workers are asked for, there are {cpus()} CPUs",
-            "Ray would wait for them for ever",
-            f"--num-workers {cpus()}, or set RAY_ADDRESS to a larger cluster"
-            if cpus()
-            else "add a machine to the cluster, or set RAY_ADDRESS to another",
-        )
+    limit = cpus()
+    if num_workers <= limit:
+        return
+    if limit:
+        fix = f"--num-workers {limit}, or set RAY_ADDRESS to a larger cluster"
+    else:
+        fix = "add a machine to the cluster, or set RAY_ADDRESS to another"
+    raise ResourceError(
+        f"{num_workers} workers are asked for, there are {limit} CPUs",
+        "Ray would wait for them forever",
+        fix,
+    )
 
 
 def check_cluster(recipe: Recipe) -> None:
@@ -175,58 +266,64 @@ def check_cluster(recipe: Recipe) -> None:
     check_workers(recipe.num_workers)
     gpu = use_gpu(recipe)
     check_reach(recipe.storage)
-    if surroundings.connects():
+    if environment.connects():
         check_networks(recipe.num_workers, gpu)
 
 
 def check_networks(num_workers: int, gpu: bool) -> None:
-    """Asks every node of the connected cluster by which network interfaces workers there would meet the others.
+    """Asks every node of the connected cluster which network interfaces its workers would use.
+
+    Args:
+        num_workers: number of workers of the run.
+        gpu: whether they use GPUs and so connect through NCCL.
 
     Raises:
-        ConfigError: a variable names none that is there, or workers on several machines would not find each other.
+        ConfigError: an environment variable names no interface of a node, or workers on several
+            machines would not find each other.
         ResourceError: a node does not answer.
     """
     nodes = working_nodes()
-    ask = ray.remote(num_cpus=0)(network)
-    asked = [ask.options(scheduling_strategy=NodeAffinity(node["NodeID"], soft=False)) for node in nodes]
-    answers = [one.remote(gpu) for one in asked]
-    # Ray packs workers where there is room, but does not promise it.
+    # Ray packs workers onto one node where they fit, but does not promise it.
     several = len(nodes) > 1 and num_workers > 1
-    for node, answer in zip(nodes, answers, strict=True):
-        where = f"the node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    for node, answer in start_on_each(nodes, network, gpu):
+        name = f"the node {node_name(node)}"
         try:
             found = ray.get(answer, timeout=NODE_ANSWERS_S)
         except ray.exceptions.RayError as error:
             raise ResourceError(
-                f"{where} does not answer: {str(error).splitlines()[0]}",
+                f"{name} does not answer: {first_line(error)}",
                 "a worker there would not start",
                 "ray status shows the cluster's nodes; then the same command again",
             ) from None
         if found.unknown:
-            raise unknown_interface(found, where, " there, before ray start")
+            raise unknown_interface(found, name, " there, before ray start")
         if several and found.alone:
-            raise only_here(found, where)
+            raise only_here(found, name)
 
 
-def use_gpu(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> bool:
-    """Whether workers get a GPU each, on the connected cluster, or on this machine where none is connected.
+def use_gpu(recipe: Recipe) -> bool:
+    """Whether each worker gets a GPU.
+
+    The GPUs are those of the connected cluster, or of this machine where none is connected.
 
     Args:
-        recipe: with what is wanted.
-        say: hears why GPUs that are declared are not used.
+        recipe: its `use_gpu` is None where GPUs are used if there are any.
 
     Raises:
-        ConfigError: synchronised BatchNorm was asked for and workers have no GPU.
-        ResourceError: GPUs were asked for and there are too few, or torch does not see them.
+        ConfigError: synchronised BatchNorm is asked for and workers have no GPU.
+        ResourceError: GPUs are asked for, and there are too few or torch does not see them.
     """
-    count = gpus.count(gpus.usable(recipe.use_gpu, say))
-    wanted = recipe.use_gpu if recipe.use_gpu is not None else count > 0
+    count = gpus.count(gpus.usable(recipe.use_gpu))
+    wanted = recipe.use_gpu
+    if wanted is None:
+        wanted = count > 0
     if wanted and recipe.num_workers > count:
-        place = "the cluster declares" if ray.is_initialized() else "this machine has"
+        owner = "the cluster declares" if ray.is_initialized() else "this machine has"
+        fix = f"--num-workers {count}" if count else "--no-use-gpu, or a cluster with GPUs"
         raise ResourceError(
-            f"{recipe.num_workers} workers with a GPU each are asked for, {place} {count} GPUs",
-            "Ray would wait for them for ever",
-            f"--num-workers {count}" if count else "--no-use-gpu, or a cluster with GPUs",
+            f"{recipe.num_workers} workers with a GPU each are asked for, {owner} {count} GPUs",
+            "Ray would wait for them forever",
+            fix,
         )
-    models.check_batch_norm(recipe.model.batch_norm, "cuda" if wanted else "cpu")
+    networks.check_batch_norm(recipe.model.batch_norm, "cuda" if wanted else "cpu")
     return wanted

@@ -1,7 +1,13 @@
-"""The only TorchTrainer: one worker group per run, started once, works through all stages."""
+"""Training on Ray: starts one worker group per run, which works through all stages.
+
+This is the only module that makes a `TorchTrainer`. `raytrain.training.loop` does the training and
+knows nothing about Ray. Here each worker gets what connects that loop to its group: rank and
+device, reports to Ray, messages to the driver, and the signal to stop.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -17,25 +23,39 @@ import ray.train.torch
 import torch
 
 from raytrain import runs, storage
+from raytrain.checkpoints import layout, reading
 from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed import gpus
-from raytrain.distributed.cluster import cpus, own_cause, session
 from raytrain.distributed.memory import check_memory
+from raytrain.distributed.messages import (
+    GroupSaves,
+    Inbox,
+    Outbox,
+    Unstarted,
+    interruptible,
+    log_in_driver,
+    mailbox,
+)
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
-from raytrain.distributed.signals import GroupSaves, Inbox, Outbox, Unstarted, interruptible, mailbox, say_to_driver
+from raytrain.distributed.session import cpus, own_cause, session
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
+from raytrain.log import send_messages
 from raytrain.runlock import held
-from raytrain.training import checkpoint, loop
-from raytrain.training.hooks import Hooks, Metrics
+from raytrain.training import loop
 from raytrain.training.lr_find import Curve
-from raytrain.training.step import Batch, Worker
+from raytrain.training.services import Hooks
+from raytrain.training.state import Metrics
+from raytrain.worker import Worker, compute_device
 
-# The exit code of a worker that ends itself since it hangs; Ray starts the group again.
+logger = logging.getLogger(__name__)
+
+
+# Exit code of a worker that ends itself because it hangs. Ray then starts the group again.
 STALLED = 70
-# Starts of a minute each that a worker group is waited for: a machine that replaces a lost one needs some of them.
+# How many times Ray waits a minute for the CPUs or GPUs of a worker group. A machine that replaces
+# a lost one needs several minutes until it has joined the cluster.
 START_ATTEMPTS = 5
 
 
@@ -47,123 +67,156 @@ class Trained:
     metrics: Metrics
 
 
-def train(
-    recipe: Recipe,
-    *,
-    name: str,
-    say: Callable[[str], None] = print,
-    on_batch: Callable[[int, Batch], None] | None = None,
-) -> Trained:
+def train(recipe: Recipe, *, name: str) -> Trained:
     """Trains a new run.
 
     Args:
-        recipe: its `dataset` is set; places may be relative.
+        recipe: its `dataset` is set; paths may be relative.
         name: of the run directory under `recipe.storage`.
-        say: receives a line per epoch and more.
-        on_batch: called in the workers with (rank, batch) of every step; must be picklable. For tests.
+
+    Returns:
+        The run and the metrics of its last epoch.
 
     Raises:
-        RaytrainError: of the kind that fits, with nothing started where that can be known before.
+        RaytrainError: the class that fits the failure. Nothing has been started where the failure
+            could be known before.
     """
     runs.check_name(name)
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
     with held(storage.join(recipe.storage, name)):
+        # With the lock held: of two commands that start at the same time, one is refused.
         runs.refuse_taken(name, recipe.storage)
         with session():
             check_cluster(recipe)
             run = runs.create(recipe, name, dataset)
-            say(f"run {run.name} in {run.place}")
-            return _attempt(run, recipe, say, on_batch)
+            logger.info(f"run {run.name} in {run.path}")
+            return _attempt(run, recipe)
 
 
-def resume(
-    run: runs.Run,
-    overrides: dict[str, Any],
-    say: Callable[[str], None] = print,
-    on_batch: Callable[[int, Batch], None] | None = None,
-) -> Trained:
-    """Goes on with a run from its latest checkpoint.
+def resume(run: runs.Run, overrides: dict[str, Any]) -> Trained:
+    """Resumes a run from its latest checkpoint.
 
     Args:
         run: an existing run.
-        overrides: nested values of fields that may change, `runs.PLACEMENT`: workers, where tiles are, how often it saves.
-        say: receives lines.
-        on_batch: as in `train`.
+        overrides: nested values of the fields that may change, `runs.PLACEMENT`: the workers, where
+            tiles are kept, how often checkpoints are written.
+
+    Returns:
+        The run and the metrics of its last epoch.
 
     Raises:
         ConfigError: another field would change.
         DataError: the dataset is not the one that the run was trained on.
+        RaytrainError: as `train`.
     """
     recipe = Recipe.model_validate(merge(run.recipe.model_dump(), runs.placement(run, overrides)))
     check_group(recipe)
-    recipe = recipe.model_copy(update={"storage": storage.parent(run.place)})
+    # The run directory may have been moved since its recipe was written.
+    recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
     recipe, dataset = check_recipe(recipe, run)
     check_memory(recipe, len(dataset.classes))
-    with held(run.place), session():
+    with held(run.path), session():
         check_cluster(recipe)
-        runs.write_places(run, recipe)
-        storage.remove(storage.join(run.place, "failure.json"))
-        say(f"run {run.name} in {run.place}")
-        return _attempt(run, recipe, say, on_batch)
+        runs.write_paths(run, recipe)
+        storage.remove(storage.join(run.path, "failure.json"))
+        logger.info(f"run {run.name} in {run.path}")
+        return _attempt(run, recipe)
 
 
-def _attempt(
-    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
-) -> Trained:
+def _attempt(run: runs.Run, recipe: Recipe) -> Trained:
+    """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
     try:
-        metrics = _while_it_gets_on(run, recipe, say, on_batch)
-        if name := metrics.get("stopped"):
-            raise _stopped(run, signal.Signals[name], metrics["checkpoint"])
+        metrics = _train_while_progressing(run, recipe)
+        signal_name = metrics.get("stopped")
+        if signal_name:
+            raise _stopped(run, signal.Signals[signal_name], metrics["checkpoint"])
         return Trained(run, metrics)
     except BaseException as raised:
-        error = _ended(run, raised)
-        with suppress(StorageError):  # which may be what ails; the error itself is the one to tell
+        error = _final_error(run, raised)
+        # The storage may be what failed. The user needs the error itself, not this second one.
+        with suppress(StorageError):
             runs.write_failure(run, error, exit_code_of(error))
         if error is raised:
             raise
         raise error from None
 
 
-def _while_it_gets_on(
-    run: runs.Run, recipe: Recipe, say: Callable[[str], None], on_batch: Callable[[int, Batch], None] | None
-) -> Metrics:
-    """Trains. Ray counts waits for room over its whole run: they end one only where it got no further since its start."""
-    checkpoints = storage.join(run.place, "checkpoints")
+def _train_while_progressing(run: runs.Run, recipe: Recipe) -> Metrics:
+    """Trains, again after waits for free CPUs or GPUs as long as each start gets the run further.
+
+    Ray counts such waits over the whole run, and ends it after `START_ATTEMPTS` of them. A long run
+    that loses a machine now and then would reach that number although nothing is wrong.
+
+    Raises:
+        NoRoomError: the group found no room, and the run has no newer checkpoint since its start.
+    """
+    checkpoints = storage.join(run.path, "checkpoints")
     while True:
-        reached = checkpoint.furthest(checkpoints)
+        reached = reading.furthest(checkpoints)
         try:
-            metrics: Metrics = _group(train_worker, run.place, recipe, say, on_batch)
+            metrics: Metrics = _group(train_worker, run.path, recipe)
             return metrics
         except NoRoomError as error:
-            if checkpoint.furthest(checkpoints) == reached:
+            if reading.furthest(checkpoints) == reached:
                 raise
-            say(f"{error.what}; they are waited for again, since the run got further")
+            logger.info(f"{error.what}; waiting again, since the run got further")
 
 
-def _ended(run: runs.Run, raised: BaseException) -> BaseException:
-    """The error that a run ends with. A first signal beside a worker group, or before its steps, has cost nothing."""
-    if isinstance(raised.__context__, Interrupted):  # it came while another one ended the run
+def _final_error(run: runs.Run, raised: BaseException) -> BaseException:
+    """The error that a run ends with.
+
+    A first signal that reached the driver while no step was under way has lost nothing. It ends the
+    run in the same way as a signal after whose step a checkpoint was written.
+    """
+    if isinstance(raised.__context__, Interrupted):
+        # A further signal came while an earlier one was ending the run in the middle of a step.
         return raised
     if isinstance(raised, Unstarted):
         return _stopped(run, signal.Signals(raised.number))
+    # Not `isinstance`: `Interrupted` is a KeyboardInterrupt too, and has lost steps.
     if type(raised) is KeyboardInterrupt:
         return _stopped(run, signal.SIGINT)
     return raised
 
 
-def _stopped(run: runs.Run, number: signal.Signals, newest: str | None = None) -> UnfinishedError | Interrupted:
-    """How a run ends that a first signal has stopped: nothing is lost, and without a checkpoint nothing was trained."""
-    again = runs.resume_command(run.name, storage.parent(run.place))
-    checkpoints = storage.join(run.place, "checkpoints")
-    if checkpoint.furthest(checkpoints) == checkpoint.BEGINNING:
-        return Interrupted(number, f" before its first step: there is nothing to keep\n  next: {again}")
-    return UnfinishedError(f"stopped by {number.name}, with everything kept in {newest or checkpoints}", "", again)
+def _stopped(
+    run: runs.Run, number: signal.Signals, newest: str | None = None
+) -> UnfinishedError | Interrupted:
+    """The error of a run that a first signal has stopped.
+
+    Args:
+        run: the run.
+        number: of the signal.
+        newest: path of the checkpoint that was written after the signal, if any.
+
+    Returns:
+        UnfinishedError where there is a checkpoint, which holds all that was trained. Interrupted
+        where there is none, since nothing was trained.
+    """
+    resume_command = runs.resume_command(run.name, storage.parent(run.path))
+    checkpoints = storage.join(run.path, "checkpoints")
+    if reading.furthest(checkpoints) == layout.BEGINNING:
+        return Interrupted(
+            number, f" before its first step: there is nothing to keep\n  next: {resume_command}"
+        )
+    return UnfinishedError(
+        f"stopped by {number.name}, with everything kept in {newest or checkpoints}",
+        "",
+        resume_command,
+    )
 
 
-def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) -> dict[int, Curve]:
-    """Runs the range test for the selected stages. Returns its curve by stage; `<storage>/<name>/lr-find` holds them too.
+def find_rates(recipe: Recipe, name: str) -> dict[int, Curve]:
+    """Runs the learning-rate range test for the selected stages.
+
+    Args:
+        recipe: its `dataset` is set; paths may be relative.
+        name: of the directory under `recipe.storage`, whose `lr-find` gets the curves.
+
+    Returns:
+        The curve of each stage by its number, which counts from 1.
 
     Raises:
         RaytrainError: as `train`.
@@ -171,101 +224,208 @@ def find_rates(recipe: Recipe, name: str, say: Callable[[str], None] = print) ->
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
     check_memory(recipe, len(dataset.classes))
+    path = storage.join(recipe.storage, name)
     with session():
         check_cluster(recipe)
-        curves: dict[int, Curve] = _group(lr_find_worker, storage.join(recipe.storage, name), recipe, say, None)
+        curves: dict[int, Curve] = _group(lr_find_worker, path, recipe)
     return curves
 
 
 def _group(
-    function: Callable[[dict[str, Any]], Any], place: str, recipe: Recipe, say: Callable[[str], None],
-    on_batch: Callable[[int, Batch], None] | None,
-) -> Any:  # fmt: skip
-    """Starts the worker group, runs the function in every worker. Returns what rank 0 returned."""
-    gpu = use_gpu(recipe, say)
-    say(f"starting {recipe.num_workers} {'GPU' if gpu else 'CPU'} workers (about 15 seconds)")
-    with mailbox(say) as box:
+    function: Callable[[dict[str, Any]], Any],
+    path: str,
+    recipe: Recipe,
+) -> Any:
+    """Starts the worker group and runs a function in every worker.
+
+    Args:
+        function: `train_worker` or `lr_find_worker`.
+        path: the run directory.
+        recipe: complete, with absolute paths.
+
+    Returns:
+        What the function returned on rank 0.
+
+    Raises:
+        NoRoomError: the cluster had no room for the group.
+        Interrupted: a signal ended the group, see `messages.interruptible`.
+        BaseException: what a worker raised.
+    """
+    gpu = use_gpu(recipe)
+    kind = "GPU" if gpu else "CPU"
+    logger.info(f"starting {recipe.num_workers} {kind} workers (about 15 seconds)")
+    with mailbox() as box:
         config = {
-            "recipe": recipe.model_dump(mode="json"), "run": place, "on_batch": on_batch, "mailbox": box,
-            "device": gpus.device(gpu).type,
-        }  # fmt: skip
-        fs, path = storage.filesystem(storage.join(place, "ray"))
+            "recipe": recipe.model_dump(mode="json"),
+            "run": path,
+            "mailbox": box,
+            "device": compute_device(gpu).type,
+        }
+        # Not as `train_loop_config`: Ray shows and exports that, with keys that URIs may hold.
         trainer = ray.train.torch.TorchTrainer(
-            # Not as `train_loop_config`: Ray shows that, and exports it, with the keys that places may hold.
             lambda: function(config),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.num_workers, use_gpu=gpu, resources_per_worker=_resources(recipe.num_workers, gpu)
+                num_workers=recipe.num_workers,
+                use_gpu=gpu,
+                resources_per_worker=_resources(recipe.num_workers, gpu),
             ),
-            # Ray's own snapshot decides nothing: a fresh name for every attempt.
-            run_config=ray.train.RunConfig(
-                name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
-                storage_path=path,
-                storage_filesystem=fs if storage.is_uri(place) else None,
-                # `restarts` decides: a number for the whole run would end one that gets further between its failures.
-                failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=START_ATTEMPTS),
-                logging_config=ray.train.LoggingConfig("ERROR"),
-                callbacks=[restarts(place, box)],
-            ),
+            run_config=_run_config(path, box),
         )
-
         leave_unused_actors_out(trainer)
-        outbox, caught = Outbox(box, say), list[tuple[int, float]]()
-        try:
-            # A range test keeps nothing that a signal could wait for.
-            deliver = outbox.deliver if function is train_worker else None
-            return interruptible(trainer.fit, deliver, caught).return_value
-        except ray.train.TrainingFailedError as error:
-            no_room = not_placed(error, recipe.num_workers)
-            if no_room and caught:  # it came while this wait for room ended; another one would not hear of it
-                raise Unstarted(caught[0][0]) from None
-            raise no_room or own_cause(error) from None
+        # A range test writes no checkpoint, so a signal ends it at once.
+        deliver = Outbox(box).deliver if function is train_worker else None
+        return _result(trainer, deliver, recipe.num_workers)
+
+
+def _run_config(path: str, box: Any) -> ray.train.RunConfig:
+    """Where Ray keeps files of its own, and what it does when workers fail.
+
+    Args:
+        path: the run directory.
+        box: handle of the mailbox.
+    """
+    filesystem, ray_path = storage.filesystem(storage.join(path, "ray"))
+    return ray.train.RunConfig(
+        # A fresh name for every attempt: under a known name Ray would restore its own snapshot of
+        # the run, but our checkpoints alone decide where a run resumes.
+        name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
+        storage_path=ray_path,
+        storage_filesystem=filesystem if storage.is_uri(path) else None,
+        # The callback `restarts` decides when to give up. A number for the whole run would end one
+        # that gets further between its failures.
+        failure_config=ray.train.FailureConfig(
+            max_failures=-1, controller_failure_limit=START_ATTEMPTS
+        ),
+        # At INFO, Ray prints a line for each report of each rank.
+        logging_config=ray.train.LoggingConfig("ERROR"),
+        callbacks=[restarts(path, box)],
+    )
+
+
+def _result(
+    trainer: ray.train.torch.TorchTrainer, deliver: Callable[[str], bool] | None, workers: int
+) -> Any:
+    """Runs the trainer until its group has ended. Returns what rank 0 returned.
+
+    Args:
+        trainer: ready to start.
+        deliver: passes the name of a first signal on to the group; None ends the group at once.
+        workers: number of workers, for the error message.
+    """
+    # (number, monotonic time) of each signal so far.
+    caught: list[tuple[int, float]] = []
+    try:
+        return interruptible(trainer.fit, deliver, caught).return_value
+    except ray.train.TrainingFailedError as error:
+        no_room = not_placed(error, workers)
+        if no_room is None:
+            raise own_cause(error) from None
+        if caught:
+            # The signal came just as this wait for room ended. The next wait would not know of it.
+            raise Unstarted(caught[0][0]) from None
+        raise no_room from None
 
 
 def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomError | None:
-    """The error of a group that found no room in the cluster; None where another failure ended it."""
-    if type(getattr(error, "controller_failure", None)).__name__ != "WorkerGroupStartupTimeoutError":
+    """The error of a group that found no room in the cluster; None where another failure ended it.
+
+    Args:
+        error: what `TorchTrainer.fit` raised.
+        workers: number of workers of the group.
+    """
+    cause = getattr(error, "controller_failure", None)
+    # By its name: the class is internal to Ray, and its module may move with any release.
+    if type(cause).__name__ != "WorkerGroupStartupTimeoutError":
         return None
     return NoRoomError(
         f"{workers} workers found no room in the cluster, in {START_ATTEMPTS} waits for it",
-        "it declares enough CPUs or GPUs; others hold them, or a machine of it does not come",
-        "ray status shows who holds what; the same command, or --resume, once there is room",
+        "it declares enough CPUs or GPUs, but others use them or one of its machines is missing",
+        "ray status shows who uses what; the same command, or --resume, once there is room",
     )
 
 
 def train_worker(config: dict[str, Any]) -> Metrics:
-    """What every worker runs: builds its place in the group and fits. Also runs in Ray's local mode (0 workers)."""
-    return loop.fit(*_place_in_group(config), backoff=True)
+    """Trains in a worker of the group. Also runs in Ray's local mode (0 workers).
+
+    Args:
+        config: as `_group` makes it.
+
+    Returns:
+        The metrics of the last epoch.
+    """
+    recipe, dataset, path, worker, hooks = _set_up_worker(config)
+    return loop.fit(recipe, dataset, path, worker, hooks, backoff=True)
 
 
 def lr_find_worker(config: dict[str, Any]) -> dict[int, Curve]:
-    """As `train_worker`, for the range test."""
-    return loop.find_rates(*_place_in_group(config))
+    """Runs the learning-rate range test in a worker of the group.
+
+    Args:
+        config: as `_group` makes it.
+
+    Returns:
+        The curve of each stage by its number.
+    """
+    recipe, dataset, path, worker, hooks = _set_up_worker(config)
+    return loop.find_rates(recipe, dataset, path, worker, hooks)
 
 
-def _place_in_group(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
+def _set_up_worker(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker, Hooks]:
+    """What the training loop needs in this worker process: recipe, dataset, run, worker, hooks."""
     context = ray.train.get_context()
     recipe = Recipe.model_validate(config["recipe"])
-    rank, on_batch, box = context.get_world_rank(), config["on_batch"], config["mailbox"]
+    rank = context.get_world_rank()
+    device = torch.device("cpu")
+    # As the driver has decided. A worker on CPUs may still see GPUs that others use.
+    if config.get("device") == "cuda":
+        device = ray.train.torch.get_device()
     worker = Worker(
-        rank, context.get_world_size(), context.get_local_rank(), context.get_local_world_size(),
-        ray.train.torch.get_device() if config.get("device") == "cuda" else torch.device("cpu"),
-        len(os.sched_getaffinity(0)),
-    )  # fmt: skip
-    # Ray hears of an epoch where its checkpoint is written: a report takes 7 ms, or the time to Ray's next look at the group.
-    hooks = Hooks(saved=ray.train.report)
-    if on_batch:
-        hooks = replace(hooks, on_batch=lambda batch: on_batch(rank, batch))
-    if box is not None:  # not in Ray's local mode, where this process is the driver's
-        say = partial(say_to_driver, box)
-        hooks = replace(hooks, say=say, stalled=lambda: os._exit(STALLED), saves=GroupSaves(box))
-        if rank == 0:
-            inbox = Inbox(box, say)
-            hooks = replace(hooks, stop=inbox.stop, keep=inbox.keep)
+        rank=rank,
+        world=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world=context.get_local_world_size(),
+        device=device,
+        # Those that this process may use: a container may have fewer than its machine.
+        cpus=len(os.sched_getaffinity(0)),
+    )
+    # First the hooks, so that messages of all that follows reach the driver.
+    hooks = _hooks(config, rank)
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
 
 
+def _hooks(config: dict[str, Any], rank: int) -> Hooks:
+    """Connects the training loop of this worker to Ray and to the driver.
+
+    Also sends the messages of this process to the driver from now on.
+    """
+    # Ray hears of an epoch only when its checkpoint is written. A report takes 7 ms, but a second
+    # one waits until Ray next looks at the group.
+    hooks = Hooks(saved=ray.train.report)
+    box = config["mailbox"]
+    if box is None:
+        # Ray's local mode: this process is the driver as well.
+        return hooks
+    send_messages(partial(log_in_driver, box), rank)
+    hooks = replace(hooks, stalled=_end_process, saves=GroupSaves(box))
+    if rank > 0:
+        return hooks
+    # Rank 0 decides for all ranks, which stop together after the same step.
+    inbox = Inbox(box)
+    return replace(hooks, stop=inbox.stop, keep=inbox.keep)
+
+
+def _end_process() -> None:
+    """Ends this worker. Nothing is cleaned up, since its main thread hangs."""
+    os._exit(STALLED)
+
+
 def _resources(workers: int, gpu: bool) -> dict[str, float]:
-    """Leaves a CPU to Ray Data and to the driver; a GPU worker asks for one GPU beside it."""
+    """What each worker asks Ray for. One CPU of the cluster is left to Ray Data and the driver."""
+    # Workers share the CPUs that remain. With a single CPU none remains, and each worker asks for
+    # a hundredth of it.
     share = max(0.01, min(1.0, (cpus() - 1) / workers))
-    return {"CPU": share, "GPU": 1} if gpu else {"CPU": share}
+    resources = {"CPU": share}
+    if gpu:
+        resources["GPU"] = 1
+    return resources

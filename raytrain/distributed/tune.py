@@ -1,9 +1,10 @@
-"""The only Tuner: searches over any field of a recipe, the list of stages included, and over thresholds.
+"""Searches with Ray Tune: over any field of a recipe, stages included, and over thresholds.
 
-A trial is a plain Tune function over the same `loop.fit` in one process; ASHA ends the weak ones early. A space is a
-YAML mapping from a field's path to how it is drawn:
+A trial is a plain Tune function that runs the same `loop.fit` in one process. ASHA stops the weak
+trials early. A space is a YAML mapping from a field's path to how its value is drawn; numbers in
+a path count from 1:
 
-    stages.0.lr: {loguniform: [0.003, 0.03]}
+    stages.1.lr: {loguniform: [0.003, 0.03]}
     train.wd: {choice: [0.01, 0.1]}
     stages: {choice: [[{size: 64, epochs: 2, lr: 0.01}], [{size: 128, epochs: 2, lr: 0.01}]]}
 
@@ -12,11 +13,12 @@ YAML mapping from a field's path to how it is drawn:
 
 from __future__ import annotations
 
-import copy
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,25 +28,36 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler
 
 from raytrain import storage
-from raytrain.config import Recipe, validate
+from raytrain.config import Recipe, validate, with_fields
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import gpus
-from raytrain.distributed.cluster import cpus, session
 from raytrain.distributed.memory import trials_that_fit
+from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
-from raytrain.distributed.reach import check_reach
+from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker, compute_device
 
-# ASHA ends a trial here. Trials may draw stages of any length: none ends before its own last epoch but the weak ones.
+logger = logging.getLogger(__name__)
+
+
+# ASHA ends a trial after so many epochs. No trial may reach it: drawn stages can have any length,
+# and only weak trials end before their own last epoch.
 MOST_EPOCHS = 10**6
-# Tune hands them to trials in a runtime environment, which Ray writes into a log of every machine.
+# Tune passes these to trials in a runtime environment, which Ray logs on every machine.
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+
+
+def _choice(*values: Any) -> Any:
+    """Tune's choice, which takes a list, called like the other samplers."""
+    return ray.tune.choice(list(values))
+
+
 SAMPLERS: dict[str, Callable[..., Any]] = {
-    "choice": lambda *values: ray.tune.choice(list(values)),
+    "choice": _choice,
     "uniform": ray.tune.uniform,
     "loguniform": ray.tune.loguniform,
     "randint": ray.tune.randint,
@@ -52,136 +65,198 @@ SAMPLERS: dict[str, Callable[..., Any]] = {
 
 
 def search(
-    recipe: Recipe, space: Mapping[str, Any], *, name: str, num_samples: int, say: Callable[[str], None] = print
+    recipe: Recipe, space: Mapping[str, Any], *, name: str, num_samples: int
 ) -> pd.DataFrame:
     """Runs the trials and writes `trials.csv` and `best.yaml` into `<storage>/<name>`.
 
     Args:
-        recipe: checked by the preflight; its fields are the ones the space does not draw.
+        recipe: checked by the preflight; holds the fields that the space does not draw.
         space: path of a field to {sampler: arguments}.
-        name: of the search under the recipe's storage.
-        num_samples: trials.
-        say: receives a line per finished epoch of a trial.
+        name: name of the search under the recipe's storage.
+        num_samples: number of trials.
 
     Returns:
         One row per trial, best F2 first: trial, f2, epochs, and a column per path.
 
     Raises:
-        ConfigError: a path or a sampler that does not exist, a drawn value out of range, or keys in the space.
+        ConfigError: a path or a sampler that does not exist, a drawn value out of range, or keys
+            in the space.
     """
-    place = storage.join(recipe.storage, name)
-    if masked(str(space)) != str(space):
-        raise ConfigError(
-            "the space holds the keys of a URI",
-            "Tune writes what it draws into files of its own",
-            "leave the keys out of it, and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        )
-    drawn = {path: sampler(path, how) for path, how in space.items()}
+    directory = storage.join(recipe.storage, name)
+    _refuse_keys(space)
+    samplers = {path: sampler(path, how) for path, how in space.items()}
     # Refuses a path that does not exist before any trial starts.
-    apply_draw(recipe, {path: _first(how) for path, how in space.items()})
-    base = recipe.model_dump(mode="json")
-    results = _tune(
-        _trial, (base, place), drawn, place, num_samples,
-        ASHAScheduler(time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2), say, recipe.use_gpu,
-        trials_that_fit(recipe, len(open_dataset(str(recipe.dataset)).classes)),
-    )  # fmt: skip
+    apply_draw(recipe, {path: _first_value(how) for path, how in space.items()})
+    classes = open_dataset(str(recipe.dataset)).classes
+    trials = Trials(
+        function=_trial,
+        # Plain values: a trial may run on another machine, and validates them again.
+        given=(recipe.model_dump(mode="json"), directory),
+        space=samplers,
+        directory=directory,
+        num_samples=num_samples,
+        scheduler=ASHAScheduler(
+            time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2
+        ),
+        use_gpu=recipe.use_gpu,
+        most_at_once=trials_that_fit(recipe, len(classes)),
+    )
+    results = run_trials(trials)
     table = _table(results)
-    storage.write_text(storage.join(place, "trials.csv"), table.to_csv(index=False))
+    storage.write_text(storage.join(directory, "trials.csv"), table.to_csv(index=False))
     best = results[table["trial"].iloc[0]].config
-    chosen = storage.join(place, "best.yaml")
-    header = f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n# raytrain train --config {typed(chosen)}\n"
+    chosen = storage.join(directory, "best.yaml")
+    header = (
+        f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n"
+        f"# raytrain train --config {typed(chosen)}\n"
+    )
     storage.write_text(chosen, header + apply_draw(recipe, best).to_yaml())
     return table
 
 
-def search_thresholds(place: str, out: str, *, num_samples: int, say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Threshold search as Tune trials over a predictions file; no training is spent on it.
+def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
+    """Searches thresholds over a predictions file with Tune trials; nothing is trained.
 
-    Each trial ascends from a drawn threshold in a drawn order of classes on one half of the tiles and is judged on the
-    other; the start whose F2 on the fitted half is highest is taken, never the one that is judged best. Writes
+    Each trial draws a first threshold and an order of the classes. It fits the thresholds on one
+    half of the tiles and is evaluated on the other. The start with the highest F2 on the fitted
+    half is chosen, never the one that is best on the other half: that would fit it too. Writes
     `trials.csv`, and `thresholds.json` fitted from that start on all tiles, into `out`.
 
+    Args:
+        path: predictions file with targets.
+        out: directory for the results.
+        num_samples: number of trials.
+
+    Returns:
+        One row per trial, best F2 first: trial, epochs, f2, f2_fitted, start and seed.
+
     Raises:
-        DataError: no predictions file, or one without targets.
+        DataError: not a predictions file, or one without targets.
     """
-    found = predictions.read(place)
+    found = predictions.read(path)
     judgement = thresholds.judge(found)
-    assert found.target is not None  # or judge would have refused
-    space = {"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)}
-    # The numbers travel, not the file: it may lie on this machine alone. A trial computes nothing that a GPU could.
-    results = _tune(_threshold_trial, (found.logits, found.target), space, out, num_samples, None, say, False)
-    table = _table(results)
+    assert found.target is not None  # judge refuses a file without targets
+    trials = Trials(
+        function=_threshold_trial,
+        # The arrays are sent instead of the path: the file may exist on this machine only.
+        given=(found.logits, found.target),
+        space={"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)},
+        directory=out,
+        num_samples=num_samples,
+        # NumPy on a few thousand rows: a GPU has nothing to do.
+        use_gpu=False,
+    )
+    table = _table(run_trials(trials))
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
-    chosen = table.sort_values("f2_fitted", ascending=False).iloc[0]
-    cuts, _ = thresholds.best_per_class(found.logits, found.target, start=chosen["start"], seed=int(chosen["seed"]))
+    best = table.sort_values("f2_fitted", ascending=False).iloc[0]
+    cuts, _ = thresholds.best_per_class(
+        found.logits, found.target, start=best["start"], seed=int(best["seed"])
+    )
     thresholds.write(judgement, out)
     content = storage.read_json(storage.join(out, "thresholds.json"))
-    content |= {"per_class": dict(zip(found.classes, cuts.tolist(), strict=True))}
+    content["per_class"] = dict(zip(found.classes, cuts.tolist(), strict=True))
     storage.write_json(storage.join(out, "thresholds.json"), content)
     return table
+
+
+def _refuse_keys(space: Mapping[str, Any]) -> None:
+    if masked(str(space)) == str(space):
+        return
+    raise ConfigError(
+        "the space holds the keys of a URI",
+        "Tune writes the values it draws into its own files",
+        "leave the keys out of it, and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    )
 
 
 def sampler(path: str, how: Any) -> Any:
     """Tune's sampler for one entry of a space.
 
+    Args:
+        path: path of the field, for messages.
+        how: a mapping with one sampler and the list of its arguments.
+
     Raises:
         ConfigError: not a mapping with one known sampler, or arguments it does not take.
     """
-    name, arguments = next(iter(how.items())) if isinstance(how, dict) and len(how) == 1 else (str(how), None)
+    name = str(how)
+    arguments = None
+    if isinstance(how, dict) and len(how) == 1:
+        name, arguments = next(iter(how.items()))
     if name not in SAMPLERS or not isinstance(arguments, list):
         raise ConfigError(
             f'the space draws {path} by "{name}".{did_you_mean(name, SAMPLERS)}',
-            f"known are {', '.join(SAMPLERS)}, each with a list",
+            f"the samplers are {', '.join(SAMPLERS)}, each with a list",
             f"{path}: {{loguniform: [0.001, 0.1]}}",
         )
+    if name != "choice":
+        # YAML reads 1e-3, without a dot, as text.
+        arguments = [float(a) if isinstance(a, str) else a for a in arguments]
     try:
-        return SAMPLERS[name](*[float(a) if isinstance(a, str) and name != "choice" else a for a in arguments])
+        return SAMPLERS[name](*arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the space draws {path} by {name} {arguments}: {error}", "", "see README, Searches"
         ) from None
 
 
+def _first_value(how: Any) -> Any:
+    """A value that a sampler may draw, to try its path: the first of a list or the lower bound."""
+    name, arguments = next(iter(how.items()))
+    first = arguments[0]
+    if name != "choice" and isinstance(first, str):
+        return float(first)
+    return first
+
+
 def apply_draw(recipe: Recipe, draw: Mapping[str, Any]) -> Recipe:
-    """The recipe with drawn values at their paths (`train.wd`, `stages.1.lr.0`), validated.
+    """The recipe with drawn values at their paths (`train.wd`, `stages.2.lr.1`), validated.
+
+    Args:
+        recipe: holds the fields that are not drawn.
+        draw: values by path, as `config.set_field` takes them: numbers count from 1.
 
     Raises:
         ConfigError: a path that does not exist, or a value out of range.
     """
-    values = copy.deepcopy(recipe.model_dump(mode="json"))
-    for path in sorted(draw, key=lambda p: (p != "stages", p)):
-        target: Any = values
-        *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-        try:
-            for part in parents:
-                target = target[part]
-            target[last] = copy.deepcopy(draw[path])
-        except (KeyError, IndexError, TypeError):
-            raise ConfigError(
-                f'the space names "{path}", which the recipe does not have',
-                "the value would be drawn and never used",
-                "raytrain train --print-config shows every path",
-            ) from None
+    values = with_fields(recipe.model_dump(mode="json"), draw)
     return validate(values, "the drawn configuration")
 
 
 def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], str]) -> None:
-    """Trains what was drawn; given are the recipe's fields and the search's place."""
-    base, place = given
+    """Trains one drawn recipe.
+
+    Args:
+        config: the drawn values by path.
+        worker: device and CPUs of the trial.
+        given: the fields of the recipe, and the search's directory.
+    """
+    base, directory = given
     recipe = apply_draw(Recipe.model_validate(base), config)
+    # A trial is one process, whatever the recipe says of workers.
     recipe = recipe.model_copy(update={"num_workers": 1})
-    hooks = Hooks(say=lambda line: None, report=lambda metrics: ray.tune.report({"f2": metrics["f2"]}))
-    run = storage.join(place, "trials", ray.tune.get_context().get_trial_id())
+    run = storage.join(directory, "trials", ray.tune.get_context().get_trial_id())
     storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     assert recipe.dataset is not None
-    fit(recipe, open_dataset(recipe.dataset), run, worker, hooks)
+    fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks(report=_report_f2))
+
+
+def _report_f2(metrics: Mapping[str, Any]) -> None:
+    ray.tune.report({"f2": metrics["f2"]})
 
 
 def _threshold_trial(
     config: dict[str, Any], worker: Worker, given: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 ) -> None:
-    """One search of thresholds over logits and targets, each (rows, classes)."""
+    """One search of thresholds.
+
+    Args:
+        config: the first threshold `start`, and the `seed` of the order of classes.
+        worker: unused; every trial gets one.
+        given: logits and targets, each (rows, classes).
+    """
     logits, target = given
+    # Every other row, because the rows may be sorted.
     fitting = slice(0, None, 2)
     judging = slice(1, None, 2)
     chosen, fitted = thresholds.best_per_class(
@@ -191,72 +266,116 @@ def _threshold_trial(
     ray.tune.report({"f2": f2, "f2_fitted": fitted})
 
 
-class _Lines(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
-    """Says a line for each report of a trial."""
+class _Progress(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
+    """Logs a line for each report of a trial and for its end."""
 
-    def __init__(self, say: Callable[[str], None], trials: int) -> None:
-        self.say, self.trials, self.finished = say, trials, 0
+    def __init__(self, trials: int) -> None:
+        self.trials = trials
+        self.finished = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.say(f"trial {trial.trial_id}  epoch {result['training_iteration']}  F2 {result['f2']:.4f}")
+        epoch = result["training_iteration"]
+        logger.info(f"trial {trial.trial_id}  epoch {epoch}  F2 {result['f2']:.4f}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finished += 1
-        self.say(f"trial {trial.trial_id} is done ({self.finished} of {self.trials})")
+        logger.info(f"trial {trial.trial_id} is done ({self.finished} of {self.trials})")
 
 
-def _tune(
-    function: Callable[[dict[str, Any], Worker, Any], None], given: Any, space: dict[str, Any], place: str,
-    num_samples: int, scheduler: ASHAScheduler | None, say: Callable[[str], None], use_gpu: bool | None,
-    most: int | None = None,
-) -> dict[str, ray.tune.Result]:  # fmt: skip
-    """Runs trials, at most `most` at a time: `function` gets what was drawn, the worker that a trial is, and `given`."""
-    storage.probe(place)
-    # Machines have keys of their own, as `raytrain train` needs them too.
+@dataclass(frozen=True)
+class Trials:
+    """What `run_trials` runs.
+
+    Attributes:
+        function: one trial; called with the drawn values, its worker, and `given`.
+        given: the same for all trials; must be picklable.
+        space: Tune's samplers by name or path.
+        directory: directory or URI of the search.
+        num_samples: number of trials.
+        scheduler: stops weak trials early; None runs every trial to its end.
+        use_gpu: as in a recipe.
+        most_at_once: how many trials fit into memory; None if that is no limit.
+    """
+
+    function: Callable[[dict[str, Any], Worker, Any], None]
+    given: Any
+    space: dict[str, Any]
+    directory: str
+    num_samples: int
+    scheduler: ASHAScheduler | None = None
+    use_gpu: bool | None = None
+    most_at_once: int | None = None
+
+
+def run_trials(trials: Trials) -> dict[str, ray.tune.Result]:
+    """Runs trials in a session of their own. Returns the results of those that did not fail.
+
+    Raises:
+        BaseException: the error of the first trial, if all failed.
+    """
+    storage.probe(trials.directory)
+    # Every machine has its own keys; `raytrain train` needs them there as well.
     class_cache.ENV_VARS_TO_PROPAGATE -= KEYS
-    with session(), _folder_of_tune(place) as folder:
-        check_workers(1)  # Tune would wait for a CPU for ever
-        check_reach(place)
-        machines = gpus.needed(use_gpu, say)
+    with session(), _folder_of_tune(trials.directory) as folder:
+        check_workers(1)  # without a free CPU, Tune would wait forever
+        check_reach(trials.directory)
+        grid = list(_tuner(trials, folder).fit())
+    errors = [result.error for result in grid if result.error]
+    if errors and len(errors) == len(grid):
+        raise errors[0]
+    if errors:
+        last_line = str(errors[0]).splitlines()[-1]
+        logger.warning(f"{len(errors)} trials failed, the first: {last_line}")
+    finished = [result for result in grid if result.metrics and not result.error]
+    return {result.metrics["trial_id"]: result for result in finished}
+
+
+def _tuner(trials: Trials, folder: str) -> Any:
+    """Tune's `Tuner` for some trials, which keeps its files in `folder`."""
+    machines = gpus.needed(trials.use_gpu)
+    resources: dict[str, float] = {"CPU": 1}
+    at_once = cpus()
+    if machines:
         # A trial on a GPU decodes and streams with its share of the machine's CPUs.
-        share = gpus.cpus_of_each(machines) if machines else 1
-        worker = Worker(device=gpus.device(bool(machines)), cpus=max(1, int(share)))
-        together = gpus.count(machines) or cpus()
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(
-                ray.tune.with_parameters(function, worker=worker, given=given),
-                {"CPU": share, "GPU": 1} if machines else {"CPU": share},
-            ),
-            param_space=space,
-            tune_config=ray.tune.TuneConfig(
-                metric="f2", mode="max", num_samples=num_samples,
-                max_concurrent_trials=min(together, most or together),
-                scheduler=scheduler, reuse_actors=False,
-            ),
-            run_config=ray.tune.RunConfig(
-                name="ray", storage_path=folder, verbose=0, callbacks=[_Lines(say, num_samples)]
-            ),
-        )  # fmt: skip
-        grid = tuner.fit()
-    failed = [result.error for result in grid if result.error]
-    if len(failed) == len(grid):
-        raise failed[0]
-    if failed:
-        say(f"{len(failed)} trials failed, the first: {str(failed[0]).splitlines()[-1]}")
-    return {result.metrics["trial_id"]: result for result in grid if result.metrics and not result.error}
+        resources = {"CPU": gpus.cpus_of_each(machines), "GPU": 1}
+        at_once = gpus.count(machines)
+    if trials.most_at_once:
+        at_once = min(at_once, trials.most_at_once)
+    worker = Worker(device=compute_device(bool(machines)), cpus=max(1, int(resources["CPU"])))
+    function = ray.tune.with_parameters(trials.function, worker=worker, given=trials.given)
+    return ray.tune.Tuner(
+        ray.tune.with_resources(function, resources),
+        param_space=trials.space,
+        tune_config=ray.tune.TuneConfig(
+            metric="f2",
+            mode="max",
+            num_samples=trials.num_samples,
+            max_concurrent_trials=at_once,
+            scheduler=trials.scheduler,
+            # A new process for each trial, so that none inherits memory or state of another.
+            reuse_actors=False,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="ray",
+            storage_path=folder,
+            verbose=0,
+            callbacks=[_Progress(trials.num_samples)],
+        ),
+    )
 
 
 @contextmanager
-def _folder_of_tune(place: str) -> Iterator[str]:
-    """The folder in which Tune keeps files of its own: the search's place where that is a local path.
+def _folder_of_tune(directory: str) -> Iterator[str]:
+    """The folder for Tune's own files: the search's directory if that is a local path.
 
-    Tune pickles where its files lie. A URI may hold keys, so there they lie in a temporary folder of this machine, which
-    goes at the end: nothing reads them, and trials write what counts by themselves.
+    Tune pickles the path of its files, and a URI may hold keys. For a URI they are therefore kept
+    in a temporary folder of this machine and removed at the end. Nothing reads them: the trials
+    write their results themselves.
     """
-    if not storage.is_uri(place):
-        yield place
+    if not storage.is_uri(directory):
+        yield directory
         return
     folder = tempfile.mkdtemp(prefix="raytrain-")
     try:
@@ -266,15 +385,13 @@ def _folder_of_tune(place: str) -> Iterator[str]:
 
 
 def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:
-    rows = [
-        {"trial": trial, "epochs": result.metrics["training_iteration"]}
-        | {key: value for key, value in result.metrics.items() if key.startswith("f2")}
-        | result.config
-        for trial, result in results.items()
-    ]
+    """One row per trial, best F2 first."""
+    rows = []
+    for trial, result in results.items():
+        row = {"trial": trial, "epochs": result.metrics["training_iteration"]}
+        for key, value in result.metrics.items():
+            if key.startswith("f2"):
+                row[key] = value
+        row.update(result.config)
+        rows.append(row)
     return pd.DataFrame(rows).sort_values("f2", ascending=False, ignore_index=True)
-
-
-def _first(how: Any) -> Any:
-    value = next(iter(how.values()))[0]
-    return float(value) if "choice" not in how and isinstance(value, str) else value

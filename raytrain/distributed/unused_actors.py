@@ -1,6 +1,7 @@
-"""Actors that Ray Train starts beside the workers, and that a session which this process started does without.
+"""Leaves out actors that Ray Train starts in addition to the workers and that nothing here needs.
 
-Each one wakes a hundred times a second. On two cores a training step waits for them, since it waits for its slower thread.
+Each of these actors wakes up a hundred times a second. On two cores that delays training, since
+every step waits for its slowest thread. The module relies on internals of Ray 2.60.
 """
 
 from __future__ import annotations
@@ -13,30 +14,38 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-# The first hands out shards of Ray Data, and workers read their tiles themselves. The second removes the workers' place when
-# the controller has died, and the place ends with the session.
+# DatasetsCallback hands out shards of Ray Data, but the workers read their tiles themselves.
+# PlacementGroupCleanerCallback removes the workers' placement group if the controller has died, but
+# the group ends with the session in any case.
 UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 class Unannounced(FixedScalingPolicy):  # type: ignore[misc]  # ray is untyped for mypy
-    """A fixed number of workers, of which no autoscaler is told: on this machine there is none."""
+    """A fixed number of workers that is not announced to an autoscaler.
+
+    A session on this machine alone has no autoscaler.
+    """
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Does not start the actor that would pass on what is needed."""
+        """Does not start the actor that would announce the resources."""
 
     def _maybe_send_resource_request(self) -> None:
-        """Asks for nothing."""
+        """Requests nothing."""
 
 
 def leave_unused_actors_out(trainer: ray.train.torch.TorchTrainer) -> None:
-    """Leaves them out. In a session that others started it does nothing: there they may be needed."""
+    """Makes a trainer start without the unused actors.
+
+    Does nothing in a session that this process has not started: on a cluster they may be needed.
+    """
     node = ray._private.worker._global_node
     if node is None or not node.head:
         return
-    run = trainer._initialize_and_run_controller
+    run_controller = trainer._initialize_and_run_controller
 
-    def with_fewer(*, scaling_policy: Any, callbacks: list[Any], **more: Any) -> Any:
-        kept = [one for one in callbacks if not isinstance(one, UNUSED)]
-        return run(scaling_policy=Unannounced(scaling_policy.scaling_config), callbacks=kept, **more)
+    def run_with_fewer_actors(*, scaling_policy: Any, callbacks: list[Any], **options: Any) -> Any:
+        kept = [callback for callback in callbacks if not isinstance(callback, UNUSED)]
+        policy = Unannounced(scaling_policy.scaling_config)
+        return run_controller(scaling_policy=policy, callbacks=kept, **options)
 
-    trainer._initialize_and_run_controller = with_fewer
+    trainer._initialize_and_run_controller = run_with_fewer_actors

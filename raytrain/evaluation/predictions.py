@@ -1,9 +1,14 @@
-"""Predictions as a Parquet file: what evaluation, thresholds, submissions and reports read, without GPU or Ray.
+"""Reads and writes predictions as a Parquet file.
 
-    image_name string · logits list<float32>, K a row · target list<uint8>, K of 0 and 1 a row, if known
+Evaluation, thresholds, submissions and reports read it without GPU or Ray. Its columns:
 
-The file's metadata holds one JSON object under the key `raytrain`: schema_version, classes in the order of the logits,
-and meta (task, checkpoint, split, part, dataset: whatever the writer knew). Equal predictions give equal bytes.
+    image_name  string
+    logits      list<float32>, K in each row
+    target      list<uint8>, K of 0 and 1 in each row; only where the labels are known
+
+The file's metadata holds one JSON object under the key `raytrain`: schema_version, classes in the
+order of the logits, and meta (task, checkpoint, split, part, dataset, as far as the writer knew
+them). Equal predictions give equal bytes.
 """
 
 from __future__ import annotations
@@ -24,13 +29,29 @@ from raytrain.evaluation.metrics import Array, sigmoid
 
 SCHEMA_VERSION = 1
 KEY = b"raytrain"
-TYPES = {"image_name": pa.string(), "logits": pa.list_(pa.float32()), "target": pa.list_(pa.uint8())}
+TYPES = {
+    "image_name": pa.string(),
+    "logits": pa.list_(pa.float32()),
+    "target": pa.list_(pa.uint8()),
+}
+# The fix in messages: how to write a new file.
 AGAIN = "raytrain predict --checkpoint RUN --dataset DATASET --out P.parquet"
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Logits float32 (N, K) of named tiles, and their target uint8 (N, K) of 0 and 1 where it is known."""
+    """The output of a network for named tiles.
+
+    Attributes:
+        names: of N tiles.
+        logits: float32 (N, K).
+        target: uint8 (N, K) of 0 and 1, or None where the labels are unknown.
+        classes: names of the K classes.
+        meta: where the predictions come from, see the module.
+
+    Raises:
+        ValueError: the shapes do not fit the numbers of names and classes.
+    """
 
     names: tuple[str, ...]
     logits: Array
@@ -39,112 +60,192 @@ class Predictions:
     meta: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_shape("logits", self.logits)
+        if self.target is not None:
+            self._check_shape("target", self.target)
+
+    def _check_shape(self, what: str, values: Array) -> None:
         shape = (len(self.names), len(self.classes))
-        for what, values in (("logits", self.logits), ("target", self.target)):
-            if values is not None and values.shape != shape:
-                raise ValueError(f"{what} has shape {values.shape}; {shape} are the numbers of names and classes")
+        if values.shape != shape:
+            raise ValueError(
+                f"{what} has shape {values.shape}; {shape} are the numbers of names and classes"
+            )
 
     @property
     def probability(self) -> Array:
-        """float64 (N, K), sigmoid of the logits."""
+        """The sigmoid of the logits, float64 (N, K)."""
         return sigmoid(self.logits)
 
 
-def write(place: str, predictions: Predictions, *, durable: bool = True) -> None:
-    """Writes the file atomically; see `storage.write_bytes` for `durable`.
+def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
+    """Writes the file atomically.
+
+    Args:
+        path: path or URI.
+        predictions: to write.
+        durable: see `storage.write_bytes`.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the path cannot be written.
     """
-    columns = {"image_name": pa.array(predictions.names, pa.string()), "logits": _lists(predictions.logits, np.float32)}
+    columns = {
+        "image_name": pa.array(predictions.names, pa.string()),
+        "logits": _lists(predictions.logits, np.float32),
+    }
     if predictions.target is not None:
         columns["target"] = _lists(predictions.target, np.uint8)
-    known = {"schema_version": SCHEMA_VERSION, "classes": predictions.classes, "meta": predictions.meta}
-    table = pa.table(columns).replace_schema_metadata({KEY: masked(json.dumps(known, sort_keys=True)).encode()})
+    known = {
+        "schema_version": SCHEMA_VERSION,
+        "classes": predictions.classes,
+        "meta": predictions.meta,
+    }
+    # Masked: the paths in meta may be URIs with keys. Sorted, so that equal metadata is equal text.
+    text = masked(json.dumps(known, sort_keys=True))
+    table = pa.table(columns).replace_schema_metadata({KEY: text.encode()})
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_page_checksum=True)
-    storage.write_bytes(place, sink.getvalue(), durable=durable)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=False,  # neither names nor logits repeat
+        write_page_checksum=True,
+    )
+    storage.write_bytes(path, sink.getvalue(), durable=durable)
 
 
-def read(place: str) -> Predictions:
-    """Reads predictions and proves that they can be used.
+def read(path: str) -> Predictions:
+    """Reads predictions and checks that they can be used.
+
+    Args:
+        path: path or URI.
 
     Raises:
-        DataError: no such file, not Parquet or damaged, not written by raytrain, or logits and targets that are not
-            K finite numbers a row.
+        DataError: the file is missing, no Parquet file, damaged, or not written by raytrain; or
+            its logits and targets are not K finite numbers in each row.
         StorageError: the file system cannot be reached.
     """
-    table = _table(place)
-    known = _known(place, table.schema.metadata or {})
+    table = _table(path)
+    known = _known(path, table.schema.metadata or {})
     classes = known["classes"]
     if table.column("image_name").null_count:
-        raise _unusable(place, "a row has no image_name")
-    logits = _matrix(place, table, "logits", classes)
-    if not np.isfinite(logits).all():
-        row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
-        name = table.column("image_name")[row].as_py()
+        raise _unusable(path, "a row has no image_name")
+    logits = _matrix(path, table, "logits", classes)
+    _check_finite(path, table, logits)
+    target = None
+    if "target" in table.column_names:
+        target = _matrix(path, table, "target", classes)
+        _check_binary(path, target)
+    names = table.column("image_name").to_pylist()
+    return Predictions(
+        names=tuple(names),
+        logits=logits,
+        target=target,
+        classes=tuple(classes),
+        meta=known["meta"],
+    )
+
+
+def _check_finite(path: str, table: pa.Table, logits: Array) -> None:
+    is_finite = np.isfinite(logits).all(axis=1)  # bool (N,)
+    if is_finite.all():
+        return
+    row = int(np.argmin(is_finite))  # the first that is not
+    name = table.column("image_name")[row].as_py()
+    raise _unusable(
+        path,
+        f"the logits of {name} are not finite",
+        "the output of a network that diverged means nothing",
+    )
+
+
+def _check_binary(path: str, target: Array) -> None:
+    # `initial`: a file without rows has no maximum.
+    largest = target.max(initial=0)
+    if largest > 1:
         raise _unusable(
-            place, f"the logits of {name} are not finite", "a network that diverged says nothing about a tile"
+            path,
+            f"a target is {largest}, not 0 or 1",
+            "a label that counts twice would make every score wrong",
         )
-    target = _matrix(place, table, "target", classes) if "target" in table.column_names else None
-    if target is not None and target.max(initial=0) > 1:
-        raise _unusable(
-            place, f"a target is {target.max()}, not 0 or 1", "a label that counts twice would bend every score"
-        )
-    return Predictions(tuple(table.column("image_name").to_pylist()), logits, target, tuple(classes), known["meta"])
 
 
 def _lists(values: Array, dtype: type[np.generic]) -> pa.ListArray:
+    """The rows of (N, K) values as a list column of N rows."""
+    # Where each row begins in the flat array, and the end of the last.
     offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values, dtype).ravel()))
+    flat = np.ascontiguousarray(values, dtype).ravel()
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
-def _table(place: str) -> pa.Table:
-    """The columns that raytrain writes, types checked; foreign columns are never converted."""
+def _table(path: str) -> pa.Table:
+    """The columns that raytrain writes, with their types checked.
+
+    Other columns are not read: a foreign one with an extension type must never be converted.
+    """
     try:
-        content = storage.read_bytes(place)
+        content = storage.read_bytes(path)
     except FileNotFoundError:
-        raise DataError(f"there is no predictions file {place}", "", AGAIN) from None
+        raise DataError(f"there is no predictions file {path}", "", AGAIN) from None
     try:
         with pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True) as file:
-            schema = file.schema_arrow
-            columns = [name for name in TYPES if schema.get_field_index(name) >= 0 or name != "target"]
-            wrong = [name for name in columns if name not in schema.names or schema.field(name).type != TYPES[name]]
-            if wrong:
-                raise _unusable(place, f"it has no column {wrong[0]} of type {TYPES[wrong[0]]}")
+            columns = _checked_columns(path, file.schema_arrow)
             return file.read(columns=columns)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise _unusable(place, f"it is no Parquet file, or damaged ({str(error).splitlines()[0]})") from None
+        detail = str(error).splitlines()[0]
+        raise _unusable(path, f"it is no Parquet file, or damaged ({detail})") from None
 
 
-def _known(place: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    """The object under the key `raytrain`, with classes (list of str) and meta (str to str)."""
+def _checked_columns(path: str, schema: pa.Schema) -> list[str]:
+    """The columns to read; raises DataError where one is missing or of another type."""
+    columns = []
+    for name, type_ in TYPES.items():
+        is_there = schema.get_field_index(name) >= 0
+        if name == "target" and not is_there:
+            continue
+        if name not in schema.names or schema.field(name).type != type_:
+            raise _unusable(path, f"it has no column {name} of type {type_}")
+        columns.append(name)
+    return columns
+
+
+def _known(path: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """The object under the key `raytrain`: classes (list of str) and meta (str to str)."""
     try:
         known = json.loads(metadata[KEY])
-        right = known["schema_version"] == SCHEMA_VERSION and len(known["classes"]) > 0
-        right &= all(isinstance(word, str) for word in [*known["classes"], *known["meta"].values()])
+        is_right = known["schema_version"] == SCHEMA_VERSION and len(known["classes"]) > 0
+        words = [*known["classes"], *known["meta"].values()]
     except (KeyError, ValueError, TypeError, AttributeError):
-        right = False
-    if not right:
+        is_right = False
+        words = []
+    if not is_right or not all(isinstance(word, str) for word in words):
         raise _unusable(
-            place, f"its metadata is not that of raytrain's schema version {SCHEMA_VERSION}", "classes are unknown"
+            path,
+            f"its metadata is not that of raytrain's schema version {SCHEMA_VERSION}",
+            "classes are unknown",
         )
     return dict(known)
 
 
-def _matrix(place: str, table: pa.Table, name: str, classes: list[str]) -> Array:
-    """(N, K) of a list column; slicing and nulls cannot shift a row, since every list is measured."""
+def _matrix(path: str, table: pa.Table, name: str, classes: list[str]) -> Array:
+    """The values of a list column as (N, K).
+
+    The length of every list is checked, so neither a slice nor a null can shift a row.
+    """
     column = table.column(name).combine_chunks()
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     flat = column.flatten()
     wrong = np.flatnonzero(lengths != len(classes))  # a null list has length NaN
-    if len(wrong) or flat.null_count:
-        row = table.column("image_name")[int(wrong[0]) if len(wrong) else 0].as_py()
-        found = f"the {name} of {row} are not {len(classes)} numbers" if len(wrong) else f"{name} has empty values"
-        raise _unusable(place, found, "they would be read as other labels")
+    why = "they would be read as other labels"
+    if len(wrong):
+        row = table.column("image_name")[int(wrong[0])].as_py()
+        raise _unusable(path, f"the {name} of {row} are not {len(classes)} numbers", why)
+    if flat.null_count:
+        raise _unusable(path, f"{name} has empty values", why)
     values: Array = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
     return values
 
 
-def _unusable(place: str, what: str, why: str = "scores and submissions would be wrong") -> DataError:
-    return DataError(f"{place} cannot be used as predictions: {what}", why, AGAIN)
+def _unusable(
+    path: str, what: str, why: str = "scores and submissions would be wrong"
+) -> DataError:
+    return DataError(f"{path} cannot be used as predictions: {what}", why, AGAIN)

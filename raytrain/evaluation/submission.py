@@ -1,6 +1,7 @@
-"""The competition's file from predictions: `image_name,tags`, one row a tile, tags separated by spaces.
+"""Builds the competition's file from predictions: `image_name,tags`, one row for each tile.
 
-Every tile gets at least its most probable label: an empty field scores 0. Neither torch nor ray.
+Tags are separated by spaces. Every tile gets at least its most probable label, because an empty
+field scores 0. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ from raytrain.errors import ConfigError, DataError, did_you_mean
 from raytrain.evaluation.metrics import THRESHOLD, Array
 from raytrain.evaluation.predictions import Predictions
 
-ANOTHER = "give the predictions of the competition's test folders, each once, and its own sample file"
-SAMPLE = FileKind("sample file", "the order and names of rows are its own", "leave --sample out, or give the file")
-SHOWN = 3  # names in a sentence
-MANY = 0.01  # share of tiles without predictions above which a folder was probably forgotten
+# The fix in messages about tiles that are missing or repeated.
+ANOTHER = (
+    "give the predictions of the competition's test folders, each once, and its own sample file"
+)
+SAMPLE = FileKind(
+    name="sample file",
+    why="it gives the order and names of the rows",
+    fix="leave --sample out, or give the file",
+)
+SHOWN = 3  # names in a message
+# With a larger share of tiles without predictions, a folder was probably forgotten.
+MANY = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,24 +43,30 @@ class Submission:
 
     Attributes:
         table: image_name, tags (labels in class order, separated by spaces).
-        filled: tiles of the sample that were not predicted and got the labels for missing ones.
-        labels: those labels.
+        filled: names of the sample's tiles that were not predicted and got `labels`.
+        labels: for tiles that were not predicted.
     """
 
     table: pd.DataFrame
     filled: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
 
-    def said(self) -> Iterator[str]:
-        """What a user should know of the rows, a sentence each."""
+    def notes(self) -> Iterator[str]:
+        """Yields what a user should know about the rows, one sentence each."""
         if not self.filled:
             return
         share = len(self.filled) / len(self.table)
-        names = visible(", ".join(self.filled[:SHOWN])) + (", ..." if len(self.filled) > SHOWN else "")
+        names = visible(", ".join(self.filled[:SHOWN]))
+        if len(self.filled) > SHOWN:
+            names += ", ..."
         labels = " ".join(self.labels)
-        yield f'not predicted, so they get "{labels}": {len(self.filled):,} of {len(self.table):,} tiles ({share:.1%}): {names}'
+        count = f"{len(self.filled):,} of {len(self.table):,} tiles ({share:.1%})"
+        yield f'not predicted, so they get "{labels}": {count}: {names}'
         if share > MANY:
-            yield "warning: that is more than a few damaged files; are the predictions of a test folder missing?"
+            yield (
+                "warning: that is more than a few damaged files; "
+                "are the predictions of a test folder missing?"
+            )
 
 
 def build(
@@ -60,55 +75,63 @@ def build(
     sample: str | None = None,
     missing: Sequence[str] = (),
 ) -> Submission:
-    """The rows to submit: image_name without extension, or as the sample has it; tags in class order.
+    """Builds the rows to submit.
 
     Args:
-        predictions: one a folder of test tiles, all with the same classes.
-        thresholds: probability that a label must exceed; one for all, (K,), or None for 0.2.
-        sample: path of the competition's sample file. It gives the order, and exactly its names must be there;
-            without it rows are sorted by name, numbers in names as numbers.
-        missing: labels of the sample's tiles that were not predicted, since their pictures cannot be read; without, such
-            tiles are refused.
+        predictions: one for each folder of test tiles, all with the same classes.
+        thresholds: probability that a label must exceed; one for all labels, (K,), or None for
+            0.2.
+        sample: path of the competition's sample file. It gives the order and spelling of the
+            names, and exactly its tiles must be predicted. Without it, names have no suffix and
+            are sorted, numbers in them by value.
+        missing: labels for tiles of the sample that are not predicted because their pictures
+            cannot be read. Without labels, such tiles are refused.
 
     Raises:
         ConfigError: one of the labels in `missing` is no class.
-        DataError: other classes, a label with a space, a tile that comes twice, or names that differ from the sample's.
+        DataError: different classes, a label with a space, a repeated tile, or names that differ
+            from the sample's.
     """
     classes = _classes(predictions)
     _check_labels(missing, classes)
-    cut = THRESHOLD if thresholds is None else thresholds
-    tags: dict[str, str] = {}
-    for part in predictions:
-        for name, words in zip(map(stem, part.names), _tags(part, cut, classes), strict=True):
-            if name in tags:
-                raise DataError(
-                    f"the tile {visible(name)} comes twice in the predictions",
-                    "one of two answers would count",
-                    ANOTHER,
-                )
-            tags[name] = words
+    cut = thresholds
+    if cut is None:
+        cut = THRESHOLD
+    tags = _tags_by_name(predictions, cut, classes)
     if sample is None:
         names = sorted(tags, key=_natural)
-        return Submission(pd.DataFrame({"image_name": names, "tags": [tags[name] for name in names]}))
+        rows = [tags[name] for name in names]
+        table = pd.DataFrame({"image_name": names, "tags": rows})
+        return Submission(table)
+
     names = _sample_names(sample)
     tiles = _tiles_of(names, tags)
-    _check_names(set(tags), names, tiles, sample, bool(missing))
-    filled = tuple(name for name, tile in zip(names, tiles, strict=True) if tile is None)
-    ordered = [label for label in classes if label in missing]
-    every = [" ".join(ordered) if tile is None else tags[tile] for tile in tiles]
-    return Submission(pd.DataFrame({"image_name": names, "tags": every}), filled, tuple(ordered))
+    _check_names(set(tags), names, tiles, sample, fills=bool(missing))
+    # In class order, whatever the order on the command line.
+    labels = tuple(label for label in classes if label in missing)
+    rows = []
+    filled = []
+    for name, tile in zip(names, tiles, strict=True):
+        if tile is None:
+            filled.append(name)
+            rows.append(" ".join(labels))
+        else:
+            rows.append(tags[tile])
+    table = pd.DataFrame({"image_name": names, "tags": rows})
+    return Submission(table, filled=tuple(filled), labels=labels)
 
 
-def write(place: str, table: pd.DataFrame) -> None:
-    """Writes the table as CSV, lines ended by LF.
+def write(path: str, table: pd.DataFrame) -> None:
+    """Writes the table as CSV with line feeds.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the path cannot be written.
     """
-    storage.write_text(place, table.to_csv(index=False, lineterminator="\n"))
+    storage.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:
+    """The classes that all predictions share."""
     found = {part.classes for part in predictions}
     if len(found) != 1:
         raise DataError(
@@ -117,67 +140,131 @@ def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:
             "predict all folders with one checkpoint",
         )
     classes = found.pop()
-    bad = [label for label in classes if not label or re.search(r"\s", label)]
-    if bad:
-        raise DataError(
-            f'the label "{bad[0]}" has a space, or is empty',
-            "spaces separate the tags of a tile in the competition's file",
-            "rename it in the labels, then ingest and train again",
-        )
+    for label in classes:
+        if not label or re.search(r"\s", label):
+            raise DataError(
+                f'the label "{label}" has a space, or is empty',
+                "spaces separate the tags of a tile in the competition's file",
+                "rename it in the labels, then ingest and train again",
+            )
     return classes
 
 
-def _tags(part: Predictions, cut: float | Array, classes: Sequence[str]) -> Iterable[str]:
-    said = part.probability > cut
-    if len(said):
-        empty = ~said.any(axis=1)
-        said[empty, np.argmax(part.logits[empty], axis=1)] = True
-    return (" ".join(compress(classes, row)) for row in said.tolist())
+def _tags_by_name(
+    predictions: Sequence[Predictions], cut: float | Array, classes: Sequence[str]
+) -> dict[str, str]:
+    """The tags of every predicted tile, by its name without suffix."""
+    tags: dict[str, str] = {}
+    for part in predictions:
+        names = map(stem, part.names)
+        for name, words in zip(names, _tags(part, cut, classes), strict=True):
+            if name in tags:
+                raise DataError(
+                    f"the tile {visible(name)} comes twice in the predictions",
+                    "only one of the two answers would count",
+                    ANOTHER,
+                )
+            tags[name] = words
+    return tags
+
+
+def _tags(part: Predictions, cut: float | Array, classes: Sequence[str]) -> Iterator[str]:
+    """The tags of each tile: labels in class order, separated by spaces."""
+    predicted = part.probability > cut  # bool (N, K)
+    # argmax fails for a part without tiles.
+    if len(predicted):
+        empty = ~predicted.any(axis=1)
+        predicted[empty, np.argmax(part.logits[empty], axis=1)] = True
+    for row in predicted.tolist():
+        yield " ".join(compress(classes, row))
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    # Splitting at digits puts words at even places and numbers at odd ones, so like is compared with like.
-    return [int(word) if i % 2 else word for i, word in enumerate(re.split(r"([0-9]+)", name))], name
+    """A key that sorts the numbers in names by value; the name itself breaks ties."""
+    words: list[str | int] = []
+    # Splitting at digits puts text at even indices and numbers at odd ones, so that text is never
+    # compared with a number.
+    for index, word in enumerate(re.split(r"([0-9]+)", name)):
+        if index % 2:
+            words.append(int(word))
+        else:
+            words.append(word)
+    return words, name
 
 
 def _sample_names(path: str) -> list[str]:
-    """image_name of a sample file, in its order."""
+    """The column image_name of a sample file, in its order."""
     fix = f"its column image_name gives the order; {ANOTHER}"
     rows = read_rows(open_table(path, SAMPLE), [Column("image_name", "name")], fix)
     return [str(row.cells[0]) for row in rows.rows]
 
 
 def _tiles_of(names: Sequence[str], predicted: Iterable[str]) -> list[str | None]:
-    """The predicted tile that each name of the sample means; None where it was not predicted."""
+    """The predicted tile that each name of the sample means; None where there is none."""
     known = KnownNames(predicted)
-    found = [known.find(name) for name in names]
-    return [tiles[0] if tiles else None for tiles in found]
+    found: list[str | None] = []
+    for name in names:
+        tiles = known.find(name)
+        if tiles:
+            found.append(tiles[0])
+        else:
+            found.append(None)
+    return found
 
 
 def _check_labels(missing: Sequence[str], classes: Sequence[str]) -> None:
     for label in missing:
         if label not in classes:
+            hint = did_you_mean(label, classes)
             raise ConfigError(
-                f'--missing has "{visible(label)}", which is no class.{did_you_mean(label, classes)}',
+                f'--missing has "{visible(label)}", which is no class.{hint}',
                 "the competition knows only its own labels",
                 f"use some of {', '.join(classes)}",
             )
 
 
 def _check_names(
-    predicted: set[str], names: Sequence[str], tiles: Sequence[str | None], sample: str, fills: bool
+    predicted: set[str],
+    names: Sequence[str],
+    tiles: Sequence[str | None],
+    sample: str,
+    *,
+    fills: bool,
 ) -> None:
-    not_predicted = [name for name, tile in zip(names, tiles, strict=True) if tile is None]
+    """Checks that the sample and the predictions name the same tiles, each once.
+
+    Args:
+        predicted: names of all predicted tiles.
+        names: of the sample.
+        tiles: the predicted tile that each of `names` means, or None.
+        sample: path of the sample file, for the message.
+        fills: whether tiles without predictions get labels instead of being refused.
+
+    Raises:
+        DataError: they differ.
+    """
+    not_predicted = []
+    if not fills:
+        pairs = zip(names, tiles, strict=True)
+        not_predicted = [name for name, tile in pairs if tile is None]
+    not_in_sample = predicted.difference(tile for tile in tiles if tile)
+    # By their stem: `a` and `a.jpg` are the same tile.
+    counts = Counter(map(stem, names))
+    repeated = [name for name, count in counts.items() if count > 1]
     wrong = {
-        "not in the predictions": [] if fills else not_predicted,
-        "not in the sample": sorted(predicted.difference(tile for tile in tiles if tile), key=_natural),
-        "in the sample more than once": [name for name, count in Counter(map(stem, names)).items() if count > 1],
+        "not in the predictions": not_predicted,
+        "not in the sample": sorted(not_in_sample, key=_natural),
+        "in the sample more than once": repeated,
     }
-    found = [f"{len(bad):,} {what} ({visible(', '.join(bad[:SHOWN]))})" for what, bad in wrong.items() if bad]
+    found = []
+    for what, bad in wrong.items():
+        if bad:
+            shown = visible(", ".join(bad[:SHOWN]))
+            found.append(f"{len(bad):,} {what} ({shown})")
     if not found:
         return
     fix = ANOTHER
-    if not_predicted and not fills:
+    if not_predicted:
         fix += "; tiles that cannot be read get labels by --missing 'clear primary'"
     raise DataError(
         f"the predictions and {sample} do not name the same tiles: {'; '.join(found)}",

@@ -1,4 +1,7 @@
-"""What stands in a run directory after training: thresholds, tables, pictures, report, model card."""
+"""Writes the files that people read after training: thresholds, tables, pictures, report and card.
+
+conclude(run)    evaluates predictions.parquet of a run directory and writes all of them
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,24 @@ from raytrain.report.record import read_run
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The judgement of a run and the place of its report."""
+    """The judgement of a run's predictions, and the path of the report."""
 
     judgement: thresholds.Judgement
     report: str
 
 
 def conclude(run: str) -> Conclusion:
-    """Judges the run's predictions.parquet and writes everything that a person looks at.
+    """Judges the predictions of a run and writes thresholds, model card and report.
+
+    Args:
+        run: path or URI of the run directory.
+
+    Returns:
+        The judgement and the path of report.html.
 
     Raises:
-        DataError: the run has no predictions.
+        DataError: the run has no predictions with labels.
+        StorageError: the run directory cannot be read or written.
     """
     record = read_run(run)
     if record.judgement is None:
@@ -34,4 +44,6 @@ def conclude(run: str) -> Conclusion:
         )
     thresholds.write(record.judgement, run)
     page.write_card(record)
-    return Conclusion(record.judgement, page.write_report(record))
+    # The report comes last: its presence shows that all other files are complete.
+    report = page.write_report(record)
+    return Conclusion(record.judgement, report)

@@ -1,34 +1,48 @@
-"""The page of `raytrain data check`: one HTML file with pictures, no network, no script.
+"""Writes the page of `raytrain data check`: one HTML file with pictures, no network, no script.
 
-    write(inspection, place, table)
+    write(inspection, path, table)        writes the page
+    split_command(inspection, table)      the command for a split without leaks
 
-Shares its look with the report of a run; the template escapes all words from outside. Neither torch nor ray.
+Shares its look with the report of a run; the template escapes all words from outside. Imports
+neither torch nor ray.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from raytrain import storage
 from raytrain.data.dataset import labels_of, read_images
-from raytrain.data.inspection import Inspection, companions, cooccurrence, verdict
+from raytrain.data.inspection import Array, Inspection, companions, cooccurrence, verdict
 from raytrain.errors import masked
-from raytrain.report import page, plots, tiles
-from raytrain.report.page import Plot
+from raytrain.report import plots, tiles
 from raytrain.report.record import SYNTHETIC_PREFIX
+from raytrain.report.templates import Plot, render
 
-# Pictures are in the page itself: 5 KB a tile, so that a page stays below a few megabytes.
-GROUPS, GROUP_TILES, RULE_TILES, ODD_TILES, SHEET_TILES, LEAKS, HEAT_SPLITS = 24, 6, 8, 8, 16, 200, 3
+# Pictures are part of the page, about 5 KB for each tile. These limits keep a page below a few
+# megabytes.
+GROUPS = 24  # groups of duplicates
+GROUP_TILES = 6  # tiles of a group
+RULE_TILES = 8  # tiles that break a rule
+ODD_TILES = 8  # tiles of an unusual size
+SHEET_TILES = 16  # tiles chosen at random
+LEAKS = 200  # rows of the table of leaks
+HEAT_SPLITS = 3  # splits whose parts have a heat map each
+
+
+# The classes below are what the template takes.
 
 
 @dataclass(frozen=True)
 class Card:
-    """A tile on the page: a data: URI, name, what is said of it, labels."""
+    """A tile: its name, its picture as a data: URI, its size and part, and its labels."""
 
     name: str
     picture: str
@@ -36,38 +50,93 @@ class Card:
     labels: tuple[str, ...]
 
 
-def write(found: Inspection, place: str, table: str) -> None:
+@dataclass(frozen=True)
+class LabelRow:
+    """A label: its tiles in all and in each part, and the label that it occurs with."""
+
+    label: str
+    counts: list[int]
+    companion: str
+
+
+@dataclass(frozen=True)
+class ValueRow:
+    """A size or a mode, the number of tiles that have it, and the names of the first ones."""
+
+    value: str
+    tiles: int
+    names: str
+
+
+@dataclass(frozen=True)
+class LeakRow:
+    """A leak: the split, the names of the tiles with their parts, and the kind of duplicates."""
+
+    split: str
+    names: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class RuleSection:
+    """A label rule, how many tiles break it, and some of these tiles."""
+
+    rule: str
+    verdict: str
+    cards: list[Card]
+
+
+@dataclass(frozen=True)
+class GroupSection:
+    """A group of duplicates: kind, number of tiles, whether their labels differ, some tiles."""
+
+    kind: str
+    tiles: int
+    contradicts: bool
+    cards: list[Card]
+
+
+def write(found: Inspection, path: str, table: str) -> None:
     """Writes the page of an inspection.
 
     Args:
         found: what to show.
-        place: of the page.
-        table: place of the table of groups of duplicates, for the command that uses it.
+        path: path or URI of the page.
+        table: path of the table of duplicate groups, which the printed command refers to.
 
     Raises:
-        DataError: a shard cannot be read any more.
-        StorageError: the place cannot be written.
+        DataError: a shard can no longer be read.
+        StorageError: the path cannot be written.
     """
-    context = _context(found) | _pictures(found) | {"split_command": split_command(found, table)}
-    storage.write_text(place, page.render("dataset.html.j2", context))
+    context = _context(found)
+    context |= _tile_sections(found)
+    context["split_command"] = split_command(found, table)
+    storage.write_text(path, render("dataset.html.j2", context))
 
 
 def split_command(found: Inspection, table: str) -> str:
-    """What to type for a split that keeps duplicates on one side."""
-    places = (shlex.quote(masked(found.dataset.place)), shlex.quote(masked(table)))
-    return "raytrain data split {} --name no-leaks --by group --table {} --column group".format(*places)
+    """The command to type for a split with all duplicates of a tile in the same part."""
+    dataset = shlex.quote(masked(found.dataset.path))
+    groups = shlex.quote(masked(table))
+    return (
+        f"raytrain data split {dataset} --name no-leaks --by group --table {groups} --column group"
+    )
 
 
 def _context(found: Inspection) -> dict[str, Any]:
+    """The variables of the template, except those that hold pictures of tiles."""
     dataset = found.dataset
-    names = dataset.table["image_name"]
+    leaks = []
+    for leak in found.leaks[:LEAKS]:
+        leaks.append(LeakRow(leak.split, found.sides_of(leak), leak.kind))
+    columns = list(found.labels.columns)
     return {
-        "name": storage.name_of(dataset.place),
+        "name": storage.name_of(dataset.path),
         "kind": "dataset check",
-        "synthetic": dataset.rows > 0 and all(name.startswith(SYNTHETIC_PREFIX) for name in names),
+        "synthetic": _is_synthetic(found),
         "summary": _summary(found),
         "warnings": found.warnings,
-        "columns": [column for column in found.labels.columns if column not in ("label", "tiles")],
+        "columns": columns[2:],  # the first two, label and tiles, are part of the template
         "labels": _label_rows(found),
         "few_labels": len(dataset.classes) <= plots.MAX_LABELS,
         "counts": _count_plots(found),
@@ -75,104 +144,185 @@ def _context(found: Inspection) -> dict[str, Any]:
         "default_rules": found.default_rules,
         "decoded": found.decoded,
         "group_count": len(found.groups),
-        "leaks": [(leak.split, found.sides_of(leak), leak.kind) for leak in found.leaks[:LEAKS]],
+        "leaks": leaks,
         "heat_splits_left": max(0, len(found.parts) - HEAT_SPLITS),
         "leak_count": len(found.leaks),
-        "kinds": {"size": _kinds(found, found.sizes), "mode": _kinds(found, found.modes)},
-        "place": shlex.quote(masked(dataset.place)),
+        "kinds": {
+            "size": _value_rows(found, found.sizes),
+            "mode": _value_rows(found, found.modes),
+        },
+        "path": shlex.quote(masked(dataset.path)),
     }
 
 
-def _pictures(found: Inspection) -> dict[str, Any]:
-    """The sections that show tiles; every tile is read once."""
-    chosen = _chosen(found)
-    cards = _cards(found, sorted({row for rows in chosen.values() for row in rows}))
-    shown = {section: [cards[row] for row in rows] for section, rows in chosen.items()}
+def _is_synthetic(found: Inspection) -> bool:
+    names = found.dataset.table["image_name"]
+    if len(names) == 0:
+        return False
+    return all(name.startswith(SYNTHETIC_PREFIX) for name in names)
+
+
+def _summary(found: Inspection) -> list[str]:
+    """The sentences under the title."""
+    dataset = found.dataset
+    shards = len(dataset.shards)
+    labels = len(dataset.classes)
+    labels_per_tile = dataset.targets.sum() / max(dataset.rows, 1)
+    # Sizes are sorted by frequency.
+    usual_size = next(iter(found.sizes), "")
+    contents = (
+        f"{dataset.rows:,} tiles in {shards} shards, {labels} labels, "
+        f"{labels_per_tile:.2f} labels per tile. Most tiles have {usual_size} pixels. "
+        "All bytes match their checksums."
+    )
+    return [contents, f"Dataset {masked(dataset.path)}."]
+
+
+def _tile_sections(found: Inspection) -> dict[str, Any]:
+    """The variables of the template that hold pictures of tiles."""
+    chosen = _choose_tiles(found)
+    wanted: set[int] = set()
+    for rows in chosen.values():
+        wanted.update(rows)
+    # Sections share tiles, so all are read together: each tile and each shard only once.
+    cards = _cards(found, sorted(wanted))
+    shown = {}
+    for section, rows in chosen.items():
+        shown[section] = [cards[row] for row in rows]
+    rules = []
+    for i, (rule, broken) in enumerate(found.rules):
+        rules.append(RuleSection(str(rule), verdict(broken), shown[f"rule {i}"]))
+    groups = []
+    for i, group in enumerate(found.groups[:GROUPS]):
+        groups.append(
+            GroupSection(
+                kind=group.kind,
+                tiles=len(group.rows),
+                contradicts=group in found.contradictions,
+                cards=shown[f"group {i}"],
+            )
+        )
     return {
-        "rules": [(str(rule), verdict(rows), shown[f"rule {i}"]) for i, (rule, rows) in enumerate(found.rules)],
-        "groups": [
-            (group.kind, len(group.rows), group in found.contradictions, shown[f"group {i}"])
-            for i, group in enumerate(found.groups[:GROUPS])
-        ],
+        "rules": rules,
+        "groups": groups,
         "odd": shown["odd"],
         "sheet_cards": shown["sheet"],
     }
 
 
-def _summary(found: Inspection) -> list[str]:
-    dataset = found.dataset
-    usual = next(iter(found.sizes), "")
-    return [
-        f"{dataset.rows:,} tiles in {len(dataset.shards)} shards, {len(dataset.classes)} labels, "
-        f"{dataset.targets.sum() / max(dataset.rows, 1):.2f} labels a tile, most tiles {usual} pixels. Every byte is as written.",
-        f"Dataset {masked(dataset.place)}.",
-    ]
-
-
-def _chosen(found: Inspection) -> dict[str, list[int]]:
+def _choose_tiles(found: Inspection) -> dict[str, list[int]]:
     """Row numbers of the tiles to show, by the section that shows them."""
-    odd = np.concatenate([*list(found.sizes.values())[1:], np.zeros(0, np.int64)])[:ODD_TILES]
-    shuffled = np.random.default_rng(0).permutation(found.dataset.rows)[:SHEET_TILES]
-    chosen = {"odd": odd.astype(int).tolist(), "sheet": shuffled.tolist()}
-    chosen |= {f"group {i}": list(group.rows[:GROUP_TILES]) for i, group in enumerate(found.groups[:GROUPS])}
-    return chosen | {f"rule {i}": rows[:RULE_TILES].tolist() for i, (_, rows) in enumerate(found.rules)}
+    chosen: dict[str, list[int]] = {}
+    # The first size is the most frequent one.
+    unusual_sizes = list(found.sizes.values())[1:]
+    odd: list[int] = []
+    for rows in unusual_sizes:
+        odd.extend(rows.tolist())
+    chosen["odd"] = odd[:ODD_TILES]
+    # A fixed seed: the same dataset gives the same page.
+    random = np.random.default_rng(0)
+    shuffled = random.permutation(found.dataset.rows).tolist()
+    chosen["sheet"] = shuffled[:SHEET_TILES]
+    for i, group in enumerate(found.groups[:GROUPS]):
+        chosen[f"group {i}"] = list(group.rows[:GROUP_TILES])
+    for i, (_, broken) in enumerate(found.rules):
+        chosen[f"rule {i}"] = broken[:RULE_TILES].tolist()
+    return chosen
 
 
 def _cards(found: Inspection, rows: list[int]) -> dict[int, Card]:
-    pictures = read_images(found.dataset, rows)
+    """The cards of some tiles, by row number."""
     names = found.dataset.table["image_name"]
-    return {
-        row: Card(names[row], tiles.thumbnail(content), _note(found, row), labels_of(found.dataset, row))
-        for row, content in zip(rows, pictures, strict=True)
-    }
+    contents = read_images(found.dataset, rows)
+    cards = {}
+    for row, content in zip(rows, contents, strict=True):
+        cards[row] = Card(
+            name=names[row],
+            picture=tiles.thumbnail(content),
+            note=_note(found, row),
+            labels=labels_of(found.dataset, row),
+        )
+    return cards
 
 
 def _note(found: Inspection, row: int) -> str:
-    """Its size, and its part in each split if there are few."""
-    size = f"{found.prints['width'][row]}x{found.prints['height'][row]}"
-    parts = [of[row] for of in found.parts.values() if of[row]]
-    return ", ".join([size, *parts] if len(found.parts) == 1 else [size])
+    """The size of a tile, and its part if the dataset has a single split."""
+    fingerprint = found.prints[row]
+    size = f"{fingerprint['width']}x{fingerprint['height']}"
+    # Parts of several splits would not fit into a line.
+    if len(found.parts) != 1:
+        return size
+    (parts,) = found.parts.values()
+    part = parts[row]
+    if not part:
+        return size  # the split leaves this tile out
+    return f"{size}, {part}"
 
 
-def _label_rows(found: Inspection) -> list[tuple[str, list[int], str]]:
-    """(label, counts, companion) of every label, most frequent first."""
-    together = companions(found.dataset.targets, found.dataset.classes)
-    table = found.labels.assign(together=together).sort_values("tiles", ascending=False, kind="stable")
-    return [(row[0], [int(count) for count in row[1:-1]], row[-1]) for row in table.itertuples(index=False, name=None)]
+def _label_rows(found: Inspection) -> list[LabelRow]:
+    """All labels, most frequent first."""
+    dataset = found.dataset
+    companion = companions(dataset.targets, dataset.classes)
+    table = found.labels.assign(companion=companion)
+    ranked = table.sort_values("tiles", ascending=False, kind="stable")
+    rows = []
+    for label, *counts, together in ranked.itertuples(index=False, name=None):
+        rows.append(LabelRow(label, counts, together))
+    return rows
 
 
 def _count_plots(found: Inspection) -> list[Plot]:
-    """Tiles of each label by part: one picture for each split, or one of all tiles without a split."""
-    tables = {}
+    """Tiles of each label: one picture for each split, or a single one if there are no splits."""
+    if not found.parts:
+        return [_count_plot(found.labels, "")]
+    pictures = []
     for split in found.parts:
-        columns = {part: found.labels[f"{split} {part}"] for of, part, _ in found.split_parts if of == split}
-        tables[f" in split {split}"] = found.labels[["label"]].assign(**columns)
-    tables = tables or {"": found.labels}
-    return [
-        Plot.of(partial(plots.label_counts, table), f"tiles of each label{where}") for where, table in tables.items()
-    ]
+        table = found.labels[["label"]].copy()
+        for other, part, _ in found.split_parts:
+            if other == split:
+                table[part] = found.labels[f"{split} {part}"]
+        pictures.append(_count_plot(table, f" in split {split}"))
+    return pictures
+
+
+def _count_plot(table: pd.DataFrame, where: str) -> Plot:
+    return Plot.of(partial(plots.label_counts, table), f"tiles of each label{where}")
 
 
 def _heat_plots(found: Inspection) -> dict[str, Plot]:
-    """A heat map of all tiles, and of each part of the first splits; most frequent labels first."""
-    first = list(found.parts)[:HEAT_SPLITS]
-    parts = {"all tiles": np.arange(found.dataset.rows)}
-    parts |= {f"split {split}, {part}": rows for split, part, rows in found.split_parts if split in first}
-    classes, targets = found.dataset.classes, found.dataset.targets
+    """A heat map of all tiles, and one of each part of the first HEAT_SPLITS splits, by name."""
+    classes = found.dataset.classes
+    targets = found.dataset.targets
     if len(classes) < 2:
         return {}
-    order = np.argsort(-targets.sum(0, dtype=np.int64), kind="stable")  # one for all pictures, so that they compare
-    names = [classes[k] for k in order]
-    return {
-        name: Plot.of(partial(_heat, cooccurrence(targets[np.ix_(rows, order)]), names), f"labels together, {name}")
-        for name, rows in parts.items()
-    }
+    # Most frequent labels first. One order for all pictures, so that they can be compared.
+    totals = targets.sum(0, dtype=np.int64)
+    order = np.argsort(-totals, kind="stable")
+    labels = [classes[k] for k in order]
+    pictures = {"all tiles": _heat_plot(targets[:, order], labels, "all tiles")}
+    shown_splits = list(found.parts)[:HEAT_SPLITS]
+    for split, part, rows in found.split_parts:
+        if split not in shown_splits:
+            continue
+        name = f"split {split}, {part}"
+        part_targets = targets[np.ix_(rows, order)]
+        pictures[name] = _heat_plot(part_targets, labels, name)
+    return pictures
 
 
-def _heat(counts: Any, classes: list[str], theme: plots.Theme) -> bytes:
-    return plots.cooccurrence(counts, classes, theme)
+def _heat_plot(targets: Array, labels: Sequence[str], name: str) -> Plot:
+    """A heat map of some tiles; `targets` is uint8 (tiles, labels)."""
+    counts = cooccurrence(targets)
+    draw = partial(plots.cooccurrence, counts, labels)
+    return Plot.of(draw, f"labels together, {name}")
 
 
-def _kinds(found: Inspection, rows_by: dict[str, Any]) -> list[tuple[str, int, str]]:
-    """(value, tiles, first names); no names for the most frequent value."""
-    return [(key, len(rows), found.names(rows) if i else "") for i, (key, rows) in enumerate(rows_by.items())]
+def _value_rows(found: Inspection, rows_by_value: dict[str, Array]) -> list[ValueRow]:
+    """All values, most frequent first; the first has no names, since nobody looks for its tiles."""
+    table: list[ValueRow] = []
+    for value, rows in rows_by_value.items():
+        names = ""
+        if table:
+            names = found.names(rows)
+        table.append(ValueRow(value, len(rows), names))
+    return table

@@ -1,4 +1,9 @@
-"""What `raytrain data check` prints: short aligned tables, then the warnings. Neither torch nor ray."""
+"""The text that `raytrain data check` prints: short aligned tables, then the warnings.
+
+    summary(inspection)    the whole text
+
+Imports neither torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +13,131 @@ from raytrain.data.duplicates import KINDS
 from raytrain.data.inspection import Array, Inspection, companions, verdict
 from raytrain.errors import masked
 
-SPLITS = 3  # the terminal is not wider; the page shows all
-GROUPS = 8
-WIDTH = 44  # of a label or a name
+SPLITS = 3  # columns of more splits do not fit into a terminal; the page shows all
+GROUPS = 8  # groups of duplicates that are listed
+WIDTH = 44  # letters of a label or a name; longer ones are cut
 
 
 def summary(found: Inspection) -> str:
-    """The whole text for the terminal."""
+    """The text for the terminal: sizes, labels, rules, duplicates and warnings of a dataset."""
     dataset = found.dataset
-    lines = [f"{masked(dataset.place)}: {dataset.rows:,} tiles in {len(dataset.shards)} shards, every byte as written"]
-    lines += [f"  size {_first(found, found.sizes)}", f"  mode {_first(found, found.modes)}", ""]
-    lines += [*_labels(found), "", *_rules(found), *_duplicates(found), ""]
-    warnings = [f"warning: {warning}" for warning in found.warnings]
-    return "\n".join([*lines, *(warnings or ["nothing to warn of"])])
+    path = masked(dataset.path)
+    shards = len(dataset.shards)
+    lines = [
+        # `data check` verifies all checksums before it inspects.
+        f"{path}: {dataset.rows:,} tiles in {shards} shards, all bytes match their checksums",
+        f"  size {_values(found, found.sizes)}",
+        f"  mode {_values(found, found.modes)}",
+        "",
+        *_label_table(found),
+        "",
+        *_rules(found),
+        *_duplicates(found),
+        "",
+    ]
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    if not found.warnings:
+        lines.append("no warnings")
+    return "\n".join(lines)
 
 
-def _first(found: Inspection, rows_by: dict[str, Array]) -> str:
-    """`256x256 412, 256x251 4 (a, b, c and 1 more)`: names only for what is not the most frequent."""
-    usual, *others = rows_by.items()
-    return ", ".join(
-        [f"{usual[0]} {len(usual[1]):,}", *(f"{key} {len(rows):,} ({found.names(rows, 3)})" for key, rows in others)]
-    )
+def _values(found: Inspection, rows_by_value: dict[str, Array]) -> str:
+    """Counts of values, such as `256x256 412, 256x251 4 (a, b, c and 1 more)`.
+
+    Tiles are named unless they have the most frequent value, which comes first.
+    """
+    texts: list[str] = []
+    for value, rows in rows_by_value.items():
+        text = f"{value} {len(rows):,}"
+        if texts:
+            text += f" ({found.names(rows, 3)})"
+        texts.append(text)
+    return ", ".join(texts)
 
 
-def _labels(found: Inspection) -> list[str]:
-    shown = [f"{split} {part}" for split, part, _ in found.split_parts if split in list(found.parts)[:SPLITS]]
-    table = found.labels
-    rows = [["label", "tiles", *shown, "goes with"]]
-    with_ = companions(found.dataset.targets, found.dataset.classes)
-    for k, label in enumerate(found.dataset.classes):
-        counts = [f"{table[column][k]:,}" for column in ("tiles", *shown)]
-        rows.append([label, *counts, with_[k]])
+def _label_table(found: Inspection) -> list[str]:
+    """The tiles of each label, in all parts of the first SPLITS splits."""
+    shown_splits = list(found.parts)[:SPLITS]
+    parts = []
+    for split, part, _ in found.split_parts:
+        if split in shown_splits:
+            parts.append(f"{split} {part}")
+    rows = [["label", "tiles", *parts, "occurs with"]]
+    dataset = found.dataset
+    together = companions(dataset.targets, dataset.classes)
+    for k, label in enumerate(dataset.classes):
+        row = [label]
+        for column in ["tiles", *parts]:
+            count = found.labels[column][k]
+            row.append(f"{count:,}")
+        row.append(together[k])
+        rows.append(row)
+    # The first and the last column hold words, the others numbers.
+    lines = aligned(rows, left={0, len(rows[0]) - 1})
     hidden = len(found.parts) - SPLITS
-    more = [f"{hidden} more splits: --split NAME shows one, the page all"] if hidden > 0 else []
-    return aligned(rows, left={0, len(shown) + 2}) + more
+    if hidden > 0:
+        lines.append(f"{hidden} more splits: --split NAME shows one of them, the page shows all")
+    return lines
 
 
 def _rules(found: Inspection) -> list[str]:
     if not found.rules:
         return []
-    stated = " (those of Planet's weather labels, which this dataset has, are always among them)"
-    kept = [f"  {rule}: {verdict(rows)}" for rule, rows in found.rules]
-    return [f"rules{stated if found.default_rules else ''}", *kept]
+    heading = "rules"
+    if found.default_rules:
+        heading += " (including those of Planet's weather labels, which this dataset has)"
+    lines = [heading]
+    for rule, broken in found.rules:
+        lines.append(f"  {rule}: {verdict(broken)}")
+    return lines
 
 
 def _duplicates(found: Inspection) -> list[str]:
     kinds = [group.kind for group in found.groups]
-    counts = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in KINDS)
-    head = f"groups of duplicates: {counts}" if found.decoded else f"groups of equal bytes: {len(kinds)} (--fast)"
-    groups = [f"  {group.kind}: {found.names(group.rows)}" for group in found.groups[:GROUPS]]
-    more = len(kinds) - GROUPS
-    return [head, *groups] + ([f"  and {more:,} more"] if more > 0 else [])
+    if found.decoded:
+        counts = [f"{kinds.count(kind)} of {kind}" for kind in KINDS]
+        lines = [f"groups of duplicates: {', '.join(counts)}"]
+    else:
+        # --fast decodes no pictures, so that the other kinds of duplicates cannot be found.
+        lines = [f"groups of equal bytes: {len(kinds)} (--fast)"]
+    for group in found.groups[:GROUPS]:
+        names = found.names(group.rows)
+        lines.append(f"  {group.kind}: {names}")
+    hidden = len(kinds) - GROUPS
+    if hidden > 0:
+        lines.append(f"  and {hidden:,} more")
+    return lines
 
 
 def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
-    """Rows as lines of columns, those in `left` to the left, the others to the right; long words are cut."""
-    cut = [[word if len(word) <= WIDTH else word[: WIDTH - 1] + "…" for word in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cut, strict=True)]
-    return [
-        "  ".join(
-            word.ljust(width) if i in left else word.rjust(width)
-            for i, (word, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cut
-    ]
+    """Formats a table with aligned columns.
+
+    Args:
+        rows: cells of each row; all rows have the same length. Words longer than WIDTH are cut.
+        left: numbers of the columns that are aligned to the left; the others are to the right.
+
+    Returns:
+        One line for each row.
+    """
+    columns = []
+    for number, words in enumerate(zip(*rows, strict=True)):
+        columns.append(_column(words, number in left))
+    lines = []
+    for cells in zip(*columns, strict=True):
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _column(words: Sequence[str], left: bool) -> list[str]:
+    """Cuts long words and pads all words of a column to the same width."""
+    cut = [_cut(word) for word in words]
+    width = max(len(word) for word in cut)
+    if left:
+        return [word.ljust(width) for word in cut]
+    return [word.rjust(width) for word in cut]
+
+
+def _cut(word: str) -> str:
+    if len(word) <= WIDTH:
+        return word
+    return word[: WIDTH - 1] + "…"

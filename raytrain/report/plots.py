@@ -1,16 +1,19 @@
-"""The pictures of a run: tables in, PNG bytes out, in a light and a dark theme.
+"""Draws the pictures of runs and datasets: tables in, PNG bytes out, in a light and a dark theme.
 
     losses(steps, history, stage_names)    loss of every batch (smoothed) and of every epoch
     schedule(steps, stage_names)           learning rate of each layer group, and momentum
-    range_test(curve, suggestions)         loss over the learning rate, with the rates that rules read off it
+    range_test(curve, suggestions)         loss over the learning rate, with the suggested rates
     scores(history, stage_names)           F2 and accuracy by epoch, the best one marked
     per_label(table)                       F2 of each label with its count, best first
     label_counts(table)                    tiles of each label in the parts of a split
     cooccurrence(counts, labels)           heat map of labels that occur together
 
-`steps` holds the lines of metrics.jsonl, `history` the rows of history.csv, `table` those of per_label.csv (DESIGN, run
-directory). An empty `steps` is allowed. Equal tables give equal bytes. Only matplotlib's objects are used, never pyplot:
-its global state is not safe in a driver that draws while it serves. Neither torch nor ray.
+`steps` holds the lines of metrics.jsonl and may have no rows. `history` holds the rows of
+history.csv, `table` those of per_label.csv (raytrain/report/record.py has the columns).
+Equal tables give equal bytes. Imports neither torch nor ray.
+
+Only matplotlib's objects are used, never pyplot: its global state is not safe in a process that
+draws while it serves other threads.
 """
 
 from __future__ import annotations
@@ -26,21 +29,41 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-WIDTH = 7.5  # inches; with DPI 1200 pixels, twice the column of the report
+Array = np.ndarray[Any, Any]
+
+WIDTH = 7.5  # inches; 1200 pixels at DPI, twice the width of the page's text column
 DPI = 160
-# One-cycle falls to a millionth of its peak in the last steps; below this share of it nothing can be read.
+# A one-cycle schedule falls to a millionth of its peak in its last steps. The axis ends at this
+# share of the peak, since a longer one would flatten everything above.
 LR_FLOOR = 1e-4
-# Heat maps of more labels than this cannot be read at the width of a page; of more than the second, without numbers.
-MAX_LABELS, MAX_NUMBERS = 60, 22
+# A heat map of more labels is not legible at the width of a page.
+MAX_LABELS = 60
+# Up to this many labels the cells of a heat map are wide enough for numbers.
+MAX_NUMBERS = 22
+# Longer labels would leave too little room for the picture itself.
+MAX_LABEL_LETTERS = 40
+# Names of more stages than this would overlap, so they alternate between two rows.
+MAX_STAGES_IN_ONE_ROW = 5
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one set of pictures; `ramp` runs from the first layer group to the head."""
+    """Colours of one set of pictures, as #rrggbb.
+
+    Attributes:
+        paper: background; the same as the page's.
+        ink: text.
+        muted: axes and secondary text.
+        rule: grid lines.
+        train: curves and bars of the training part.
+        valid: curves and bars of the validation part.
+        mark: whatever is pointed out.
+        ramp: colours of the first layer group and of the head; the groups between are mixed.
+    """
 
     paper: str
     ink: str
@@ -52,140 +75,352 @@ class Theme:
     ramp: tuple[str, str]
 
 
-LIGHT = Theme("#fdfcf9", "#23282b", "#6d7478", "#dcdcd5", "#9aa2a6", "#1d6b57", "#b4531f", ("#a9c9bd", "#14513f"))
-DARK = Theme("#16191b", "#e4e2dc", "#979ea2", "#33393c", "#727b80", "#6cc3a5", "#e59a5f", ("#35584c", "#9fe0c8"))
+# head.html.j2 has the same colours for the page around the pictures.
+LIGHT = Theme(
+    paper="#fdfcf9",
+    ink="#23282b",
+    muted="#6d7478",
+    rule="#dcdcd5",
+    train="#9aa2a6",
+    valid="#1d6b57",
+    mark="#b4531f",
+    ramp=("#a9c9bd", "#14513f"),
+)
+DARK = Theme(
+    paper="#16191b",
+    ink="#e4e2dc",
+    muted="#979ea2",
+    rule="#33393c",
+    train="#727b80",
+    valid="#6cc3a5",
+    mark="#e59a5f",
+    ramp=("#35584c", "#9fe0c8"),
+)
 
 
-def losses(steps: pd.DataFrame, history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT) -> bytes:
-    """Training loss of every step (raw and smoothed) with the training and validation loss of every epoch."""
+def losses(
+    steps: pd.DataFrame, history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT
+) -> bytes:
+    """Draws the training loss of every step, and both losses of every epoch.
+
+    Args:
+        steps: columns stage, epoch, step and loss; without rows, the x axis counts epochs.
+        history: columns stage, epoch, train_loss and valid_loss.
+        stage_names: name of stage n at n - 1.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
     figure, (ax,) = _figure(3.1, theme)
-    at = epoch_positions(steps, history)
     if len(steps):
-        smooth = steps["loss"].ewm(span=max(8, len(steps) // 60)).mean()
-        ax.plot(steps["step"], steps["loss"], color=theme.train, lw=0.5, alpha=0.35)
-        ax.plot(steps["step"], smooth, color=theme.train, lw=1.3, label="training, per batch (smoothed)")
-    ax.plot(at, history["train_loss"], "o", color=theme.muted, ms=3, label="training, per epoch")
-    ax.plot(at, history["valid_loss"], "o-", color=theme.valid, ms=3.5, lw=1.3, label="validation, per epoch")
-    _loss_limits(ax, steps, history)
-    _bands(ax, _starts(steps if len(steps) else history.assign(step=at), "step"), stage_names, theme)
+        _draw_step_losses(ax, steps, theme)
+    epoch_ends = epoch_positions(steps, history)
+    _draw_epoch_losses(ax, epoch_ends, history, theme)
+    _limit_losses(ax, steps, history)
+    if len(steps):
+        edges = _stage_edges(steps, "step")
+        ax.set_xlabel("step")
+    else:
+        edges = _stage_edges(history.assign(step=epoch_ends), "step")
+        ax.set_xlabel("epoch")
+    _mark_stages(ax, edges, stage_names, theme)
     ax.set_ylabel("loss")
-    ax.set_xlabel("step" if len(steps) else "epoch")
     _legend(ax, theme)
     return _png(figure)
 
 
+def _draw_step_losses(ax: Axes, steps: pd.DataFrame, theme: Theme) -> None:
+    positions = steps["step"]
+    loss = steps["loss"]
+    # Smoothed over a sixtieth of the run: short enough to show a stage, long enough to read.
+    span = max(8, len(steps) // 60)
+    smooth = loss.ewm(span=span).mean()
+    ax.plot(positions, loss, color=theme.train, lw=0.5, alpha=0.35)
+    ax.plot(
+        positions,
+        smooth,
+        color=theme.train,
+        lw=1.3,
+        label="training, per batch (smoothed)",
+    )
+
+
+def _draw_epoch_losses(ax: Axes, positions: Array, history: pd.DataFrame, theme: Theme) -> None:
+    ax.plot(
+        positions,
+        history["train_loss"],
+        "o",
+        color=theme.muted,
+        ms=3,
+        label="training, per epoch",
+    )
+    ax.plot(
+        positions,
+        history["valid_loss"],
+        "o-",
+        color=theme.valid,
+        ms=3.5,
+        lw=1.3,
+        label="validation, per epoch",
+    )
+
+
+def _limit_losses(ax: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Cuts off the spikes of single batches, so that late epochs remain distinguishable."""
+    values = [history["train_loss"], history["valid_loss"]]
+    if len(steps):
+        # The first steps of a run have losses far above the rest.
+        settled = steps["loss"].iloc[len(steps) // 50 :]
+        values.append(settled.quantile([0.99]))
+    finite = _finite(pd.concat(values))
+    if len(finite) == 0:
+        return
+    highest = float(finite.max())
+    if highest > 0:
+        ax.set_ylim(0, 1.08 * highest)
+
+
 def schedule(steps: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT) -> bytes:
-    """Learning rate of each layer group (logarithmic; a group at zero draws no line) over momentum."""
+    """Draws the learning rate of each layer group (logarithmic) above the momentum.
+
+    Args:
+        steps: columns stage, step, lr (a list with one rate for each layer group) and momentum.
+        stage_names: name of stage n at n - 1.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
     figure, (upper, lower) = _figure(3.9, theme, heights=(2, 1))
-    groups = pd.DataFrame(steps["lr"].tolist()) if len(steps) else pd.DataFrame()
-    peak = float(np.nanmax(groups.to_numpy(float), initial=0.0))
-    colors = _ramp(theme, groups.shape[1])
-    for group, color in zip(groups.columns, colors, strict=True):
-        lr = groups[group].where(groups[group] > 0)
-        upper.plot(steps["step"], lr, color=color, lw=1.4, label=_group_name(int(group), groups.shape[1]))
-    if peak > 0:
-        lowest = float(groups[groups > 0].max().min())
-        upper.set_yscale("log")
-        upper.set_ylim(max(peak * LR_FLOOR, lowest * 0.01), peak * 1.6)
-    upper.set_ylabel("learning rate")
-    upper.tick_params(labelbottom=False)
-    lower.plot(steps["step"], steps["momentum"], color=theme.muted, lw=1.4)
+    # float (steps, layer groups)
+    rates = pd.DataFrame()
+    if len(steps):
+        rates = pd.DataFrame(steps["lr"].tolist())
+    positions = steps["step"]
+    momentum = steps["momentum"]
+    _draw_rates(upper, positions, rates, theme)
+    lower.plot(positions, momentum, color=theme.muted, lw=1.4)
     lower.set_ylabel("momentum")
     lower.set_xlabel("step")
-    _bands(upper, _starts(steps, "step"), stage_names, theme)
-    _bands(lower, _starts(steps, "step"), [""] * len(stage_names), theme)
-    if groups.shape[1] > 1:
-        _legend(upper, theme, loc="upper center", ncols=min(4, groups.shape[1]), anchor=(0.5, -0.01))
+    edges = _stage_edges(steps, "step")
+    _mark_stages(upper, edges, stage_names, theme)
+    # Names only once: the lower axes share the x axis.
+    _mark_stages(lower, edges, [""] * len(stage_names), theme)
+    groups = rates.shape[1]
+    if groups > 1:
+        # Between the two axes, where no curve runs.
+        columns = min(4, groups)
+        _legend(upper, theme, loc="upper center", ncols=columns, anchor=(0.5, -0.01))
     return _png(figure)
 
 
+def _draw_rates(ax: Axes, positions: pd.Series, rates: pd.DataFrame, theme: Theme) -> None:
+    groups = rates.shape[1]
+    colors = _ramp(theme, groups)
+    for group, color in zip(rates.columns, colors, strict=True):
+        # A frozen group has rate 0, which a logarithmic axis cannot show: it draws no line.
+        rate = rates[group]
+        positive = rate.where(rate > 0)
+        name = _group_name(int(group), groups)
+        ax.plot(positions, positive, color=color, lw=1.4, label=name)
+    peak = float(np.nanmax(rates.to_numpy(float), initial=0.0))
+    if peak > 0:
+        group_peaks = rates[rates > 0].max()
+        lowest_peak = float(group_peaks.min())
+        bottom = max(peak * LR_FLOOR, lowest_peak * 0.01)
+        ax.set_yscale("log")
+        ax.set_ylim(bottom, peak * 1.6)
+    ax.set_ylabel("learning rate")
+    ax.tick_params(labelbottom=False)
+
+
+def _group_name(group: int, count: int) -> str:
+    if group == count - 1:
+        return "head"
+    return f"layer group {group + 1}"
+
+
 def scores(history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT) -> bytes:
-    """F2 and accuracy on the validation part by epoch; a ring and its value mark the best F2."""
+    """Draws F2 and accuracy on the validation part by epoch, and marks the best F2.
+
+    Args:
+        history: columns stage, accuracy and f2.
+        stage_names: name of stage n at n - 1.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
     figure, (ax,) = _figure(2.9, theme)
     epochs = np.arange(1, len(history) + 1)
-    ax.plot(epochs, history["accuracy"], "o-", color=theme.train, ms=2.5, lw=1, label="accuracy")
-    ax.plot(epochs, history["f2"], "o-", color=theme.valid, ms=3.5, lw=1.5, label="F2")
-    if history["f2"].notna().any():
-        best = int(history["f2"].to_numpy().argmax())
-        value = float(history["f2"].iloc[best])
-        ax.plot(epochs[best], value, "o", ms=9, mfc="none", mec=theme.mark, mew=1.4)
-        ax.annotate(
-            f"best F2 {value:.4f}", (float(epochs[best]), value), (0, -17), textcoords="offset points",
-            color=theme.mark, fontsize=8.5, ha="right" if best > len(history) / 2 else "left",
-            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
+    accuracy = history["accuracy"]
+    f2 = history["f2"]
+    ax.plot(epochs, accuracy, "o-", color=theme.train, ms=2.5, lw=1, label="accuracy")
+    ax.plot(epochs, f2, "o-", color=theme.valid, ms=3.5, lw=1.5, label="F2")
+    if f2.notna().any():
+        _mark_best(ax, f2, theme)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel("score")
-    _bands(ax, _starts(history.assign(epochs=epochs - 0.5), "epochs"), stage_names, theme)
+    # A stage begins halfway between its first epoch and the last epoch of the stage before.
+    edges = _stage_edges(history.assign(epochs=epochs - 0.5), "epochs")
+    _mark_stages(ax, edges, stage_names, theme)
     _legend(ax, theme, loc="lower right")
     return _png(figure)
 
 
+def _mark_best(ax: Axes, f2: pd.Series, theme: Theme) -> None:
+    """Draws a ring around the best epoch and writes its F2 below."""
+    best = int(f2.to_numpy().argmax())
+    value = float(f2.iloc[best])
+    epoch = float(best + 1)
+    ax.plot(epoch, value, "o", ms=9, mfc="none", mec=theme.mark, mew=1.4)
+    # The text grows towards the middle, so that it does not leave the picture.
+    align = "left"
+    if best > len(f2) / 2:
+        align = "right"
+    ax.annotate(
+        f"best F2 {value:.4f}",
+        (epoch, value),
+        (0, -17),
+        textcoords="offset points",
+        color=theme.mark,
+        fontsize=8.5,
+        ha=align,
+        bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1},
+    )
+
+
 def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme = LIGHT) -> bytes:
-    """Smoothed loss of a range test over the learning rate; the first 10 and the last 5 steps are left out.
+    """Draws the loss of a learning rate range test over the learning rate.
 
     Args:
-        curve: columns lr, loss and smoothed, a row a step.
-        suggestions: learning rate by the name of its rule.
+        curve: columns lr, loss and smoothed; one row for each step.
+        suggestions: learning rate by the name of the rule that suggests it.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
     """
     figure, (ax,) = _figure(3.1, theme)
-    shown = curve.iloc[10:-5] if len(curve) > 25 else curve
-    ax.plot(shown["lr"], shown["loss"], color=theme.train, lw=0.5, alpha=0.5, label="loss of the batch")
-    ax.plot(shown["lr"], shown["smoothed"], color=theme.valid, lw=1.6, label="smoothed")
-    for (rule, lr), style in zip(suggestions.items(), ("-", "--", ":"), strict=False):
-        ax.axvline(lr, color=theme.mark, lw=1, ls=style, label=f"{rule} {lr:.1e}")
+    shown = curve
+    if len(curve) > 25:
+        # As fastai's plots: the average is not settled at the start, and diverges at the end.
+        shown = curve.iloc[10:-5]
+    rates = shown["lr"]
+    loss = shown["loss"]
+    smoothed = shown["smoothed"]
+    ax.plot(rates, loss, color=theme.train, lw=0.5, alpha=0.5, label="loss of the batch")
+    ax.plot(rates, smoothed, color=theme.valid, lw=1.6, label="smoothed")
+    # There are three rules (raytrain/training/lr_find.py), so three styles suffice.
+    styles = ("-", "--", ":")
+    for (rule, lr), style in zip(suggestions.items(), styles, strict=False):
+        label = f"{rule} {lr:.1e}"
+        ax.axvline(lr, color=theme.mark, lw=1, ls=style, label=label)
+    low, high = _limits_around(smoothed)
     ax.set_xscale("log")
-    ax.set_ylim(*_spread(shown["smoothed"]))
+    ax.set_ylim(low, high)
     ax.set_xlabel("learning rate of all layer groups")
     ax.set_ylabel("loss")
     _legend(ax, theme, loc="lower left", ncols=5, anchor=(0.0, 1.0))
     return _png(figure)
 
 
+def _limits_around(losses: pd.Series) -> tuple[float, float]:
+    """Limits of the y axis with a margin of 8 %, around the finite losses."""
+    finite = _finite(losses)
+    first = float(finite.iloc[0])
+    low = float(finite.min())
+    # A curve that shoots up at its end must not flatten the rest.
+    high = min(float(finite.max()), 2.5 * first)
+    margin = 0.08 * max(high - low, 1e-6)
+    return low - margin, high + margin
+
+
 def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
-    """One bar a label: its F2, the value, and the number of tiles that truly have it.
+    """Draws the F2 of each label as a bar, with its value and the number of tiles with the label.
 
     Args:
-        table: columns label, f2 (0 to 1, NaN where nothing can be said) and count.
+        table: columns label, f2 (0 to 1, NaN where it is undefined) and count.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
     """
+    # Bars are drawn from the bottom, so the best label comes last.
     ranked = table.sort_values(["f2", "label"], ascending=[True, False], na_position="first")
-    rows = np.arange(len(ranked))
-    figure, (ax,) = _figure(0.9 + 0.24 * len(ranked), theme)
-    ax.barh(rows, ranked["f2"].fillna(0.0), height=0.62, color=theme.valid, alpha=0.85)
+    labels = len(ranked)
+    rows = np.arange(labels)
+    height = 0.9 + 0.24 * labels
+    figure, (ax,) = _figure(height, theme)
+    f2_scores = ranked["f2"]
+    lengths = f2_scores.fillna(0.0)
+    ax.barh(rows, lengths, height=0.62, color=theme.valid, alpha=0.85)
     _name_labels(ax, "y", ranked["label"])
-    for row, f2, count in zip(rows, ranked["f2"], ranked["count"], strict=True):
-        shown = "–" if pd.isna(f2) else f"{f2:.3f}"
-        ax.text((0 if pd.isna(f2) else f2) + 0.012, float(row), shown, va="center", fontsize=8, color=theme.ink)
-        ax.text(1.14, float(row), f"{count:,}", va="center", ha="right", fontsize=8, color=theme.muted)
-    ax.text(1.14, len(ranked) - 0.2, "tiles", ha="right", fontsize=8, color=theme.muted)
-    ax.set_xlim(0, 1.14)
-    ax.set_ylim(-0.6, len(ranked) - 0.3)
+    # F2 ends at 1; the counts are written in the rest.
+    right = 1.14
+    for row, f2, count in zip(rows, f2_scores, ranked["count"], strict=True):
+        y = float(row)
+        _write_score(ax, y, f2, theme)
+        count_text = f"{count:,}"
+        ax.text(right, y, count_text, va="center", ha="right", fontsize=8, color=theme.muted)
+    # The heading of the counts.
+    ax.text(right, labels - 0.2, "tiles", ha="right", fontsize=8, color=theme.muted)
+    ax.set_xlim(0, right)
+    ax.set_ylim(-0.6, labels - 0.3)
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.set_xlabel("F2 of the label")
     return _png(figure)
 
 
+def _write_score(ax: Axes, row: float, f2: float, theme: Theme) -> None:
+    """Writes an F2 at the end of its bar."""
+    if pd.isna(f2):
+        text = "–"
+        end = 0.0
+    else:
+        text = f"{f2:.3f}"
+        end = f2
+    ax.text(end + 0.012, row, text, va="center", fontsize=8, color=theme.ink)
+
+
 def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
-    """Tiles of each label on a logarithmic scale, one bar for each part, most frequent label first.
+    """Draws the tiles of each label on a logarithmic scale, with one bar for each part.
 
     Args:
-        table: columns label, then one count for each part, in the order of the bars. The MAX_LABELS most frequent labels
-            are shown.
+        table: column label, then one column of counts for each part, in the order of the bars.
+            The MAX_LABELS most frequent labels are drawn, most frequent first.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
     """
     parts = list(table.columns[1:])
-    ranked = table.iloc[np.argsort(table[parts].sum(axis=1).to_numpy(), kind="stable")][-MAX_LABELS:]
-    rows, thick = np.arange(len(ranked)), 0.8 / len(parts)
-    figure, (ax,) = _figure(0.9 + (0.16 + 0.12 * len(parts)) * len(ranked), theme)
-    colors = [theme.train, theme.valid, theme.mark] if len(parts) > 1 else [theme.valid]
+    totals = table[parts].sum(axis=1).to_numpy()
+    # Bars are drawn from the bottom, so the most frequent label comes last.
+    order = np.argsort(totals, kind="stable")
+    ranked = table.iloc[order][-MAX_LABELS:]
+    label_height = 0.16 + 0.12 * len(parts)  # inches
+    height = 0.9 + label_height * len(ranked)
+    figure, (ax,) = _figure(height, theme)
+    colors = [theme.valid]
+    if len(parts) > 1:
+        colors = [theme.train, theme.valid, theme.mark]
+    rows = np.arange(len(ranked))
+    thickness = 0.8 / len(parts)
+    # strict=False: there are more colours than parts if a split has no test part.
     for i, (part, color) in enumerate(zip(parts, colors, strict=False)):
-        at = rows + (len(parts) - 1 - 2 * i) * thick / 2
-        ax.barh(at, ranked[part], height=0.86 * thick, color=color, label=str(part))
-        for y, count in zip(at, ranked[part], strict=True):
-            ax.annotate(f"{count:,}", (max(count, 1), y), (4, 0), textcoords="offset points", va="center",
-                        fontsize=6.5, color=theme.muted)  # fmt: skip
+        counts = ranked[part]
+        # The bars of a label lie around its row, the first part on top.
+        offset = (len(parts) - 1 - 2 * i) * thickness / 2
+        positions = rows + offset
+        bar_height = 0.86 * thickness  # the rest is the gap between bars
+        ax.barh(positions, counts, height=bar_height, color=color, label=str(part))
+        _write_counts(ax, positions, counts, theme)
+    largest = int(ranked[parts].to_numpy().max(initial=1))
     ax.set_xscale("log")
-    ax.set_xlim(0.8, 2.5 * max(1, int(ranked[parts].to_numpy().max(initial=1))))
+    ax.set_xlim(0.8, 2.5 * largest)
     ax.set_ylim(-0.6, len(ranked) - 0.4)
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.minorticks_off()
@@ -196,154 +431,265 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     return _png(figure)
 
 
-def cooccurrence(counts: np.ndarray[Any, Any], labels: Sequence[str], theme: Theme = LIGHT) -> bytes:
-    """Heat map: of the tiles with the label of the row, the share that also has the label of the column.
+def _write_counts(ax: Axes, positions: Array, counts: pd.Series, theme: Theme) -> None:
+    """Writes each count at the end of its bar."""
+    for y, count in zip(positions, counts, strict=True):
+        ax.annotate(
+            f"{count:,}",
+            (max(count, 1), y),  # 0 has no position on a logarithmic axis
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            color=theme.muted,
+        )
+
+
+def cooccurrence(counts: Array, labels: Sequence[str], theme: Theme = LIGHT) -> bytes:
+    """Draws a heat map: of the tiles with the row's label, the share with the column's label.
 
     Args:
-        counts: int (K, K), tiles with both labels; the diagonal counts the tiles of each label. The first MAX_LABELS labels
-            are shown, with numbers (percent) if they are MAX_NUMBERS at most.
+        counts: int (K, K), tiles with both labels; the diagonal holds the tiles of each label.
+            The first MAX_LABELS labels are drawn, up to MAX_NUMBERS of them with percentages.
         labels: K names.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
     """
-    counts, names = counts[:MAX_LABELS, :MAX_LABELS], labels[:MAX_LABELS]
-    share = counts / np.maximum(np.diag(counts), 1)[:, None]
-    figure, (ax,) = _figure(1.2 + 5.6 * min(1.0, max(0.35, len(names) / 17)), theme)
+    counts = counts[:MAX_LABELS, :MAX_LABELS]
+    names = labels[:MAX_LABELS]
+    tiles = np.diag(counts)
+    # (K, K); row k is divided by the tiles of label k. A label without tiles gives zeros.
+    divisors = np.maximum(tiles, 1)
+    share = counts / divisors[:, None]
+    # Rows shrink beyond 17 labels, so that the picture still fits on a screen.
+    scale = min(1.0, max(0.35, len(names) / 17))
+    height = 1.2 + 5.6 * scale
+    figure, (ax,) = _figure(height, theme)
     ax.imshow(share, cmap=_colormap(theme), vmin=0, vmax=1, aspect="auto")
     ax.grid(visible=False)
-    size = min(8.0, 200 / len(names))  # points; up to MAX_LABELS rows lie within the height
-    counted = [f"{short(name)}  {count:,}" for name, count in zip(names, np.diag(counts), strict=True)]
-    ax.set_yticks(np.arange(len(names)), counted, parse_math=False)
-    _name_labels(ax, "x", names, size)
-    ax.tick_params(axis="y", length=0, labelsize=size)
+    font_size = min(8.0, 200 / len(names))  # points; MAX_LABELS rows still fit into the height
+    rows = []
+    for name, count in zip(names, tiles, strict=True):
+        rows.append(f"{short(name)}  {count:,}")
+    ax.set_yticks(np.arange(len(names)), rows, parse_math=False)
+    _name_labels(ax, "x", names, font_size)
+    ax.tick_params(axis="y", length=0, labelsize=font_size)
     ax.tick_params(axis="x", labelrotation=90, labeltop=True, labelbottom=False)
-    for row, column in np.argwhere(counts > 0) if len(names) <= MAX_NUMBERS else ():
-        if row != column:
-            dark = share[row, column] > 0.55
-            ax.text(column, row, f"{100 * share[row, column]:.0f}", ha="center", va="center", fontsize=6.5,
-                    color=theme.paper if dark else theme.ink)  # fmt: skip
+    if len(names) <= MAX_NUMBERS:
+        _write_percentages(ax, share, theme)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return _png(figure)
 
 
-def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """float64, one a row of `history`: the last step of that epoch; without steps 1, 2, 3 ...
+def _write_percentages(ax: Axes, share: Array, theme: Theme) -> None:
+    """Writes the percentage into each cell that is not 0, except on the diagonal (always 100)."""
+    for row, column in np.argwhere(share > 0):
+        if row == column:
+            continue
+        value = share[row, column]
+        color = theme.ink
+        if value > 0.55:
+            color = theme.paper  # the cell itself is dark in the light theme, and vice versa
+        ax.text(
+            column,
+            row,
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color=color,
+        )
 
-    An epoch whose steps are not in `steps` (a part of metrics.jsonl was lost) is NaN and draws nothing.
+
+def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> Array:
+    """Where each epoch is drawn on the x axis.
+
+    Args:
+        steps: columns stage, epoch and step; may have no rows.
+        history: columns stage and epoch.
+
+    Returns:
+        float64 (epochs,): the last step of each epoch; without steps 1, 2, 3 ... An epoch whose
+        steps are missing (a part of metrics.jsonl was lost) is NaN and is not drawn.
     """
     if not len(steps):
         return np.arange(1, len(history) + 1, dtype=np.float64)
-    last = steps.groupby(["stage", "epoch"])["step"].max()
-    keys = pd.MultiIndex.from_frame(history[["stage", "epoch"]])
-    return np.asarray(last.reindex(keys), np.float64)
+    last_steps = steps.groupby(["stage", "epoch"])["step"].max()
+    epochs = pd.MultiIndex.from_frame(history[["stage", "epoch"]])
+    return np.asarray(last_steps.reindex(epochs), np.float64)
 
 
-def _name_labels(ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], size: float = 8.0) -> None:
-    """Writes labels along an axis, in letters of `size` points."""
+def short(label: str) -> str:
+    """A label, cut to MAX_LABEL_LETTERS letters."""
+    label = str(label)
+    if len(label) <= MAX_LABEL_LETTERS:
+        return label
+    return label[: MAX_LABEL_LETTERS - 1] + "…"
+
+
+def _name_labels(
+    ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], font_size: float = 8.0
+) -> None:
+    """Writes labels along an axis; `font_size` is in points."""
     names = [short(label) for label in labels]
-    ticks = ax.set_yticks if axis == "y" else ax.set_xticks
-    # Labels are anybody's words: a dollar sign must not start mathematics.
-    ticks(np.arange(len(names)), names, parse_math=False)
-    ax.tick_params(axis=axis, length=0, labelsize=size)
+    set_ticks = ax.set_xticks
+    if axis == "y":
+        set_ticks = ax.set_yticks
+    # Labels come from users: a dollar sign must not start a formula.
+    set_ticks(np.arange(len(names)), names, parse_math=False)
+    ax.tick_params(axis=axis, length=0, labelsize=font_size)
     ax.grid(axis=axis, visible=False)
     ax.spines["left"].set_visible(False)
 
 
-def short(label: str) -> str:
-    """At most 40 letters of a label, so that it leaves room for what it stands beside."""
-    return str(label) if len(str(label)) <= 40 else str(label)[:39] + "…"
+def _stage_edges(table: pd.DataFrame, column: str) -> pd.Series:
+    """The position where each stage begins, by stage number, and the end of the last one as -1.
+
+    Args:
+        table: column stage, and the column of positions.
+        column: name of the column of positions.
+    """
+    starts = table.groupby("stage")[column].min()
+    end = table[column].max()
+    if column == "epochs":
+        end += 1.0  # the positions are the beginnings of epochs, each of width 1
+    last = pd.Series({-1: end})
+    return pd.concat([starts, last]).astype(float)
+
+
+def _mark_stages(ax: Axes, edges: pd.Series, stage_names: Sequence[str], theme: Theme) -> None:
+    """Draws a dashed line where each stage begins, and writes the stage's name above its part.
+
+    Args:
+        ax: the axes.
+        edges: as `_stage_edges` returns them.
+        stage_names: name of stage n at n - 1; a stage without a name is written as its number.
+        theme: colours.
+    """
+    if len(edges) < 2:
+        return
+    stages = [int(stage) for stage in edges.index]
+    positions = edges.tolist()
+    text_rows = 1
+    if len(stages) - 1 > MAX_STAGES_IN_ONE_ROW:
+        text_rows = 2
+    for i, (left, right) in enumerate(pairwise(positions)):
+        if i > 0:
+            dashes = (0, (2, 2))
+            ax.axvline(left, color=theme.muted, lw=0.7, ls=dashes, zorder=0)
+        middle = (left + right) / 2
+        text_row = i % text_rows
+        ax.text(
+            middle,
+            1.02 + 0.065 * text_row,  # share of the height of the axes
+            _stage_name(stages[i], stage_names),
+            transform=ax.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=theme.muted,
+        )
+    start = positions[0]
+    # At least 1 wide: a run of a single step would have equal limits.
+    end = max(positions[-1], start + 1)
+    margin = 0.008 * (end - start)
+    ax.set_xlim(start, end + margin)
+
+
+def _stage_name(stage: int, stage_names: Sequence[str]) -> str:
+    # A run without config.yaml has no names, and an edited one may have too few.
+    if 0 < stage <= len(stage_names):
+        return stage_names[stage - 1]
+    return f"stage {stage}"
+
+
+def _finite(values: pd.Series) -> pd.Series:
+    infinities = [np.inf, -np.inf]
+    return values.replace(infinities, np.nan).dropna()
 
 
 def _colormap(theme: Theme) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("share", [theme.paper, theme.valid])
 
 
-def _starts(table: pd.DataFrame, column: str) -> pd.Series[float]:
-    """First position of each stage, and after the last stage its end, indexed by stage number."""
-    starts = table.groupby("stage")[column].min()
-    end = table[column].max() + (1.0 if column == "epochs" else 0.0)
-    return pd.concat([starts, pd.Series({-1: end})]).astype(float)
-
-
-def _bands(ax: Axes, starts: pd.Series[float], stage_names: Sequence[str], theme: Theme) -> None:
-    """Rules where stages begin, each stage's name above its band; many names stand on two rows."""
-    rows = 1 if len(starts) <= 6 else 2
-    edges = list(starts.items())
-    if len(edges) < 2:
-        return
-    for i, ((stage, left), (_, right)) in enumerate(pairwise(edges)):
-        if i:
-            ax.axvline(left, color=theme.muted, lw=0.7, ls=(0, (2, 2)), zorder=0)
-        name = stage_names[int(str(stage)) - 1] if 0 < int(str(stage)) <= len(stage_names) else f"stage {stage}"
-        ax.text(
-            (left + right) / 2, 1.02 + 0.065 * (i % rows), name, transform=ax.get_xaxis_transform(),
-            ha="center", va="bottom", fontsize=8, color=theme.muted,
-        )  # fmt: skip
-    right = max(edges[-1][1], edges[0][1] + 1)
-    ax.set_xlim(edges[0][1], right + 0.008 * (right - edges[0][1]))
-
-
-def _loss_limits(ax: Axes, steps: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Cuts off the spikes of single batches, so that the difference between late epochs stays visible."""
-    values = [history["train_loss"], history["valid_loss"]]
-    values += [steps["loss"].iloc[len(steps) // 50 :].quantile([0.99])] if len(steps) else []
-    finite = pd.concat(values).replace([np.inf, -np.inf], np.nan).dropna()
-    if len(finite) and finite.max() > 0:
-        ax.set_ylim(0, 1.08 * float(finite.max()))
-
-
-def _spread(values: pd.Series[float]) -> tuple[float, float]:
-    """Limits around finite values with a margin; a curve that shoots up at its end must not flatten the rest."""
-    finite = values.replace([np.inf, -np.inf], np.nan).dropna()
-    low, high = float(finite.min()), min(float(finite.max()), 2.5 * float(finite.iloc[0]))
-    margin = 0.08 * max(high - low, 1e-6)
-    return low - margin, high + margin
-
-
 def _ramp(theme: Theme, count: int) -> list[tuple[float, float, float]]:
-    """`count` colours between the two of the theme; a single one is the head's."""
-    first, last = (np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]) for color in theme.ramp)
-    shares = np.linspace(0, 1, count) if count > 1 else np.ones(count)
-    mixed = (first + share * (last - first) for share in shares)
-    return [(float(red), float(green), float(blue)) for red, green, blue in mixed]
+    """`count` colours from the first to the last of the theme's ramp, as RGB between 0 and 1."""
+    first = np.array(to_rgb(theme.ramp[0]))
+    last = np.array(to_rgb(theme.ramp[1]))
+    shares = np.linspace(0, 1, count)
+    if count == 1:
+        shares = np.ones(1)  # a single group is the head
+    colors = []
+    for share in shares:
+        mixed = first + share * (last - first)
+        red, green, blue = mixed.tolist()
+        colors.append((red, green, blue))
+    return colors
 
 
-def _group_name(group: int, count: int) -> str:
-    if group == count - 1:
-        return "head"
-    return f"layer group {group + 1}"
+def _figure(
+    height: float, theme: Theme, heights: Sequence[float] = (1,)
+) -> tuple[Figure, list[Axes]]:
+    """Makes a figure with axes below each other that share the x axis.
 
-
-def _figure(height: float, theme: Theme, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A figure of WIDTH × height inches with axes under each other that share x."""
+    Args:
+        height: of the figure, in inches.
+        theme: colours.
+        heights: relative heights of the axes, from the top.
+    """
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
+    ratios = list(heights)
+    # (axes, 1)
+    grid = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
+    axes = list(grid[:, 0])
     for ax in axes:
-        ax.set_facecolor(theme.paper)
-        ax.grid(color=theme.rule, lw=0.6)
-        ax.set_axisbelow(True)
-        ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8, length=3, width=0.6)
-        ax.xaxis.label.set(color=theme.muted, fontsize=8.5)
-        ax.yaxis.label.set(color=theme.muted, fontsize=8.5)
-        for side, spine in ax.spines.items():
-            spine.set(visible=side in ("left", "bottom"), color=theme.muted, linewidth=0.6)
-    return figure, list(axes)
+        _style(ax, theme)
+    return figure, axes
+
+
+def _style(ax: Axes, theme: Theme) -> None:
+    ax.set_facecolor(theme.paper)
+    ax.grid(color=theme.rule, lw=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8, length=3, width=0.6)
+    ax.xaxis.label.set(color=theme.muted, fontsize=8.5)
+    ax.yaxis.label.set(color=theme.muted, fontsize=8.5)
+    for side, spine in ax.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=theme.muted, linewidth=0.6)
 
 
 def _legend(
-    ax: Axes, theme: Theme, loc: Any = "upper right", ncols: int = 1, anchor: tuple[float, float] | None = None
+    ax: Axes,
+    theme: Theme,
+    loc: Any = "upper right",
+    ncols: int = 1,
+    anchor: tuple[float, float] | None = None,
 ) -> None:
     ax.legend(
-        loc=loc, ncols=ncols, bbox_to_anchor=anchor, fontsize=8, labelcolor=theme.ink,
-        facecolor=theme.paper, edgecolor="none", framealpha=0.85, columnspacing=1.2, handlelength=1.5,
-    )  # fmt: skip
+        loc=loc,
+        ncols=ncols,
+        bbox_to_anchor=anchor,
+        fontsize=8,
+        labelcolor=theme.ink,
+        facecolor=theme.paper,
+        edgecolor="none",
+        framealpha=0.85,
+        columnspacing=1.2,
+        handlelength=1.5,
+    )
 
 
 def _png(figure: Figure) -> bytes:
-    """PNG without the name of the program that wrote it, so that equal figures are equal bytes over versions."""
     sink = io.BytesIO()
+    # Without matplotlib's name and version, so that equal figures stay equal bytes after an update.
+    metadata = {"Software": None}
     with warnings.catch_warnings():
-        # A letter that the font lacks becomes a box, and a warning for each: the tables beside the pictures have the words.
+        # Each letter that the font lacks becomes a box and a warning. The tables of the page
+        # contain the same words, so nothing is lost.
         warnings.filterwarnings("ignore", r"Glyph \d+")
-        figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+        figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata=metadata)
     return sink.getvalue()

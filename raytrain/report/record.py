@@ -1,8 +1,7 @@
-"""What a run directory holds, read into one record. Every file but history.csv may be missing.
+"""Reads the files of a run directory into one record. Every file but history.csv may be missing.
 
-    config.yaml  env.json  history.csv  metrics.jsonl  predictions.parquet  baselines.json     (DESIGN, run directory)
-
-Works the same on a local path and a URI. Neither torch nor ray.
+The files are config.yaml, env.json, history.csv, metrics.jsonl, predictions.parquet and
+baselines.json. Works on local paths and on URIs. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -22,142 +21,208 @@ from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.thresholds import Judgement, judge
 
 HISTORY_COLUMNS = (
-    "stage", "size", "epoch", "lr", "train_loss", "valid_loss", "accuracy", "f2", "f2_best", "images_per_s", "seconds",
-)  # fmt: skip
+    "stage",
+    "size",
+    "epoch",
+    "lr",
+    "train_loss",
+    "valid_loss",
+    "accuracy",
+    "f2",
+    "f2_best",
+    "images_per_s",
+    "seconds",
+)
 STEP_COLUMNS = ("stage", "epoch", "step", "lr", "momentum", "loss")
+# raytrain/data/synthetic.py begins the names of its tiles with this.
 SYNTHETIC_PREFIX = "synthetic_"
+
+
+def _no_history() -> pd.DataFrame:
+    return pd.DataFrame(columns=list(HISTORY_COLUMNS))
+
+
+def _no_steps() -> pd.DataFrame:
+    return pd.DataFrame(columns=list(STEP_COLUMNS))
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run, or the evaluation of a predictions file: then recipe, env, history and steps are empty.
+    """What is known about a run, or about a predictions file that was evaluated without its run.
 
-    `history` has HISTORY_COLUMNS, `steps` STEP_COLUMNS; both are tables without rows where there is nothing.
+    Attributes:
+        path: the run directory, or the output directory of the evaluation.
+        recipe: content of config.yaml.
+        env: content of env.json.
+        history: columns HISTORY_COLUMNS, one row for each epoch; no rows without a run.
+        steps: columns STEP_COLUMNS, one row for each step; no rows without metrics.jsonl.
+        predictions: of the validation part, or of the evaluated file.
+        judgement: of these predictions, if they have targets.
+        baselines: content of baselines.json.
     """
 
-    place: str
+    path: str
     recipe: Recipe | None = None
     env: dict[str, Any] = field(default_factory=dict)
-    history: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(HISTORY_COLUMNS)))
-    steps: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(STEP_COLUMNS)))
+    history: pd.DataFrame = field(default_factory=_no_history)
+    steps: pd.DataFrame = field(default_factory=_no_steps)
     predictions: Predictions | None = None
     judgement: Judgement | None = None
     baselines: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The run's name: the last part of its place."""
-        return storage.name_of(self.place)
+        """The run's name: the last part of its path."""
+        return storage.name_of(self.path)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """Names over the whole list of stages, so that stage n is entry n - 1."""
-        return self.recipe.stage_names if self.recipe else ()
+        """Names of all stages of the recipe, trained or not: stage n is entry n - 1."""
+        if self.recipe is None:
+            return ()
+        return self.recipe.stage_names
 
     @property
     def synthetic(self) -> bool:
-        """True if env.json says so, or all tiles bear the names that synthetic tiles have."""
-        names = self.predictions.names if self.predictions else ()
-        named = len(names) > 0 and all(name.startswith(SYNTHETIC_PREFIX) for name in names)
-        return bool(self.env.get("synthetic")) or named
+        """Whether env.json declares the tiles synthetic, or all tile names look synthetic."""
+        if self.env.get("synthetic"):
+            return True
+        # An evaluation has no env.json, so the names are all that is known there.
+        if self.predictions is None or not self.predictions.names:
+            return False
+        return all(name.startswith(SYNTHETIC_PREFIX) for name in self.predictions.names)
 
     @property
     def dataset(self) -> str | None:
-        """Place of the dataset, if anything names it."""
-        meta = self.predictions.meta if self.predictions else {}
-        known = (self.recipe and self.recipe.dataset, self.env.get("dataset"), meta.get("dataset"))
-        found = next((place for place in known if isinstance(place, str) and place), None)
-        return found and storage.with_keys_of(found, self.place)
+        """Path of the dataset, if a file of the run names it."""
+        candidates: list[object] = []
+        if self.recipe is not None:
+            candidates.append(self.recipe.dataset)
+        candidates.append(self.env.get("dataset"))
+        if self.predictions is not None:
+            candidates.append(self.predictions.meta.get("dataset"))
+        for path in candidates:
+            if isinstance(path, str) and path:
+                # Files never hold the keys of a URI; take those of the run's own path.
+                return storage.with_keys_of(path, self.path)
+        return None
 
 
-def read_run(place: str) -> Record:
+def read_run(path: str) -> Record:
     """Reads a run directory.
 
+    Args:
+        path: path or URI of the directory.
+
     Raises:
-        DataError: no history.csv (nothing was trained yet), or a file that is damaged.
-        ConfigError: a config.yaml that is no recipe of this version.
+        DataError: there is no history.csv (nothing was trained yet), or a file is damaged.
+        ConfigError: config.yaml is not a recipe of this version.
         StorageError: the file system cannot be reached.
     """
-    place = storage.absolute(place)
-    history = _history(place)
-    config = _content(place, "config.yaml").decode()
-    label = storage.join(place, "config.yaml")
+    path = storage.absolute(path)
+    # First, since it is the only file that must exist.
+    history = _read_history(path)
     record = Record(
-        place=place,
-        recipe=validate(parse_yaml(config, label), label, config) if config else None,
-        env=_json(place, "env.json"),
+        path=path,
+        recipe=_read_recipe(path),
+        env=_read_json(path, "env.json"),
         history=history,
-        steps=_steps(_content(place, "metrics.jsonl"), place),
-        baselines=_json(place, "baselines.json"),
+        steps=_read_steps(path),
+        baselines=_read_json(path, "baselines.json"),
     )
-    predictions = storage.join(place, "predictions.parquet")
-    return _judged(record, predictions) if storage.exists(predictions) else record
+    predictions = storage.join(path, "predictions.parquet")
+    if not storage.exists(predictions):
+        return record
+    return _with_predictions(record, predictions)
 
 
-def read_evaluation(out: str, predictions_place: str, judgement: Judgement | None = None) -> Record:
-    """The record of an evaluation without a run: predictions, and a judgement if they have targets.
+def read_evaluation(out: str, predictions_path: str, judgement: Judgement | None = None) -> Record:
+    """Reads a predictions file without its run.
 
     Args:
-        out: directory of the evaluation.
-        predictions_place: of the file.
-        judgement: of these predictions, where they were judged already: it takes most of the time.
+        out: output directory of the evaluation.
+        predictions_path: path of the predictions file.
+        judgement: of these predictions, if the caller has it; fitting thresholds again is slow.
+
+    Returns:
+        A record with predictions, and with a judgement if the predictions have targets.
 
     Raises:
         DataError: the predictions cannot be used.
     """
-    return _judged(Record(place=storage.absolute(out)), predictions_place, judgement)
+    return _with_predictions(Record(path=storage.absolute(out)), predictions_path, judgement)
 
 
-def _judged(record: Record, place: str, judgement: Judgement | None = None) -> Record:
-    predictions = prediction_files.read(place)
+def _with_predictions(record: Record, path: str, judgement: Judgement | None = None) -> Record:
+    predictions = prediction_files.read(path)
     if judgement is None and predictions.target is not None:
         judgement = judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)
 
 
-def _history(place: str) -> pd.DataFrame:
-    content = _content(place, "history.csv")
-    file = storage.join(place, "history.csv")
+def _read_recipe(path: str) -> Recipe | None:
+    text = _read_optional(path, "config.yaml").decode()
+    if not text:
+        return None
+    label = storage.join(path, "config.yaml")
+    return validate(parse_yaml(text, label), label, text)
+
+
+def _read_history(path: str) -> pd.DataFrame:
+    content = _read_optional(path, "history.csv")
     if not content.strip():
         raise DataError(
-            f"{place} has no history.csv",
+            f"{path} has no history.csv",
             "a run writes it after its first epoch; without it there is nothing to report",
-            f"raytrain runs list --storage {typed(storage.parent(storage.absolute(place)))}",
+            f"raytrain runs list --storage {typed(storage.parent(storage.absolute(path)))}",
         )
     table = pd.read_csv(io.BytesIO(content))
-    missing = [column for column in HISTORY_COLUMNS if column not in table.columns]
-    if missing:
-        raise DataError(f"{file} has no column {missing[0]}", "it is not the history of a run", "give a run directory")
+    for column in HISTORY_COLUMNS:
+        if column not in table.columns:
+            raise DataError(
+                f"{storage.join(path, 'history.csv')} has no column {column}",
+                "it is not the history of a run",
+                "give a run directory",
+            )
     return table
 
 
-def _steps(content: bytes, place: str) -> pd.DataFrame:
+def _read_steps(path: str) -> pd.DataFrame:
+    """The lines of metrics.jsonl as rows; other keys than STEP_COLUMNS are left out."""
+    content = _read_optional(path, "metrics.jsonl")
     try:
         rows = [json.loads(line) for line in content.splitlines()]
     except ValueError as error:
-        raise _damaged(place, "metrics.jsonl", error) from None
+        raise _damaged(path, "metrics.jsonl", error) from None
     return pd.DataFrame(rows, columns=list(STEP_COLUMNS))
 
 
-def _json(place: str, name: str) -> dict[str, Any]:
+def _read_json(path: str, name: str) -> dict[str, Any]:
+    """The object in a JSON file; empty if the file is missing or holds something else."""
+    content = _read_optional(path, name)
+    if not content:
+        return {}
     try:
-        content = json.loads(_content(place, name) or b"{}")
+        found = json.loads(content)
     except ValueError as error:
-        raise _damaged(place, name, error) from None
-    return content if isinstance(content, dict) else {}
+        raise _damaged(path, name, error) from None
+    if not isinstance(found, dict):
+        return {}
+    return found
 
 
-def _damaged(place: str, name: str, error: ValueError) -> DataError:
-    return DataError(
-        f"{storage.join(place, name)} is damaged: {error}",
-        "the report would show something else than the run did",
-        f"remove {name}, the report does without it; then raytrain runs report {storage.name_of(place)}",
-    )
-
-
-def _content(place: str, name: str) -> bytes:
-    """The bytes of a file of the run, none if it is not there."""
+def _read_optional(path: str, name: str) -> bytes:
+    """The bytes of a file of the run; no bytes if it does not exist."""
     try:
-        return storage.read_bytes(storage.join(place, name))
+        return storage.read_bytes(storage.join(path, name))
     except FileNotFoundError:
         return b""
+
+
+def _damaged(path: str, name: str, error: ValueError) -> DataError:
+    report = f"raytrain runs report {storage.name_of(path)}"
+    return DataError(
+        f"{storage.join(path, name)} is damaged: {error}",
+        "the report would not show what the run did",
+        f"remove {name}, which the report does not need; then type {report}",
+    )

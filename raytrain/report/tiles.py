@@ -1,7 +1,10 @@
-"""The sheet of tiles: which ones to show, and what was said about each against the truth.
+"""The tiles of a report: chooses which to show, and compares the prediction of each to its labels.
 
-Predictions and their dataset in, cards with small JPEGs out. The pictures pass the same gate as everywhere, since
-browsers show the 4-component JPEGs of Planet with wrong colours. Neither torch nor ray.
+    choose(f2, target)            the best, the median and the worst tiles
+    cards(judged, rows, dataset)  picture and labels of these tiles
+
+All pictures are decoded by raytrain/data/images.py and stored again, since browsers show the
+4-component JPEGs of Planet with wrong colours. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,15 +20,40 @@ from PIL import Image
 from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_images
 from raytrain.errors import DataError
+from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 
 SIDE = 160  # pixels
-QUALITY = 80
+QUALITY = 80  # of the JPEGs: about 5 KB a tile, and no visible blocks at this size
+
+
+@dataclass(frozen=True)
+class JudgedTiles:
+    """Predictions with targets, and what a threshold makes of them.
+
+    Attributes:
+        predictions: of N tiles and K labels, with targets.
+        predicted: bool (N, K), the labels above the threshold.
+        f2: float (N,), F2 of each tile.
+    """
+
+    predictions: Predictions
+    predicted: Array
+    f2: Array
 
 
 @dataclass(frozen=True)
 class Card:
-    """One tile of the sheet: a data: URI, its F2, and its labels by how the prediction met the truth."""
+    """A tile of the report.
+
+    Attributes:
+        name: of the tile.
+        picture: a data: URI.
+        f2: of this tile alone.
+        right: labels that are true and were predicted.
+        missed: labels that are true and were not predicted.
+        false: labels that were predicted and are not true.
+    """
 
     name: str
     picture: str
@@ -36,58 +63,77 @@ class Card:
     false: tuple[str, ...]
 
 
-def choose(f2: np.ndarray[Any, Any], target: np.ndarray[Any, Any], each: int = 4) -> dict[str, list[int]]:
-    """Row numbers of the best, the median and the worst tiles, `each` of a kind and no tile twice.
+def choose(f2: Array, target: Array, each: int = 4) -> dict[str, list[int]]:
+    """Chooses the best, the median and the worst tiles. No tile is chosen twice.
 
     Args:
-        f2: float (N,), F2 of every tile.
-        target: uint8 (N, K). Among tiles of equal F2 those with more labels go outward: they show more.
-        each: tiles of a kind; fewer where there are not enough tiles.
+        f2: float (N,), F2 of each tile.
+        target: uint8 (N, K). Of tiles with equal F2, those with more labels show more, so they
+            come first among the best and among the worst.
+        each: tiles of a kind; fewer if there are not enough tiles.
+
+    Returns:
+        Row numbers by kind: best, median, worst.
     """
-    labels = target.sum(axis=1)
-    ranked = np.lexsort((-labels, -f2)).tolist()
-    each = min(each, len(ranked) // 3)
-    middle = (len(ranked) - each) // 2
-    best = set(ranked[:each])
-    worst = [row for row in np.lexsort((-labels, f2)).tolist() if row not in best][:each]
-    taken = {*best, *worst}
-    median = [row for row in ranked[middle:] + ranked[:middle][::-1] if row not in taken][:each]
-    return {"best": ranked[:each], "median": median, "worst": worst}
+    each = min(each, len(f2) // 3)
+    # The last key of lexsort counts first: F2, then the number of labels.
+    fewer_labels = -target.sum(axis=1)
+    best_first = np.lexsort((fewer_labels, -f2)).tolist()
+    worst_first = np.lexsort((fewer_labels, f2)).tolist()
+    best = best_first[:each]
+    # Tiles of equal F2 may be at the beginning of both orders.
+    taken = set(best)
+    worst = [row for row in worst_first if row not in taken][:each]
+    taken |= set(worst)
+    # From the middle downwards; then upwards, if too few are left below.
+    middle = (len(best_first) - each) // 2
+    lower = best_first[middle:]
+    upper = best_first[:middle]
+    from_middle = lower + upper[::-1]
+    median = [row for row in from_middle if row not in taken][:each]
+    return {"best": best, "median": median, "worst": worst}
 
 
-def cards(
-    predictions: Predictions, predicted: np.ndarray[Any, Any], f2: np.ndarray[Any, Any], rows: Sequence[int], place: str
-) -> list[Card]:
-    """The cards of some rows of the predictions.
+def cards(judged: JudgedTiles, rows: Sequence[int], path: str) -> list[Card]:
+    """Makes the cards of some tiles.
 
     Args:
-        predictions: with targets.
-        predicted: bool (N, K), the labels that were said.
-        f2: float (N,), F2 of every tile.
-        rows: which tiles, in the order wanted.
-        place: the dataset they come from.
+        judged: predictions and their F2.
+        rows: row numbers of the predictions, in the order wanted.
+        path: the dataset of the tiles.
 
     Raises:
-        DataError: the dataset is not there any more, is damaged, or does not hold these tiles.
-        StorageError: its file system cannot be reached.
+        DataError: the dataset no longer exists, is damaged, or does not contain these tiles.
+        StorageError: the dataset's file system cannot be reached.
     """
-    dataset = open_dataset(place)
-    positions = {name: row for row, name in enumerate(dataset.table["image_name"])}
-    missing = [predictions.names[row] for row in rows if predictions.names[row] not in positions]
-    if missing:
-        raise DataError(f"{place} does not hold the tile {missing[0]}")
-    contents = read_images(dataset, [positions[predictions.names[row]] for row in rows])
-    return [
-        _card(predictions, predicted[row], float(f2[row]), row, content)
-        for row, content in zip(rows, contents, strict=True)
-    ]
+    dataset = open_dataset(path)
+    row_of_name = {}
+    for row, name in enumerate(dataset.table["image_name"]):
+        row_of_name[name] = row
+    dataset_rows = []
+    for row in rows:
+        name = judged.predictions.names[row]
+        if name not in row_of_name:
+            raise DataError(f"{path} does not contain the tile {name}")
+        dataset_rows.append(row_of_name[name])
+    contents = read_images(dataset, dataset_rows)
+    found = []
+    for row, content in zip(rows, contents, strict=True):
+        found.append(_card(judged, row, content))
+    return found
 
 
 def thumbnail(content: bytes) -> str:
-    """Encoded bytes of a tile as a data: URI of an RGB JPEG of SIDE × SIDE pixels.
+    """Decodes a tile and stores it as a small JPEG.
+
+    Args:
+        content: the encoded picture.
+
+    Returns:
+        A data: URI of an RGB JPEG of SIDE × SIDE pixels.
 
     Raises:
-        DataError: the bytes are no picture.
+        DataError: the bytes are not a picture.
     """
     try:
         pixels = images.decode(content, SIDE)
@@ -98,11 +144,22 @@ def thumbnail(content: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
-def _card(predictions: Predictions, predicted: np.ndarray[Any, Any], f2: float, row: int, content: bytes) -> Card:
-    def named(which: np.ndarray[Any, Any]) -> tuple[str, ...]:
-        return tuple(label for label, chosen in zip(predictions.classes, which, strict=True) if chosen)
-
+def _card(judged: JudgedTiles, row: int, content: bytes) -> Card:
+    predictions = judged.predictions
     assert predictions.target is not None
+    # bool (K,)
     true = predictions.target[row] != 0
-    right, missed, false = named(true & predicted), named(true & ~predicted), named(predicted & ~true)
-    return Card(predictions.names[row], thumbnail(content), f2, right, missed, false)
+    predicted = judged.predicted[row]
+    return Card(
+        name=predictions.names[row],
+        picture=thumbnail(content),
+        f2=float(judged.f2[row]),
+        right=_names(predictions.classes, true & predicted),
+        missed=_names(predictions.classes, true & ~predicted),
+        false=_names(predictions.classes, predicted & ~true),
+    )
+
+
+def _names(classes: Sequence[str], chosen: Array) -> tuple[str, ...]:
+    """The classes where `chosen`, bool (K,), is True."""
+    return tuple(classes[k] for k in np.flatnonzero(chosen).tolist())

@@ -1,4 +1,6 @@
-"""The network of a stage for several ranks, built so that its sums do not depend on when the process began."""
+"""The network of a stage for several ranks, built so that its sums do not depend on when the
+process began.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raytrain.training.precision import autocast, dtype_of
-from raytrain.training.step import Worker
+from raytrain.models.precision import autocast, dtype_of
+from raytrain.worker import Worker
 
 WARM_UP_PASSES, WARM_UP_TILES = 2, 2
 # Two numbers have the same sum in any order.
@@ -17,7 +19,8 @@ ORDER_MATTERS_FROM = 3
 
 
 def wrapped(model: nn.Module, worker: Worker, passes: int, size: int, precision: str) -> nn.Module:
-    """DDP built anew: a wrapper made while parameters were frozen would never synchronise them later.
+    """DDP built anew: a wrapper made while parameters were frozen would never synchronise them
+    later.
 
     Args:
         model: of this rank, frozen as in the stage; rank 0's weights and buffers are given to all.
@@ -33,20 +36,28 @@ def wrapped(model: nn.Module, worker: Worker, passes: int, size: int, precision:
         # torch 2.15 renames broadcast_buffers; older ones do not know the new name.
         warnings.simplefilter("ignore", FutureWarning)
         network = DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True,
-            # Which weights train is settled for a stage. With several passes torch cannot leave out their reduction.
+            model,
+            device_ids=devices,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            # Which weights train is settled for a stage. With several passes torch cannot leave out
+            # their reduction.
             static_graph=passes == 1,
-        )  # fmt: skip
+        )
     if worker.world >= ORDER_MATTERS_FROM:
         _warm_up(network, size, precision, worker.device)
     return network
 
 
-def _warm_up(network: DistributedDataParallel, size: int, precision: str, device: torch.device) -> None:
-    """Two passes that change nothing, after which DDP has put its gradients into their final buckets.
+def _warm_up(
+    network: DistributedDataParallel, size: int, precision: str, device: torch.device
+) -> None:
+    """Two passes that change nothing, after which DDP has put its gradients into their final
+    buckets.
 
-    It does so after the first backward pass of a process; gradients in other buckets are summed over ranks in another
-    order. A run that goes on would otherwise take its first step with other bits than one that was never stopped.
+    It does so after the first backward pass of a process; gradients in other buckets are summed
+    over ranks in another order. A run that goes on would otherwise take its first step with other
+    bits than one that was never stopped.
     """
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     pixels = torch.zeros((WARM_UP_TILES, 3, size, size), dtype=dtype_of(precision), device=device)

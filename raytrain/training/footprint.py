@@ -1,4 +1,4 @@
-"""How much memory a worker needs, from the recipe alone: nothing is computed and no tile is read."""
+"""How much memory a worker needs, from the recipe alone: no tile is read, nothing computed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from raytrain.config import Recipe, Stage
-from raytrain.training import models, tiles
-from raytrain.training.precision import autocast, dtype_of
+from raytrain.models import layer_groups, networks
+from raytrain.models.precision import autocast, dtype_of
+from raytrain.tiles import sampling
 
 # Adam keeps two moments of each weight that trains.
 ADAM_MOMENTS = 2
@@ -17,7 +18,9 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a worker: `state` of training with the copy that a save makes of it, `step` for the largest pass."""
+    """Bytes of a worker: `state` of training with the copy that a save makes of it, `step` for the
+    largest pass.
+    """
 
     state: int
     step: int
@@ -37,7 +40,9 @@ def footprint(recipe: Recipe, classes: int, device: torch.device) -> Footprint:
         device: that trains.
     """
     with torch.device("meta"):
-        model = models.build(recipe.model.arch, classes, recipe.model.dropout, recipe.model.batch_norm)
+        model = networks.build(
+            recipe.model.arch, classes, recipe.model.dropout, recipe.model.batch_norm
+        )
     model.to(dtype_of(recipe.train.precision))
     first, last = recipe.selected
     stages = recipe.stages[first - 1 : last]
@@ -48,22 +53,30 @@ def footprint(recipe: Recipe, classes: int, device: torch.device) -> Footprint:
 
 
 def _state_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe) -> int:
-    """Weights, gradients, moments, averages, and what a save copies: all but the gradients, and the best weights apart."""
-    models.set_frozen(model, stage.frozen_groups)
+    """Weights, gradients, moments and averages, and the copies of a save and of the best epoch."""
+    layer_groups.set_frozen(model, stage.frozen_groups)
     weights = _bytes([*model.parameters(), *model.buffers()])
-    trained = _bytes([weight for weight in model.parameters() if weight.requires_grad])
-    kept = weights * (2 if recipe.train.ema else 1)
-    moments = ADAM_MOMENTS * trained
-    return kept + trained + moments + (kept + moments) + kept
+    gradients = _bytes([weight for weight in model.parameters() if weight.requires_grad])
+    moments = ADAM_MOMENTS * gradients
+    if recipe.train.ema:
+        weights *= 2  # the averages are as large
+    saved = weights + moments
+    best = weights  # waits in memory until it is written
+    return weights + gradients + moments + saved + best
 
 
 def _step_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe, device: torch.device) -> int:
     """What the forward pass of a rank keeps for the backward pass, and the pixels of its batch."""
-    models.set_frozen(model, stage.frozen_groups)
+    layer_groups.set_frozen(model, stage.frozen_groups)
     model.train()
-    share = tiles.pass_slices(recipe.batch_size(stage), 0, recipe.num_workers, recipe.train.accumulate)[0]
+    passes = sampling.pass_slices(
+        recipe.batch_size(stage), 0, recipe.num_workers, recipe.train.accumulate
+    )
+    share = passes[0]  # no other is larger
     dtype = dtype_of(recipe.train.precision)
-    pixels = torch.empty((share.stop - share.start, 3, stage.size, stage.size), dtype=dtype, device="meta")
+    pixels = torch.empty(
+        (share.stop - share.start, 3, stage.size, stage.size), dtype=dtype, device="meta"
+    )
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,8 +98,11 @@ def _step_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe, device: torc
     for hook in hooks:
         hook.remove()
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
-    # The backward pass holds the gradients of two neighbouring layers; augmentation holds the batch three times.
+    saved = sum(
+        tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights
+    )
+    # The backward pass holds the gradients of two neighbouring layers; augmentation holds the batch
+    # three times.
     return saved + 2 * largest + 3 * pixels.numel() * pixels.element_size()
 
 

@@ -1,487 +1,292 @@
-"""fit: stages -> epochs -> steps, over any tiles and any process group.
+"""The algorithm: a run trains its stages, a stage its epochs, an epoch its steps, and each epoch is
+judged.
 
-`fit` trains the stages of a recipe in one process of a group (or alone) and leaves a run directory behind: checkpoints
-under the lesson's names, history, predictions of the validation part. `find_rates` runs the range test instead. Neither
-knows Ray: `say` and `report` carry lines and metrics out.
+`fit` trains the stages of a recipe in one process of a group (or alone) and leaves a run directory
+behind: checkpoints under the lesson's names, history, predictions of the validation part.
+`find_rates` runs the range test instead. Neither knows Ray: messages go through the logger, and
+metrics through `Hooks`.
+
+What is given (`Job`), what training changes (`TrainState`) and what serves it (`Services`) are
+apart; `setup.opened` makes them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import itertools
-import time
+import logging
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
-from raytrain import storage
-from raytrain.config import LAYER_GROUPS, Recipe, Stage
-from raytrain.data.cache import stored_size
+from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
-from raytrain.evaluation import predictions
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import ddp, execution, lr_find, models, optim, pace, tiles, transforms, validation, waits
-from raytrain.training import start as starting
-from raytrain.training.decision import Action, Decisions
-from raytrain.training.ema import Ema
-from raytrain.training.epoch import EpochRecord, GroupDiverged
-from raytrain.training.feed import Source
-from raytrain.training.history import EpochRow, History, epoch_line, smoothed
-from raytrain.training.hooks import Hooks, Metrics
-from raytrain.training.memory import keep_freed_memory
-from raytrain.training.placement import Placed, place_tiles
-from raytrain.training.precision import agreed_precision, dtype_of, keep_fp32
-from raytrain.training.saver import Saver
-from raytrain.training.step import Batch, Outcome, Stepper, Worker
-from raytrain.training.tasks import MultiLabel
-from raytrain.training.watchdog import Watchdog
+from raytrain.models.networks import running_statistics
+from raytrain.tiles import sampling
+from raytrain.training import lr_find, optim, pace, saving, validation
+from raytrain.training.decision import Action
+from raytrain.training.epoch import EpochRecord, GroupDiverged, Rates
+from raytrain.training.inference import Inference
+from raytrain.training.job import Job
+from raytrain.training.rank_state import restore
+from raytrain.training.services import Hooks, Services
+from raytrain.training.setup import opened
+from raytrain.training.stage import begin_stage, range_test
+from raytrain.training.state import Metrics, TrainState, last_metrics
+from raytrain.training.step import Outcome, Stepper
+from raytrain.worker import Worker
 
-# On the peak rates of a run that diverged, from the checkpoint on that it goes back to.
+logger = logging.getLogger(__name__)
+
+# On the peak rates of a run that diverged, from the checkpoint on that it returns to.
 BACKOFF = 0.5
 
 
-def fit(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, *, backoff: bool = False) -> Metrics:
-    """Trains the selected stages of a recipe, going on from the run's latest checkpoint if it has one.
+def train_run(job: Job, state: TrainState, services: Services) -> Metrics:
+    """Trains the stages that are left, epoch by epoch. Returns the metrics of the last epoch, see
+    `fit`.
+    """
+    services.watchdog.start()
+    if job.worker.leads:
+        services.saver.claim()
+    for number in job.stages_left():
+        try:
+            stepper = begin_stage(job, state, services, number)
+        except lr_find.Stopped:
+            return _stopped(job, state, services)
+        for epoch in job.epochs_left(number):
+            record = train_epoch(job, state, services, stepper, epoch)
+            if record is None:
+                return _stopped(job, state, services)
+            share_statistics(job, state)
+            paces = _gather_paces(job, services, stepper, epoch)
+            judged = validate(job, state, services, number, epoch)
+            action = _after_epoch(job, services, number, epoch)
+            result = saving.EpochResult(record, paces, judged)
+            save = action is not Action.GO_ON
+            saving.save_epoch(job, state, services, stepper.optimizer, result, save=save)
+            if action is Action.STOP:
+                return _stopped(job, state, services)
+        # Its DDP holds autograd's nodes of the weights, which would refuse a capture on another
+        # stream.
+        del stepper
+        saving.end_stage(job, state, services, number)
+    if job.worker.leads:
+        saving.finish(state, services)
+    return last_metrics(job, state)
+
+
+def train_epoch(
+    job: Job, state: TrainState, services: Services, stepper: Stepper, epoch: int
+) -> EpochRecord | None:
+    """Trains on every global batch of an epoch, once.
+
+    Returns:
+        What its steps left behind; None where the run stops within the epoch.
+
+    Raises:
+        GroupDiverged: a loss or a gradient is not finite.
+    """
+    record, steps = begin_epoch(job, state, stepper, epoch)
+    while record.steps_left:
+        train_step(job, state, stepper, record, steps)
+        if record.steps_left and between_steps(job, state, services, stepper, record):
+            return None
+    record.finish()
+    return record
+
+
+def train_step(
+    job: Job, state: TrainState, stepper: Stepper, record: EpochRecord, steps: Iterator[Outcome]
+) -> None:
+    """Takes the next step of an epoch with the rates that the schedule gives it."""
+    rates = _set_rates(job, stepper, record.epoch, record.done, record.batches)
+    record.add(next(steps), rates)
+    if not state.stepped:
+        state.stepped = True
+        record.log_first_step()
+
+
+def validate(
+    job: Job, state: TrainState, services: Services, number: int, epoch: int
+) -> validation.Judged:
+    """Judges every validation tile exactly once. All ranks get the same result.
+
+    Raises:
+        GroupDiverged: a logit is not finite.
+    """
+    recipe, worker = job.recipe, job.worker
+    stage = job.stage(number)
+    mine = job.valid_rows[sampling.rank_slice(len(job.valid_rows), worker.rank, worker.world)]
+    found = validation.rank_logits(
+        state.judged_model,
+        job.source,
+        mine,
+        Inference(stage.size, recipe.data.normalize, recipe.train.precision),
+        # Without a backward pass twice the tiles find room.
+        batch=max(1, 2 * recipe.batch_size(stage) // worker.world),
+        beat=services.watchdog.beat,
+    )
+    rows, logits = validation.gather_logits(mine, found, worker)
+    names = tuple(job.dataset.table["image_name"].iloc[rows])
+    validation.prove_cover(names, len(job.valid_rows))
+    if not np.isfinite(logits).all():
+        raise GroupDiverged(
+            f"the network answers with values that are not finite after stage {number} epoch "
+            f"{epoch}",
+            "its weights are useless; no checkpoint of this epoch was written",
+            f"lower the peak lr of stage {number}, then start a new run with --init-from the last "
+            "checkpoint",
+        )
+    target = job.dataset.targets[rows]
+    return validation.Judged(job.task.metrics(logits, target), names, logits, target)
+
+
+def begin_epoch(
+    job: Job, state: TrainState, stepper: Stepper, epoch: int
+) -> tuple[EpochRecord, Iterator[Outcome]]:
+    """The record of an epoch and its steps to come, each of which is taken when it is asked for.
+
+    In the epoch that a run resumes in, the record holds the steps that were done before.
+    """
+    batches = job.batches(stepper.number, epoch)
+    record = EpochRecord(stepper.number, epoch, len(batches), job.worker.world)
+    # With more workers than before an epoch may have a batch less.
+    done = min(job.start.steps_done(stepper.number, epoch), len(batches))
+    if done:
+        outcomes = restore(job.start.ranks, state.model, state.ema, job.worker)
+        record.restore(outcomes[:done], _rates_before(job, stepper, epoch, done, len(batches)))
+    state.model.train()
+    return record, stepper.epoch(batches, epoch, done)
+
+
+def between_steps(
+    job: Job, state: TrainState, services: Services, stepper: Stepper, record: EpochRecord
+) -> bool:
+    """Writes a checkpoint where rank 0 decides so. Returns whether the run stops."""
+    action = services.decisions.after_step()
+    if action is not Action.GO_ON:
+        saving.save_steps(job, state, services, stepper.optimizer, record)
+    return action is Action.STOP
+
+
+def share_statistics(job: Job, state: TrainState) -> None:
+    """Gives all ranks the mean of their BatchNorm statistics, so that validation does not depend on
+    who computes it.
+
+    The mean, not rank 0's alone: each rank saw only its slice of every batch. Normalisation in
+    training uses the batch's own statistics, so nothing else changes.
+    """
+    world = job.worker.world
+    if world == 1 or job.recipe.model.batch_norm == "fixed":
+        return
+    statistics = running_statistics(state.model)
+    if state.ema:
+        statistics += running_statistics(state.ema.module)
+    for buffer in statistics:
+        dist.all_reduce(buffer)
+        buffer /= world
+
+
+def _set_rates(job: Job, stepper: Stepper, epoch: int, step: int, steps: int) -> Rates:
+    """Sets the rates of a step of an epoch, which has `steps` of them."""
+    position = (epoch - 1) * steps + step
+    whole = job.stage(stepper.number).epochs * steps
+    return optim.set_step(stepper.optimizer, position, whole, job.recipe.train.schedule)
+
+
+def _rates_before(job: Job, stepper: Stepper, epoch: int, done: int, steps: int) -> list[Rates]:
+    """Rates of the steps of an epoch that were done before this process began."""
+    known = list(job.start.rates[:done])
+    if known:
+        return known
+    # The earliest checkpoints within an epoch do not hold them: they are what the schedule says.
+    return [_set_rates(job, stepper, epoch, step, steps) for step in range(done)]
+
+
+def _gather_paces(job: Job, services: Services, stepper: Stepper, epoch: int) -> pace.Paces:
+    """The paces of all ranks in an epoch; a slow one is logged."""
+    group = services.decisions.group
+    paces = pace.of_ranks(stepper.pace, stepper.number, epoch, job.worker, group)
+    for sentence in pace.slow_ranks(paces.rows):
+        logger.warning(sentence)
+    return paces
+
+
+def _after_epoch(job: Job, services: Services, number: int, epoch: int) -> Action:
+    """What is decided after an epoch. A run that is complete has nothing to stop."""
+    if job.ends_with(number, epoch):
+        return Action.SAVE
+    return services.decisions.now()
+
+
+def _stopped(job: Job, state: TrainState, services: Services) -> Metrics:
+    """Waits for the checkpoint of a run that stops. Returns its last metrics, the reason, and that
+    checkpoint.
+    """
+    services.saver.wait()
+    stopped = {"stopped": services.wishes.reason, "checkpoint": state.newest}
+    return last_metrics(job, state) | stopped
+
+
+def fit(
+    recipe: Recipe,
+    dataset: Dataset,
+    run: str,
+    worker: Worker,
+    hooks: Hooks,
+    *,
+    backoff: bool = False,
+) -> Metrics:
+    """Trains the selected stages of a recipe, from the run's latest checkpoint if it has one.
 
     Args:
-        recipe: complete, with absolute places.
+        recipe: complete, with absolute paths.
         dataset: opened.
         run: its directory.
         worker: this process.
         hooks: see there.
-        backoff: a run that diverges goes back to its latest checkpoint, once, and on with half the peak rates.
+        backoff: a run that diverges returns to its latest checkpoint, once, and resumes with half
+            the peak rates.
 
     Returns:
-        The metrics of the last validation: stage, epoch, f2, valid_loss, accuracy, checkpoint. Where `hooks.stop` gave
-        a reason, also `stopped` with it; then `checkpoint` is where the run goes on from.
+        The metrics of the last validation: stage, epoch, f2, valid_loss, accuracy, checkpoint.
+        Where `hooks.stop` gave a reason, also `stopped` with it; then `checkpoint` is where the run
+        resumes from.
 
     Raises:
         ConfigError, DataError, DivergedError, StorageError: see their sentences.
     """
-    trainer = Trainer(recipe, dataset, run, worker, hooks)
-    try:
-        return _run(trainer)
-    except GroupDiverged as error:
-        if not backoff or trainer.lr_scale < 1:
-            raise
-        trainer.say(f"{error.what}: the run goes back to its latest checkpoint and on with half the learning rates")
-    del trainer
-    gc.collect()  # its parts refer to each other, and hold network and tiles in the GPU's memory
+    with opened(recipe, dataset, run, worker, hooks) as (job, state, services):
+        try:
+            return train_run(job, state, services)
+        except GroupDiverged as error:
+            if not backoff or state.lr_scale < 1:
+                raise
+            logger.warning(
+                f"{error.what}: the run returns to its latest checkpoint and resumes with half "
+                "the learning rates"
+            )
+    # The parts refer to each other, and hold network and tiles in the GPU's memory.
+    del job, state, services
+    gc.collect()
     if worker.world > 1:
         dist.barrier()  # rank 0 may have been writing what all are about to read
-    return _run(Trainer(recipe, dataset, run, worker, hooks, BACKOFF))
+    with opened(recipe, dataset, run, worker, hooks, BACKOFF) as (job, state, services):
+        return train_run(job, state, services)
 
 
-def _run(trainer: Trainer) -> Metrics:
-    parts = (trainer.placed.feed, trainer.saver, trainer.watchdog)
-    with contextlib.closing(parts[0]), contextlib.closing(parts[1]), contextlib.closing(parts[2]):
-        trainer.watchdog.start()
-        if trainer.leads:
-            trainer.saver.claim()
-        return _fit(trainer)
-
-
-def _fit(trainer: Trainer) -> Metrics:
-    for number, stage in trainer.stages_left():
-        try:
-            step = trainer.start_stage(number)
-        except lr_find.Stopped:
-            return trainer.stopped()
-        for epoch in range(trainer.start.epochs_done(number) + 1, stage.epochs + 1):
-            if trainer.train_epoch(step, number, epoch):
-                return trainer.stopped()
-        # Its DDP holds autograd's nodes of the weights, which would refuse a capture on another stream.
-        del step
-        trainer.end_stage(number)
-    return trainer.end()
-
-
-def find_rates(recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks) -> dict[int, lr_find.Curve]:
-    """Runs the range test for each selected stage, every time from the same weights. Returns its curve by stage.
+def find_rates(
+    recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks
+) -> dict[int, lr_find.Curve]:
+    """Runs the range test for each selected stage, every time from the same weights. Returns its
+    curve by stage.
 
     Raises:
         As `fit`.
     """
-    trainer = Trainer(recipe, dataset, run, worker, hooks)
-    with contextlib.closing(trainer.placed.feed):
-        return {number: trainer.range_test(number) for number, _ in trainer.stages_left()}
-
-
-class Trainer:
-    """The state of a run in one process: network, tiles, rows of the parts, record."""
-
-    def __init__(
-        self, recipe: Recipe, dataset: Dataset, run: str, worker: Worker, hooks: Hooks, backoff: float = 1.0
-    ) -> None:
-        keep_freed_memory()
-        keep_fp32()
-        torch.set_num_threads(recipe.train.threads or max(1, worker.cpus // worker.local_world))
-        precision = agreed_precision(recipe.train.precision, worker.device, worker.world)
-        self.recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
-        self.dataset, self.run, self.worker, self.hooks = dataset, run, worker, hooks
-        self.train_rows = dataset.part_rows(recipe.data.split, "train")
-        self.valid_rows = dataset.part_rows(recipe.data.split, "valid")
-        tiles.check_batches(recipe, len(self.train_rows), len(self.valid_rows))
-        models.check_batch_norm(recipe.model.batch_norm, worker.device.type)
-        torch.manual_seed(tiles.seed_of(recipe.train.seed, 0))
-        self.model = models.build(
-            recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
-        )
-        self.start, source = starting.begin(self.recipe, dataset, run, self.model, worker, self.say)
-        self.backoff, self.lr_scale = backoff, self.start.lr_scale * backoff
-        models.placed(self.model, worker.device, dtype_of(precision))
-        self.ema = starting.averages(self.model, recipe.train.ema, source)
-        self.placed = self._place_tiles()
-        self.source = Source(self.placed.feed, torch.from_numpy(dataset.targets).to(worker.device))
-        self.history = History(run, self.start.position[:2])
-        self.last: Metrics = self._row_metrics(self.history.epochs[-1]) if self.history.epochs else {}
-        self.task = MultiLabel(recipe.train)
-        self.lr: Any = None  # peak of the stage that runs
-        self.waiting = True  # for the first step
-        self.saver = Saver(storage.join(run, "checkpoints"), recipe.train.save_every_s, self.say)
-        self.decisions = Decisions(worker, self._decide, self.saver.interval_s)
-        self.watchdog = Watchdog(
-            run, worker.rank, recipe.train.stall_s, hooks.say, hooks.stalled, lambda: self.saver.writing, hooks.saves
-        )
-        self.reason: str | None = None  # to stop
-        self.newest = self.start.parent  # checkpoint of this run
-
-    @property
-    def leads(self) -> bool:
-        """True on rank 0, which alone writes."""
-        return self.worker.rank == 0
-
-    def say(self, line: str) -> None:
-        """Says a line once for the group."""
-        if self.leads:
-            self.hooks.say(line)
-
-    def stages_left(self) -> Iterator[tuple[int, Stage]]:
-        """(number, stage) of the selected stages that are not complete, the checkpoint with their name included."""
-        first, last = self.recipe.selected
-        for number, stage in list(enumerate(self.recipe.stages, 1))[first - 1 : last]:
-            if (number, stage.epochs, 0) > self.start.position or self.start.unnamed == number:
-                yield number, stage
-
-    def start_stage(self, number: int) -> Stepper:
-        """Freezes, makes a new optimiser (its state goes on in the middle of a stage only) and DDP anew."""
-        resumed = self.start.resumes(number)
-        peak, factor = (self.start.lr, self.backoff) if resumed else (self._peak(number), self.lr_scale)
-        self.lr = optim.times(peak, factor)
-        batches = self.batches(number, 1)
-        self._set_execution(number, batches)
-        step = self._stepper(self.recipe, number, self.lr, self.ema)
-        dropped = len(self.train_rows) - sum(map(len, batches))
-        if dropped:
-            self.say(f"stage {number}: the last {dropped} tiles of an epoch make no full batch and are dropped")
-        if resumed and self.start.optimizer:
-            step.optimizer.load_state_dict(self.start.optimizer)
-            optim.scale_peaks(step.optimizer, self.backoff)
-        return step
-
-    def train_epoch(self, step: Stepper, number: int, epoch: int) -> bool:
-        """Trains, judges and keeps an epoch. Returns whether the run shall stop, within the epoch or after it."""
-        for record in self.steps(step, number, epoch):
-            if record.done < record.batches and self._between_steps(step, record):
-                return True
-        record.finish()
-        self.share_statistics()
-        worker, group = self.worker, self.decisions.group
-        paces = pace.of_ranks(step.pace, number, epoch, rank=worker.rank, world=worker.world, group=group)
-        for sentence in pace.slow_ranks(paces.rows):
-            self.say(sentence)
-        judged = self.validate(number, epoch)
-        # A run that is through has nothing to stop.
-        action = Action.SAVE if self._is_end(number, epoch) else self.decisions.now()
-        self.keep(number, epoch, record, paces, judged, step.optimizer, save=action is not Action.GO_ON)
-        return action is Action.STOP
-
-    def steps(self, step: Stepper, number: int, epoch: int) -> Iterator[EpochRecord]:
-        """Trains through an epoch and stops after every step, with what the epoch's steps have left behind so far.
-
-        In the epoch that a run goes on in, its first record holds the steps before as well.
-        """
-        batches, epochs = self.batches(number, epoch), self.recipe.stages[number - 1].epochs
-        record = EpochRecord(number, epoch, len(batches), self.worker.world, self.say)
-
-        def rates(i: int) -> tuple[list[float], float]:
-            position = (epoch - 1) * len(batches) + i
-            return optim.set_step(step.optimizer, position, epochs * len(batches), self.recipe.train.schedule)
-
-        first = min(self.start.steps_done(number, epoch), len(batches))
-        if first:
-            outcomes = starting.restore(self.start.ranks, self.model, self.ema, self.worker)
-            # Checkpoints from before 26 November 2026 do not hold the rates of their steps.
-            before = list(self.start.rates[:first]) or [rates(i) for i in range(first)]
-            record.restore(outcomes[:first], before)
-        if first == len(batches):  # with more workers than before an epoch may have a batch less
-            yield record
-        self.model.train()
-        taken = step.epoch(batches, epoch, first)
-        for i in range(first, len(batches)):
-            now = rates(i)
-            record.add(next(taken), now)
-            self._say_first(record)
-            yield record
-
-    def _between_steps(self, step: Stepper, record: EpochRecord) -> bool:
-        """Saves where rank 0 says so. Returns whether the run shall stop."""
-        action, began = self.decisions.after_step(), time.monotonic()
-        if action is Action.GO_ON:
-            return False
-        # Weights that a step has broken reach no checkpoint.
-        record.check()
-        state = starting.rank_state(self.model, self.ema, record.outcomes)
-        ranks = starting.gathered(state, self.worker, self.decisions.group)
-        if self.leads:
-            meta = self._meta(record.number, record.epoch - 1, record.done)
-            name = ckpt.step_name(meta["step"])
-            self._save([name], meta, {"optimizer": step.optimizer.state_dict(), "ranks": ranks, "rates": record.rates})
-        record.paused += time.monotonic() - began
-        return action is Action.STOP
-
-    def _on_batch(self, batch: Batch) -> None:
-        self.watchdog.beat()
-        self.hooks.on_batch(batch)
-
-    def _decide(self) -> Action:
-        """What rank 0 decides for all."""
-        self.reason = self.reason or self.hooks.stop()
-        if self.reason:
-            return Action.STOP
-        return Action.SAVE if self.saver.due() or self.hooks.keep() else Action.GO_ON
-
-    def _say_first(self, record: EpochRecord) -> None:
-        """Says once when the first step was done: the wait for the device costs nothing there."""
-        if self.waiting:
-            self.waiting = False
-            record.outcomes[0].tolist()
-            self.say(
-                f"stage {record.number} epoch {record.epoch}: first step of {record.batches} done in "
-                f"{time.monotonic() - record.began:.1f} s"
-            )
-
-    def batches(self, number: int, epoch: int) -> list[tiles.Rows]:
-        """The global batches of an epoch, in order."""
-        train, stage = self.recipe.train, self.recipe.stages[number - 1]
-        order = tiles.epoch_order(
-            self.train_rows, self.dataset.shard_rows, (train.seed, number, epoch), self.placed.window
-        )
-        return tiles.global_batches(order, self.recipe.batch_size(stage), self.worker.world, train.drop_last)
-
-    def share_statistics(self) -> None:
-        """Gives all ranks the mean of their BatchNorm statistics, so that validation does not depend on who computes it.
-
-        The mean, not rank 0's alone: each rank saw only its slice of every batch. Normalisation in training uses the
-        batch's own statistics, so nothing else changes.
-        """
-        if self.worker.world == 1 or self.recipe.model.batch_norm == "fixed":
-            return
-        modules = [self.model, self.ema.module] if self.ema else [self.model]
-        for buffer in itertools.chain.from_iterable(map(models.running_statistics, modules)):
-            dist.all_reduce(buffer)
-            buffer /= self.worker.world
-
-    def validate(self, number: int, epoch: int) -> validation.Judged:
-        """Every validation tile judged exactly once, alike on every rank."""
-        recipe, stage, worker = self.recipe, self.recipe.stages[number - 1], self.worker
-        mine = self.valid_rows[tiles.rank_slice(len(self.valid_rows), worker.rank, worker.world)]
-        found = validation.rank_logits(
-            self.ema.module if self.ema else self.model, self.source, mine, size=stage.size,
-            batch=max(1, 2 * recipe.batch_size(stage) // worker.world), normalize=recipe.data.normalize,
-            precision=recipe.train.precision,
-            on_batch=lambda i, tensors: self._on_batch(Batch("valid", number, epoch, i, tensors)),
-        )  # fmt: skip
-        rows, logits = validation.gather_logits(mine, found, worker)
-        names = tuple(self.dataset.table["image_name"].iloc[rows])
-        validation.prove_cover(names, len(self.valid_rows))
-        if not np.isfinite(logits).all():
-            raise GroupDiverged(
-                f"the network answers with values that are not finite after stage {number} epoch {epoch}",
-                "its weights are useless; no checkpoint of this epoch was written",
-                f"lower the peak lr of stage {number}, then start a new run with --init-from the last checkpoint",
-            )
-        target = self.dataset.targets[rows]
-        return validation.Judged(self.task.metrics(logits, target), names, logits, target)
-
-    def keep(
-        self, number: int, epoch: int, record: EpochRecord, paces: pace.Paces, judged: validation.Judged,
-        optimizer: torch.optim.Optimizer, *, save: bool,
-    ) -> None:  # fmt: skip
-        """Writes the epoch into the record and says its line. Checkpoints are written where they are due or a stage ends.
-
-        Until then the best weights are kept in memory: a run of short epochs would otherwise spend its time on files.
-        """
-        stage, metrics = self.recipe.stages[number - 1], judged.metrics
-        best, ends = metrics["f2"] > self.history.best, epoch == stage.epochs
-        save = save or ends
-        row = EpochRow(
-            stage=number, size=stage.size, epoch=epoch, lr=record.rates[-1][0][-1],
-            train_loss=smoothed(self._losses(number) + record.losses), valid_loss=metrics["valid_loss"],
-            accuracy=metrics["accuracy"], f2=metrics["f2"], f2_best=max(self.history.best, metrics["f2"]),
-            images_per_s=record.tiles / record.seconds, seconds=time.monotonic() - record.began,
-        )  # fmt: skip
-        self.last = self._row_metrics(row)
-        self.history.add(row, record.rows(self.history.step), paces.rows)
-        if self.leads:
-            self.saver.check_claim()
-            self._write_predictions(number, epoch, judged, durable=save)
-            # Before the checkpoint: a crash in between leaves a row too many, which a resumed run drops, never one too few.
-            self.history.write(durable=save)
-            meta = self._meta(number, epoch)
-            if save:
-                # `best` comes before `last` for the same reason: without `last` the epoch is done again, and so is `best`.
-                names = [ckpt.BEST, ckpt.LAST] if best else [ckpt.LAST]
-                names += [self.recipe.stage_names[number - 1]] if ends else []
-                self._save(names, meta, {"optimizer": optimizer.state_dict()})
-            elif best:
-                self.saver.keep_best(ckpt.snapshot(self.model, meta, None, self.ema.module if self.ema else None))
-            left = self._remaining_seconds(number, epoch, row)
-            frozen = stage.frozen_groups == LAYER_GROUPS - 1
-            line = epoch_line(row, stages=len(self.recipe.stages), epochs=stage.epochs, frozen=frozen, remaining_s=left)
-            contention = waits.sentence(paces.waits)
-            self.hooks.say(f"{line}\n  {contention}" if contention else line)
-        self.hooks.report(self.last)
-        if save:
-            self.hooks.saved(self.last)
-
-    def _losses(self, number: int) -> list[float]:
-        """Losses of the stage's steps before this epoch: fastai starts its smoothed loss anew at each `fit`, not epoch."""
-        return [step.loss for step in self.history.steps if step.stage == number]
-
-    def end_stage(self, number: int) -> None:
-        """Writes the checkpoint under the lesson's name where a crash came just before it; else the last epoch has."""
-        if self.leads and self.start.unnamed == number:
-            meta = self._meta(number, self.recipe.stages[number - 1].epochs)
-            self._save([self.recipe.stage_names[number - 1]], meta, None)
-        self.hooks.on_stage_end(number, self.model)
-
-    def end(self) -> Metrics:
-        """Waits for the last checkpoint and writes the TensorBoard events. Returns the metrics of the last epoch."""
-        if self.leads:
-            self.saver.wait()
-            ckpt.thin(self.saver.directory, 0, keep=0)
-            self.history.write_events()
-        return self.last
-
-    def stopped(self) -> Metrics:
-        """Waits for the checkpoint of a run that stops. Returns the metrics of the last epoch, the reason, the place."""
-        self.saver.wait()
-        return self.last | {"stopped": self.reason, "checkpoint": self.newest}
-
-    def range_test(self, number: int) -> lr_find.Curve:
-        """Runs the range test of a stage, at its last size, and restores the weights; rank 0 leaves it in `lr-find/`.
-
-        Raises:
-            DivergedError: on every rank, where the curve is too short to be read.
-        """
-        # A graph of the stage before knows which weights were frozen then.
-        execution.run_eagerly(self.model)
-        with lr_find.weights_restored(self.model):
-            step = self._stepper(self.recipe.at_last_sizes(), number, self.recipe.stages[number - 1].lr, None)
-            self.model.train()
-            outcomes = self._endless(step, number)
-
-            def loss(t: int) -> float:
-                total = next(outcomes).values[0]
-                if self.worker.world > 1:
-                    dist.all_reduce(total)
-                if self.decisions.after_step() is Action.STOP:
-                    raise lr_find.Stopped
-                return float(total)
-
-            curve = lr_find.range_test(loss, step.optimizer)
-        found = lr_find.suggestions(curve)
-        if self.leads:
-            lr_find.write(storage.join(self.run, "lr-find"), self.recipe.stage_names[number - 1], curve, found)
-        return curve
-
-    def _endless(self, step: Stepper, number: int) -> Iterator[Outcome]:
-        for epoch in itertools.count(1):
-            yield from step.epoch(self.batches(number, epoch), epoch)
-
-    def _peak(self, number: int) -> float | tuple[float, float]:
-        """The stage's peak rate as the recipe says, or as the range test finds it."""
-        stage = self.recipe.stages[number - 1]
-        if self.recipe.lr != "auto":
-            return stage.lr
-        peak, sentence = lr_find.peak(self.range_test(number), stage.lr)
-        self.say(f"stage {number}: {sentence}")
-        return peak
-
-    def _stepper(self, recipe: Recipe, number: int, lr: float | tuple[float, float], ema: Ema | None) -> Stepper:
-        stage, train = recipe.stages[number - 1], recipe.train
-        models.set_frozen(self.model, stage.frozen_groups)
-        rates = optim.group_rates(lr, LAYER_GROUPS, train.schedule)
-        optimizer = optim.make_optimizer(self.model, rates, train.wd)
-        network = ddp.wrapped(self.model, self.worker, train.accumulate, stage.size, train.precision)
-        return Stepper(recipe, number, network, optimizer, self.source, self.worker, self._on_batch, ema)
-
-    def _set_execution(self, number: int, batches: list[tiles.Rows]) -> None:
-        stage, worker, train = self.recipe.stages[number - 1], self.worker, self.recipe.train
-        models.set_frozen(self.model, stage.frozen_groups)
-        how = execution.chosen(train.execution, worker.device, stage.epochs * len(batches), worker.world)
-        part = tiles.pass_slices(len(batches[0]), worker.rank, worker.world, train.accumulate)[0]
-        shape = (part.stop - part.start, 3, stage.size, stage.size)
-        execution.set_execution(self.model, how, shape, train.precision, worker.device, self.say)
-
-    def _place_tiles(self) -> Placed:
-        recipe = self.recipe
-        size = stored_size(self.dataset.tile_size, [stage.size for stage in recipe.stages])
-        return place_tiles(
-            self.dataset, size, self.worker, choice=recipe.tiles, window_gb=recipe.data.window_gb,
-            order=self.start.order, say=self.hooks.say,
-        )  # fmt: skip
-
-    def _write_predictions(self, number: int, epoch: int, judged: validation.Judged, *, durable: bool) -> None:
-        meta = {"task": self.task.name, "split": self.recipe.data.split, "part": "valid",
-                "dataset": self.dataset.place, "checkpoint": storage.join(self.run, "checkpoints", "last"),
-                "stage": str(number), "epoch": str(epoch)}  # fmt: skip
-        logits = judged.logits.astype("float32")
-        outcome = predictions.Predictions(judged.names, logits, judged.target, tuple(self.dataset.classes), meta)
-        predictions.write(storage.join(self.run, "predictions.parquet"), outcome, durable=durable)
-
-    def _is_end(self, number: int, epoch: int) -> bool:
-        return (number, epoch) == (self.recipe.selected[1], self.recipe.stages[self.recipe.selected[1] - 1].epochs)
-
-    def _save(self, names: list[str], meta: Metrics, train_state: dict[str, Any] | None) -> None:
-        """Copies the state of training for the saver; the names that training goes on from get `train_state` too."""
-        self.saver.settle()
-        began = time.monotonic()
-        state = ckpt.snapshot(self.model, meta, train_state, self.ema.module if self.ema else None)
-        entries = [(name, state if ckpt.goes_on_within(name) else state.finished) for name in names]
-        self.saver.save(entries, began)
-        self.newest = next(
-            (storage.join(self.saver.directory, name) for name in names if ckpt.goes_on_within(name)), self.newest
-        )
-
-    def _meta(self, number: int, epoch: int, steps: int = 0) -> Metrics:
-        """What a checkpoint is, after whole epochs of a stage and some steps of the next one."""
-        recipe = self.recipe
-        return {
-            "recipe": recipe.model_dump(mode="json"), "stage": number, "epoch": epoch,
-            "stage_name": recipe.stage_names[number - 1], "size": recipe.stages[number - 1].size,
-            "epoch_steps": steps, "step": self.history.step + steps, "arch": recipe.model.arch, "classes": self.dataset.classes,
-            "task": self.task.name, "normalize": recipe.data.normalize, "precision": recipe.train.precision,
-            "window": self.placed.window, "resize": {"stored_size": self.placed.size, "rule": transforms.RESIZE_RULE},
-            "thresholds": {"default": 0.2}, "dataset": self.dataset.place, "dataset_hash": self.dataset.hash,
-            "split": recipe.data.split, "split_hash": self.dataset.split_hash(recipe.data.split),
-            "parent": self.start.parent, "f2": None if steps else self.last["f2"],
-            "lr": self.lr, "lr_scale": self.lr_scale, "ema_updates": self.ema.updates if self.ema else 0, "world": self.worker.world,
-            "threads": torch.get_num_threads(), "versions": {"torch": torch.__version__},
-        }  # fmt: skip
-
-    def _row_metrics(self, row: EpochRow) -> Metrics:
-        place = storage.join(self.run, "checkpoints", "last")
-        return {"stage": row.stage, "epoch": row.epoch, "f2": row.f2, "valid_loss": row.valid_loss,
-                "accuracy": row.accuracy, "train_loss": row.train_loss, "checkpoint": place}  # fmt: skip
-
-    def _remaining_seconds(self, number: int, epoch: int, row: EpochRow) -> float:
-        """The epochs to come, each at this epoch's seconds times the ratio of pixels."""
-        stages = list(enumerate(self.recipe.stages, 1))[number - 1 : self.recipe.selected[1]]
-        epochs = sum((stage.epochs - (epoch if n == number else 0)) * stage.size**2 for n, stage in stages)
-        return row.seconds * epochs / row.size**2
+    with opened(recipe, dataset, run, worker, hooks) as (job, state, services):
+        curves = {}
+        for number in job.stages_left():
+            curves[number] = range_test(job, state, services, number)
+        return curves

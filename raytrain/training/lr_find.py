@@ -1,6 +1,7 @@
 """The learning-rate range test, and rules that read a peak learning rate off its curve.
 
-Leslie Smith 2017, "Cyclical Learning Rates"; numbers of fastai 1.0.21 (callbacks/lr_finder.py, train.py `lr_find`).
+Leslie Smith 2017, "Cyclical Learning Rates"; numbers of fastai 1.0.21 (callbacks/lr_finder.py,
+train.py `lr_find`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import torch
 from torch import nn
 
 from raytrain import storage
+from raytrain.checkpoints.history import smoothed
 from raytrain.errors import DivergedError
-from raytrain.training.history import smoothed
-from raytrain.training.optim import BETA2
+from raytrain.training.optim import BETA2, Rate
 
 STEPS = 100
 FIRST_LR, LAST_LR = 1e-7, 10.0
 MOMENTUM = 0.9
 DIVERGED = 4.0  # times the lowest smoothed loss
 SKIPPED_START, SKIPPED_END = 10, 5
-# Of the loss: the curve of a network that is trained already is flat before it rises, and its minimum is chance.
+# Of the loss: the curve of a network that is trained already is flat before it rises, and its
+# minimum is chance.
 CLEAR_FALL = 0.2
 # Of the suggestions, the one that `--lr auto` takes.
 AUTO_RULE = "minimum/10"
 
 
-Rate = float | tuple[float, float]
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
@@ -50,9 +51,14 @@ class Curve:
 
 
 def range_test(
-    step: Callable[[int], float], optimizer: torch.optim.Optimizer, *, steps: int = STEPS, last_lr: float = LAST_LR
+    step: Callable[[int], float],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int = STEPS,
+    last_lr: float = LAST_LR,
 ) -> Curve:
-    """Trains while the rate of all layer groups rises, lr_t = first (last / first)^(t / steps), until the loss diverges.
+    """Trains while the rate of all layer groups rises, lr_t = first (last / first)^(t / steps),
+    until the loss diverges.
 
     Args:
         step: trains on batch t and returns the loss of the global batch, equal on all ranks.
@@ -64,7 +70,8 @@ def range_test(
     for t in range(steps):
         lr = FIRST_LR * (last_lr / FIRST_LR) ** (t / steps)
         for group in optimizer.param_groups:
-            group["lr"], group["betas"] = lr, (MOMENTUM, BETA2)
+            group["lr"] = lr
+            group["betas"] = (MOMENTUM, BETA2)
         curve.loss.append(step(t))
         curve.lr.append(lr)
         curve.smoothed.append(smoothed(curve.loss))
@@ -75,9 +82,9 @@ def range_test(
 
 def write(directory: str, stage_name: str, curve: Curve, found: dict[str, float]) -> None:
     """Writes `<stage>.csv` (step, lr, loss, smoothed) and `<stage>.json` (rule: rate)."""
-    storage.write_text(
-        storage.join(directory, f"{stage_name}.csv"), pd.DataFrame(asdict(curve)).to_csv(index_label="step")
-    )
+    table = pd.DataFrame(asdict(curve))
+    path = storage.join(directory, f"{stage_name}.csv")
+    storage.write_text(path, table.to_csv(index_label="step"))
     storage.write_json(storage.join(directory, f"{stage_name}.json"), found)
 
 
@@ -92,15 +99,17 @@ def weights_restored(model: nn.Module) -> Iterator[None]:
 
 
 def suggestions(curve: Curve) -> dict[str, float]:
-    """Peak learning rates by rule: where the smoothed loss falls fastest per step; the middle of its longest fall; a tenth
-    of the rate where it is lowest.
+    """Peak learning rates by rule.
 
-    The first 10 and the last 5 steps play no part, as in fastai's picture.
+    steepest: where the smoothed loss falls fastest per step. valley: the middle of its longest
+    fall. minimum/10: a tenth of the rate where it is lowest. The first 10 and the last 5 steps play
+    no part, as in fastai's picture.
 
     Raises:
         DivergedError: the loss diverged before a curve could be seen.
     """
-    lr, loss = _kept(curve.lr), _kept(curve.smoothed)
+    lr = _kept(curve.lr)
+    loss = _kept(curve.smoothed)
     if len(lr) < SKIPPED_START:
         raise DivergedError(
             f"the range test diverged after {len(curve.lr)} of {STEPS} steps",
@@ -115,39 +124,60 @@ def suggestions(curve: Curve) -> dict[str, float]:
 
 
 def fall(curve: Curve) -> float:
-    """How far the smoothed loss falls from the first step that counts to its minimum, as a share of the former."""
+    """How far the smoothed loss falls from the first step that counts to its minimum, as a fraction
+    of the former.
+    """
     loss = _kept(curve.smoothed)
     return float(1 - loss.min() / loss[0])
 
 
 def peak(curve: Curve, planned: Rate) -> tuple[Rate, str]:
-    """The peak rate that a range test finds for a stage, or the planned one where it says nothing; and why."""
+    """The peak rate that a range test finds for a stage, or the planned one where it says nothing;
+    and why.
+    """
     found = suggestions(curve)
     known = ", ".join(f"{rule} {lr:.1e}" for rule, lr in found.items())
-    if fall(curve) < CLEAR_FALL:
-        return planned, (
-            f"in the range test the loss falls by {fall(curve):.0%} only, which says nothing about rates ({known}); "
+    depth = fall(curve)
+    if depth < CLEAR_FALL:
+        sentence = (
+            f"in the range test the loss falls by {depth:.0%} only, which says nothing about "
+            f"rates ({known}); "
             f"peak lr stays {_readable(planned)}"
         )
+        return planned, sentence
     chosen = scaled(planned, found[AUTO_RULE])
-    return chosen, f"the range test suggests {known}; peak lr {_readable(chosen)} instead of {_readable(planned)}"
+    sentence = (
+        f"the range test suggests {known}; "
+        f"peak lr {_readable(chosen)} instead of {_readable(planned)}"
+    )
+    return chosen, sentence
 
 
 def _readable(lr: Rate) -> str:
-    return " to ".join(f"{value:.1e}" for value in (lr if isinstance(lr, tuple) else (lr,)))
+    if isinstance(lr, tuple):
+        return f"{lr[0]:.1e} to {lr[1]:.1e}"
+    return f"{lr:.1e}"
 
 
-def scaled(lr: float | tuple[float, float], suggestion: float) -> float | tuple[float, float]:
+def scaled(lr: Rate, suggestion: float) -> Rate:
     """The stage's peak with the suggestion as the head's rate; a pair keeps its ratio."""
-    return (suggestion * lr[0] / lr[1], suggestion) if isinstance(lr, tuple) else suggestion
+    if isinstance(lr, tuple):
+        return suggestion * lr[0] / lr[1], suggestion
+    return suggestion
 
 
 def _kept(values: list[float]) -> Values:
+    """Without the first steps, whose loss is that of the untrained head, and the last ones, where
+    it explodes.
+    """
     return np.array(values[SKIPPED_START : len(values) - SKIPPED_END])
 
 
 def _valley(loss: Values) -> int:
-    """Half the length of the longest falling subsequence before its end (fastai 2's `valley`, to within a step)."""
+    """Half the length of the longest falling subsequence before its end (fastai 2's `valley`, to
+    within a step).
+    """
+    # Of the longest falling subsequence that ends with each step.
     length = np.ones(len(loss), int)
     for i in range(1, len(loss)):
         higher = length[:i][loss[:i] > loss[i]]

@@ -11,10 +11,11 @@ TOP_PAD = 64 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep what a step frees for the next step, instead of giving it back and zeroing new pages every time.
+    """Makes glibc keep what a step frees for the next step, instead of giving it back and zeroing
+    new pages every time.
 
-    On two cores a step of ResNet-50 at 128 px took a tenth of its time for that (docs/speed.md). The process stays as
-    large as its largest step. Without glibc, as on a Mac, nothing changes.
+    On two cores a step of ResNet-50 at 128 px took a tenth of its time for that (docs/speed.md).
+    The process stays as large as its largest step. Without glibc, as on a Mac, nothing changes.
 
     Returns:
         Whether the allocator took the settings.

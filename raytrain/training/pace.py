@@ -1,4 +1,4 @@
-"""How long each rank takes for its own part of a step: a machine that is slower than the others makes all of them wait."""
+"""How long each rank takes for its own part of a step: a slow machine makes all the others wait."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raytrain.training.history import RankRow
+from raytrain.checkpoints.history import RankRow
 from raytrain.training.waits import Waits
+from raytrain.worker import Worker
 
-# Times the median of the ranks.
+# A rank is slow that takes so many times the median of the ranks.
 SLOW = 1.5
 # Fewer steps than this say nothing: one that the operating system held up would count.
 FEWEST_STEPS = 10
 
 
 class Pace:
-    """Times, of each step of an epoch, what a rank does alone: it waits for tiles, augments them, goes forward.
+    """Times what a rank does alone in each step of an epoch: it waits for tiles, augments them,
+    goes forward.
 
-    The backward pass is left out, since in it gradients travel and the fast wait for the slow. On a GPU events take the
-    time, so that nobody waits for the device.
+    The backward pass is left out, since in it gradients travel and the fast ranks wait for the slow
+    ones. On a GPU events take the time, so that nobody waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
         self.waits = Waits()
-        self.marks: list[tuple[Any, Any]] = []
+        self.marks: list[tuple[Any, Any]] = []  # start and end of each step
         self.began: Any = None
 
     def begin(self) -> None:
@@ -47,7 +49,10 @@ class Pace:
         """Seconds of each step since the last call of this."""
         if self.gpu:
             torch.cuda.synchronize()
-        seconds = [a.elapsed_time(b) / 1e3 if self.gpu else b - a for a, b in self.marks]
+            # Events measure in milliseconds.
+            seconds = [start.elapsed_time(end) / 1e3 for start, end in self.marks]
+        else:
+            seconds = [end - start for start, end in self.marks]
         self.marks.clear()
         return seconds
 
@@ -61,31 +66,47 @@ class Pace:
 
 @dataclass(frozen=True)
 class Paces:
-    """Of an epoch, on rank 0 (elsewhere empty): a row for each rank, and its host with the share it waited for a CPU."""
+    """The paces of an epoch, known on rank 0 and empty elsewhere.
+
+    Args:
+        rows: one for each rank.
+        waits: (host, fraction of the time that it waited for a CPU) of each rank.
+    """
 
     rows: list[RankRow]
     waits: list[tuple[str, float]]
 
 
-def of_ranks(pace: Pace, stage: int, epoch: int, *, rank: int, world: int, group: Any) -> Paces:
+def of_ranks(pace: Pace, stage: int, epoch: int, worker: Worker, group: Any) -> Paces:
     """The paces of all ranks. All of them call it together."""
-    steps, host = pace.steps(), platform.node()
-    mine = (host, len(steps), statistics.median(steps) if steps else 0.0, pace.waits.share())
-    found: list[Any] = [mine] * world
-    if world > 1:
-        dist.gather_object(mine, found if rank == 0 else None, dst=0, group=group)
-    if rank != 0:
+    steps = pace.steps()
+    median = statistics.median(steps) if steps else 0.0
+    mine = (platform.node(), len(steps), median, pace.waits.share())
+    found: list[Any] = [mine]
+    if worker.world > 1:
+        found = [None] * worker.world
+        dist.gather_object(mine, found if worker.leads else None, dst=0, group=group)
+    if not worker.leads:
         return Paces([], [])
-    rows = [RankRow(stage, epoch, r, *one[:3]) for r, one in enumerate(found)]
-    return Paces(rows, [(one[0], one[3]) for one in found])
+    rows, waits = [], []
+    for rank, (host, count, seconds, waited) in enumerate(found):
+        rows.append(RankRow(stage, epoch, rank, host, count, seconds))
+        waits.append((host, waited))
+    return Paces(rows, waits)
 
 
 def slow_ranks(rows: list[RankRow]) -> list[str]:
     """A sentence for each rank that all others wait for; none for an epoch too short to tell."""
-    usual = statistics.median_low([row.seconds for row in rows]) if rows else 0.0
-    return [
-        f"rank {row.rank} on {row.host} takes {row.seconds / usual:.1f} times as long for its part of a step as the others: "
-        f"all wait for it (ranks.csv)"
-        for row in rows
-        if row.steps >= FEWEST_STEPS and row.seconds > SLOW * usual > 0
-    ]  # fmt: skip
+    if not rows:
+        return []
+    usual = statistics.median_low([row.seconds for row in rows])
+    sentences = []
+    for row in rows:
+        if row.steps < FEWEST_STEPS or usual <= 0 or row.seconds <= SLOW * usual:
+            continue
+        sentences.append(
+            f"rank {row.rank} on {row.host} takes {row.seconds / usual:.1f} times as long for its "
+            "part of a step "
+            "as the others: all wait for it (ranks.csv)"
+        )
+    return sentences

@@ -1,8 +1,10 @@
-"""Where a run begins: its own latest checkpoint, else `init_from`, else weights, else random; in this order."""
+"""Where a run begins: its own latest checkpoint, else `init_from`, else initial weights, else
+random; in this order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,58 +13,74 @@ import torch.distributed as dist
 from torch import nn
 
 from raytrain import storage
+from raytrain.checkpoints import fitting, layout, reading
+from raytrain.checkpoints.layout import BEGINNING, Position
+from raytrain.checkpoints.reading import Checkpoint
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.errors import DataError, StorageError
-from raytrain.training import checkpoint as ckpt
-from raytrain.training import models
+from raytrain.models import initial_weights
+from raytrain.tiles.sampling import ShuffleWindow
 from raytrain.training.ema import Ema
-from raytrain.training.step import Worker
+from raytrain.training.epoch import Rates
+from raytrain.training.optim import Rate
+from raytrain.training.rank_state import RankState
+from raytrain.worker import Worker
 
-RankState = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Start:
-    """How far a run is, the checkpoint it came from, and what is restored beside weights.
+    """How far a run is, and what is restored beside weights.
 
-    `optimizer`: its state, within a stage. Within an epoch, `ranks`: what each rank held, and `rates`: (rate per layer
-    group, momentum) of each step so far.
-    `unnamed` is a stage that ended in a crash after its last epoch: the checkpoint with its name is still to write.
-    `order` holds the window that tiles are shuffled in, where a run goes on: it must not change.
-    `lr_scale` is the factor on all peak rates, below 1 after a divergence; `lr` and the optimiser's state include it.
+    Args:
+        position: after which it resumes.
+        parent: path of the checkpoint that its weights come from.
+        optimizer: state of the optimiser, within a stage.
+        ranks: what each rank held, within an epoch.
+        rates: of each step of the epoch so far, within an epoch.
+        lr: peak rate of the stage, `lr_scale` included.
+        unnamed: number of a stage that ended in a crash after its last epoch: the checkpoint with
+            its name is still to be written; 0 for none.
+        window: of the shuffle of a run that resumes, which must not change; None for a new run.
+        lr_scale: factor on all peak rates, below 1 after a divergence.
     """
 
-    position: ckpt.Position = ckpt.BEGINNING
+    position: Position = BEGINNING
     parent: str | None = None
     optimizer: dict[str, Any] | None = None
     ranks: tuple[RankState, ...] = ()
-    rates: tuple[tuple[list[float], float], ...] = ()
-    lr: Any = None
+    rates: tuple[Rates, ...] = ()
+    lr: Rate | None = None
     unnamed: int = 0
-    order: tuple[int | None] | None = None
+    window: ShuffleWindow | None = None
     lr_scale: float = 1.0
 
     def epochs_done(self, number: int) -> int:
-        """Whole epochs of a stage that a run which goes on has behind it."""
-        return self.position.epochs if self.position.stage == number else 0
+        """Complete epochs of a stage."""
+        if self.position.stage != number:
+            return 0
+        return self.position.epochs
 
     def steps_done(self, number: int, epoch: int) -> int:
-        """Steps of an epoch that a run which goes on has behind it."""
-        at = (self.position.stage, self.position.epochs + 1) == (number, epoch)
-        return self.position.steps if at else 0
+        """Steps done of an epoch that is not complete."""
+        if (self.position.stage, self.position.epochs + 1) != (number, epoch):
+            return 0
+        return self.position.steps
 
     def resumes(self, number: int) -> bool:
-        """Whether a stage is gone on with, not begun."""
+        """Whether a stage is resumed, not begun."""
         return self.position.stage == number and self.position > (number, 0, 0)
 
 
 def begin(
-    recipe: Recipe, dataset: Dataset, run: str, model: nn.Sequential, worker: Worker, say: Callable[[str], None]
-) -> tuple[Start, ckpt.Checkpoint | None]:
+    recipe: Recipe, dataset: Dataset, run: str, model: nn.Sequential, worker: Worker
+) -> tuple[Start, Checkpoint | None]:
     """Loads the weights that a run begins with into the model.
 
-    Rank 0 chooses the checkpoint and every rank reads it: one that does not see the latest files begins nowhere else.
+    Rank 0 chooses the checkpoint and every rank reads it: one that does not see the latest files
+    begins nowhere else.
 
     Args:
         recipe: of the run.
@@ -70,7 +88,9 @@ def begin(
         run: its directory.
         model: whose weights are replaced.
         worker: this process.
-        say: receives lines.
+
+    Returns:
+        Where it begins, and the checkpoint that the weights come from, if any.
 
     Raises:
         ConfigError: the checkpoint is for other classes, another network or other pixels.
@@ -79,162 +99,170 @@ def begin(
     """
     own, skipped = _latest(run, worker)
     for sentence in skipped:
-        say(f"skipped a checkpoint: {sentence}")
+        logger.warning(f"skipped a checkpoint: {sentence}")
     source = own or initial(recipe, dataset)
     if source is None:
-        say(f"new run, from {_fresh(recipe, model)}")
+        logger.info(f"new run, from {_fresh(recipe, model)}")
         return Start(), None
-    ckpt.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+    fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
     if own:
         _check_same_data(own, recipe, dataset)
-    # A checkpoint's F2 is that of its averages: a run that keeps none starts from them.
-    goes_on = own is not None or recipe.train.ema > 0
-    model.load_state_dict(source.weights() if goes_on else source.judged_weights())
-    f2 = source.meta["f2"]
-    origin = f"{source.place} ({'not judged' if f2 is None else f'F2 {f2:.4f}'})"
+    weights = source.judged_weights()
+    if own is not None or recipe.train.ema > 0:
+        # Averages are kept apart here. A run that keeps none starts from them instead: the F2 is
+        # theirs.
+        weights = source.weights()
+    model.load_state_dict(weights)
     if own is None:
-        say(f"new run, from {origin}{_other_data(source, recipe, dataset)}")
-        return Start(parent=source.place), source
-    say(f"resuming {_readable(own.position)}, from {origin}")
-    _say_changes(own, worker, say)
+        logger.info(f"new run, from {_origin(source)}{_other_data(source, recipe, dataset)}")
+        return Start(parent=source.path), source
+    logger.info(f"resuming {_readable(own.position)}, from {_origin(own)}")
+    _log_changes(own, worker)
     return _resumed(own, recipe, run), own
 
 
-def _latest(run: str, worker: Worker) -> tuple[ckpt.Checkpoint | None, list[str]]:
-    own, skipped = ckpt.find_latest(storage.join(run, "checkpoints")) if worker.rank == 0 else (None, [])
+def _latest(run: str, worker: Worker) -> tuple[Checkpoint | None, list[str]]:
+    """The run's own latest checkpoint, and a sentence for each that was skipped (on rank 0)."""
+    own: Checkpoint | None = None
+    skipped: list[str] = []
+    if worker.leads:
+        own, skipped = reading.find_latest(storage.join(run, "checkpoints"))
     if worker.world == 1:
         return own, skipped
-    chosen = [own.place if own else None]
+    chosen = [own.path if own else None]
     dist.broadcast_object_list(chosen, src=0)
-    if worker.rank == 0 or chosen[0] is None:
+    if worker.leads or chosen[0] is None:
         return own, skipped
     try:
-        return ckpt.read(chosen[0]), []
-    except ckpt.DamagedCheckpoint as error:
+        return reading.read(chosen[0]), []
+    except reading.DamagedCheckpoint as error:
         raise StorageError(
-            f"rank {worker.rank} cannot read the checkpoint that rank 0 goes on from: {error}",
+            f"rank {worker.rank} cannot read the checkpoint that rank 0 resumes from: {error}",
             "the ranks would train from different weights",
             "the same command again when all machines see the same files under --storage",
         ) from None
 
 
-def initial(recipe: Recipe, dataset: Dataset) -> ckpt.Checkpoint | None:
-    """The checkpoint that `init_from` names, with its classes in the dataset's order where that is asked for.
+def initial(recipe: Recipe, dataset: Dataset) -> Checkpoint | None:
+    """The checkpoint that `init_from` names, with its classes in the dataset's order where that is
+    asked for.
 
     Raises:
         ConfigError: it is damaged.
     """
     if recipe.init_from is None:
         return None
-    found = ckpt.load(recipe.init_from)
-    return ckpt.remapped(found, dataset.classes) if recipe.remap_labels else found
+    found = reading.load(recipe.init_from)
+    if recipe.remap_labels:
+        return fitting.remapped(found, dataset.classes)
+    return found
 
 
-def averages(model: nn.Module, decay: float, source: ckpt.Checkpoint | None) -> Ema | None:
-    """Averages that go on from the checkpoint's, where it has any; None for a run that averages none."""
+def averages(model: nn.Module, decay: float, source: Checkpoint | None) -> Ema | None:
+    """Averages that continue those of a checkpoint, where it has any; None for a run that averages
+    none.
+    """
     if not decay:
         return None
     averaged = source.ema_weights() if source else None
-    ema = Ema(model, decay, source.meta["ema_updates"] if source and averaged else 0)
-    if averaged:
-        ema.module.load_state_dict(averaged)
+    if source is None or averaged is None:
+        return Ema(model, decay)
+    ema = Ema(model, decay, source.meta["ema_updates"])
+    ema.module.load_state_dict(averaged)
     return ema
 
 
-def rank_state(model: nn.Module, ema: Ema | None, outcomes: list[torch.Tensor]) -> RankState:
-    """What a rank holds within an epoch that the others do not: BatchNorm statistics, and its shares of the losses."""
-    return {
-        "statistics": models.running_statistics(model),
-        "averaged": models.running_statistics(ema.module) if ema else [],
-        "outcomes": torch.stack(outcomes),
-    }
-
-
-def gathered(state: RankState, worker: Worker, group: dist.ProcessGroup | None) -> list[RankState]:
-    """The states of all ranks in their order, in host memory, on rank 0; elsewhere empty. All ranks call it together."""
-    state = {key: [t.cpu() for t in value] if isinstance(value, list) else value.cpu() for key, value in state.items()}
-    if worker.world == 1:
-        return [state]
-    states: list[Any] = [None] * worker.world
-    dist.gather_object(state, states if worker.rank == 0 else None, dst=0, group=group)
-    return states if worker.rank == 0 else []
-
-
-def restore(ranks: tuple[RankState, ...], model: nn.Module, ema: Ema | None, worker: Worker) -> list[torch.Tensor]:
-    """Gives this rank what it held within the epoch. Returns its outcomes of the epoch's steps so far.
-
-    For another number of ranks: the mean of the statistics, and rank 0 takes over all shares of the losses.
-    """
-    alike = len(ranks) == worker.world
-    with torch.no_grad():
-        for key, module in (("statistics", model), ("averaged", ema.module if ema else None)):
-            buffers = models.running_statistics(module) if module is not None else []
-            for i, buffer in enumerate(buffers):
-                held = [ranks[worker.rank][key][i]] if alike else [rank[key][i] for rank in ranks]
-                buffer.copy_(torch.stack(held).mean(0) if len(held) > 1 else held[0])
-    outcomes = torch.stack([rank["outcomes"] for rank in ranks])
-    mine = outcomes[worker.rank] if alike else outcomes.sum(0) * (worker.rank == 0)
-    return list(mine.to(worker.device))
-
-
 def _fresh(recipe: Recipe, model: nn.Sequential) -> str:
-    state = models.body_weights(recipe.model.arch, recipe.model.weights)
+    """Loads initial weights, where the recipe names any. Returns what the run begins from, in
+    words.
+    """
+    state = initial_weights.body_weights(recipe.model.arch, recipe.model.weights)
     if state is None:
         return "random weights"
-    models.load_body(model, state, recipe.model.weights)
+    initial_weights.load_body(model, state, recipe.model.weights)
     return f"weights {recipe.model.weights}"
 
 
-def _resumed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> Start:
-    state, lr = own.train_state() or {}, own.meta["lr"]
-    # Checkpoints from before November 2026 hold the optimiser's state alone.
-    optimizer = state if "param_groups" in state else state.get("optimizer")
+def _resumed(own: Checkpoint, recipe: Recipe, run: str) -> Start:
+    state = own.train_state() or {}
+    lr = own.meta["lr"]
+    if isinstance(lr, list):  # JSON has no tuples
+        lr = tuple(lr)
     return Start(
-        own.position, own.place, optimizer, tuple(state.get("ranks", ())), tuple(state.get("rates", ())),
-        tuple(lr) if isinstance(lr, list) else lr, _unnamed(own, recipe, run), (own.meta.get("window"),),
-        own.meta.get("lr_scale", 1.0),
-    )  # fmt: skip
+        position=own.position,
+        parent=own.path,
+        optimizer=state.get("optimizer"),
+        ranks=tuple(state.get("ranks", ())),
+        rates=tuple(state.get("rates", ())),
+        lr=lr,
+        unnamed=_unnamed(own, recipe, run),
+        window=ShuffleWindow(own.meta["window"]),
+        lr_scale=own.meta["lr_scale"],
+    )
 
 
-def _unnamed(own: ckpt.Checkpoint, recipe: Recipe, run: str) -> int:
+def _unnamed(own: Checkpoint, recipe: Recipe, run: str) -> int:
+    """The number of a complete stage that has no checkpoint of its name yet, else 0."""
     number = own.position.stage
-    named = storage.join(run, "checkpoints", recipe.stage_names[number - 1], ckpt.MANIFEST)
-    complete = own.position == (number, recipe.stages[number - 1].epochs, 0)
-    return number if complete and not storage.exists(named) else 0
+    if own.position != (number, recipe.stages[number - 1].epochs, 0):
+        return 0
+    named = storage.join(run, "checkpoints", recipe.stage_names[number - 1], layout.MANIFEST)
+    if storage.exists(named):
+        return 0
+    return number
 
 
-def _check_same_data(own: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
-    if _data_of(own) != (dataset.hash, dataset.split_hash(recipe.data.split)):
-        raise DataError(
-            f"the dataset {dataset.place} is not the one that {own.place} was trained on",
-            "tiles or their parts have changed since; validation tiles could have been trained on",
-            "start a new run with --init-from that checkpoint, or restore the dataset",
-        )
+def _check_same_data(own: Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
+    if _is_of(own, recipe, dataset):
+        return
+    raise DataError(
+        f"the dataset {dataset.path} is not the one that {own.path} was trained on",
+        "tiles or their parts have changed since; validation tiles could have been trained on",
+        "start a new run with --init-from that checkpoint, or restore the dataset",
+    )
 
 
-def _other_data(source: ckpt.Checkpoint, recipe: Recipe, dataset: Dataset) -> str:
-    if _data_of(source) == (dataset.hash, dataset.split_hash(recipe.data.split)):
+def _other_data(source: Checkpoint, recipe: Recipe, dataset: Dataset) -> str:
+    if _is_of(source, recipe, dataset):
         return ""
-    return "; it was trained on other tiles or another split: tiles that validate here may have trained it"
+    return (
+        "; it was trained on other tiles or another split: "
+        "tiles that validate here may have trained it"
+    )
 
 
-def _data_of(checkpoint: ckpt.Checkpoint) -> tuple[str, str]:
-    return checkpoint.meta["dataset_hash"], checkpoint.meta["split_hash"]
+def _is_of(checkpoint: Checkpoint, recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether a checkpoint was trained on this dataset with this split."""
+    meta = checkpoint.meta
+    theirs = (meta["dataset_hash"], meta["split_hash"])
+    return theirs == (dataset.hash, dataset.split_hash(recipe.data.split))
 
 
-def _readable(position: ckpt.Position) -> str:
+def _origin(checkpoint: Checkpoint) -> str:
+    f2 = checkpoint.meta["f2"]
+    if f2 is None:
+        return f"{checkpoint.path} (not judged)"
+    return f"{checkpoint.path} (F2 {f2:.4f})"
+
+
+def _readable(position: Position) -> str:
     if position.steps:
-        return f"in stage {position.stage} epoch {position.epochs + 1} after its step {position.steps}"
+        return (
+            f"in stage {position.stage} epoch {position.epochs + 1} after its step {position.steps}"
+        )
     return f"after stage {position.stage} epoch {position.epochs}"
 
 
-def _say_changes(own: ckpt.Checkpoint, worker: Worker, say: Callable[[str], None]) -> None:
-    """Says what keeps the rest of the run from having the bits of an undisturbed one."""
-    for key, now, thing in (
+def _log_changes(own: Checkpoint, worker: Worker) -> None:
+    """Logs what keeps the rest of the run from having the bits of an undisturbed one."""
+    changes = (
         ("world", worker.world, "workers"),
-        ("threads", torch.get_num_threads(), "threads a worker"),
-    ):
-        if own.meta[key] != now:
-            say(
-                f"  {own.meta[key]} {thing} so far, {now} from here: the same tiles in the same order, last bits may differ"
+        ("threads", torch.get_num_threads(), "threads per worker"),
+    )
+    for key, now, thing in changes:
+        before = own.meta[key]
+        if before != now:
+            logger.info(
+                f"  {before} {thing} so far, {now} from here: "
+                "the same tiles in the same order, last bits may differ"
             )

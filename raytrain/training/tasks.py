@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from raytrain.config import Train
 from raytrain.evaluation import metrics
-
-# Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", section 3: focusing of negatives and margin.
-ASYMMETRIC_GAMMA, ASYMMETRIC_MARGIN = 4, 0.05
-BETA_SQUARED = 4
+from raytrain.training.losses import LOSSES
 
 
 class MultiLabel:
@@ -23,10 +18,12 @@ class MultiLabel:
     name = "multi-label"
 
     def __init__(self, settings: Train) -> None:
-        self.loss, self.smoothing = LOSSES[settings.loss], settings.label_smoothing
+        self.loss = LOSSES[settings.loss]
+        self.smoothing = settings.label_smoothing
 
     def loss_sum(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Sum over tiles of the loss of logits (N, K) against target (N, K), so that unequal shares of a batch add up.
+        """Sum over tiles of the loss of logits (N, K) against target (N, K), so that unequal shares
+        of a batch add up.
 
         Computed in the type of the target. Label smoothing moves every target to t (1 - s) + s / 2.
         """
@@ -34,37 +31,14 @@ class MultiLabel:
             target = target * (1 - self.smoothing) + self.smoothing / 2
         return self.loss(logits.to(target.dtype), target).sum()
 
-    def metrics(self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]) -> dict[str, float]:
-        """valid_loss (cross entropy), accuracy and f2 (at threshold 0.2) of float (N, K) logits and uint8 (N, K) targets."""
+    def metrics(
+        self, logits: np.ndarray[Any, Any], target: np.ndarray[Any, Any]
+    ) -> dict[str, float]:
+        """Metrics of float (N, K) logits and uint8 (N, K) targets: cross entropy, accuracy, and F2
+        at threshold 0.2.
+        """
         return {
             "valid_loss": metrics.bce(logits, target),
             "accuracy": metrics.accuracy_thresh(logits, target),
             "f2": metrics.f2(logits, target),
         }
-
-
-def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy, mean over labels: (N, K) to (N,)."""
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
-
-
-def asymmetric(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Asymmetric loss, mean over labels: -t log p - (1 - t) q^4 log(1 - q) with q = max(p - 0.05, 0); (N, K) to (N,)."""
-    shifted = (logits.sigmoid() - ASYMMETRIC_MARGIN).clamp(min=0)
-    negative = shifted**ASYMMETRIC_GAMMA * torch.log1p(-shifted)
-    return -(target * F.logsigmoid(logits) + (1 - target) * negative).mean(1)
-
-
-def soft_f2(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 - F2 with probabilities in place of decisions: 1 - 5 sum(t p) / (4 sum(t) + sum(p)); (N, K) to (N,)."""
-    p = logits.sigmoid()
-    size = BETA_SQUARED * target.sum(1) + p.sum(1)
-    # A tile without labels, sure of it, would be 0 / 0; the square of the bound, in the gradient, is a number too.
-    return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / size.clamp(min=1e-8)
-
-
-LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "bce": bce,
-    "asymmetric": asymmetric,
-    "soft-f2": soft_f2,
-}

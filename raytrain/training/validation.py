@@ -1,4 +1,4 @@
-"""Logits of every validation tile exactly once, whatever the number of workers."""
+"""Logits of every validation tile exactly once, for any number of workers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raytrain.training import tiles, transforms
-from raytrain.training.feed import Source
-from raytrain.training.precision import autocast, dtype_of
-from raytrain.training.step import Worker
+from raytrain.tiles.feeds import Source
+from raytrain.tiles.sampling import Rows
+from raytrain.training.inference import Inference, logits_of
+from raytrain.worker import Worker
 
 Logits = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A validation: its metrics, and of each of N tiles its name, its logits (N, K) and its target (N, K)."""
+    """A validation.
+
+    Args:
+        metrics: of the task, by name.
+        names: of N tiles.
+        logits: float (N, K).
+        target: uint8 (N, K).
+    """
 
     metrics: dict[str, Any]
     names: tuple[str, ...]
@@ -29,36 +36,59 @@ class Judged:
     target: Logits
 
 
-def gather_logits(mine: tiles.Rows, found: Logits, worker: Worker) -> tuple[tiles.Rows, Logits]:
+def rank_logits(
+    model: nn.Module,
+    source: Source,
+    rows: Rows,
+    how: Inference,
+    *,
+    batch: int,
+    beat: Callable[[], None],
+) -> Logits:
+    """Logits of this rank's rows.
+
+    Args:
+        model: without DDP; put into evaluation mode.
+        source: of tiles.
+        rows: int64 (N,) rows of the dataset.
+        how: tiles become logits.
+        batch: tiles at once.
+        beat: called when the tiles of a batch are there, for the watchdog.
+
+    Returns:
+        (N, K), float64 in fp64, else float32.
+    """
+    model.eval()
+    wanted = (rows[start : start + batch] for start in range(0, len(rows), batch))
+    # A rank without a row still has K columns.
+    classes = source.targets.shape[1]
+    found = [torch.zeros(0, classes, dtype=how.dtype, device=source.targets.device)]
+    for tensors in source.batches(wanted, how.dtype):
+        beat()
+        found.append(logits_of(model, tensors["image"], how))
+    logits: Logits = torch.cat(found).cpu().numpy()
+    return logits
+
+
+def gather_logits(rows: Rows, logits: Logits, worker: Worker) -> tuple[Rows, Logits]:
     """Rows and logits of all ranks, in rank order, on every rank."""
-    parts: list[tuple[tiles.Rows, Logits]] = [(mine, found)] * worker.world
-    if worker.world > 1:
-        dist.all_gather_object(parts, (mine, found))
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    if worker.world == 1:
+        return rows, logits
+    parts: list[Any] = [None] * worker.world
+    dist.all_gather_object(parts, (rows, logits))
+    all_rows = [part[0] for part in parts]
+    all_logits = [part[1] for part in parts]
+    return np.concatenate(all_rows), np.concatenate(all_logits)
 
 
 def prove_cover(names: tuple[str, ...], wanted: int) -> None:
-    """Raises RuntimeError unless the names are `wanted` different ones: a metric over other tiles would be a lie."""
-    if len(set(names)) != len(names) or len(names) != wanted:
-        raise RuntimeError(f"validation saw {len(names)} tiles, {len(set(names))} different; {wanted} exist")
+    """Checks that validation saw every tile once: a metric over other tiles would be a lie.
 
-
-def rank_logits(
-    model: nn.Module, source: Source, rows: tiles.Rows, *, size: int, batch: int, normalize: str, precision: str,
-    on_batch: Callable[[int, dict[str, torch.Tensor]], None],
-) -> Logits:  # fmt: skip
-    """Logits (len(rows), K) of this rank's rows; float64 in fp64, else float32.
-
-    `model` is the unwrapped module: no collective may depend on how many batches a rank has.
+    Raises:
+        RuntimeError: the names are not `wanted` different ones.
     """
-    model.eval()
-    dtype, device = dtype_of(precision), source.targets.device
-    wanted = (rows[start : start + batch] for start in range(0, len(rows), batch))
-    found = [torch.zeros(0, source.targets.shape[1], dtype=dtype, device=device)]
-    for i, tensors in enumerate(source.batches(wanted, dtype)):
-        on_batch(i, tensors)
-        pixels = transforms.valid_pixels(tensors["image"], size, normalize, dtype)
-        with torch.inference_mode(), autocast(precision, device):
-            found.append(model(pixels).to(dtype))
-    logits: Logits = torch.cat(found).cpu().numpy()
-    return logits
+    different = len(set(names))
+    if different != len(names) or len(names) != wanted:
+        raise RuntimeError(
+            f"validation saw {len(names)} tiles, {different} different; {wanted} exist"
+        )

@@ -1,7 +1,9 @@
-"""How long the threads of a process were ready to run and got no CPU, since other processes had it (Linux only).
+"""How long the threads of a process were ready to run and got no CPU, since other processes had it
+(Linux only).
 
-The kernel counts it for each thread: /proc/<pid>/task/<thread>/schedstat holds the nanoseconds on a CPU, the nanoseconds in
-the queue for one, and the number of turns (Documentation/scheduler/sched-stats.rst).
+The kernel counts it for each thread: /proc/<pid>/task/<thread>/schedstat holds the nanoseconds on a
+CPU, the nanoseconds in the queue for one, and the number of turns
+(Documentation/scheduler/sched-stats.rst).
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TASKS = Path("/proc/self/task")
-# Of the time of an epoch. With two threads on two cores and nothing beside them it is a few percent.
+# Fraction of an epoch's time. With two threads on two cores and nothing beside them it is a few
+# percent.
 MUCH = 0.2
-# Threads that work less than this share of the time are not those that a step waits for.
+# A thread that is busy for less than this fraction of the time is not one that a step waits for.
 BUSY = 0.3
 
 
@@ -30,40 +33,54 @@ class Waits:
 
     def __init__(self, tasks: Path = TASKS) -> None:
         self.tasks = tasks
-        self.before, self.began = _turns(tasks), time.monotonic()
+        self.before = _turns(tasks)
+        self.began = time.monotonic()
 
     def share(self) -> float:
-        """The largest share of the time that one of the working threads waited for a CPU; 0 where nothing is known."""
-        now, ended = _turns(self.tasks), time.monotonic()
-        passed = 1e9 * (ended - self.began)
+        """The largest fraction of the time that one of the busy threads waited for a CPU; 0 where
+        nothing is known.
+        """
+        now = _turns(self.tasks)
+        ended = time.monotonic()
+        passed = 1e9 * (ended - self.began)  # nanoseconds
         worst = 0.0
         for thread, turn in now.items():
             start = self.before.get(thread, Turn(0, 0))
-            on, queued = turn.on - start.on, turn.queued - start.queued
+            on = turn.on - start.on
+            queued = turn.queued - start.queued
             if on + queued >= BUSY * passed > 0:
                 worst = max(worst, queued / passed)
-        self.before, self.began = now, ended
+        self.before = now
+        self.began = ended
         return min(worst, 1.0)
 
 
 def sentence(waits: list[tuple[str, float]]) -> str:
-    """What the line of an epoch says of the (host, share) of each rank; empty where none waited much."""
-    rank = max(range(len(waits)), key=lambda r: waits[r][1], default=None)
-    if rank is None or waits[rank][1] < MUCH:
+    """What is printed below the line of an epoch about the (host, fraction) of each rank; empty
+    where none waited much.
+    """
+    if not waits:
         return ""
-    host, share = waits[rank]
+    fractions = [fraction for _, fraction in waits]
+    worst = max(fractions)
+    if worst < MUCH:
+        return ""
+    rank = fractions.index(worst)
+    host = waits[rank][0]
     return (
-        f"other processes take the CPU: rank {rank} on {host} waited for one {share:.0%} of the time; "
+        f"other processes take the CPU: rank {rank} on {host} waited for one {worst:.0%} of the "
+        "time; "
         "wait for their end, or use --train.threads 1 or fewer --num-workers"
     )
 
 
 def _turns(tasks: Path) -> dict[str, Turn]:
+    """The turns of each thread of the process, by its number."""
     found = {}
-    for place in tasks.glob("*/schedstat"):
+    for path in tasks.glob("*/schedstat"):
         try:
-            on, queued, _ = place.read_text().split()
+            on, queued, _ = path.read_text().split()
         except (OSError, ValueError):  # the thread has ended
             continue
-        found[place.parent.name] = Turn(int(on), int(queued))
+        found[path.parent.name] = Turn(int(on), int(queued))
     return found

@@ -1,8 +1,11 @@
-"""Watches for a process that hangs: when no batch has begun for long it tells where each thread stands, and acts."""
+"""Watches for a process that hangs: when no batch has begun for long, it writes its stacks and
+acts.
+"""
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import math
 import statistics
 import tempfile
@@ -14,15 +17,21 @@ from collections.abc import Callable
 from raytrain import storage
 from raytrain.errors import StorageError
 
-# No batch for so many times as long as batches take, and at least for train.stall_s.
+logger = logging.getLogger(__name__)
+
+# A stall is a time without a batch of so many medians of what batches take, and at least
+# train.stall_s.
 TIMES_MEDIAN = 10
+# Batches of which the median is taken.
 REMEMBERED = 50
-# Telling needs storage and the driver, and either may be what hangs.
+# Writing the stacks needs storage, and logging needs the driver: either may be what hangs.
 TELLING_S = 20.0
 
 
 class Saves:
-    """Whether checkpoints are being written, for watchdogs: ranks wait for the one that writes. Here, a process alone."""
+    """Whether checkpoints are being written, for watchdogs: ranks wait for the one that writes.
+    Here, a process alone.
+    """
 
     def note(self, writing: bool) -> None:
         """This process begins to write a checkpoint, or has written it."""
@@ -32,37 +41,55 @@ class Saves:
         return math.inf
 
 
-class Watchdog:
-    """Watches the batches of a process, from the first one on; writes `stacks/rank-<r>.txt` into the run, once a stall.
+def _nothing() -> None:
+    """Nobody acts on a stall."""
 
-    Then it calls `stalled`. A rank that waits for one that hangs stalls with it; the file that is missing names the latter.
-    The time in which a checkpoint is written does not count: storage may be slow.
+
+def _never() -> bool:
+    """No checkpoint is being written."""
+    return False
+
+
+class Watchdog:
+    """Watches the batches of a process, from the first one on.
+
+    Once in each stall it writes `stacks/rank-<r>.txt` into the run and calls `stalled`. A rank that
+    waits for one that hangs stalls with it: the stacks show which one waits. The time in which a
+    checkpoint is written does not count, since storage may be slow.
     """
 
     def __init__(
-        self, run: str, rank: int, stall_s: float, say: Callable[[str], None],
-        stalled: Callable[[], None] = lambda: None, writes: Callable[[], bool] = lambda: False,
+        self,
+        run: str,
+        rank: int,
+        stall_s: float,
+        stalled: Callable[[], None] = _nothing,
+        writes: Callable[[], bool] = _never,
         saves: Saves | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Makes a watchdog that does not watch yet.
 
         Args:
             run: its directory.
             rank: of this process.
             stall_s: seconds without a batch that are a stall.
-            say: receives lines.
-            stalled: called after a stall was told.
+            stalled: called after the stacks were written.
             writes: whether this process is writing a checkpoint.
             saves: the same of the others.
         """
-        self.place, self.rank = storage.join(run, "stacks", f"rank-{rank}.txt"), rank
-        self.stall_s, self.say, self.stalled = stall_s, say, stalled
-        self.writes, self.saves = writes, saves or Saves()
-        self.durations: deque[float] = deque(maxlen=REMEMBERED)
-        self.beaten: float | None = None
+        self.path = storage.join(run, "stacks", f"rank-{rank}.txt")
+        self.rank = rank
+        self.stall_s = stall_s
+        self.stalled = stalled
+        self.writes = writes
+        self.saves = saves or Saves()
+        self.durations: deque[float] = deque(maxlen=REMEMBERED)  # seconds of the last batches
+        self.beaten: float | None = None  # when the last batch began
+        self.reported = False  # the stall that goes on
         # When a checkpoint was last being written, as far as this process knows.
-        self.written, self.noted = -math.inf, False
-        self.told, self.waits = False, False
+        self.written = -math.inf
+        self.was_writing = False
+        self.wait_logged = False  # of training for a checkpoint
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -75,7 +102,9 @@ class Watchdog:
         now = time.monotonic()
         if self.beaten is not None:
             self.durations.append(now - self.beaten)
-        self.beaten, self.told, self.waits = now, False, False
+        self.beaten = now
+        self.reported = False
+        self.wait_logged = False
 
     def close(self) -> None:
         """Ends watching."""
@@ -85,50 +114,66 @@ class Watchdog:
 
     @property
     def limit_s(self) -> float:
-        """Seconds without a batch that are too many."""
-        usual = statistics.median(list(self.durations)) if self.durations else 0.0
-        return max(self.stall_s, TIMES_MEDIAN * usual)
+        """Seconds without a batch that are a stall."""
+        if not self.durations:
+            return self.stall_s
+        return max(self.stall_s, TIMES_MEDIAN * statistics.median(list(self.durations)))
 
     def _watch(self) -> None:
         while not self.ended.wait(min(1.0, self.stall_s / 10)):
             self._note_writing()
-            if self.beaten is None or self.told:
+            if self.beaten is None or self.reported or self._silent() <= self.limit_s:
                 continue
-            if self._silent() <= self.limit_s:
-                continue
+            # Another rank may be writing: asked only now, since each question is a call to another
+            # process.
             self.written = max(self.written, time.monotonic() - self.saves.ago())
             silent = self._silent()
             if silent > self.limit_s:
-                self.told = True
-                teller = threading.Thread(target=self._tell, args=(silent,), daemon=True)
-                teller.start()
-                teller.join(TELLING_S)
-                self.stalled()
+                self._report(silent)
 
     def _note_writing(self) -> None:
-        """Tells the others when this process begins and ends to write, and once that training waits for it."""
+        """Tells the others when this process begins and ends to write, and logs once that training
+        waits for it.
+        """
         writing = self.writes()
-        if writing != self.noted:
-            self.noted = writing
+        if writing != self.was_writing:
+            self.was_writing = writing
             self.saves.note(writing)
         if not writing:
             return
         self.written = time.monotonic()
-        if self.beaten is not None and self.written - self.beaten > self.limit_s and not self.waits:
-            self.waits = True
-            self.say(f"no batch for {self.written - self.beaten:.0f} s: training waits for a checkpoint to be written")
+        if self.beaten is None or self.wait_logged:
+            return
+        waited = self.written - self.beaten
+        if waited > self.limit_s:
+            self.wait_logged = True
+            logger.warning(
+                f"no batch for {waited:.0f} s: training waits for a checkpoint to be written"
+            )
 
     def _silent(self) -> float:
         """Seconds in which neither a batch has begun nor a checkpoint was being written."""
         return time.monotonic() - max(self.beaten or 0.0, self.written)
 
-    def _tell(self, silent: float) -> None:
+    def _report(self, silent: float) -> None:
+        self.reported = True
+        # In a thread of its own: what hangs may be what it writes to.
+        reporter = threading.Thread(target=self._write_stacks, args=(silent,), daemon=True)
+        reporter.start()
+        reporter.join(TELLING_S)
+        self.stalled()
+
+    def _write_stacks(self, silent: float) -> None:
+        # faulthandler writes to a file descriptor alone.
         with tempfile.TemporaryFile("w+") as file:
             faulthandler.dump_traceback(file)
             file.seek(0)
-            text = file.read()
-        self.say(f"rank {self.rank} has begun no batch for {silent:.0f} s; where its threads stand: {self.place}")
+            stacks = file.read()
+        logger.warning(
+            f"rank {self.rank} has begun no batch for {silent:.0f} s; the stacks of its threads: "
+            f"{self.path}"
+        )
         try:
-            storage.write_text(self.place, text)
+            storage.write_text(self.path, stacks)
         except StorageError as error:
-            self.say(f"{error.what}\n{text}")
+            logger.warning(f"{error.what}\n{stacks}")

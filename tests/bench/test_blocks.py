@@ -25,15 +25,15 @@ class Fake:
         self.notes.append((self.name, None))
 
 
-def test_sides_take_turns_and_every_second_round_goes_the_other_way():
-    notes, lines = [], []
+def test_sides_take_turns_and_every_second_round_goes_the_other_way(logged):
+    notes = []
     sides = {name: Fake(notes=notes, name=name) for name in "abc"}
-    rates = alternate(sides, pairs=3, steps=7, warmup=2, say=lines.append)
+    rates = alternate(sides, pairs=3, steps=7, warmup=2)
     assert notes == [*zip("abc", [2] * 3, strict=True), *((name, 7) for name in "abccbaabc")]
     # Asked 4th, 9th and 10th in all.
     assert rates["a"] == [7.004, 7.009, 7.010] and rates["c"] == [7.006, 7.007, 7.012]
-    assert [line.split(":")[0] for line in lines] == [f"  round {n} of 3" for n in (1, 2, 3)]
-    assert "to go" in lines[0]
+    assert [line.split(":")[0] for line in logged] == [f"  round {n} of 3" for n in (1, 2, 3)]
+    assert "to go" in logged[0]
 
 
 def test_ratios_are_those_of_each_round():

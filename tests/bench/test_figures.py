@@ -36,7 +36,13 @@ def test_the_document_holds_machine_command_and_every_value():
     assert found["machine"].keys() >= {"cpu", "cores", "gpu", "python", "packages", "date"}
     assert found["machine"]["cores"] >= 1 and "torch" in found["machine"]["packages"]
     assert found["figures"][0] == {
-        "name": "train.loop", "label": "training", "unit": "tiles/s", "values": [30.0, 10.0, 20.0, 1234.0],
-        "about": "resnet18", "median": 25.0, "min": 10.0, "max": 1234.0,
-    }  # fmt: skip
+        "name": "train.loop",
+        "label": "training",
+        "unit": "tiles/s",
+        "values": [30.0, 10.0, 20.0, 1234.0],
+        "about": "resnet18",
+        "median": 25.0,
+        "min": 10.0,
+        "max": 1234.0,
+    }
     assert found["machine"]["cpu"] in machine_line()

@@ -17,10 +17,13 @@ import tempfile
 import kaggle_server
 from kaggle.api import kaggle_api_extended
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.data import remote
 
-for name in ("requests", "raytrain.data.download"):  # the commands import them late, and each child would again
+for name in (
+    "requests",
+    "raytrain.data.download",
+):  # the commands import them late, and each child would again
     importlib.import_module(name)
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink")
 

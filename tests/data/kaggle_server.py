@@ -58,7 +58,9 @@ class KaggleServer:
     def fault(self, where):
         waiting = self.faults.get(where, [])
         return (
-            waiting[0] if waiting and waiting[0] and waiting[0].get("for_ever") else waiting and waiting.pop(0)
+            waiting[0]
+            if waiting and waiting[0] and waiting[0].get("for_ever")
+            else waiting and waiting.pop(0)
         ) or {}
 
 
@@ -85,8 +87,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.headers.get("Authorization"):
             return self._json({"code": 401, "message": "Unauthenticated"}, 401)
         if listing:
-            rows = [{"name": name, "totalBytes": size, "ref": name} for name, size in kaggle.listed.items()]
-            return self._json({"files" if "Data" in method and "Dataset" not in method else "datasetFiles": rows})
+            rows = [
+                {"name": name, "totalBytes": size, "ref": name}
+                for name, size in kaggle.listed.items()
+            ]
+            return self._json(
+                {"files" if "Data" in method and "Dataset" not in method else "datasetFiles": rows}
+            )
         name = asked.get("fileName", "")
         if "Dataset" in method:
             name = "planets-dataset.zip"

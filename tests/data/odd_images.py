@@ -28,10 +28,17 @@ def png_of_size(width, height):
     """A PNG whose header promises more pixels than any file of that length could be asked to hold."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def four_bands(values=(100, 200, 300, 400), size=32):
@@ -59,13 +66,21 @@ QUARANTINED = {
     "JPEG cut at half": (JPEG[: len(JPEG) // 2], ".jpg", "truncated"),
     "JPEG without end marker": (JPEG[:-2], ".jpg", "truncated"),
     "PNG cut at half": (PNG[: len(PNG) // 2], ".png", "truncated"),
-    "16-bit grey": (encoded(Image.fromarray(np.full((32, 32), 300, np.uint16)), "PNG"), ".png", "16-bit"),
+    "16-bit grey": (
+        encoded(Image.fromarray(np.full((32, 32), 300, np.uint16)), "PNG"),
+        ".png",
+        "16-bit",
+    ),
     "4-band TIFF": (four_bands(), ".tif", "bands"),
     "one pixel": (encoded(noise(size=(1, 1)), "PNG"), ".png", "too-small"),
     "4097 x 4097": (png_of_size(4097, 4097), ".png", "too-many-pixels"),
     "12,000 x 12,000": (png_of_size(12_000, 12_000), ".png", "too-many-pixels"),
     "30,000 x 30,000": (png_of_size(30_000, 30_000), ".png", "too-many-pixels"),
-    "animation": (encoded(noise("L"), "GIF", save_all=True, append_images=[noise("L", seed=1)]), ".gif", "animated"),
+    "animation": (
+        encoded(noise("L"), "GIF", save_all=True, append_images=[noise("L", seed=1)]),
+        ".gif",
+        "animated",
+    ),
     "over 20 MB": (JPEG + b"\0" * images.MAX_BYTES, ".jpg", "too-large"),
 }
 # Likewise, by the count under which the manifest must hold it.

@@ -13,10 +13,10 @@ from pathlib import Path
 import py7zr
 import pytest
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.data import archive_formats, archives, synthetic
 from raytrain.data.archives import Limits, extract
-from raytrain.data.download import place_of
+from raytrain.data.download import destination_of
 from raytrain.errors import DataError, StorageError
 
 SMALL = Limits(members=1000, total=8 * 2**20)
@@ -79,7 +79,9 @@ KINDS = {
     "zip": lambda p, c: zipped(p / "a.zip", c, compression=zipfile.ZIP_DEFLATED),
     "7z": lambda p, c: seven(p / "a.7z", c),
     "tar.7z": lambda p, c: seven_tar(p / "a.tar.7z", c),
-    "zip of a tar.7z": lambda p, c: zipped(p / "a.zip", {"train-jpg.tar": KINDS["tar"](p, c).read_bytes()}),
+    "zip of a tar.7z": lambda p, c: zipped(
+        p / "a.zip", {"train-jpg.tar": KINDS["tar"](p, c).read_bytes()}
+    ),
     "misnamed": lambda p, c: tar(p / "a.7z", c),
 }
 
@@ -90,9 +92,13 @@ def written(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_same_files_and_leaves_others_out(tmp_path, tiles, kind):
-    strange = {"readme.txt": b"x", "train-tif-v2/train_0.tif": b"II*\0", "__MACOSX/train-jpg/._train_0.jpg": b"mac"}
+    strange = {
+        "readme.txt": b"x",
+        "train-tif-v2/train_0.tif": b"II*\0",
+        "__MACOSX/train-jpg/._train_0.jpg": b"mac",
+    }
     path = KINDS[kind](tmp_path, tiles | strange)
-    done = extract(path, tmp_path / "out", place_of)
+    done = extract(path, tmp_path / "out", destination_of)
     assert written(tmp_path / "out") == tiles
     assert done.files == {"train-jpg": 12, "train_v2.csv": 1} and done.others == 3
     assert done.bytes["train-jpg"] == sum(len(v) for k, v in tiles.items() if k.endswith(".jpg"))
@@ -103,7 +109,9 @@ def test_every_kind_gives_the_same_files_and_leaves_others_out(tmp_path, tiles, 
 
 def symlinked_folder(path):
     return tar_of(
-        path, (entry("train-jpg", tarfile.SYMTYPE, "/etc"), b""), (entry("train-jpg/train_0.jpg", size=1), b"x")
+        path,
+        (entry("train-jpg", tarfile.SYMTYPE, "/etc"), b""),
+        (entry("train-jpg/train_0.jpg", size=1), b"x"),
     )
 
 
@@ -155,44 +163,100 @@ def zip_with(path, names):
 BIG = bytes(2 * 2**20)
 HOSTILE = {
     "tar ../": (lambda p: tar(p / "a.tar", {"../train_0.jpg": b"x"}), "leads out of the target"),
-    "tar with a .. inside": (lambda p: tar(p / "a.tar", {"train-jpg/../../train_0.jpg": b"x"}), "leads out"),
+    "tar with a .. inside": (
+        lambda p: tar(p / "a.tar", {"train-jpg/../../train_0.jpg": b"x"}),
+        "leads out",
+    ),
     "tar absolute": (lambda p: tar(p / "a.tar", {f"{p}/train_0.jpg": b"x"}), "leads out"),
-    "tar ../ that is no picture": (lambda p: tar(p / "a.tar", {"train-jpg/train_0.jpg": b"x", "../notes": b"x"}), "leads"),
-    "tar symlink, then write through it": (lambda p: symlinked_folder(p / "a.tar"), "link or a device"),
-    "tar hard link": (lambda p: tar_of(p / "a.tar", (entry("train_0.jpg", tarfile.LNKTYPE, "/etc/passwd"), b"")), "link"),
-    "tar device": (lambda p: tar_of(p / "a.tar", (entry("train_0.jpg", tarfile.CHRTYPE), b"")), "link or a device"),
-    "tar.7z with ../ in the tar": (lambda p: seven_tar(p / "a.tar.7z", {"../train_0.jpg": b"x"}), "leads out"),
-    "tar.gz of a long name that fills the memory": (lambda p: long_name(p / "a.tar.gz"), "a header of"),
+    "tar ../ that is no picture": (
+        lambda p: tar(p / "a.tar", {"train-jpg/train_0.jpg": b"x", "../notes": b"x"}),
+        "leads",
+    ),
+    "tar symlink, then write through it": (
+        lambda p: symlinked_folder(p / "a.tar"),
+        "link or a device",
+    ),
+    "tar hard link": (
+        lambda p: tar_of(p / "a.tar", (entry("train_0.jpg", tarfile.LNKTYPE, "/etc/passwd"), b"")),
+        "link",
+    ),
+    "tar device": (
+        lambda p: tar_of(p / "a.tar", (entry("train_0.jpg", tarfile.CHRTYPE), b"")),
+        "link or a device",
+    ),
+    "tar.7z with ../ in the tar": (
+        lambda p: seven_tar(p / "a.tar.7z", {"../train_0.jpg": b"x"}),
+        "leads out",
+    ),
+    "tar.gz of a long name that fills the memory": (
+        lambda p: long_name(p / "a.tar.gz"),
+        "a header of",
+    ),
     "zip ../": (lambda p: zipped(p / "a.zip", {"../train_0.jpg": b"x"}), "leads out"),
     "zip backslashes": (lambda p: zipped(p / "a.zip", {"..\\train_0.jpg": b"x"}), "leads out"),
     "zip drive letter": (lambda p: zipped(p / "a.zip", {"C:train_0.jpg": b"x"}), "leads out"),
-    "zip NUL": (lambda p: renamed(zipped(p / "a.zip", {"train_0.jpg/..": b""}), b"0.jpg/..", b"0.jpg\0.."), "leads out"),
+    "zip NUL": (
+        lambda p: renamed(zipped(p / "a.zip", {"train_0.jpg/..": b""}), b"0.jpg/..", b"0.jpg\0.."),
+        "leads out",
+    ),
     "zip symlink": (lambda p: symlinked_zip(p / "a.zip"), "link or a device"),
     "zip bomb in one picture": (
-        lambda p: zipped(p / "a.zip", {"train_0.jpg": BIG}, compression=zipfile.ZIP_DEFLATED), "at most 1048576"),
+        lambda p: zipped(p / "a.zip", {"train_0.jpg": BIG}, compression=zipfile.ZIP_DEFLATED),
+        "at most 1048576",
+    ),
     "zip bomb over many pictures": (
-        lambda p: zipped(p / "a.zip", {f"train_{i}.jpg": BIG[: 2**20] for i in range(9)}, compression=zipfile.ZIP_DEFLATED),
-        "more than 8388608 bytes"),
+        lambda p: zipped(
+            p / "a.zip",
+            {f"train_{i}.jpg": BIG[: 2**20] for i in range(9)},
+            compression=zipfile.ZIP_DEFLATED,
+        ),
+        "more than 8388608 bytes",
+    ),
     "zip that declares too little": (lambda p: lying_zip(p / "a.zip", 10), "CRC"),
     "zip that declares too much": (lambda p: lying_zip(p / "a.zip", 100), "but it has fewer"),
     "7z ../": (lambda p: seven_escaping(p / "a.7z"), "leads out"),
     "7z symlink": (lambda p: symlinked_7z(p / "a.7z"), "link or a device"),
-    "7z bomb in what is left out": (lambda p: seven(p / "a.7z", {"a.txt": BIG * 5, "train_0.jpg": b"x"}), "more than 8388608"),
-    "7z bomb in a tar": (lambda p: seven_tar(p / "a.tar.7z", {f"train_{i}.jpg": BIG[: 2**20] for i in range(9)}), "at most"),
+    "7z bomb in what is left out": (
+        lambda p: seven(p / "a.7z", {"a.txt": BIG * 5, "train_0.jpg": b"x"}),
+        "more than 8388608",
+    ),
+    "7z bomb in a tar": (
+        lambda p: seven_tar(p / "a.tar.7z", {f"train_{i}.jpg": BIG[: 2**20] for i in range(9)}),
+        "at most",
+    ),
     "gzip bomb": (lambda p: tar(p / "a.tar.gz", {"a.txt": BIG * 5}, "w:gz"), "more than 8388608"),
-    "member-count bomb": (lambda p: tar(p / "a.tar.gz", {f"{i}.txt": b"" for i in range(1001)}, "w:gz"), "1000 members"),
-    "duplicate names": (lambda p: tar_of(p / "a.tar", *[(entry("train_0.jpg", size=1), b"x")] * 2), "two files"),
+    "member-count bomb": (
+        lambda p: tar(p / "a.tar.gz", {f"{i}.txt": b"" for i in range(1001)}, "w:gz"),
+        "1000 members",
+    ),
+    "duplicate names": (
+        lambda p: tar_of(p / "a.tar", *[(entry("train_0.jpg", size=1), b"x")] * 2),
+        "two files",
+    ),
     "duplicates in two folders": (
-        lambda p: tar(p / "a.tar", {"a/train-jpg/train_0.jpg": b"x", "b/train-jpg/train_0.jpg": b"y"}), "two files"),
-    "duplicates that differ in case": (lambda p: zip_with(p / "a.zip", ["train_a.jpg", "train_A.jpg"]), "two files"),
+        lambda p: tar(
+            p / "a.tar", {"a/train-jpg/train_0.jpg": b"x", "b/train-jpg/train_0.jpg": b"y"}
+        ),
+        "two files",
+    ),
+    "duplicates that differ in case": (
+        lambda p: zip_with(p / "a.zip", ["train_a.jpg", "train_A.jpg"]),
+        "two files",
+    ),
     "over-long name": (lambda p: tar(p / "a.tar", {f"train_{'0' * 260}.jpg": b"x"}), "up to 255"),
-    "name with a line break": (lambda p: zipped(p / "a.zip", {"train_\n0.jpg": b"x"}), "letters, digits"),
-}  # fmt: skip
+    "name with a line break": (
+        lambda p: zipped(p / "a.zip", {"train_\n0.jpg": b"x"}),
+        "letters, digits",
+    ),
+}
 
 
 def long_name(path):
     """A GNU long name of 64 MB, a few kB in gzip."""
-    tar_of(path.with_suffix(""), (entry("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=2**26), bytes(2**26)))
+    tar_of(
+        path.with_suffix(""),
+        (entry("././@LongLink", tarfile.GNUTYPE_LONGNAME, size=2**26), bytes(2**26)),
+    )
     import gzip
 
     path.write_bytes(gzip.compress(path.with_suffix("").read_bytes(), 1))
@@ -207,8 +271,10 @@ def test_a_hostile_archive_is_refused_whole(tmp_path, tmp_path_factory, name):
     area.mkdir(parents=True)
     written_bytes = []
     with pytest.raises(DataError) as caught:
-        extract(path, area / "out", place_of, SMALL, written_bytes.append)
-    assert text in str(caught.value) and "next:" in str(caught.value) and caught.value.exit_code == 3
+        extract(path, area / "out", destination_of, SMALL, written_bytes.append)
+    assert (
+        text in str(caught.value) and "next:" in str(caught.value) and caught.value.exit_code == 3
+    )
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and area / "out" not in p.parents]
     assert outside == [] and sum(written_bytes) <= SMALL.total + SMALL.total
     if "declares" not in name and not path.name.endswith(
@@ -218,11 +284,21 @@ def test_a_hostile_archive_is_refused_whole(tmp_path, tmp_path_factory, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["tar ../", "zip symlink", "7z ../", "tar.7z with ../ in the tar", "zip that declares too much"]
+    "name",
+    [
+        "tar ../",
+        "zip symlink",
+        "7z ../",
+        "tar.7z with ../ in the tar",
+        "zip that declares too much",
+    ],
 )
 def test_the_command_leaves_nothing_of_a_hostile_archive(tmp_path, tmp_path_factory, capsys, name):
     path = HOSTILE[name][0](tmp_path_factory.mktemp("source"))
-    assert run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "planet")]) == 3
+    assert (
+        run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "planet")])
+        == 3
+    )
     assert HOSTILE[name][1] in capsys.readouterr().err
     assert list(tmp_path.rglob("*")) == [tmp_path / "planet"]
     assert path.exists()
@@ -233,7 +309,7 @@ def test_a_link_that_waits_in_the_target_is_not_followed(tmp_path, tiles):
     (tmp_path / "out" / "train-jpg").mkdir(parents=True)
     (tmp_path / "out" / "train-jpg" / "train_3.jpg").symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError, match="File exists"):
-        extract(path, tmp_path / "out", place_of)
+        extract(path, tmp_path / "out", destination_of)
     assert not (tmp_path / "victim").exists()
 
 
@@ -263,32 +339,63 @@ def at_a_member(path):
 
 
 DAMAGED = {
-    "tar cut in a picture": ("tar", lambda p: cut(p, 40_000), "is cut off: it has 40000 bytes, at least"),
+    "tar cut in a picture": (
+        "tar",
+        lambda p: cut(p, 40_000),
+        "is cut off: it has 40000 bytes, at least",
+    ),
     "tar cut between two members": ("tar", at_a_member, "at least 1024 more are missing"),
-    "tar.7z cut": ("tar.7z", lambda p: cut(p, p.stat().st_size - 1234), "at least 1234 more are missing"),
+    "tar.7z cut": (
+        "tar.7z",
+        lambda p: cut(p, p.stat().st_size - 1234),
+        "at least 1234 more are missing",
+    ),
     "7z cut in its first bytes": ("7z", lambda p: cut(p, 20), "is cut off: it has 20 bytes"),
     "7z with a flipped byte": ("7z", flipped, "is damaged or cut off"),
-    "zip cut": ("zip", lambda p: cut(p, p.stat().st_size // 2), "damaged or cut off: File is not a zip file"),
+    "zip cut": (
+        "zip",
+        lambda p: cut(p, p.stat().st_size // 2),
+        "damaged or cut off: File is not a zip file",
+    ),
     "zip with a flipped byte": ("zip", flipped, "is damaged or cut off"),
-    "tar.gz cut": ("tar.gz", lambda p: cut(p, p.stat().st_size // 2), "ended before the end-of-stream"),
+    "tar.gz cut": (
+        "tar.gz",
+        lambda p: cut(p, p.stat().st_size // 2),
+        "ended before the end-of-stream",
+    ),
     "zero bytes": ("tar", lambda p: replaced(p, b""), "has no bytes"),
-    "a web page": ("7z", lambda p: replaced(p, b"\n<!DOCTYPE html><html><title>Sign in"), "is an HTML page"),
-    "something else": ("7z", lambda p: replaced(p, b"\x89PNG and more"), "no 7z, tar, gzip or zip archive"),
+    "a web page": (
+        "7z",
+        lambda p: replaced(p, b"\n<!DOCTYPE html><html><title>Sign in"),
+        "is an HTML page",
+    ),
+    "something else": (
+        "7z",
+        lambda p: replaced(p, b"\x89PNG and more"),
+        "no 7z, tar, gzip or zip archive",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_archive_says_what_is_wrong_and_is_kept(tmp_path, tmp_path_factory, tiles, capsys, name):
+def test_a_damaged_archive_says_what_is_wrong_and_is_kept(
+    tmp_path, tmp_path_factory, tiles, capsys, name
+):
     kind, harm, text = DAMAGED[name]
     path = harm(KINDS[kind](tmp_path_factory.mktemp("source"), tiles))
     before = path.read_bytes()
-    assert run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "planet")]) == 3
+    assert (
+        run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "planet")])
+        == 3
+    )
     said = capsys.readouterr().err
     assert text in said and "  next: " in said and "Traceback" not in said
     assert path.read_bytes() == before and list((tmp_path / "planet").iterdir()) == []
 
 
-def test_a_full_disk_is_a_storage_error_that_keeps_the_archive(tmp_path, tiles, capsys, monkeypatch):
+def test_a_full_disk_is_a_storage_error_that_keeps_the_archive(
+    tmp_path, tiles, capsys, monkeypatch
+):
     path, out, real = KINDS["tar.7z"](tmp_path, tiles), tmp_path / "planet", os.write
     written = []
 
@@ -307,9 +414,11 @@ def test_a_full_disk_is_a_storage_error_that_keeps_the_archive(tmp_path, tiles, 
 
 def test_too_little_free_disk_is_refused_before_anything_is_written(tmp_path, tiles, monkeypatch):
     path = KINDS["zip"](tmp_path, tiles)
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(1, 1, 150_000))
+    monkeypatch.setattr(
+        archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 150_000)
+    )
     with pytest.raises(StorageError, match=r"unpacking needs .* kB of free disk, .* has 150\.0 kB"):
-        extract(path, tmp_path / "out", place_of)
+        extract(path, tmp_path / "out", destination_of)
     assert not (tmp_path / "out").exists()
 
 
@@ -324,7 +433,9 @@ def test_memory_stays_bounded_while_a_tar_in_a_7z_is_unpacked(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for i in range(5):
             archive.addfile(entry(f"{i}.bin", size=40 * 2**20), blocks())
-    with py7zr.SevenZipFile(tmp_path / "a.tar.7z", "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]) as archive:
+    with py7zr.SevenZipFile(
+        tmp_path / "a.tar.7z", "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]
+    ) as archive:
         archive.write(tmp_path / "a.tar", "a.tar")
     code = (
         "import resource, sys, pathlib\nfrom raytrain.data import archives\n"
@@ -334,15 +445,20 @@ def test_memory_stays_bounded_while_a_tar_in_a_7z_is_unpacked(tmp_path):
         "print(done.others, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
     arguments = [sys.executable, "-c", code, tmp_path / "a.tar.7z", tmp_path / "out"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     others, grown = map(int, done.stdout.split())
     assert others == 5 and grown < 150
 
 
 def test_everything_as_one_zip_of_tar_7z_is_unpacked(tmp_path):
     inner = seven_tar(tmp_path / "train-jpg.tar.7z", {"train-jpg/train_0.jpg": b"picture"})
-    whole = zipped(tmp_path / "planet.zip", {inner.name: inner.read_bytes(), "train_v2.csv": b"image_name,tags\n"})
-    done = extract(whole, tmp_path / "out", place_of)
+    whole = zipped(
+        tmp_path / "planet.zip",
+        {inner.name: inner.read_bytes(), "train_v2.csv": b"image_name,tags\n"},
+    )
+    done = extract(whole, tmp_path / "out", destination_of)
     assert done.files == {"train-jpg": 1, "train_v2.csv": 1}
     assert (tmp_path / "out" / "train-jpg" / "train_0.jpg").read_bytes() == b"picture"
     assert not (tmp_path / "out" / ".inner").exists()
@@ -357,7 +473,7 @@ def test_the_limits_hold_for_archives_in_an_archive_together(tmp_path):
     whole = zipped(tmp_path / "whole.zip", parts)
     written = []
     with pytest.raises(DataError, match="would unpack to more than"):
-        extract(whole, tmp_path / "out", place_of, Limits(total=1_000_000), written.append)
+        extract(whole, tmp_path / "out", destination_of, Limits(total=1_000_000), written.append)
     assert sum(written) <= 1_000_000
 
 
@@ -365,7 +481,7 @@ def test_two_archives_in_an_archive_do_not_hold_one_file(tmp_path):
     same = [zipped(tmp_path / f"{n}.zip", {"train-jpg/train_0.jpg": b"x" * n}) for n in (1, 2)]
     whole = zipped(tmp_path / "whole.zip", {path.name: path.read_bytes() for path in same})
     with pytest.raises(DataError, match="two files that would both become"):
-        extract(whole, tmp_path / "out", place_of)
+        extract(whole, tmp_path / "out", destination_of)
 
 
 # Archives of older and other programs
@@ -378,33 +494,44 @@ def test_names_with_backslashes_are_folders(tmp_path, tiles, kind):
     if kind == "zip":
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("planet\\train-jpg\\", b"")
-    extract(path, tmp_path / "out", place_of)
+    extract(path, tmp_path / "out", destination_of)
     assert written(tmp_path / "out") == tiles
 
 
-@pytest.mark.parametrize("name", ["..\\x.jpg", "train-jpg\\..\\..\\train_0.jpg", "\\train_0.jpg", "C:\\train_0.jpg"])
+@pytest.mark.parametrize(
+    "name", ["..\\x.jpg", "train-jpg\\..\\..\\train_0.jpg", "\\train_0.jpg", "C:\\train_0.jpg"]
+)
 def test_backslashes_lead_nowhere(tmp_path, name):
     path = zipped(tmp_path / "a.zip", {name: b"x"})
     with pytest.raises(DataError, match="leads out of the target folder"):
-        extract(path, tmp_path / "out", place_of)
+        extract(path, tmp_path / "out", destination_of)
 
 
 def changed(path, at, value, size):
     """A zip whose headers hold another value at an offset (local header, central directory)."""
     content = bytearray(path.read_bytes())
     for signature, offset in ((b"PK\3\4", at), (b"PK\1\2", at + 2)):
-        place = content.index(signature) + offset
-        content[place : place + size] = value.to_bytes(size, "little")
+        start = content.index(signature) + offset
+        content[start : start + size] = value.to_bytes(size, "little")
     path.write_bytes(content)
     return path
 
 
-@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (93, "Zstandard"), (98, "PPMd"), (77, "unknown")])
+@pytest.mark.parametrize(
+    ("method", "name"), [(9, "Deflate64"), (93, "Zstandard"), (98, "PPMd"), (77, "unknown")]
+)
 def test_a_method_that_is_not_known_here_is_named(tmp_path, tiles, capsys, method, name):
     path = changed(KINDS["zip"](tmp_path, tiles), 8, method, 2)
-    assert run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "out")]) == 3
+    assert (
+        run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "out")])
+        == 3
+    )
     message = capsys.readouterr().err
-    assert f"is packed by method {method} ({name})" in message and "damaged" not in message and "--from" in message
+    assert (
+        f"is packed by method {method} ({name})" in message
+        and "damaged" not in message
+        and "--from" in message
+    )
 
 
 @pytest.mark.parametrize("kind", ["zip", "7z", "7z with its names"])
@@ -413,8 +540,17 @@ def test_a_password_is_named(tmp_path, tiles, capsys, kind):
         path = changed(KINDS["zip"](tmp_path, tiles), 6, 1, 2)
     else:
         path = tmp_path / "a.7z"
-        with py7zr.SevenZipFile(path, "w", password="x", header_encryption="names" in kind) as archive:
+        with py7zr.SevenZipFile(
+            path, "w", password="x", header_encryption="names" in kind
+        ) as archive:
             archive.writestr(b"x", "train-jpg/train_0.jpg")
-    assert run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "out")]) == 3
+    assert (
+        run_command(["download", "planet", "--from", str(path), "--out", str(tmp_path / "out")])
+        == 3
+    )
     message = capsys.readouterr().err
-    assert "is protected by a password" in message and "py7zr" not in message and "damaged" not in message
+    assert (
+        "is protected by a password" in message
+        and "py7zr" not in message
+        and "damaged" not in message
+    )

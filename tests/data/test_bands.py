@@ -22,7 +22,11 @@ def tiff(pixels, **options):
 
 def test_bands_are_chosen_scaled_and_clipped():
     content = bands.as_picture(four_bands((50, 200, 300, 999)), "tile.TIF", RULE)
-    assert images.decode(content)[5, 7].tolist() == [255, 128, 0]  # 300, round(255 * 0.5), 50 below 100
+    assert images.decode(content)[5, 7].tolist() == [
+        255,
+        128,
+        0,
+    ]  # 300, round(255 * 0.5), 50 below 100
     assert images.inspect(content).mode == "RGB"
 
 
@@ -41,7 +45,10 @@ def test_one_band_may_be_all_three():
 
 
 def test_other_files_stay_as_they_are():
-    assert bands.as_picture(PNG, "tile.png", RULE) is PNG and bands.as_picture(PNG, "tile.tif", None) is PNG
+    assert (
+        bands.as_picture(PNG, "tile.png", RULE) is PNG
+        and bands.as_picture(PNG, "tile.tif", None) is PNG
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,12 @@ def test_what_cannot_be_used_is_named_by_its_kind(content, kind):
 def test_the_flags_state_a_rule():
     assert bands.parse("3,2,1", "0,10000") == BandRule((3, 2, 1), 0, 10000)
     assert bands.parse(None, "0,255") is None
-    for flags in (("3,2", "0,255"), ("3,2,0", "0,255"), ("a,b,c", "0,255"), ("3,2,1", "5,5"), ("3,2,1", "9")):
+    for flags in (
+        ("3,2", "0,255"),
+        ("3,2,0", "0,255"),
+        ("a,b,c", "0,255"),
+        ("3,2,1", "5,5"),
+        ("3,2,1", "9"),
+    ):
         with pytest.raises(ConfigError, match="three bands, counted from 1"):
             bands.parse(*flags)

@@ -45,11 +45,17 @@ def test_a_written_list_is_its_items(cell, wanted):
 
 
 def test_the_mark_that_a_user_names_cuts_a_list_without_quotes():
-    assert tags("[bare ground;water]", "[water]", separator=";") == [("bare ground", "water"), ("water",)]
+    assert tags("[bare ground;water]", "[water]", separator=";") == [
+        ("bare ground", "water"),
+        ("water",),
+    ]
 
 
 def test_a_comma_in_one_list_says_how_the_others_are_cut():
-    assert tags("[bare ground]", "[water, bare ground]") == [("bare ground",), ("water", "bare ground")]
+    assert tags("[bare ground]", "[water, bare ground]") == [
+        ("bare ground",),
+        ("water", "bare ground"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +114,11 @@ def test_a_separator_that_the_user_names_holds_for_all_lists():
 
 def test_listed_classes_may_have_any_marks():
     assert tags("[A] [B]", "[A]", classes=["[A]", "[B]"]) == [("[A]", "[B]"), ("[A]",)]
-    assert tags("[x]", "'y'", "water", classes=["[x]", "'y'", "water"]) == [("[x]",), ("'y'",), ("water",)]
+    assert tags("[x]", "'y'", "water", classes=["[x]", "'y'", "water"]) == [
+        ("[x]",),
+        ("'y'",),
+        ("water",),
+    ]
 
 
 def test_lists_of_parquet_are_lists_already_and_their_brackets_are_looked_at():
@@ -117,7 +127,9 @@ def test_lists_of_parquet_are_lists_already_and_their_brackets_are_looked_at():
         tags(["['haze']"])
 
 
-_CHARACTERS = st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="[]{}\"'‘’“”„«»")
+_CHARACTERS = st.characters(
+    codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="[]{}\"'‘’“”„«»"
+)
 _LABELS = st.lists(st.text(_CHARACTERS, min_size=1, max_size=6), max_size=4)
 
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import encoded, scene, write_dataset
 
-from raytrain.data import cache
 from raytrain.data import dataset as ds
 from raytrain.errors import DataError
+from raytrain.tiles import cache
 
 CLASSES = ["clear", "water"]
 
@@ -18,30 +18,36 @@ CLASSES = ["clear", "water"]
 @pytest.fixture
 def data(tmp_path):
     tiles = {f"t{i}": (encoded(scene(i, 32), "JPEG"), CLASSES[i % 2]) for i in range(8)}
-    return write_dataset(tmp_path / "data", tiles, CLASSES, {"random": ["train"] * 6 + ["valid"] * 2}, tile_size=32)
+    return write_dataset(
+        tmp_path / "data", tiles, CLASSES, {"random": ["train"] * 6 + ["valid"] * 2}, tile_size=32
+    )
 
 
 def rewritten(shard, **changes):
     """The shard with other values in its first row, and with all checksums of Parquet right."""
     rows = pq.read_table(shard).to_pylist()
     rows[0] |= changes
-    content = ds.shard_bytes([(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows])
+    content = ds.shard_bytes(
+        [(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows]
+    )
     Path(shard).write_bytes(content)
 
 
 @pytest.mark.parametrize("changes", [{"target": [0, 1]}, {"image_name": "t9"}])
 def test_labels_and_names_are_compared_wherever_they_are_read(data, changes):
     rewritten(data.shards[1], **changes)
-    with pytest.raises(DataError, match=r"labels in shard .*part-00001\.parquet are not those that were written"):
-        ds.open_dataset(data.place).part_rows("random", "train")
+    with pytest.raises(
+        DataError, match=r"labels in shard .*part-00001\.parquet are not those that were written"
+    ):
+        ds.open_dataset(data.path).part_rows("random", "train")
 
 
 def test_a_dataset_from_before_labels_had_a_hash_is_read(data):
-    manifest = json.loads((Path(data.place) / "dataset.json").read_text())
+    manifest = json.loads((Path(data.path) / "dataset.json").read_text())
     for shard in manifest["shards"]:
         del shard["labels"]
-    (Path(data.place) / "dataset.json").write_text(json.dumps(manifest))
-    older = ds.open_dataset(data.place)
+    (Path(data.path) / "dataset.json").write_text(json.dumps(manifest))
+    older = ds.open_dataset(data.path)
     assert older.hash == data.hash and len(older.table) == 8
 
 
@@ -49,7 +55,8 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     other = encoded(scene(99, 32), "JPEG")
     rewritten(data.shards[0], image=other, crc32=ds.crc32(other))
     with pytest.raises(
-        DataError, match=r"part-00000\.parquet cannot be read: it is not the file that dataset\.json names"
+        DataError,
+        match=r"part-00000\.parquet cannot be read: it is not the file that dataset\.json names",
     ):
         cache.open_store(data, 32, directory=tmp_path / "cache")
 
@@ -58,15 +65,54 @@ def test_pictures_are_compared_where_they_are_decoded(data, tmp_path):
     ("content", "words"),
     [
         ("{", "is damaged: Expecting"),
-        ("[]", "is damaged: it is no JSON object"),
-        ('{"schema_version": 1, "classes": [], "tile_size": 32, "splits": []}', "is damaged: it has no shards"),
-        ('{"schema_version": 2}', "has schema version 2"),
+        ("[]", "is damaged: it is not a JSON object"),
+        (
+            '{"schema_version": 1, "classes": [], "tile_size": 32, "splits": []}',
+            "is damaged: it has no shards",
+        ),
+        ("{}", "has schema version None"),
+        ('{"schema_version": 0}', "has schema version 0"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(data, content, words):
-    (Path(data.place) / "dataset.json").write_text(content)
+    (Path(data.path) / "dataset.json").write_text(content)
     with pytest.raises(DataError, match=words):
-        ds.open_dataset(data.place)
+        ds.open_dataset(data.path)
+
+
+def test_a_newer_schema_version_is_refused_with_both_versions_and_the_fix(data):
+    path = Path(data.path) / "dataset.json"
+    newer = ds.SCHEMA_VERSION + 1
+    # A newer version may have other keys, so nothing but the version is looked at.
+    path.write_text(json.dumps({"schema_version": newer, "shards": "elsewhere"}))
+    with pytest.raises(DataError) as error:
+        ds.open_dataset(data.path)
+    assert f"has schema version {newer}" in error.value.what
+    assert f"reads schema version {ds.SCHEMA_VERSION}" in error.value.what
+    assert f"update raytrain to a release that reads schema version {newer}" in error.value.fix
+    assert error.value.exit_code == 3
+
+
+def test_an_older_schema_version_is_told_to_ingest_again(data):
+    (Path(data.path) / "dataset.json").write_text('{"schema_version": 0}')
+    with pytest.raises(DataError) as error:
+        ds.open_dataset(data.path)
+    assert "raytrain ingest" in error.value.fix and "update" not in error.value.fix
+
+
+def test_shards_start_where_the_one_before_ends(data):
+    assert data.shard_starts.dtype == np.int64
+    assert data.shard_starts[0] == 0 and data.shard_starts[-1] == data.rows == 8
+    assert np.diff(data.shard_starts).tolist() == data.shard_rows
+    names = data.table["image_name"].tolist()
+    for shard, path in enumerate(data.shards):
+        first, end = data.shard_starts[shard : shard + 2]
+        assert ds.read_shard(path, ["image_name"]).column(0).to_pylist() == names[first:end]
+
+
+def test_a_dataset_without_shards_has_one_start():
+    empty = ds.Dataset("nowhere", {"shards": []})
+    assert empty.shard_starts.tolist() == [0] and empty.shard_starts.dtype == np.int64
 
 
 def test_a_file_is_no_dataset(data):

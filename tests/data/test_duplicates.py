@@ -5,29 +5,42 @@ import pytest
 from handmade import encoded, scene, write_dataset
 from PIL import Image
 
-from raytrain.data import cache, duplicates
+from raytrain.data import duplicates
 from raytrain.data.duplicates import dhash, fingerprints, groups
+from raytrain.tiles import cache
 
 RNG = np.random.default_rng(0)
 
 
 def found(tmp_path, *pictures, **options):
     """(kind, rows) of the groups among some pictures."""
-    dataset = write_dataset(tmp_path / "set", {f"t{i}": (picture, "") for i, picture in enumerate(pictures)}, ["a"])
+    dataset = write_dataset(
+        tmp_path / "set", {f"t{i}": (picture, "") for i, picture in enumerate(pictures)}, ["a"]
+    )
     return [(group.kind, group.rows) for group in groups(fingerprints(dataset, **options))]
 
 
 def test_the_hash_of_a_picture_with_known_steps():
-    steps = np.array([0, 10, 20, 30, 20, 10, 0, 50, 50])  # rises 3 times, falls 3 times, rises, stays
+    steps = np.array(
+        [0, 10, 20, 30, 20, 10, 0, 50, 50]
+    )  # rises 3 times, falls 3 times, rises, stays
     grey = np.kron(np.tile(steps, (8, 1)), np.ones((4, 4))).astype(np.uint8)
     assert dhash(Image.fromarray(grey)) == int("11100010" * 8, 2)
-    grey[:4] = 255 - grey[:4]  # the first eight bits: every step turns round, equal neighbours stay equal
+    grey[:4] = (
+        255 - grey[:4]
+    )  # the first eight bits: every step turns round, equal neighbours stay equal
     assert dhash(Image.fromarray(grey)) == int("00011100" + "11100010" * 7, 2)
 
 
 def test_equal_bytes_equal_pixels_and_near_copies_are_told_apart(tmp_path):
     one, two, three = scene(1), scene(2), scene(3)
-    pictures = [encoded(one), encoded(two), encoded(three), encoded(one), encoded(two, compress_level=1)]
+    pictures = [
+        encoded(one),
+        encoded(two),
+        encoded(three),
+        encoded(one),
+        encoded(two, compress_level=1),
+    ]
     again = encoded(three, "JPEG", quality=75)
     assert found(tmp_path, *pictures, again, encoded(scene(4))) == [
         ("equal bytes", (0, 3)),
@@ -48,7 +61,9 @@ def test_equal_bytes_equal_pixels_and_near_copies_are_told_apart(tmp_path):
 )
 def test_a_changed_copy_is_near(tmp_path, change):
     textured = scene(5, 128)
-    assert found(tmp_path, encoded(textured), change(textured), encoded(scene(6))) == [("near duplicates", (0, 1))]
+    assert found(tmp_path, encoded(textured), change(textured), encoded(scene(6))) == [
+        ("near duplicates", (0, 1))
+    ]
 
 
 def test_even_tiles_are_not_near_though_their_hashes_are(tmp_path):
@@ -73,7 +88,9 @@ def test_a_flipped_or_turned_copy_is_another_tile(tmp_path):
 def test_copies_of_copies_are_one_group_and_a_tile_is_in_one_group_at_most(tmp_path):
     tile = scene(8)
     near = [encoded(tile, "JPEG", quality=quality) for quality in (95, 85, 75)]
-    assert found(tmp_path, encoded(tile), *near, encoded(tile)) == [("near duplicates", (0, 1, 2, 3, 4))]
+    assert found(tmp_path, encoded(tile), *near, encoded(tile)) == [
+        ("near duplicates", (0, 1, 2, 3, 4))
+    ]
 
 
 def test_without_pixels_only_equal_bytes_are_found(tmp_path):
@@ -83,7 +100,9 @@ def test_without_pixels_only_equal_bytes_are_found(tmp_path):
 
 
 def test_several_processes_give_the_same_fingerprints(tmp_path, monkeypatch):
-    dataset = write_dataset(tmp_path / "set", {f"t{i}": (encoded(scene(i)), "") for i in range(10)}, ["a"])
+    dataset = write_dataset(
+        tmp_path / "set", {f"t{i}": (encoded(scene(i)), "") for i in range(10)}, ["a"]
+    )
     alone = fingerprints(dataset, processes=1)
     monkeypatch.setattr(duplicates, "POOL_FROM_TILES", 1)
     assert (fingerprints(dataset, processes=2) == alone).all()

@@ -33,17 +33,30 @@ def test_an_ordinary_picture_is_not_odd():
 
 
 @pytest.mark.parametrize(
-    ("size", "decoded"), [(64, 64), (60, 64), (65, 128), (128, 128), (200, 256), (256, 256), (300, 256)]
+    ("size", "decoded"),
+    [(64, 64), (60, 64), (65, 128), (128, 128), (200, 256), (256, 256), (300, 256)],
 )
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_a_smaller_copy_comes_from_no_fewer_pixels_than_it_has(mode, size, decoded, monkeypatch):
-    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).resize((256, 256))
-    content = encoded(smooth if mode == "RGB" else Image.merge("CMYK", [*smooth.split(), Image.new("L", (256, 256))]))
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).resize(
+        (256, 256)
+    )
+    content = encoded(
+        smooth
+        if mode == "RGB"
+        else Image.merge("CMYK", [*smooth.split(), Image.new("L", (256, 256))])
+    )
     seen = []
-    monkeypatch.setattr(images, "_rgb", lambda image, rgb=images._rgb: (seen.append(image.size), rgb(image))[1])
+    monkeypatch.setattr(
+        images, "_rgb", lambda image, rgb=images._rgb: (seen.append(image.size), rgb(image))[1]
+    )
     found = images.decode(content, size)
     assert seen == [(decoded, decoded)] and found.shape == (size, size, 3)
-    whole = Image.open(io.BytesIO(content)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    whole = (
+        Image.open(io.BytesIO(content))
+        .convert("RGB")
+        .resize((size, size), Image.Resampling.BILINEAR)
+    )
     assert np.abs(found.astype(int) - np.asarray(whole, int)).mean() < 3
 
 
@@ -88,11 +101,16 @@ def test_another_size_is_resized_and_the_same_size_is_left_alone():
 def test_no_damage_of_a_tiff_or_its_exif_gets_past_the_gate_as_another_error():
     exif = Image.Exif()
     exif[0x0112] = 6
-    tiff, jpeg = encoded(noise(size=(32, 32)), "TIFF"), encoded(noise(size=(32, 32)), "JPEG", exif=exif)
+    tiff, jpeg = (
+        encoded(noise(size=(32, 32)), "TIFF"),
+        encoded(noise(size=(32, 32)), "JPEG", exif=exif),
+    )
     # The directory of a TIFF lies behind its header or at its end, the tags of a JPEG at its start.
-    places = [(tiff, at) for at in [*range(4, 300), *range(-300, 0)]] + [(jpeg, at) for at in range(2, 200)]
+    paths = [(tiff, at) for at in [*range(4, 300), *range(-300, 0)]] + [
+        (jpeg, at) for at in range(2, 200)
+    ]
     kinds = set()
-    for content, at in places:
+    for content, at in paths:
         damaged = bytearray(content)
         damaged[at] ^= 0xFF
         try:

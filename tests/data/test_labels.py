@@ -33,7 +33,10 @@ def test_the_default_split_is_the_lessons():
 
 
 def test_quirks_of_the_real_file_are_tidied_not_lost(tmp_path):
-    labels = read(tmp_path, "image_name,tags\nt_0,clear primary clear\nt_1,primary blooming agriculture\nt_2,water\n")
+    labels = read(
+        tmp_path,
+        "image_name,tags\nt_0,clear primary clear\nt_1,primary blooming agriculture\nt_2,water\n",
+    )
     assert labels.classes == ["agriculture", "blooming", "clear", "primary", "water"]
     assert labels.targets.tolist() == [[0, 0, 1, 1, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]
     assert labels.notes["rows that repeat a label"] == 1
@@ -53,8 +56,13 @@ def test_a_missing_file_is_named(tmp_path):
 def test_other_separators_are_named_by_the_user(tmp_path):
     form = LabelFormat("id", "labels", separator=";", tags_separator=",")
     labels = read(tmp_path, "id;labels\nt_0;bare ground, water\nt_1;water,\n", form=form)
-    assert labels.classes == ["bare ground", "water"] and labels.targets.tolist() == [[1, 1], [0, 1]]
-    tabs = read(tmp_path, "image_name\ttags\nt_0\tclear primary\n", form=LabelFormat(separator="\t"))
+    assert labels.classes == ["bare ground", "water"] and labels.targets.tolist() == [
+        [1, 1],
+        [0, 1],
+    ]
+    tabs = read(
+        tmp_path, "image_name\ttags\nt_0\tclear primary\n", form=LabelFormat(separator="\t")
+    )
     assert tabs.classes == ["clear", "primary"]
     with pytest.raises(DataError, match="separated by ',', expected ';'"):
         read(tmp_path, "id,labels\nt_0,water\n", form=form)
@@ -67,7 +75,9 @@ def test_a_parquet_file_gives_the_labels_of_the_csv(tmp_path, tags):
     labels = module.read_labels(str(path))
     wanted = read(tmp_path, "image_name,tags\nt_0,clear primary\nt_1,water\n")
     assert labels.classes == wanted.classes and labels.targets.tolist() == wanted.targets.tolist()
-    assert labels.table["image_name"].tolist() == ["t_0", "t_1"] and labels.table["line"].tolist() == [1, 2]
+    assert labels.table["image_name"].tolist() == ["t_0", "t_1"] and labels.table[
+        "line"
+    ].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,9 @@ def test_a_quote_that_the_header_opens_is_named_by_its_line(tmp_path):
         read(tmp_path, '"image_name,tags\nt_0,clear\n')
 
 
-@pytest.mark.parametrize("tags", [pa.array([["a", None]]), pa.array([b"\xff\xfe"]).cast(pa.string(), safe=False)])
+@pytest.mark.parametrize(
+    "tags", [pa.array([["a", None]]), pa.array([b"\xff\xfe"]).cast(pa.string(), safe=False)]
+)
 def test_a_damaged_cell_of_a_parquet_file_is_refused(tmp_path, tags):
     path = tmp_path / "labels.parquet"
     pq.write_table(pa.table({"image_name": ["t_0"], "tags": tags}), path)
@@ -132,7 +144,10 @@ HAND_MADE = {
     "blank lines": (GOOD.replace("\n", "\n\n").encode(), ["clear", "haze", "primary"]),
     "another column first": (b"id,image_name,tags\n7,t_0,clear\n", ["clear"]),
     "quoted fields": (b'image_name,tags\n"t_0","clear primary"\n', ["clear", "primary"]),
-    "doubled, leading and trailing spaces": (b"image_name,tags\n t_0 ,  clear   primary \n", ["clear", "primary"]),
+    "doubled, leading and trailing spaces": (
+        b"image_name,tags\n t_0 ,  clear   primary \n",
+        ["clear", "primary"],
+    ),
     "another case": (b"image_name,tags\nt_0,clear\nt_1,Clear\nt_2,clear\n", ["clear"]),
     "the labels NA and null": (b"image_name,tags\nt_0,NA null nan\n", ["NA", "nan", "null"]),
     "a name of digits": (b"image_name,tags\n0001,clear\n", ["clear"]),
@@ -144,12 +159,18 @@ HAND_MADE = {
     "XML": (b"<?xml version='1.0'?><rows/>", "line 1 is .*xml"),
     "JSON": (b'[{"image_name": "t_0", "tags": "clear"}]', 'one column "image_name"'),
     "a zip archive": (b"PK\x03\x04\x14\x00" + bytes(range(200)), "line 1|UTF-8"),
-    "another header": (b"image,tags\nt_0,clear\n", 'one column "image_name"; its header in line 1 is image,tags'),
+    "another header": (
+        b"image,tags\nt_0,clear\n",
+        'one column "image_name"; its header in line 1 is image,tags',
+    ),
     "a header in another case": (b"Image_Name,tags\nt_0,clear\n", 'Did you mean "Image_Name"'),
     "a header twice": (b"image_name,tags,tags\nt_0,clear,x\n", 'one column "tags"'),
     "no header": (b"t_0,clear\nt_1,haze\n", "its header in line 1 is t_0,clear"),
     "a comma between labels": (b"image_name,tags\nt_0,clear,primary\n", "line 2 .* has 3 fields"),
-    "a comma within quotes": (b'image_name,tags\nt_0,"clear,primary"\n', "line 2 .* with ',' inside"),
+    "a comma within quotes": (
+        b'image_name,tags\nt_0,"clear,primary"\n',
+        "line 2 .* with ',' inside",
+    ),
     "a short row": (b"image_name,tags\nt_0,clear\nt_1\n", "line 3 .* has 1 fields"),
     "NUL": (b"image_name,tags\nt_0,cl\0ear\n", "NUL character at line 2"),
     "an open quote": (b'image_name,tags\nt_0,clear\nt_1,"clear\nt_2,haze\n', "from line 3 on"),
@@ -174,19 +195,35 @@ def test_a_hand_made_label_file_gives_rows_or_a_sentence_with_a_line(tmp_path, c
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("../../x", "unsafe-name"), ("/etc/x", "unsafe-name"), ("C:\\x", "unsafe-name"), ("a/../x", "unsafe-name"),
-        (".hidden", "unsafe-name"), ("a" * 256, "unsafe-name"), ("", "unsafe-name"), ("a\\..\\x", "unsafe-name"), ("bell\x07", "unsafe-name"),
-        ("train/3/7463.png", ""), ("a" * 255, ""), ("caf\u00e9", ""), ("tile (0)", ""), ("a [1]/b + c", ""),
+        ("../../x", "unsafe-name"),
+        ("/etc/x", "unsafe-name"),
+        ("C:\\x", "unsafe-name"),
+        ("a/../x", "unsafe-name"),
+        (".hidden", "unsafe-name"),
+        ("a" * 256, "unsafe-name"),
+        ("", "unsafe-name"),
+        ("a\\..\\x", "unsafe-name"),
+        ("bell\x07", "unsafe-name"),
+        ("train/3/7463.png", ""),
+        ("a" * 255, ""),
+        ("caf\u00e9", ""),
+        ("tile (0)", ""),
+        ("a [1]/b + c", ""),
     ],
-)  # fmt: skip
+)
 def test_names_stay_inside_the_folder(tmp_path, name, kind):
     assert read(tmp_path, f"image_name,tags\n{name},clear\n").table["problem"].tolist() == [kind]
 
 
 def test_tidied_labels_are_counted_and_listed_classes_give_the_spelling(tmp_path):
-    labels = read(tmp_path, "image_name,tags\nt_0,Clear clear\nt_1,PRIMARY\n", classes=["primary", "Clear"])
+    labels = read(
+        tmp_path, "image_name,tags\nt_0,Clear clear\nt_1,PRIMARY\n", classes=["primary", "Clear"]
+    )
     assert labels.targets.tolist() == [[0, 1], [1, 0]]
-    assert labels.notes["labels written in another case"] == 2 and labels.notes["rows that repeat a label"] == 1
+    assert (
+        labels.notes["labels written in another case"] == 2
+        and labels.notes["rows that repeat a label"] == 1
+    )
 
 
 def test_tiles_without_labels_are_kept_on_request(tmp_path):
@@ -229,9 +266,11 @@ def test_a_thousand_generated_tables_give_rows_or_a_sentence(tmp_path_factory, r
 
 @settings(max_examples=500, deadline=None)
 @given(st.integers(0, len(GOOD) - 1), st.binary(max_size=4), st.integers(0, 3))
-def test_five_hundred_damaged_files_give_rows_or_a_sentence(tmp_path_factory, place, junk, cut):
+def test_five_hundred_damaged_files_give_rows_or_a_sentence(tmp_path_factory, path, junk, cut):
     content = GOOD.encode()
-    _rows_or_a_sentence(tmp_path_factory.getbasetemp(), content[:place] + junk + content[place + cut :])
+    _rows_or_a_sentence(
+        tmp_path_factory.getbasetemp(), content[:path] + junk + content[path + cut :]
+    )
 
 
 @settings(max_examples=500, deadline=None)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raytrain.data.listing import is_list, listed_pictures, pictures_in, said_of_left_out
+from raytrain.data.listing import is_list, left_out_lines, listed_pictures, pictures_in
 from raytrain.data.names import is_junk
 from raytrain.data.sources import images_at, images_in
 from raytrain.errors import ConfigError, DataError
@@ -21,7 +21,9 @@ def make(folder, *paths):
 
 def found(folder, **options):
     listing = pictures_in(str(folder), subfolders=True, **options)
-    return [file.path for file in listing.files], [(entry.path, entry.kind) for entry in listing.left_out]
+    return [file.path for file in listing.files], [
+        (entry.path, entry.kind) for entry in listing.left_out
+    ]
 
 
 # Links and loops
@@ -43,7 +45,10 @@ def test_of_a_folder_and_a_link_to_it_the_folder_counts_whatever_they_are_called
     make(tmp_path, "z/a.jpg", "z/deep/b.jpg")
     (tmp_path / "link").symlink_to("z")
     (tmp_path / "other").symlink_to("z/deep")
-    assert found(tmp_path) == (["z/a.jpg", "z/deep/b.jpg"], [("link/", "same-folder"), ("other/", "same-folder")])
+    assert found(tmp_path) == (
+        ["z/a.jpg", "z/deep/b.jpg"],
+        [("link/", "same-folder"), ("other/", "same-folder")],
+    )
 
 
 def test_links_to_folders_and_files_elsewhere_are_followed_once(tmp_path):
@@ -52,7 +57,10 @@ def test_links_to_folders_and_files_elsewhere_are_followed_once(tmp_path):
     (tmp_path / "here" / "one").symlink_to(tmp_path / "far")
     (tmp_path / "here" / "two").symlink_to(tmp_path / "far")
     (tmp_path / "here" / "d.jpg").symlink_to(tmp_path / "far" / "a.jpg")
-    assert found(tmp_path / "here") == (["c.jpg", "d.jpg", "one/a.jpg", "one/b.jpg"], [("two/", "same-folder")])
+    assert found(tmp_path / "here") == (
+        ["c.jpg", "d.jpg", "one/a.jpg", "one/b.jpg"],
+        [("two/", "same-folder")],
+    )
 
 
 def test_links_that_lead_to_each_other_end(tmp_path):
@@ -96,7 +104,10 @@ def test_names_that_are_not_utf8_are_left_out_and_shown(tmp_path):
     os.mkdir(folder + b"/for\xeat")
     with open(folder + b"/for\xeat/b.jpg", "wb"):
         pass
-    assert found(tmp_path) == (["a.jpg"], [("f<0xF4>ret.jpg", "unsafe-name"), ("for<0xEA>t/", "unsafe-name")])
+    assert found(tmp_path) == (
+        ["a.jpg"],
+        [("f<0xF4>ret.jpg", "unsafe-name"), ("for<0xEA>t/", "unsafe-name")],
+    )
     assert images_in(str(tmp_path)).table["image_name"].tolist() == ["a"]
 
 
@@ -119,7 +130,9 @@ found = pictures_in(".", subfolders=True)
 print([file.path for file in found.files], *found.left_out)
 """
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+        )
     finally:
         (tmp_path / "secret").chmod(0o755)
     assert done.stdout.strip() == "['a.jpg'] secret/ (unreadable: Permission denied)", done.stderr
@@ -129,7 +142,7 @@ def test_many_that_were_left_out_are_counted(tmp_path):
     make(tmp_path, "a.jpg")
     for i in range(25):
         (tmp_path / f"gone_{i:02}.jpg").symlink_to("nowhere")
-    lines = list(said_of_left_out(pictures_in(str(tmp_path), subfolders=False).left_out))
+    lines = list(left_out_lines(pictures_in(str(tmp_path), subfolders=False).left_out))
     assert len(lines) == 21 and lines[-1] == "left out: 5 more (5 unreadable)"
 
 
@@ -145,16 +158,29 @@ def test_a_folder_with_nothing_but_such_files_says_so(tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        "@eaDir/a.jpg", "Forest/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/._a.jpg",
-        "Forest/__macosx/a.jpg", "._a.jpg", "#recycle/a.jpg", "$RECYCLE.BIN/a.jpg", ".Trash-1000/files/a.jpg",
-        "System Volume Information/a.jpg", "lost+found/a.jpg", ".thumbnails/a.jpg", "@Recycle/a.jpg",
+        "@eaDir/a.jpg",
+        "Forest/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+        ".ipynb_checkpoints/a-checkpoint.jpg",
+        "__MACOSX/._a.jpg",
+        "Forest/__macosx/a.jpg",
+        "._a.jpg",
+        "#recycle/a.jpg",
+        "$RECYCLE.BIN/a.jpg",
+        ".Trash-1000/files/a.jpg",
+        "System Volume Information/a.jpg",
+        "lost+found/a.jpg",
+        ".thumbnails/a.jpg",
+        "@Recycle/a.jpg",
     ],
-)  # fmt: skip
+)
 def test_what_a_system_leaves_is_no_tile_and_no_class(tmp_path, path):
     assert is_junk(path)
     make(tmp_path, "Forest/a.jpg", "River/b.jpg", path, "Thumbs.db", "Forest/desktop.ini")
     assert found(tmp_path) == (["Forest/a.jpg", "River/b.jpg"], [])
-    assert images_in(str(tmp_path), subfolders=True).label_from_folders().classes == ["Forest", "River"]
+    assert images_in(str(tmp_path), subfolders=True).label_from_folders().classes == [
+        "Forest",
+        "River",
+    ]
 
 
 def test_a_list_that_names_such_files_leaves_them_out(tmp_path):
@@ -177,10 +203,15 @@ def test_a_folder_and_a_list_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("a.jpg", "is a picture"), ("a.TIFF", "is a picture"), ("a.zip", "is an archive"), ("a.tar.gz", "is an archive"),
-        ("a.7z", "is an archive"), ("labels.csv", "is a file"), ("a.parquet", "is a file"),
+        ("a.jpg", "is a picture"),
+        ("a.TIFF", "is a picture"),
+        ("a.zip", "is an archive"),
+        ("a.tar.gz", "is an archive"),
+        ("a.7z", "is an archive"),
+        ("labels.csv", "is a file"),
+        ("a.parquet", "is a file"),
     ],
-)  # fmt: skip
+)
 def test_what_is_neither_folder_nor_list_is_refused_with_what_to_give(tmp_path, name, what):
     make(tmp_path, name)
     with pytest.raises(ConfigError, match=what) as error:
@@ -196,5 +227,8 @@ def test_relative_paths_count_from_here_else_from_the_list(tmp_path, monkeypatch
     )
     monkeypatch.chdir(tmp_path / "work")
     assert listed_pictures("../data/list.txt") == [
-        "images/a.jpg", str(tmp_path / "work" / ".." / "data" / "images/b.jpg"), "images/c.jpg", "s3://x/d.jpg"
-    ]  # fmt: skip
+        "images/a.jpg",
+        str(tmp_path / "work" / ".." / "data" / "images/b.jpg"),
+        "images/c.jpg",
+        "s3://x/d.jpg",
+    ]

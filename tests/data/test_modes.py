@@ -59,15 +59,24 @@ def rgb_of_ycbcr(samples):
 def rgb_of_lab(samples):
     """TIFF 6.0: L in 0..255, a and b signed; CIE 15 to XYZ (D50), IEC 61966-2-1 to sRGB."""
     lightness = samples[..., 0] * 100 / 255
-    a, b = samples[..., 1].astype(np.int8).astype(float), samples[..., 2].astype(np.int8).astype(float)
+    a, b = (
+        samples[..., 1].astype(np.int8).astype(float),
+        samples[..., 2].astype(np.int8).astype(float),
+    )
     fy = (lightness + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * (0.9642, 1.0, 0.8249)
     to_linear = np.array(  # D50-adapted sRGB, Lindbloom
-        [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+        [
+            [3.1338561, -1.6168667, -0.4906146],
+            [-0.9787684, 1.9161415, 0.0334540],
+            [0.0719453, -0.2289914, 1.4052427],
+        ]
     )
     linear = np.clip(xyz @ to_linear.T, 0, 1)
-    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
+    return np.rint(
+        255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    )
 
 
 # PNG: bit depths and colour types of the specification, written here.
@@ -81,7 +90,9 @@ def png(samples, depth, colour, transparent=b""):
     """A PNG of integer samples (SIDE, SIDE, n); `transparent` is the content of tRNS."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     if depth == 16:
         rows = samples.astype(">u2").reshape(SIDE, -1).view(np.uint8)
@@ -96,7 +107,9 @@ def png(samples, depth, colour, transparent=b""):
     return start + extra + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("colour", "depth"), [(c, d) for c, depths in DEPTHS.items() for d in depths])
+@pytest.mark.parametrize(
+    ("colour", "depth"), [(c, d) for c, depths in DEPTHS.items() for d in depths]
+)
 def test_a_png_of_every_depth_and_colour_type(colour, depth):
     most = 2**depth - 1
     samples = np.random.default_rng(depth).integers(0, most + 1, (SIDE, SIDE, COLOURS[colour]))
@@ -152,7 +165,12 @@ def test_a_tiff_of_every_sample_type_and_number_of_bands(bands, layout):
         samples = np.random.default_rng(bands).integers(0, most, (SIDE, SIDE, bands)).astype(kind)
         for photometric in ("minisblack", "rgb") if bands >= 3 else ("minisblack",):
             if bands == 1:
-                content = tiff(samples[..., 0], photometric=photometric, compression=layout[1], byteorder=layout[2])
+                content = tiff(
+                    samples[..., 0],
+                    photometric=photometric,
+                    compression=layout[1],
+                    byteorder=layout[2],
+                )
             else:
                 pixels, options = in_layout(samples, layout)
                 content = tiff(pixels, photometric=photometric, **options)
@@ -170,7 +188,10 @@ def test_a_tiff_of_every_sample_type_and_number_of_bands(bands, layout):
 def test_a_tiff_with_one_band_more_than_its_colours_is_refused(bands, kind, alpha):
     samples = np.full((SIDE, SIDE, bands), 100, kind)
     content = tiff(
-        samples, photometric="minisblack" if bands == 2 else "rgb", extrasamples=[alpha], planarconfig="contig"
+        samples,
+        photometric="minisblack" if bands == 2 else "rgb",
+        extrasamples=[alpha],
+        planarconfig="contig",
     )
     assert verdict(content) == "bands"
 
@@ -187,16 +208,24 @@ def test_a_tiff_of_every_8_bit_colour(layout):
         return verdict(tiff(pixels, photometric=photometric, **options))
 
     assert np.array_equal(of(cmyk, "separated"), rgb_of_cmyk(cmyk))
-    assert np.array_equal(verdict(tiff(grey, photometric="miniswhite", **flat)), 255 - grey[..., None].repeat(3, 2))
+    assert np.array_equal(
+        verdict(tiff(grey, photometric="miniswhite", **flat)), 255 - grey[..., None].repeat(3, 2)
+    )
     colours = np.random.default_rng(4).integers(0, 65536, (3, 256), dtype=np.uint16)
     found = verdict(tiff(grey, photometric="palette", colormap=colours, **flat))
     assert np.array_equal(found, np.moveaxis(colours[:, grey] >> 8, 0, 2))
     for bit in (True, False):
-        found = verdict(tiff(grey > 100 if bit else grey <= 100, photometric="minisblack", byteorder=layout[2]))
+        found = verdict(
+            tiff(grey > 100 if bit else grey <= 100, photometric="minisblack", byteorder=layout[2])
+        )
         assert np.array_equal(found, np.where((grey > 100) == bit, 255, 0)[..., None].repeat(3, 2))
     found = of(three, "ycbcr")
     # Pillow does not read planes without compression.
-    assert isinstance(found, str) if layout[:2] == ("separate", None) else near(found, rgb_of_ycbcr(three), 2)
+    assert (
+        isinstance(found, str)
+        if layout[:2] == ("separate", None)
+        else near(found, rgb_of_ycbcr(three), 2)
+    )
     found = of(lab, "cielab")
     assert near(found, rgb_of_lab(lab), 4) if contiguous else found == "bands"
 
@@ -215,7 +244,24 @@ def test_a_tiff_of_12_bits_is_refused():
 
 # All modes of Pillow in all formats that it writes.
 
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F")
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBa",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+    "I",
+    "F",
+)
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 LOSSY = {"JPEG": 12, "WEBP": 12}  # largest mean difference of a level
 OPAQUE = {("BMP", "RGBA"), ("GIF", "LA")}  # Pillow leaves transparency out when it writes these
@@ -267,7 +313,11 @@ def test_every_mode_that_pillow_writes_is_read_right_or_refused(form):
     for mode in (*MODES, *DEEP):
         image, wanted = in_mode(mode)
         if (form, mode) in OPAQUE:
-            wanted = np.asarray(image)[..., :3] if mode == "RGBA" else np.asarray(image)[..., :1].repeat(3, 2)
+            wanted = (
+                np.asarray(image)[..., :3]
+                if mode == "RGBA"
+                else np.asarray(image)[..., :1].repeat(3, 2)
+            )
         sink = io.BytesIO()
         try:
             image.save(sink, form, **({"quality": 95} if form in LOSSY else {}))
@@ -282,7 +332,9 @@ def test_every_mode_that_pillow_writes_is_read_right_or_refused(form):
             assert difference.mean() <= LOSSY.get(form, 0.5), (form, mode)
             written[mode] = "right"
         else:
-            assert mode in ("LAB", "HSV") or form not in KEEP_DEPTH, f"{form} of mode {mode} was read to 8 bits"
+            assert mode in ("LAB", "HSV") or form not in KEEP_DEPTH, (
+                f"{form} of mode {mode} was read to 8 bits"
+            )
     assert written.get("RGB") == "right" and written.get("L", "right") == "right"
     assert {written[mode] for mode in written if mode in ("I", "F", *DEEP)} <= {"16-bit"}
 
@@ -321,7 +373,10 @@ def test_the_only_page_is_the_picture_whatever_it_is_called():
 
 
 def test_a_big_endian_bigtiff_is_told_which_flags_help():
-    assert verdict(tiff(blocks(3).astype(np.uint8), photometric="rgb", bigtiff=True, byteorder=">")) == "bands"
+    assert (
+        verdict(tiff(blocks(3).astype(np.uint8), photometric="rgb", bigtiff=True, byteorder=">"))
+        == "bands"
+    )
 
 
 def test_overviews_do_not_hide_16_bits():
@@ -335,7 +390,9 @@ def test_a_jpeg_with_a_preview_is_its_first_picture(count):
     first.save(alone, "JPEG")
     first.save(sink, "MPO", save_all=True, append_images=[first.resize((16, 16))] * (count - 1))
     assert np.array_equal(images.decode(sink.getvalue()), images.decode(alone.getvalue()))
-    assert images.inspect(sink.getvalue(), "DJI_0001.JPG").odd == ("further pictures in the file left out",)
+    assert images.inspect(sink.getvalue(), "DJI_0001.JPG").odd == (
+        "further pictures in the file left out",
+    )
     assert images.decode(sink.getvalue(), 16).shape == (16, 16, 3)
 
 

@@ -66,7 +66,9 @@ def test_spellings_of_one_name_are_alike(one, other):
     assert spelling(one) == spelling(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("a.jpg", "a.png"), ("a.jpg", "a"), ("A.jpg", "a.jpg"), ("x/a", "a")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("a.jpg", "a.png"), ("a.jpg", "a"), ("A.jpg", "a.jpg"), ("x/a", "a")]
+)
 def test_names_of_different_files_are_not(one, other):
     assert spelling(one) != spelling(other)
 

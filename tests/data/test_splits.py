@@ -8,7 +8,7 @@ import pytest
 from handmade import write_dataset
 from PIL import Image
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.data import splits
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DataError
@@ -17,9 +17,10 @@ from raytrain.errors import DataError
 def rare_and_common(rows=1000, seed=0):
     """Labels of very different frequency; some rows have none."""
     frequencies = np.array([0.9, 0.5, 0.2, 0.02, 0.01])
-    return (np.random.default_rng(seed).random((rows, 5)) < frequencies * (np.arange(rows) % 50 > 0)[:, None]).astype(
-        np.uint8
-    )
+    return (
+        np.random.default_rng(seed).random((rows, 5))
+        < frequencies * (np.arange(rows) % 50 > 0)[:, None]
+    ).astype(np.uint8)
 
 
 def test_stratified_parts_give_every_label_its_share():
@@ -41,8 +42,12 @@ def test_stratified_folds_follow_the_published_algorithm_on_a_case_done_by_hand(
 
 def test_a_division_repeats_for_its_seed_and_differs_for_another():
     targets = rare_and_common()
-    assert (splits.stratified_parts(targets, seed=1) == splits.stratified_parts(targets, seed=1)).all()
-    assert (splits.stratified_parts(targets, seed=1) != splits.stratified_parts(targets, seed=2)).any()
+    assert (
+        splits.stratified_parts(targets, seed=1) == splits.stratified_parts(targets, seed=1)
+    ).all()
+    assert (
+        splits.stratified_parts(targets, seed=1) != splits.stratified_parts(targets, seed=2)
+    ).any()
 
 
 def test_random_folds_cover_every_row_once_in_equal_folds():
@@ -59,7 +64,10 @@ def test_no_group_is_on_both_sides_and_the_share_is_close():
     }
     assert 170 <= (parts == "valid").sum() <= 230
     folds = splits.group_folds(groups, 5, seed=1)
-    assert all(len({f for g, f in zip(groups, folds, strict=True) if g == group}) == 1 for group in set(groups))
+    assert all(
+        len({f for g, f in zip(groups, folds, strict=True) if g == group}) == 1
+        for group in set(groups)
+    )
     assert np.ptp(np.bincount(folds, minlength=5)) <= max(groups.count(g) for g in set(groups))
 
 
@@ -84,11 +92,11 @@ def test_values_say_the_part():
 def copy(dataset, tmp_path):
     import shutil
 
-    return shutil.copytree(dataset.place, tmp_path / "dataset")
+    return shutil.copytree(dataset.path, tmp_path / "dataset")
 
 
-def shards(place):
-    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (place / "shards").iterdir()}
+def shards(path):
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (path / "shards").iterdir()}
 
 
 def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys, tmp_path):
@@ -98,11 +106,14 @@ def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys, tmp_
     found = open_dataset(str(copy))
     assert shards(copy) == before and found.hash == dataset_hash
     validated = [
-        name for k in range(1, 6) for name in found.table["image_name"].iloc[found.part_rows(f"cv-{k}", "valid")]
+        name
+        for k in range(1, 6)
+        for name in found.table["image_name"].iloc[found.part_rows(f"cv-{k}", "valid")]
     ]
     assert sorted(validated) == sorted(found.table["image_name"])
     assert all(
-        len(found.part_rows(f"cv-{k}", "train")) + len(found.part_rows(f"cv-{k}", "valid")) == found.rows
+        len(found.part_rows(f"cv-{k}", "train")) + len(found.part_rows(f"cv-{k}", "valid"))
+        == found.rows
         for k in range(1, 6)
     )
     assert set(found.split("cv-3").query("fold == 2")["part"]) == {"valid"}
@@ -120,12 +131,27 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
     names = sorted(open_dataset(str(copy)).table["image_name"])
     table = tmp_path / "parts.csv"
     table.write_text("image_name,part\n" + "".join(f"{name}.jpg,a\n" for name in names))
-    column = ["data", "split", str(copy), "--name", "own", "--by", "column", "--table", str(table), "--column", "part"]
+    column = [
+        "data",
+        "split",
+        str(copy),
+        "--name",
+        "own",
+        "--by",
+        "column",
+        "--table",
+        str(table),
+        "--column",
+        "part",
+    ]
     assert run_command([*column, "--valid-values", "b"]) == 3
     assert 'no tile has the value "b"' in capsys.readouterr().err
     assert run_command([*column, "--valid-values", "a"]) == 3
     assert "both parts need tiles" in capsys.readouterr().err
-    table.write_text("image_name,part\n" + "".join(f"{name},{'b' if i < 9 else 'a'}\n" for i, name in enumerate(names)))
+    table.write_text(
+        "image_name,part\n"
+        + "".join(f"{name},{'b' if i < 9 else 'a'}\n" for i, name in enumerate(names))
+    )
     assert (copy / "dataset.json").read_bytes() == manifest
     assert run_command([*column, "--valid-values", "b"]) == 0
     found = open_dataset(str(copy))
@@ -135,17 +161,20 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
     assert f"have no row in {table}, such as {names[0]}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--by", "group"], "needs --table"),
-    (["--table", "t.csv", "--column", "c"], "takes no --table"),
-    (["--by", "column", "--table", "t.csv", "--column", "c"], "needs --valid-values"),
-    (["--table", "t.csv"], "takes no --table"),
-    (["--by", "group", "--column", "c"], "needs --table"),
-    (["--test-values", "a"], "takes no --test-values"),
-    (["--folds", "1"], "2 or more"),
-    (["--valid", "1"], "not between 0 and 1"),
-    (["--by", "sratified"], "stratified"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--by", "group"], "needs --table"),
+        (["--table", "t.csv", "--column", "c"], "takes no --table"),
+        (["--by", "column", "--table", "t.csv", "--column", "c"], "needs --valid-values"),
+        (["--table", "t.csv"], "takes no --table"),
+        (["--by", "group", "--column", "c"], "needs --table"),
+        (["--test-values", "a"], "takes no --test-values"),
+        (["--folds", "1"], "2 or more"),
+        (["--valid", "1"], "not between 0 and 1"),
+        (["--by", "sratified"], "stratified"),
+    ],
+)
 def test_a_wrong_division_is_refused(copy, capsys, flags, words):
     assert run_command(["data", "split", str(copy), "--name", "x", *flags]) == 2
     assert words in capsys.readouterr().err
@@ -195,10 +224,22 @@ def test_labels_of_validation_alone_are_named():
 
 def test_a_dataset_is_divided_by_a_list_of_names(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     names = sorted(dataset.table["image_name"])
-    (tmp_path / "names.txt").write_text("\n".join([*(f"{name}.jpg" for name in names[:7]), "left_out"]))
-    command = ["data", "split", str(copy), "--name", "own", "--by", "list", "--valid-list", str(tmp_path / "names.txt")]
+    (tmp_path / "names.txt").write_text(
+        "\n".join([*(f"{name}.jpg" for name in names[:7]), "left_out"])
+    )
+    command = [
+        "data",
+        "split",
+        str(copy),
+        "--name",
+        "own",
+        "--by",
+        "list",
+        "--valid-list",
+        str(tmp_path / "names.txt"),
+    ]
     assert run_command(command) == 0
     assert "split own: train 153, valid 7" in capsys.readouterr().out
     split = open_dataset(str(copy)).split("own")

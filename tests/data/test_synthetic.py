@@ -23,10 +23,10 @@ def label_sets():
 
 
 def test_a_tile_depends_on_seed_and_index_alone():
-    code = (
-        "import hashlib; from raytrain.data import synthetic as s; print(hashlib.sha256(s.encoded(4, 25)).hexdigest())"
-    )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = "import hashlib; from raytrain.data import synthetic as s; print(hashlib.sha256(s.encoded(4, 25)).hexdigest())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert hashlib.sha256(synthetic.encoded(4, 25)).hexdigest() == other
     assert not np.array_equal(synthetic.tile(4, 25), synthetic.tile(4, 26))
     assert not np.array_equal(synthetic.tile(4, 25), synthetic.tile(5, 25))
@@ -36,7 +36,11 @@ def test_every_other_tile_is_a_four_component_jpeg_that_reads_as_painted():
     for index, mode in ((20, "RGB"), (21, "CMYK")):
         content = synthetic.encoded(0, index)
         image = Image.open(io.BytesIO(content), formats=("JPEG",))
-        assert image.mode == mode and image.size == (256, 256) and image.info["comment"] == b"synthetic"
+        assert (
+            image.mode == mode
+            and image.size == (256, 256)
+            and image.info["comment"] == b"synthetic"
+        )
         difference = np.abs(images.decode(content).astype(int) - synthetic.tile(0, index))
         assert difference.mean() < 4
 
@@ -76,12 +80,20 @@ def share(label_sets, label, given=None):
 
 def test_labels_and_their_company_are_as_frequent_as_in_the_real_file(label_sets):
     # Shares of the 40,479 real tiles; rare label sets are a little more frequent here.
-    for label, real in {"primary": 0.927, "clear": 0.702, "agriculture": 0.304, "road": 0.199, "water": 0.183}.items():
+    for label, real in {
+        "primary": 0.927,
+        "clear": 0.702,
+        "agriculture": 0.304,
+        "road": 0.199,
+        "water": 0.183,
+    }.items():
         assert share(label_sets, label) == pytest.approx(real, abs=0.1)
     for given, label, real in (
-        ("habitation", "road", 0.76), ("habitation", "agriculture", 0.75), ("cultivation", "agriculture", 0.75),
+        ("habitation", "road", 0.76),
+        ("habitation", "agriculture", 0.75),
+        ("cultivation", "agriculture", 0.75),
         ("artisinal_mine", "water", 0.88),
-    ):  # fmt: skip
+    ):
         assert share(label_sets, label, given) == pytest.approx(real, abs=0.12)
     assert all(share(label_sets, label) > 0.001 for label in synthetic.CLASSES)
 

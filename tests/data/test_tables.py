@@ -70,7 +70,9 @@ def same(labels, wanted):
                 ".DS_Store": "x",
             }
         ),
-        gzip.compress(parquet(image_name=["t_0", "t_1", "t_2"], tags=["clear primary", "haze", "clear"])),
+        gzip.compress(
+            parquet(image_name=["t_0", "t_1", "t_2"], tags=["clear primary", "haze", "clear"])
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["labels.csv", "labels.csv.gz", "train_v2.csv.zip"])
@@ -143,11 +145,15 @@ def test_a_header_in_the_middle_is_counted(read):
 
 @pytest.mark.parametrize("row", ["image_name,labels", "image_name,", "IMAGE_NAME,label"])
 def test_another_header_in_the_middle_is_refused_with_its_line(read, row):
-    with pytest.raises(DataError, match=r'line 5 of .* begins with "(?i:image_name)" as a header does'):
+    with pytest.raises(
+        DataError, match=r'line 5 of .* begins with "(?i:image_name)" as a header does'
+    ):
         read(GOOD + row + "\nu_0,clear\n")
 
 
-@pytest.mark.parametrize("row", ["filename,tags", "tags,image_name", "id,TAGS", '\ufeff"image_name","tags"'])
+@pytest.mark.parametrize(
+    "row", ["filename,tags", "tags,image_name", "id,TAGS", '\ufeff"image_name","tags"']
+)
 def test_a_header_with_another_first_column_is_refused_too(read, row):
     with pytest.raises(DataError, match="line 5 of"):
         read(GOOD + row + "\nu_0,clear\n")
@@ -166,19 +172,27 @@ def test_a_label_called_as_its_column_is_one_where_the_user_lists_it(read):
     assert read(text, form=form, classes=["cloud", "clear"]).targets.tolist() == [[1, 0], [0, 1]]
 
 
-def test_columns_of_parquet_and_in_memory_are_found_without_the_space_around_their_names(read, tmp_path):
+def test_columns_of_parquet_and_in_memory_are_found_without_the_space_around_their_names(
+    read, tmp_path
+):
     columns = {" image_name ": ["t_0", ""], "tags ": ["clear", ""]}
     labels = read(parquet(**columns), "labels.parquet")
     assert labels.table["image_name"].tolist() == ["t_0"], "a row of empty texts is no tile"
     (tmp_path / "t_0.jpg").write_bytes(b"x")
-    assert images_in(str(tmp_path)).label_from_table(pd.DataFrame(columns)).table["image_name"].tolist() == ["t_0"]
+    assert images_in(str(tmp_path)).label_from_table(pd.DataFrame(columns)).table[
+        "image_name"
+    ].tolist() == ["t_0"]
 
 
-@pytest.mark.parametrize("cell", [["x", None], ["x", float("nan")], {"x": 1}, b"x y", [["x"]], [b"x"]])
+@pytest.mark.parametrize(
+    "cell", [["x", None], ["x", float("nan")], {"x": 1}, b"x y", [["x"]], [b"x"]]
+)
 def test_a_cell_in_memory_that_is_no_list_of_labels_is_refused(tmp_path, cell):
     (tmp_path / "t_0.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match="line 1 of the table in memory"):
-        images_in(str(tmp_path)).label_from_table(pd.DataFrame({"image_name": ["t_0"], "tags": [cell]}))
+        images_in(str(tmp_path)).label_from_table(
+            pd.DataFrame({"image_name": ["t_0"], "tags": [cell]})
+        )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,12 @@ def test_a_cell_in_memory_that_is_no_list_of_labels_is_refused(tmp_path, cell):
         (b"\x28\xb5\x2f\xfd" + bytes(20), "Zstandard"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(20), "7z"),
         (gzip.compress(gzip.compress(b"x")), "gzip"),
-        (zipped({"mimetype": "application/vnd.oasis.opendocument.spreadsheet", "content.xml": "x"}), "workbook"),
+        (
+            zipped(
+                {"mimetype": "application/vnd.oasis.opendocument.spreadsheet", "content.xml": "x"}
+            ),
+            "workbook",
+        ),
     ],
 )
 def test_another_compression_is_named(read, content, words):
@@ -217,7 +236,9 @@ LIST_TYPES = {
     "large_list_view": pa.array(LISTS, pa.large_list_view(pa.string())),
     "list of string_view": pa.array(LISTS, pa.list_(pa.string_view())),
 }
-FIXED = pa.array([["clear", "primary"], ["haze", "haze"], ["clear", "clear"]], pa.list_(pa.string(), 2))
+FIXED = pa.array(
+    [["clear", "primary"], ["haze", "haze"], ["clear", "clear"]], pa.list_(pa.string(), 2)
+)
 
 
 @pytest.mark.parametrize("kind", [*TEXT_TYPES, *LIST_TYPES, "fixed size"])
@@ -271,7 +292,10 @@ def test_a_table_of_0_and_1_gives_its_columns_as_labels(read, text, form):
     if form == "columns":
         form = LabelFormat("id", label_columns=("water", "bare-soil", "airplane"))
     labels = read(text, form=form)
-    assert labels.classes == ["airplane", "bare-soil", "water"] and labels.targets.tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert labels.classes == ["airplane", "bare-soil", "water"] and labels.targets.tolist() == [
+        [1, 1, 0],
+        [0, 0, 1],
+    ]
     assert labels.table["image_name"].tolist() == ["t_0", "t_1"]
     assert "3 columns of 0 and 1" in labels.remarks[0]
 
@@ -295,8 +319,14 @@ def test_a_table_of_0_and_1_in_parquet_and_in_memory(read, kind, tmp_path):
         (ONE_HOT.replace("t_1,1", "t_1,2"), 'line 3 has "2" in the column "water"'),
         (ONE_HOT.replace("t_1,1", "t_1,"), 'line 3 has "" in the column "water"'),
         (ONE_HOT.replace(",0", ",-1"), 'line 2 has "-1" in the column "water"'),
-        (ONE_HOT.replace(",1", ",yes").replace(",0", ",no"), 'line 2 has "no" in the column "water"'),
-        ("image_name,label,is_valid,is_test\nt_0,cat,0,1\n", 'line 2 has "cat" in the column "label"'),
+        (
+            ONE_HOT.replace(",1", ",yes").replace(",0", ",no"),
+            'line 2 has "no" in the column "water"',
+        ),
+        (
+            "image_name,label,is_valid,is_test\nt_0,cat,0,1\n",
+            'line 2 has "cat" in the column "label"',
+        ),
         ("image_name,water\nt_0,1\n", 'one column "tags"'),
         ("image_name,water,road\nt_0,wet,1\n", 'one column "tags"'),
     ],
@@ -309,7 +339,10 @@ def test_a_table_that_may_be_another_is_refused_with_its_line(read, text, words)
 
 def test_a_column_that_the_user_names_must_hold_0_and_1(read):
     with pytest.raises(DataError, match=r'line 3 .* has "2" in the column "water"'):
-        read(ONE_HOT.replace("t_1,1", "t_1,2"), form=LabelFormat("IMAGE\\LABEL", label_columns=("water",)))
+        read(
+            ONE_HOT.replace("t_1,1", "t_1,2"),
+            form=LabelFormat("IMAGE\\LABEL", label_columns=("water",)),
+        )
 
 
 @pytest.mark.parametrize("other", ["Water", "wa\u200bter"])
@@ -319,9 +352,15 @@ def test_two_columns_of_one_label_are_refused(read, other):
 
 
 def test_pandas_row_numbers_are_no_label_and_unseen_characters_no_part_of_one(read):
-    text = ONE_HOT.replace("IMAGE", "Unnamed: 0,IMAGE").replace("t_0", "0,t_0").replace("t_1", "1,t_1")
+    text = (
+        ONE_HOT.replace("IMAGE", "Unnamed: 0,IMAGE").replace("t_0", "0,t_0").replace("t_1", "1,t_1")
+    )
     assert read(text).classes == ["airplane", "bare-soil", "water"]
-    assert read(ONE_HOT.replace("bare", "\u200bbare\u200b")).classes == ["airplane", "bare-soil", "water"]
+    assert read(ONE_HOT.replace("bare", "\u200bbare\u200b")).classes == [
+        "airplane",
+        "bare-soil",
+        "water",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +381,9 @@ def test_numbers_of_parquet_are_0_and_1_or_not(read, values, good):
         read(content, "labels.parquet")
 
 
-@pytest.mark.parametrize("cells", [("0", "1", "1"), ("True", "False", "True"), ("1", "1", "1"), ("0.0", "1.0", "0.0")])
+@pytest.mark.parametrize(
+    "cells", [("0", "1", "1"), ("True", "False", "True"), ("1", "1", "1"), ("0.0", "1.0", "0.0")]
+)
 def test_a_tags_column_of_0_and_1_has_these_classes_and_says_so(read, cells):
     text = "image_name,tags,other\n" + "".join(f"t_{i},{cell},0\n" for i, cell in enumerate(cells))
     labels = read(text)
@@ -352,9 +393,15 @@ def test_a_tags_column_of_0_and_1_has_these_classes_and_says_so(read, cells):
 
 def test_the_form_of_a_plain_table_stands_in_the_manifest_as_it_did():
     assert KAGGLE_FORMAT.content() == {
-        "name_column": "image_name", "tags_column": "tags", "separator": ",", "tags_separator": None,
-    }  # fmt: skip
-    assert LabelFormat(label_columns=("a", "b"), join_rows=True).content().keys() >= {"label_columns", "join_rows"}
+        "name_column": "image_name",
+        "tags_column": "tags",
+        "separator": ",",
+        "tags_separator": None,
+    }
+    assert LabelFormat(label_columns=("a", "b"), join_rows=True).content().keys() >= {
+        "label_columns",
+        "join_rows",
+    }
 
 
 # Rows of one tile
@@ -377,16 +424,24 @@ def test_rows_of_one_tile_are_joined_on_request(read):
 def test_of_joined_rows_a_cell_is_one_label_unless_a_separator_is_given(read):
     text = 'image_name,tags\nt_0,bare ground\nt_0,"houses, huts"\n'
     assert read(text, form=LabelFormat(join_rows=True)).classes == ["bare ground", "houses, huts"]
-    assert read(text, form=LabelFormat(join_rows=True, tags_separator=",")).classes == ["bare ground", "houses", "huts"]
+    assert read(text, form=LabelFormat(join_rows=True, tags_separator=",")).classes == [
+        "bare ground",
+        "houses",
+        "huts",
+    ]
 
 
 def test_a_cell_that_is_a_listed_class_is_one_label(read):
     text = 'image_name,tags\nt_0,bare ground\nt_1,"houses, huts"\nt_2,water\n'
     labels = read(text, classes=["water", "bare ground", "houses, huts", "road"])
-    assert labels.targets.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]] and labels.remarks == (
-        "no tile has road",
-    )
-    assert read("image_name,tags\nt_0,a b\n", classes=["a", "b", "a b"]).targets.tolist() == [[1, 1, 0]]
+    assert labels.targets.tolist() == [
+        [0, 1, 0, 0],
+        [0, 0, 1, 0],
+        [1, 0, 0, 0],
+    ] and labels.remarks == ("no tile has road",)
+    assert read("image_name,tags\nt_0,a b\n", classes=["a", "b", "a b"]).targets.tolist() == [
+        [1, 1, 0]
+    ]
 
 
 def test_rows_of_one_tile_are_named_for_what_they_are(read):
@@ -402,7 +457,10 @@ def test_rows_of_one_tile_are_named_for_what_they_are(read):
 def test_one_label_in_two_unicode_forms_is_one_label_and_counted(read):
     text = "image_name,tags\nt_0,for\u00eat\nt_1,fore\u0302t\nt_2,for\u00eat\n"
     labels = read(text)
-    assert labels.classes == ["for\u00eat"] and labels.notes["labels written in another Unicode form"] == 1
+    assert (
+        labels.classes == ["for\u00eat"]
+        and labels.notes["labels written in another Unicode form"] == 1
+    )
     assert labels.notes["labels written in another case"] == 0
     listed = read(text, classes=["fore\u0302t"])
     assert listed.classes == ["fore\u0302t"] and listed.targets.tolist() == [[1]] * 3
@@ -439,11 +497,17 @@ def table(tmp_path):
 
 def test_a_value_is_found_under_the_name_column_of_the_labels_or_the_usual_one(table):
     names = ["t_0", "a/t_1"]
-    assert column_of(names, table("id,scene\nt_0,x\nt_1.JPG,y\n"), "scene", ("id", "image_name")) == ["x", "y"]
-    assert column_of(names, table("image_name,scene\nt_0,x\na/t_1,y\n"), "scene", ("id", "image_name")) == ["x", "y"]
+    assert column_of(
+        names, table("id,scene\nt_0,x\nt_1.JPG,y\n"), "scene", ("id", "image_name")
+    ) == ["x", "y"]
+    assert column_of(
+        names, table("image_name,scene\nt_0,x\na/t_1,y\n"), "scene", ("id", "image_name")
+    ) == ["x", "y"]
     assert column_of(names, table("id;scene\nt_0;x\nt_1;y\n"), "scene", ("id",), ";") == ["x", "y"]
     assert column_of(names, table("id,scene\nt_0,x\nt_1,y\n"), "scene", ("id",), ";") == ["x", "y"]
-    assert column_of(names, table(gzip.compress(b"image_name,scene\nt_0,x\nt_1,y\n"), "t.csv.gz"), "scene") == [
+    assert column_of(
+        names, table(gzip.compress(b"image_name,scene\nt_0,x\nt_1,y\n"), "t.csv.gz"), "scene"
+    ) == [
         "x",
         "y",
     ]
@@ -452,10 +516,13 @@ def test_a_value_is_found_under_the_name_column_of_the_labels_or_the_usual_one(t
 
 
 @pytest.mark.parametrize(
-    "values", [pa.array([3, 12]), pa.array([True, False]), pa.array(["3", "12"]).dictionary_encode()]
+    "values",
+    [pa.array([3, 12]), pa.array([True, False]), pa.array(["3", "12"]).dictionary_encode()],
 )
 def test_a_value_of_parquet_may_be_a_number(table, values):
-    found = column_of(["t_0", "t_1"], table(parquet(image_name=["t_0", "t_1"], fold=values), "t.parquet"), "fold")
+    found = column_of(
+        ["t_0", "t_1"], table(parquet(image_name=["t_0", "t_1"], fold=values), "t.parquet"), "fold"
+    )
     assert found == [str(value) for value in values.to_pylist()]
     with pytest.raises(DataError, match="of type double"):
         column_of(["t_0"], table(parquet(image_name=["t_0"], fold=[0.5]), "t.parquet"), "fold")

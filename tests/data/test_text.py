@@ -59,8 +59,17 @@ def test_a_folder_is_no_list(tmp_path):
 
 def test_a_flag_takes_words_words_with_commas_and_files(tmp_path):
     assert listed("a, b,c ", "--classes") == ["a", "b", "c"]
-    assert listed('water,"bare ground, rock", "x"', "--classes") == ["water", "bare ground, rock", "x"]
-    path = written(tmp_path, "\ufeffPastures\r\nLand of agriculture, with areas of natural vegetation\r\n")
-    assert listed(path, "--classes") == ["Pastures", "Land of agriculture, with areas of natural vegetation"]
+    assert listed('water,"bare ground, rock", "x"', "--classes") == [
+        "water",
+        "bare ground, rock",
+        "x",
+    ]
+    path = written(
+        tmp_path, "\ufeffPastures\r\nLand of agriculture, with areas of natural vegetation\r\n"
+    )
+    assert listed(path, "--classes") == [
+        "Pastures",
+        "Land of agriculture, with areas of natural vegetation",
+    ]
     with pytest.raises(ConfigError, match="cannot be read as words"):
         listed('"water', "--classes")

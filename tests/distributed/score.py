@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
 REAL = Path(os.environ.get("RAYTRAIN_REAL_DATA", ROOT.parent / "shared" / "data"))
 RECIPE = """
 model: {{arch: resnet18, weights: none, dropout: 0.5}}
@@ -39,10 +39,14 @@ PARTS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, help="folder for the dataset and the runs")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, a,b")
-    parser.add_argument("--pairs", type=int, help="rounds; by default 3 of saves, 10 of epochs, 5 of busy")
+    parser.add_argument(
+        "--pairs", type=int, help="rounds; by default 3 of saves, 10 of epochs, 5 of busy"
+    )
     parser.add_argument("--alone", nargs=2, metavar=("RECIPE", "DATASET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
@@ -51,7 +55,9 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     surroundings(out)
     dataset = ingested(out)
-    print("| part | ratio: median (range) | target | rates of the two sides, tiles a second |\n|---|---|---|---|")
+    print(
+        "| part | ratio: median (range) | target | rates of the two sides, tiles a second |\n|---|---|---|---|"
+    )
     for part in arguments.only.split(","):
         print(measured(part, out, dataset, arguments.pairs), flush=True)
     print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs")
@@ -63,17 +69,28 @@ def surroundings(out):
     home = out / "home"
     home.mkdir(exist_ok=True)
     os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    ).rstrip(os.pathsep)
 
 
 def ingested(out):
     """The dataset of the real tiles: 481 to train on, 120 to validate."""
-    place = out / "planet"
-    if not (place / "dataset.json").exists():
+    path = out / "planet"
+    if not (path / "dataset.json").exists():
         tiles = REAL / "planet"
-        command = ["ingest", "--images", tiles, "--subfolders", "--labels", tiles / "train_v2.csv", "--out", place]
+        command = [
+            "ingest",
+            "--images",
+            tiles,
+            "--subfolders",
+            "--labels",
+            tiles / "train_v2.csv",
+            "--out",
+            path,
+        ]
         subprocess.run([*PROGRAM, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
-    return place
+    return path
 
 
 def measured(part, out, dataset, pairs):
@@ -85,14 +102,21 @@ def measured(part, out, dataset, pairs):
     rates, ratios, said = ([], []), [], []
     for number in range(rounds):
         with beside(busy=part == "busy"):
-            sides = [lambda: user(recipe, dataset, out, []), lambda: other(part, recipe, dataset, out)]
+            sides = [
+                lambda: user(recipe, dataset, out, []),
+                lambda: other(part, recipe, dataset, out),
+            ]
             order = (0, 1) if number % 2 == 0 else (1, 0)
             found = {side: sides[side]() for side in order}
         for side in (0, 1):
             rates[side].append(found[side][0])
         said.append(found[0][1])
         ratios.append(rates[0][-1] / rates[1][-1])
-        print(f"{part} {number + 1} of {rounds}: {rates[0][-1]:.0f} / {rates[1][-1]:.0f}", file=sys.stderr, flush=True)
+        print(
+            f"{part} {number + 1} of {rounds}: {rates[0][-1]:.0f} / {rates[1][-1]:.0f}",
+            file=sys.stderr,
+            flush=True,
+        )
     both = " / ".join(f"{statistics.median(side):.0f}" for side in rates)
     line = f"; {CONTENTION!r} said in {sum(said)} of {rounds} runs" if part != "saves" else ""
     return f"| {part} | {spread(ratios)} | at least {target} | {both}{line} |"
@@ -117,20 +141,35 @@ def beside(busy):
 def user(recipe, dataset, out, flags):
     """(tiles a second, whether contention was said) of `raytrain train`."""
     name = f"run-{time.time_ns()}"
-    command = ["train", "--config", recipe, "--dataset", dataset, "--storage", out / "runs", "--name", name, *flags]
+    command = [
+        "train",
+        "--config",
+        recipe,
+        "--dataset",
+        dataset,
+        "--storage",
+        out / "runs",
+        "--name",
+        name,
+        *flags,
+    ]
     return timed([*PROGRAM, *map(str, command)])
 
 
 def other(part, recipe, dataset, out):
     if part == "saves":
         return user(recipe, dataset, out, ["--train.save-every-s", NEVER])
-    return timed([sys.executable, __file__, "--out", str(out), "--alone", str(recipe), str(dataset)])
+    return timed(
+        [sys.executable, __file__, "--out", str(out), "--alone", str(recipe), str(dataset)]
+    )
 
 
 def timed(command):
     """Runs a command that says a line for each epoch."""
     times, contention = [], False
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         text = []
         for line in process.stdout:
             text.append(line)
@@ -149,14 +188,14 @@ def alone(recipe, dataset):
     """The loop in this process, without Ray, and with nothing written."""
     from unittest.mock import patch
 
+    from raytrain.checkpoints.history import History
+    from raytrain.checkpoints.saver import Saver
     from raytrain.config import load_recipe
     from raytrain.data.dataset import open_dataset
     from raytrain.evaluation import predictions
-    from raytrain.training.history import History
-    from raytrain.training.hooks import Hooks
     from raytrain.training.loop import fit
-    from raytrain.training.saver import Saver
-    from raytrain.training.step import Worker
+    from raytrain.training.services import Hooks
+    from raytrain.worker import Worker
 
     def nothing(*some, **more):
         return None
@@ -171,7 +210,7 @@ def alone(recipe, dataset):
         if metrics["epoch"] == epochs:
             raise Ended
 
-    hooks = Hooks(say=lambda line: print(line, flush=True), report=report)
+    hooks = Hooks(report=report)
     worker = Worker(cpus=len(os.sched_getaffinity(0)))
     silent = [(Saver, "save"), (Saver, "keep_best"), (History, "write"), (predictions, "write")]
     with tempfile.TemporaryDirectory() as run:

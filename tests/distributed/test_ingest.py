@@ -16,7 +16,8 @@ from odd_images import COUNTED, QUARANTINED, encoded, four_bands, noise
 from PIL import Image
 
 from raytrain import storage
-from raytrain.cli import run_command
+from raytrain.checkpoints import reading
+from raytrain.cli.main import run_command
 from raytrain.data import images
 from raytrain.data.bands import BandRule
 from raytrain.data.dataset import damages, open_dataset, read_images
@@ -24,7 +25,6 @@ from raytrain.data.sources import images_at, images_in
 from raytrain.distributed import ingest as module
 from raytrain.distributed.ingest import ingest, rows_per_shard
 from raytrain.errors import DataError, StorageError
-from raytrain.training import checkpoint as ckpt
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -49,58 +49,96 @@ def damaged(tiles, tmp_path):
     return folder
 
 
-def test_several_processes_share_the_gate_and_two_ingests_are_the_same_bytes(tiles, dataset, tmp_path, capsys):
+def test_several_processes_share_the_gate_and_two_ingests_are_the_same_bytes(
+    tiles, dataset, tmp_path, logged
+):
     done = ingest(divided(tiles[0], tiles[1]), str(tmp_path / "again"))
     assert len(done.pids) > 1
-    assert "ingest: 3 of 3 shards, 0:00 to go" in capsys.readouterr().out
+    assert "ingest: 3 of 3 shards, 0:00 to go" in logged
     assert tree(tmp_path / "again") == tree(dataset_folder(dataset))
 
 
 def dataset_folder(dataset):
-    return Path(dataset.place)
+    return Path(dataset.path)
 
 
 def test_the_pictures_in_the_shards_are_the_files(tiles, dataset):
-    for name, content in zip(dataset.table["image_name"], read_images(dataset, range(dataset.rows)), strict=True):
+    for name, content in zip(
+        dataset.table["image_name"], read_images(dataset, range(dataset.rows)), strict=True
+    ):
         assert content == (tiles[0] / f"{name}.jpg").read_bytes()
     assert damages(dataset) == []
 
 
 def test_a_second_ingest_says_what_is_there_and_changes_nothing(tiles, dataset, capsys):
     before = {p: p.stat().st_mtime_ns for p in dataset_folder(dataset).rglob("*")}
-    arguments = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", dataset.place]
+    arguments = [
+        "ingest",
+        "--images",
+        str(tiles[0]),
+        "--labels",
+        str(tiles[1]),
+        "--out",
+        dataset.path,
+    ]
     assert run_command(arguments) == 0
     assert "is there already" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in dataset_folder(dataset).rglob("*")} == before
 
 
 def test_a_dataset_is_never_overwritten_by_another(tiles, dataset, capsys):
-    arguments = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", dataset.place, "--seed", "7"]
+    arguments = [
+        "ingest",
+        "--images",
+        str(tiles[0]),
+        "--labels",
+        str(tiles[1]),
+        "--out",
+        dataset.path,
+        "--seed",
+        "7",
+    ]
     assert run_command(arguments) == 3
     assert "never overwrites" in capsys.readouterr().err
 
 
 def test_bad_files_are_listed_and_all_good_tiles_are_kept(tiles, damaged, dataset, tmp_path):
     done = ingest(divided(damaged, tiles[1]), str(tmp_path / "out"))
-    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    ]
     assert sorted(record["kind"] for record in records) == ["missing", "not-an-image", "truncated"]
     bad = {record["image_name"] for record in records}
     assert set(done.dataset.table["image_name"]) == set(dataset.table["image_name"]) - bad
     # The split is drawn on the rows of the label file: no other tile changed its part.
     parts = [
-        d.split("random").set_index("image_name")["part"].drop(bad, errors="ignore") for d in (done.dataset, dataset)
+        d.split("random").set_index("image_name")["part"].drop(bad, errors="ignore")
+        for d in (done.dataset, dataset)
     ]
     assert parts[0].to_dict() == parts[1].to_dict()
 
 
 def test_more_bad_files_than_allowed_leave_only_the_list(tiles, damaged, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["ingest", "--images", str(damaged), "--labels", str(tiles[1]), "--out", str(out), "--max-bad", "2"]
+    arguments = [
+        "ingest",
+        "--images",
+        str(damaged),
+        "--labels",
+        str(tiles[1]),
+        "--out",
+        str(out),
+        "--max-bad",
+        "2",
+    ]
     assert run_command(arguments) == 3
     message = capsys.readouterr().err
     assert "3 of 160 tiles cannot be used" in message and f"{out}.quarantine.jsonl" in message
     assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) == 3
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "images") == ["out.quarantine.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "images") == [
+        "out.quarantine.jsonl"
+    ]
     assert run_command([*arguments[:-1], "3"]) == 0
     assert not (tmp_path / "out.quarantine.jsonl").exists()
 
@@ -122,26 +160,28 @@ def cut(monkeypatch, tmp_path):
     return run
 
 
-def test_an_ingest_that_was_cut_goes_on_to_the_same_bytes(tiles, dataset, tmp_path, cut):
+def test_an_ingest_that_was_cut_goes_on_to_the_same_bytes(tiles, dataset, tmp_path, cut, logged):
     cut(*tiles)
-    (tmp_path / "out.partial" / "shards" / ".part-00000.parquet.1f.partial").write_bytes(b"what a SIGKILL leaves")
+    (tmp_path / "out.partial" / "shards" / ".part-00000.parquet.1f.partial").write_bytes(
+        b"what a SIGKILL leaves"
+    )
     (tmp_path / "out.partial" / "shards" / "part-00001.parquet").unlink()
     (tmp_path / "out.partial" / "progress" / "00002.json").unlink()
-    said = []
-    done = ingest(divided(*tiles), str(tmp_path / "out"), say=said.append)
-    assert "ingest: 1 shards are there from an earlier, unfinished ingest" in said
+    done = ingest(divided(*tiles), str(tmp_path / "out"))
+    assert "ingest: 1 shards are there from an earlier, unfinished ingest" in logged
     assert tree(tmp_path / "out") == tree(dataset_folder(dataset)) and not done.already_there
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_shards_of_files_that_changed_or_were_bad_are_made_again(tiles, damaged, dataset, tmp_path, cut):
+def test_shards_of_files_that_changed_or_were_bad_are_made_again(
+    tiles, damaged, dataset, tmp_path, cut, logged
+):
     cut(damaged, tiles[1])
     for path in damaged.iterdir():  # three files are mended; all others are newer than they were
         path.write_bytes((tiles[0] / path.name).read_bytes())
     shutil.copy(tiles[0] / sorted(p.name for p in tiles[0].iterdir())[8], damaged)
-    said = []
-    ingest(divided(damaged, tiles[1]), str(tmp_path / "out"), say=said.append)
-    assert not any("unfinished" in line for line in said)
+    ingest(divided(damaged, tiles[1]), str(tmp_path / "out"))
+    assert not any("unfinished" in line for line in logged)
     shards = tmp_path / "out" / "shards"
     assert tree(shards) == tree(dataset_folder(dataset) / "shards")
 
@@ -159,7 +199,10 @@ def test_25_kinds_of_odd_pictures_among_1000_good_ones_are_all_accounted_for(tmp
             wanted[f"odd_{number}_{copy}"] = said
     tiles = images_in(str(folder)).label_with(lambda name: name.split("_")[0])
     done = ingest(tiles.split(), str(tmp_path / "out"), max_bad=100)
-    records = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    ]
     kinds = {kind for _, _, kind in QUARANTINED.values()}
     assert {record["image_name"]: record["kind"] for record in records} == {
         name: said for name, said in wanted.items() if said in kinds
@@ -170,7 +213,12 @@ def test_25_kinds_of_odd_pictures_among_1000_good_ones_are_all_accounted_for(tmp
         assert record["sha256"] == ("" if unread else hashlib.sha256(content).hexdigest())
     for said in {said for _, _, said in COUNTED.values()}:
         assert done.counts[said] >= 4, said
-    assert done.counts["mislabelled"] == done.counts["orientation applied"] == done.counts["size 200x100"] == 4
+    assert (
+        done.counts["mislabelled"]
+        == done.counts["orientation applied"]
+        == done.counts["size 200x100"]
+        == 4
+    )
     kept = {name for name, said in wanted.items() if said not in kinds}
     assert set(done.dataset.table["image_name"]) == set(good) | kept
     assert len(wanted) == 100
@@ -186,22 +234,36 @@ def test_tiff_tiles_of_four_bands_become_pictures_by_the_rule(tmp_path):
     done = ingest(divided, str(tmp_path / "out"), bands=rule)
     rows = [int(name.split("_")[1]) for name in done.dataset.table["image_name"]]
     for i, content in zip(rows, read_images(done.dataset, range(20)), strict=True):
-        assert images.decode(content)[0, 0].tolist() == [round(255 * v / 10000) for v in (3000 + i, 2000, 1000)]
+        assert images.decode(content)[0, 0].tolist() == [
+            round(255 * v / 10000) for v in (3000 + i, 2000, 1000)
+        ]
     assert done.dataset.manifest["source"]["bands"] == {"bands": [3, 2, 1], "low": 0, "high": 10000}
     assert ingest(divided, str(tmp_path / "out"), bands=rule).already_there
 
 
 def test_a_division_without_validation_tiles_is_refused_before_any_work(tiles, tmp_path, capsys):
     (tmp_path / "all.txt").write_text("\n".join(p.stem for p in tiles[0].iterdir()))
-    command = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(tmp_path / "out")]
-    assert run_command([*command, "--split", "list", "--valid-list", str(tmp_path / "all.txt")]) == 3
+    command = [
+        "ingest",
+        "--images",
+        str(tiles[0]),
+        "--labels",
+        str(tiles[1]),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert (
+        run_command([*command, "--split", "list", "--valid-list", str(tmp_path / "all.txt")]) == 3
+    )
     assert 'the split "list" would have 160 valid tiles' in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["all.txt"]
 
 
 def python_blocks():
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    return [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "images_in" in block]
+    return [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "images_in" in block
+    ]
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -224,14 +286,17 @@ def test_the_five_lines_of_the_readme_run(number, request, tiles, tmp_path, monk
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     (dataset,) = [p.parent for p in Path().glob("*/dataset.json")]
-    assert open_dataset(str(dataset)).rows == (160, 60)[number] and f"{(160, 60)[number]} pictures in" in printed
-    last = ckpt.load(str(Path("runs", ("first", "second")[number], "checkpoints", "last")))
+    assert (
+        open_dataset(str(dataset)).rows == (160, 60)[number]
+        and f"{(160, 60)[number]} pictures in" in printed
+    )
+    last = reading.load(str(Path("runs", ("first", "second")[number], "checkpoints", "last")))
     assert last.meta["arch"] == ("resnet18", NETWORK)[number]
 
 
 def test_check_names_every_damage(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     assert run_command(["data", "check", str(copy), "--out", str(tmp_path)]) == 0
     shard = copy / "shards" / "part-00001.parquet"
     content = bytearray(shard.read_bytes())
@@ -247,7 +312,9 @@ def test_shards_have_a_limit_of_rows_and_of_bytes():
     assert [rows_per_shard(n) for n in (10, 1024, 1600, 40479)] == [64, 64, 100, 1024]
     order, mib = np.array([3, 1, 0, 2, 4]), 2**20
     assert [list(p) for p in module._cut(order, [0] * 5, 2)] == [[3, 1], [0, 2], [4]]
-    assert [list(p) for p in module._cut(order, [20 * mib, 40 * mib, mib, 30 * mib, 70 * mib], 9)] == [
+    assert [
+        list(p) for p in module._cut(order, [20 * mib, 40 * mib, mib, 30 * mib, 70 * mib], 9)
+    ] == [
         [3],
         [1, 0, 2],
         [4],
@@ -258,11 +325,13 @@ def test_shards_have_a_limit_of_rows_and_of_bytes():
 def test_other_pictures_of_the_same_names_are_another_dataset(tiles, dataset, tmp_path):
     folder = tmp_path / tiles[0].name
     shutil.copytree(tiles[0], folder)
-    assert ingest(divided(folder, tiles[1]), dataset.place).already_there  # a copy of the same pictures
+    assert ingest(
+        divided(folder, tiles[1]), dataset.path
+    ).already_there  # a copy of the same pictures
     first = sorted(folder.iterdir())[0]
     first.write_bytes(first.read_bytes() + b"\0")
     with pytest.raises(DataError, match="made with other pictures_sha256"):
-        ingest(divided(folder, tiles[1]), dataset.place)
+        ingest(divided(folder, tiles[1]), dataset.path)
 
 
 def test_two_ingests_do_not_write_one_dataset(tiles, tmp_path):
@@ -280,9 +349,11 @@ def test_a_torn_record_and_a_file_that_cannot_be_read_stop_nothing(tiles, datase
     cut(*tiles)
     (tmp_path / "out.partial" / "progress" / "00001.json").write_bytes(b"")
     assert ingest(divided(*tiles), str(tmp_path / "out")).dataset.hash == dataset.hash
-    places = [str(path) for path in sorted(tiles[0].iterdir())]
+    paths = [str(path) for path in sorted(tiles[0].iterdir())]
     (tmp_path / "folder.jpg").mkdir()
-    listed = images_at([*places[:20], str(tmp_path / "folder.jpg")]).label_with(lambda name: "x").split()
+    listed = (
+        images_at([*paths[:20], str(tmp_path / "folder.jpg")]).label_with(lambda name: "x").split()
+    )
     done = ingest(listed, str(tmp_path / "listed"))
     assert done.counts["quarantined: unreadable"] == 1 and done.dataset.rows == 20
 
@@ -294,22 +365,39 @@ def test_a_tile_of_another_size_and_a_png_pass_and_are_counted(tiles, tmp_path):
     Image.open(first).convert("RGB").resize((200, 100)).save(first, "PNG")
     done = ingest(divided(folder, tiles[1]), str(tmp_path / "out"))
     assert done.counts["size 200x100"] == 1 and done.dataset.tile_size == 256
-    assert open_dataset(done.dataset.place).rows == 160
+    assert open_dataset(done.dataset.path).rows == 160
 
 
-def test_what_lies_among_the_tiles_is_named_and_does_not_end_the_command(tiles, dataset, tmp_path, capsys):
+def test_what_lies_among_the_tiles_is_named_and_does_not_end_the_command(
+    tiles, dataset, tmp_path, capsys
+):
     folder = tmp_path / "images"
     shutil.copytree(tiles[0], folder)
     for i in range(15):  # more than --max-bad allows
-        shutil.copy(os.fsencode(next(tiles[0].iterdir())), os.fsencode(folder) + b"/f\xf4ret%d.jpg" % i)
+        shutil.copy(
+            os.fsencode(next(tiles[0].iterdir())), os.fsencode(folder) + b"/f\xf4ret%d.jpg" % i
+        )
     (folder / "up").symlink_to(".")
     out = tmp_path / "out"
     assert (
-        run_command(["ingest", "--images", str(folder), "--labels", str(tiles[1]), "--out", str(out), "--subfolders"])
+        run_command(
+            [
+                "ingest",
+                "--images",
+                str(folder),
+                "--labels",
+                str(tiles[1]),
+                "--out",
+                str(out),
+                "--subfolders",
+            ]
+        )
         == 0
     )
     printed = capsys.readouterr().out
-    assert "left out: f<0xF4>ret0.jpg (unsafe-name: the name has bytes that are not UTF-8)" in printed
+    assert (
+        "left out: f<0xF4>ret0.jpg (unsafe-name: the name has bytes that are not UTF-8)" in printed
+    )
     assert "left out: up/ (same-folder: " in printed
     assert "unsafe-name, such as f<0xF4>ret0.jpg: the name has bytes that are not UTF-8" in printed
     records = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
@@ -321,7 +409,10 @@ def test_what_lies_among_the_tiles_is_named_and_does_not_end_the_command(tiles, 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([f"{name},{label}" for name in "abcdefgh" for label in "xy"], ("16 contradicting-labels", "--join-rows")),
+        (
+            [f"{name},{label}" for name in "abcdefgh" for label in "xy"],
+            ("16 contradicting-labels", "--join-rows"),
+        ),
         ([f"gone_{i},x" for i in range(12)], ("12 missing", "how tiles are named")),
         ([f"../{i},x" for i in range(12)], ("12 unsafe-name", "correct the names")),
         ([f"{i}," for i in range(12)], ("12 no-labels", "--allow-empty")),
@@ -347,7 +438,9 @@ def test_many_bad_rows_of_one_kind_are_told_what_they_mean(tiles, tmp_path, caps
 def test_many_pictures_of_16_bits_are_told_which_flags_help(tmp_path, capsys):
     for i in range(12):
         (tmp_path / f"t_{i}.tif").write_bytes(four_bands())
-    (tmp_path / "labels.csv").write_text("image_name,tags\n" + "".join(f"t_{i},x\n" for i in range(12)))
+    (tmp_path / "labels.csv").write_text(
+        "image_name,tags\n" + "".join(f"t_{i},x\n" for i in range(12))
+    )
     command = [
         "ingest",
         "--images",
@@ -362,9 +455,15 @@ def test_many_pictures_of_16_bits_are_told_which_flags_help(tmp_path, capsys):
     assert run_command([*command, "--bands", "3,2,1", "--scale", "0,500"]) == 0
 
 
-def test_joined_rows_and_classes_from_a_file_give_the_dataset_of_one_row_a_tile(tiles, dataset, tmp_path):
+def test_joined_rows_and_classes_from_a_file_give_the_dataset_of_one_row_a_tile(
+    tiles, dataset, tmp_path
+):
     lines = Path(tiles[1]).read_text().splitlines()
-    long = [f"{name},{tag}" for name, tags in (line.split(",") for line in lines[1:]) for tag in tags.split()]
+    long = [
+        f"{name},{tag}"
+        for name, tags in (line.split(",") for line in lines[1:])
+        for tag in tags.split()
+    ]
     (tmp_path / "long.csv").write_text("\n".join([lines[0], *long]))
     (tmp_path / "classes.txt").write_text("\ufeff" + "\r\n".join(dataset.classes), newline="")
     command = [
@@ -382,16 +481,42 @@ def test_joined_rows_and_classes_from_a_file_give_the_dataset_of_one_row_a_tile(
 
 def test_a_split_takes_tables_and_lists_as_ingest_does(tiles, dataset, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     names = dataset.table["image_name"].to_list()
     frame = {"tile": [f"{name}.JPG" for name in names], "fold": [i % 2 for i in range(len(names))]}
     pq.write_table(pa.table(frame), tmp_path / "folds.parquet")
-    by_table = ["--by", "column", "--table", str(tmp_path / "folds.parquet"), "--column", "fold", "--valid-values", "1"]
-    assert run_command(["data", "split", str(copy), "--name", "one", *by_table, "--name-column", "tile"]) == 0
-    (tmp_path / "valid.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(f"{name}.JPG" for name in names[1::2]).encode())
+    by_table = [
+        "--by",
+        "column",
+        "--table",
+        str(tmp_path / "folds.parquet"),
+        "--column",
+        "fold",
+        "--valid-values",
+        "1",
+    ]
     assert (
         run_command(
-            ["data", "split", str(copy), "--name", "two", "--by", "list", "--valid-list", str(tmp_path / "valid.txt")]
+            ["data", "split", str(copy), "--name", "one", *by_table, "--name-column", "tile"]
+        )
+        == 0
+    )
+    (tmp_path / "valid.txt").write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join(f"{name}.JPG" for name in names[1::2]).encode()
+    )
+    assert (
+        run_command(
+            [
+                "data",
+                "split",
+                str(copy),
+                "--name",
+                "two",
+                "--by",
+                "list",
+                "--valid-list",
+                str(tmp_path / "valid.txt"),
+            ]
         )
         == 0
     )

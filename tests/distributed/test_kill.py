@@ -31,7 +31,7 @@ def command(tmp_path_factory):
         (folder / "images" / f"t_{i}.jpg").write_bytes(encoded(noise(size=(256, 256), seed=i)))
     rows = "".join(f"t_{i},{('clear', 'water')[i % 2]}\n" for i in range(TILES))
     (folder / "labels.csv").write_text("image_name,tags\n" + rows)
-    program = [sys.executable, "-c", "from raytrain.cli import main; main()", "ingest"]
+    program = [sys.executable, "-c", "from raytrain.cli.main import main; main()", "ingest"]
     return [*program, "--images", str(folder / "images"), "--labels", str(folder / "labels.csv")]
 
 
@@ -44,19 +44,25 @@ def undisturbed(command, tmp_path_factory):
 
 def workers_ended(processes):
     """Waits for what could still write; Ray's agents watch a dead raylet for a minute longer."""
-    _, alive = psutil.wait_procs([p for p in processes if p.is_running() and "Agent" not in p.name()], timeout=60)
+    _, alive = psutil.wait_procs(
+        [p for p in processes if p.is_running() and "Agent" not in p.name()], timeout=60
+    )
     return not alive
 
 
 @pytest.mark.parametrize("point", range(8))
 def test_a_killed_ingest_ends_with_the_same_bytes(command, undisturbed, tmp_path, point):
     out, chance = tmp_path / "out", random.Random(point)
-    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     records, wanted = tmp_path / "out.partial" / "progress", chance.randrange(SHARDS)
     while process.poll() is None and len(list(records.glob("0*.json"))) < wanted:
         time.sleep(0.005)
     time.sleep(chance.uniform(0, 0.3))
-    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    children = (
+        psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    )
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists() or tree(out) == undisturbed

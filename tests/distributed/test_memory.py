@@ -4,12 +4,19 @@ import pytest
 import torch
 
 from raytrain import machine
-from raytrain import quickstart as quickstarting
-from raytrain.cli import run_command
+from raytrain.cli import quickstart as quickstarting
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed.memory import RAY_BYTES, WORKER_BYTES, available, check_memory, needed, workers_that_fit
+from raytrain.distributed.memory import (
+    RAY_BYTES,
+    WORKER_BYTES,
+    available,
+    check_memory,
+    needed,
+    workers_that_fit,
+)
 from raytrain.errors import ResourceError
-from raytrain.training import models
+from raytrain.models import layer_groups, networks
 from raytrain.training.footprint import footprint
 
 CLASSES = 17
@@ -36,7 +43,7 @@ def free(monkeypatch):
 
 def test_the_state_is_weights_gradients_moments_and_the_copies_of_a_save(own_network):
     small = recipe()
-    model = models.build("resnet18", CLASSES, 0.25)
+    model = networks.build("resnet18", CLASSES, 0.25)
     weights = 4 * sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     # Weights four times: trained, gradient, a save's copy, the best; moments twice; buffers in three of them.
@@ -54,14 +61,19 @@ def test_averages_and_frozen_groups_count_as_what_they_keep(own_network):
 def test_the_step_grows_with_the_batch_and_shrinks_with_workers_and_passes(own_network):
     one = recipe().model_copy(update={"num_workers": 1})
     step = footprint(one, CLASSES, CPU).step
-    for halved in (recipe(), one.model_copy(update={"train": one.train.model_copy(update={"accumulate": 2})})):
+    for halved in (
+        recipe(),
+        one.model_copy(update={"train": one.train.model_copy(update={"accumulate": 2})}),
+    ):
         assert footprint(halved, CLASSES, CPU).step == pytest.approx(step / 2, rel=0.02)
 
 
 def test_what_a_step_keeps_is_what_a_real_forward_pass_keeps(own_network):
-    small = recipe(batch_size=4).model_copy(update={"num_workers": 1, "stages": recipe().stages[:1]})
-    model = models.build("resnet18", CLASSES, 0.25).train()
-    models.set_frozen(model, 0)
+    small = recipe(batch_size=4).model_copy(
+        update={"num_workers": 1, "stages": recipe().stages[:1]}
+    )
+    model = networks.build("resnet18", CLASSES, 0.25).train()
+    layer_groups.set_frozen(model, 0)
     kept = {}
 
     def keep(tensor):
@@ -83,7 +95,9 @@ def test_a_run_that_fits_is_let_through_and_one_that_does_not_is_told_what_fits(
     free(need.total)
     check_memory(recipe(), CLASSES)
     free(need.total - 1)
-    with pytest.raises(ResourceError, match=r"this run needs .* 2 workers of .* left of the limit of 4.0 GB") as caught:
+    with pytest.raises(
+        ResourceError, match=r"this run needs .* 2 workers of .* left of the limit of 4.0 GB"
+    ) as caught:
         check_memory(recipe(), CLASSES)
     assert caught.value.fix == "--num-workers 1" and caught.value.exit_code == 5
 
@@ -98,9 +112,13 @@ def test_where_one_worker_is_too_large_smaller_passes_are_tried(own_network, fre
 
 
 @pytest.mark.parametrize(("whole", "free"), [(100, 13), (12, 12)])
-def test_what_this_process_holds_is_part_of_what_a_run_needs_but_never_more_than_the_whole(monkeypatch, whole, free):
+def test_what_this_process_holds_is_part_of_what_a_run_needs_but_never_more_than_the_whole(
+    monkeypatch, whole, free
+):
     monkeypatch.setattr(machine, "resident", lambda: 3)
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(10, "free on this machine", whole))
+    monkeypatch.setattr(
+        machine, "memory", lambda: machine.Memory(10, "free on this machine", whole)
+    )
     assert available().free == free
 
 
@@ -108,7 +126,9 @@ def test_memory_that_an_ending_session_still_holds_is_waited_for(own_network, mo
     need = needed(recipe(), CLASSES).total
     found = iter([need - 2, need - 1, need])
     monkeypatch.setattr(machine, "resident", lambda: 0)
-    monkeypatch.setattr(machine, "memory", lambda: machine.Memory(next(found), "free on this machine", 10**12))
+    monkeypatch.setattr(
+        machine, "memory", lambda: machine.Memory(next(found), "free on this machine", 10**12)
+    )
     check_memory(recipe(), CLASSES)
     assert list(found) == []
 
@@ -131,13 +151,24 @@ def test_a_cluster_and_a_system_that_tells_nothing_are_not_judged(own_network, f
 
 
 @pytest.mark.parametrize("command", ["quickstart", "train", "lr-find", "train --dry-run"])
-def test_every_command_that_trains_refuses_before_anything_is_written(command, dataset, tmp_path, free, capsys):
+def test_every_command_that_trains_refuses_before_anything_is_written(
+    command, dataset, tmp_path, free, capsys
+):
     free(RAY_BYTES)
     if command == "quickstart":
         arguments = ["quickstart", "--out", str(tmp_path / "out")]
     else:
         name, *flags = command.split()
-        arguments = [name, "--config", "smoke", "--dataset", dataset.place, "--storage", str(tmp_path), *flags]
+        arguments = [
+            name,
+            "--config",
+            "smoke",
+            "--dataset",
+            dataset.path,
+            "--storage",
+            str(tmp_path),
+            *flags,
+        ]
     assert run_command(arguments) == 5
     assert "this run needs" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -147,19 +178,20 @@ class Reached(Exception):
     """Training would begin."""
 
 
-def test_quickstart_takes_the_workers_that_fit_and_says_so(own_network, free, monkeypatch, tmp_path):
+def test_quickstart_takes_the_workers_that_fit_and_says_so(
+    own_network, free, monkeypatch, tmp_path, logged
+):
     asked = []
 
     def train(settings, **other):
         asked.append(settings.num_workers)
         raise Reached
 
-    monkeypatch.setattr(quickstarting, "train", train)
+    monkeypatch.setattr("raytrain.distributed.train.train", train)
     monkeypatch.setattr(quickstarting, "TILES", 20)
-    said = []
     for size, given in ((10**11, None), (needed(recipe(), CLASSES).total - 1, None), (10**11, 1)):
         free(size)
         with pytest.raises(Reached):
-            quickstarting.quickstart(str(tmp_path / "out"), given, said.append)
+            quickstarting.run_quickstart(str(tmp_path / "out"), given)
     assert asked == [2, 1, 1]
-    assert sum("1 worker instead of 2" in line for line in said) == 1
+    assert sum("1 worker instead of 2" in line for line in logged) == 1

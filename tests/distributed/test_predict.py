@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from odd_images import COUNTED, JPEG, QUARANTINED, encoded, four_bands, noise
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.data.bands import BandRule
 from raytrain.data.images import MAX_BYTES
 from raytrain.distributed.ingest import gate_shard
@@ -22,23 +22,39 @@ def checkpoint(dataset, tmp_path_factory):
     """A checkpoint of the small network, not trained."""
     from handmade import NETWORK
 
-    from raytrain.training import checkpoint as ckpt
-    from raytrain.training import models
+    from raytrain.checkpoints import writing
+    from raytrain.models import networks
     from raytrain.training.transforms import RESIZE_RULE
 
-    place = tmp_path_factory.mktemp("checkpoint") / "last"
+    path = tmp_path_factory.mktemp("checkpoint") / "last"
     meta = {
-        "task": "multi-label", "classes": dataset.classes, "arch": NETWORK, "split": "random", "stage": 1, "epoch": 1, "f2": 0.5,
-        "size": 32, "normalize": "imagenet", "precision": "fp32", "resize": {"rule": RESIZE_RULE, "stored_size": 64},
-    }  # fmt: skip
-    ckpt.save(str(place), models.build(NETWORK, len(dataset.classes), 0.5), meta)
-    return str(place)
+        "task": "multi-label",
+        "classes": dataset.classes,
+        "arch": NETWORK,
+        "split": "random",
+        "stage": 1,
+        "epoch": 1,
+        "f2": 0.5,
+        "size": 32,
+        "normalize": "imagenet",
+        "precision": "fp32",
+        "resize": {"rule": RESIZE_RULE, "stored_size": 64},
+    }
+    writing.save(str(path), networks.build(NETWORK, len(dataset.classes), 0.5), meta)
+    return str(path)
 
 
 def block(paths):
     """Rows as predict and as ingest have them."""
     names = [os.path.basename(path) for path in paths]
-    columns = {"order": range(len(paths)), "image_name": names, "path": paths, "row": -1, "shard": 0, "key": ""}
+    columns = {
+        "order": range(len(paths)),
+        "image_name": names,
+        "path": paths,
+        "row": -1,
+        "shard": 0,
+        "key": "",
+    }
     return pd.DataFrame(columns).assign(target=[np.zeros(3, np.uint8)] * len(paths))
 
 
@@ -48,8 +64,11 @@ def written(folder, files):
     return [str(folder / name) for name in files]
 
 
-def kinds_of_ingest(paths, place, bands=None):
-    return {record["image_name"]: record["kind"] for record in gate_shard(block(paths), str(place), bands)["bad"]}
+def kinds_of_ingest(paths, path, bands=None):
+    return {
+        record["image_name"]: record["kind"]
+        for record in gate_shard(block(paths), str(path), bands)["bad"]
+    }
 
 
 def kinds_of_predict(paths, checkpoint, bands=None):
@@ -59,22 +78,34 @@ def kinds_of_predict(paths, checkpoint, bands=None):
 
 
 def test_the_gate_of_predict_is_that_of_ingest(tmp_path, checkpoint):
-    files = {f"bad_{i}{suffix}": content for i, (content, suffix, _) in enumerate(QUARANTINED.values())}
-    files |= {f"odd_{i}{suffix}": content for i, (content, suffix, _) in enumerate(COUNTED.values())}
+    files = {
+        f"bad_{i}{suffix}": content for i, (content, suffix, _) in enumerate(QUARANTINED.values())
+    }
+    files |= {
+        f"odd_{i}{suffix}": content for i, (content, suffix, _) in enumerate(COUNTED.values())
+    }
     paths = written(tmp_path, files)
-    for name, target in (("loop.jpg", "loop.jpg"), ("memory.jpg", "/proc/self/mem"), ("gone.jpg", "nowhere")):
+    for name, target in (
+        ("loop.jpg", "loop.jpg"),
+        ("memory.jpg", "/proc/self/mem"),
+        ("gone.jpg", "nowhere"),
+    ):
         (tmp_path / name).symlink_to(target)
         paths.append(str(tmp_path / name))
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
-    paths += [str(tmp_path / "folder.jpg"), str(tmp_path / "pipe.jpg"), str(tmp_path / "absent.jpg")]
+    paths += [
+        str(tmp_path / "folder.jpg"),
+        str(tmp_path / "pipe.jpg"),
+        str(tmp_path / "absent.jpg"),
+    ]
     refused = kinds_of_ingest(paths, tmp_path / "out")
     assert kinds_of_predict(paths, checkpoint) == {
         os.path.basename(path): refused.get(os.path.basename(path), "") for path in paths
     }
-    assert {name: refused[name] for name in ("memory.jpg", "folder.jpg", "pipe.jpg", "loop.jpg")} == dict.fromkeys(
-        ("memory.jpg", "folder.jpg", "pipe.jpg", "loop.jpg"), "unreadable"
-    )
+    assert {
+        name: refused[name] for name in ("memory.jpg", "folder.jpg", "pipe.jpg", "loop.jpg")
+    } == dict.fromkeys(("memory.jpg", "folder.jpg", "pipe.jpg", "loop.jpg"), "unreadable")
     assert refused["gone.jpg"] == refused["absent.jpg"] == "missing"
     assert sum(kind != "" for kind in refused.values()) == len(QUARANTINED) + 6
 
@@ -88,7 +119,12 @@ def test_bands_mean_the_same_for_both(tmp_path, checkpoint):
     }
     paths, rule = written(tmp_path, files), BandRule((3, 2, 1), 0, 10000)
     assert kinds_of_ingest(paths, tmp_path / "out", rule) == {"c.tif": "bands"}
-    assert kinds_of_predict(paths, checkpoint, rule) == {"a.tif": "", "tiff.jpg": "", "b.jpg": "", "c.tif": "bands"}
+    assert kinds_of_predict(paths, checkpoint, rule) == {
+        "a.tif": "",
+        "tiff.jpg": "",
+        "b.jpg": "",
+        "c.tif": "bands",
+    }
 
 
 def test_a_disk_that_gives_nothing_is_not_many_bad_files(tmp_path, checkpoint):
@@ -119,7 +155,9 @@ def test_of_a_huge_file_little_is_read(tmp_path, checkpoint, monkeypatch):
     sizes = []
     read = storage.read_bytes
     monkeypatch.setattr(
-        storage, "read_bytes", lambda path, most=-1: sizes.append(len(read(path, most))) or read(path, most)
+        storage,
+        "read_bytes",
+        lambda path, most=-1: sizes.append(len(read(path, most))) or read(path, most),
     )
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(1_500_000_000)
@@ -127,7 +165,9 @@ def test_of_a_huge_file_little_is_read(tmp_path, checkpoint, monkeypatch):
     assert max(sizes) == MAX_BYTES + 1
 
 
-def test_folders_lists_and_what_lies_among_them(tmp_path, checkpoint, tiles, cluster, capsys, monkeypatch):
+def test_folders_lists_and_what_lies_among_them(
+    tmp_path, checkpoint, tiles, cluster, capsys, monkeypatch
+):
     pictures = sorted(tiles[0].iterdir())[:6]
     for i, path in enumerate(pictures):
         folder = tmp_path / "images" / ("x" if i % 2 else "y")
@@ -145,24 +185,57 @@ def test_folders_lists_and_what_lies_among_them(tmp_path, checkpoint, tiles, clu
     (tmp_path / "more" / "list.txt").write_bytes(b"\xef\xbb\xbfextra.jpg\r\nabsent.jpg\r\n")
     monkeypatch.chdir(tmp_path)
     out = str(tmp_path / "p.parquet")
-    command = ["predict", "--checkpoint", checkpoint, "--out", out, "--images", "images", "--subfolders"]
+    command = [
+        "predict",
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        out,
+        "--images",
+        "images",
+        "--subfolders",
+    ]
     assert run_command(command) == 0
     printed = capsys.readouterr().out
     for line in (
-        "left out: x/bad (unreadable: ", "left out: x/deep (16-bit: ", "left out: x/up/ (same-folder: ",
+        "left out: x/bad (unreadable: ",
+        "left out: x/deep (16-bit: ",
+        "left out: x/up/ (same-folder: ",
         "left out: y/f<0xF4>ret.jpg (unsafe-name: ",
-    ):  # fmt: skip
+    ):
         assert line in printed
     wanted = [f"{'x' if i % 2 else 'y'}/{path.stem}" for i, path in enumerate(pictures)]
     assert sorted(predictions.read(out).names) == sorted(wanted)
-    command = ["predict", "--checkpoint", checkpoint, "--out", out, "--images", "more/list.txt", "--images", "images/y"]
+    command = [
+        "predict",
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        out,
+        "--images",
+        "more/list.txt",
+        "--images",
+        "images/y",
+    ]
     assert run_command(command) == 0
     assert "left out: absent (missing: no such file)" in capsys.readouterr().out
-    assert sorted(predictions.read(out).names) == sorted(["extra", *(path.stem for path in pictures[::2])])
+    assert sorted(predictions.read(out).names) == sorted(
+        ["extra", *(path.stem for path in pictures[::2])]
+    )
 
 
 def test_a_source_with_no_usable_picture_says_why(tmp_path, checkpoint, cluster, capsys):
     (tmp_path / "deep.png").write_bytes(QUARANTINED["16-bit grey"][0])
-    command = ["predict", "--checkpoint", checkpoint, "--out", str(tmp_path / "p"), "--images", str(tmp_path)]
+    command = [
+        "predict",
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        str(tmp_path / "p"),
+        "--images",
+        str(tmp_path),
+    ]
     assert run_command(command) == 3
-    assert "none of the 1 pictures can be used; the first, deep (16-bit: " in capsys.readouterr().err
+    assert (
+        "none of the 1 pictures can be used; the first, deep (16-bit: " in capsys.readouterr().err
+    )

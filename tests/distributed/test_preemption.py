@@ -7,10 +7,13 @@ import time
 import pytest
 import ray
 import ray.cloudpickle
+from batches import observed
 from ray.core.generated import autoscaler_pb2
 
 from raytrain.config import load_recipe
+from raytrain.distributed import train as train_module
 from raytrain.distributed.train import train
+from raytrain.log import heard
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_cluster")]
 
@@ -27,17 +30,24 @@ def slowly(rank, batch):
     time.sleep(0.3)
 
 
-def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path):
+def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path, logged, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(train_module, "train_worker", observed(train_module.train_worker, slowly))
     ray.shutdown()
     train_settings = {"batch_size": 8, "threads": 1}
-    changes = {"dataset": dataset.place, "storage": str(tmp_path), "train": train_settings, "select": "1"}
+    changes = {
+        "dataset": dataset.path,
+        "storage": str(tmp_path),
+        "train": train_settings,
+        "select": "1",
+    }
     recipe = load_recipe("smoke", changes | {"model": {"arch": "timm:test_resnet"}})
-    recipe = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"epochs": 6}),)})
-    said, told, made = [], [], []
+    recipe = recipe.model_copy(
+        update={"stages": (recipe.stages[0].model_copy(update={"epochs": 6}),)}
+    )
+    told, made = [], []
 
-    def say(line):
-        said.append(line)
+    def note(line):
         if "epoch 2/6" in line and not told:
             told.append(time.time())
             threading.Thread(target=lambda: told.append(announce())).start()
@@ -46,10 +56,11 @@ def test_a_notice_makes_a_checkpoint_and_the_run_goes_on(dataset, tmp_path):
 
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     try:
-        train(recipe, name="run", say=say, on_batch=slowly)
+        with heard(note):
+            train(recipe, name="run")
     finally:
         ray.shutdown()
     assert told[1][0], told
-    assert sum("will be taken away" in line for line in said) == 1
+    assert sum("will be taken away" in line for line in logged) == 1
     assert made and 0 < made[0] - told[0] < 10
     assert (tmp_path / "run" / "checkpoints" / "stage-1-32").exists()

@@ -11,11 +11,11 @@ import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raytrain import storage
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed import preflight, reach
+from raytrain.distributed import nodes, preflight
+from raytrain.distributed.nodes import probe_from
 from raytrain.distributed.preflight import check_disk
-from raytrain.distributed.reach import probe_from
 from raytrain.distributed.train import not_placed
 from raytrain.errors import ResourceError, StorageError
 from raytrain.evaluation import predictions
@@ -27,11 +27,15 @@ WEIGHTS = 1_000_000
 # Of 4 MB each: four stages, the best; of 12 MB each: the last, two within epochs, one being written.
 @pytest.mark.parametrize(
     ("changes", "needed"),
-    [({}, 5 * 4 + 4 * 12), ({"train": {"ema": 0.9}}, 5 * 8 + 4 * 16), ({"select": "3-4"}, 3 * 4 + 4 * 12)],
+    [
+        ({}, 5 * 4 + 4 * 12),
+        ({"train": {"ema": 0.9}}, 5 * 8 + 4 * 16),
+        ({"select": "3-4"}, 3 * 4 + 4 * 12),
+    ],
 )
 def test_a_disk_too_small_for_the_checkpoints_is_refused(tmp_path, monkeypatch, changes, needed):
     recipe, usage = load_recipe("smoke", changes), SimpleNamespace(free=needed * 10**6)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     check_disk(recipe, str(tmp_path), WEIGHTS)
     usage.free -= 1
     with pytest.raises(StorageError, match=f"need {needed} MB"):
@@ -47,9 +51,10 @@ def test_a_node_with_a_disk_of_its_own_is_named(cluster, tmp_path, monkeypatch):
     probe_from(ray.nodes(), str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     # The node sees nothing of what is written here.
-    monkeypatch.setattr(storage, "write_bytes", lambda place, content: None)
+    monkeypatch.setattr(storage, "write_bytes", lambda path, content: None)
     with pytest.raises(
-        StorageError, match=r"the node \S+ \([0-9.]+\) cannot use .*: what this machine wrote is not there"
+        StorageError,
+        match=r"the node \S+ \([0-9.]+\) cannot use .*: what this machine wrote is not there",
     ):
         probe_from(ray.nodes(), str(tmp_path))
 
@@ -66,17 +71,36 @@ def test_every_command_whose_work_is_spread_tries_its_place_from_every_node_firs
     command, cluster, tiles, dataset, tmp_path, monkeypatch, capsys
 ):
     gone = ray.nodes()[0] | {"NodeID": "0" * 56, "NodeManagerHostname": "gone"}
-    monkeypatch.setattr(reach, "working_nodes", lambda: [*ray.nodes(), gone])
+    monkeypatch.setattr(nodes, "working_nodes", lambda: [*ray.nodes(), gone])
     (tmp_path / "space.yaml").write_text("train.wd: {uniform: [0.1, 0.2]}")
     target = np.array([[0, 1], [1, 0]] * 8, np.uint8)
-    found = predictions.Predictions(tuple(map(str, range(16))), target - 0.5, target, ("a", "b"), {})
+    found = predictions.Predictions(
+        tuple(map(str, range(16))), target - 0.5, target, ("a", "b"), {}
+    )
     predictions.write(str(tmp_path / "p.parquet"), found)
-    search = ["--config", "smoke", "--dataset", dataset.place, "--name", "s", "--storage", str(tmp_path / "runs")]
+    search = [
+        "--config",
+        "smoke",
+        "--dataset",
+        dataset.path,
+        "--name",
+        "s",
+        "--storage",
+        str(tmp_path / "runs"),
+    ]
     arguments = {
         "tune --space": ["tune", *search, "--space", str(tmp_path / "space.yaml")],
         "tune --thresholds": ["tune", *search[4:], "--thresholds", str(tmp_path / "p.parquet")],
         "lr-find": ["lr-find", *search],
-        "ingest": ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", str(tmp_path / "out")],
+        "ingest": [
+            "ingest",
+            "--images",
+            str(tiles[0]),
+            "--labels",
+            str(tiles[1]),
+            "--out",
+            str(tmp_path / "out"),
+        ],
     }[command]
     assert run_command(arguments) == 7
     said = capsys.readouterr().err
@@ -88,7 +112,16 @@ def test_every_command_whose_work_is_spread_tries_its_place_from_every_node_firs
 
 def test_gpus_that_are_not_there_are_refused_before_a_run_stands(cluster, dataset, tmp_path, capfd):
     runs = tmp_path / "runs"
-    command = ["train", "--config", "smoke", "--dataset", dataset.place, "--storage", str(runs), "--use-gpu"]
+    command = [
+        "train",
+        "--config",
+        "smoke",
+        "--dataset",
+        dataset.path,
+        "--storage",
+        str(runs),
+        "--use-gpu",
+    ]
     assert run_command([*command, "--train.batch-size", "32", "--num-workers", "2"]) == 5
     message = capfd.readouterr().err
     assert "the cluster declares 0 GPUs" in message and "Traceback" not in message

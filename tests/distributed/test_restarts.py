@@ -15,31 +15,49 @@ import torch
 from raytrain import machine
 from raytrain.config import load_recipe
 from raytrain.distributed import train
+from raytrain.distributed.messages import Unstarted
 from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
-from raytrain.distributed.signals import Unstarted
-from raytrain.errors import DivergedError, Interrupted, NoRoomError, ResourceError, UnfinishedError, exit_code_of
+from raytrain.errors import (
+    DivergedError,
+    Interrupted,
+    NoRoomError,
+    ResourceError,
+    UnfinishedError,
+    exit_code_of,
+)
 from raytrain.runs import Run
 
 DEAD = ray.exceptions.RayActorError()
 BROKEN = RuntimeError("[pair.cc:553] gloo: Connection closed by peer [127.0.0.1]:1")
 
-LOST = torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed.")
+LOST = torch.distributed.DistNetworkError(
+    "Failed to recv, got 0 bytes. Connection was likely closed."
+)
 
 
 @pytest.mark.parametrize(
-    "failures", [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}, {1: LOST}]
+    "failures",
+    [{0: DEAD}, {1: BROKEN}, {0: BROKEN, 1: DEAD}, {0: ConnectionResetError("reset")}, {1: LOST}],
 )
 def test_a_death_and_what_it_does_to_the_others_pass(failures):
     assert permanent_failure(failures) is None
 
 
 @pytest.mark.parametrize(
-    "error", [DivergedError("the loss became nan"), ModuleNotFoundError("timm"), TypeError("x"), RuntimeError("shape")]
+    "error",
+    [
+        DivergedError("the loss became nan"),
+        ModuleNotFoundError("timm"),
+        TypeError("x"),
+        RuntimeError("shape"),
+    ],
 )
 def test_an_error_of_the_program_would_come_again(error):
     assert permanent_failure({0: BROKEN, 1: error}) is error
     # Where a rank has died, only our own errors are believed.
-    assert permanent_failure({0: DEAD, 1: error}) is (error if isinstance(error, DivergedError) else None)
+    assert permanent_failure({0: DEAD, 1: error}) is (
+        error if isinstance(error, DivergedError) else None
+    )
     wrapped = ray.exceptions.RayTaskError("f", "", error)
     if isinstance(error, DivergedError):
         assert permanent_failure({0: wrapped}) is error
@@ -59,7 +77,7 @@ class Box:
     """Stands for the mailbox."""
 
     def __init__(self):
-        self.say, self.step = Call(), Call()
+        self.log, self.step = Call(), Call()
 
 
 def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
@@ -67,7 +85,7 @@ def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
     callback = restarts(str(tmp_path), box)
     callback.after_exception(None, {1: memory, 0: BROKEN})
     callback.after_exception(None, {0: DEAD})
-    assert len(box.say.told) == 2 and box.step.told == [False, False]  # no step is under way
+    assert len(box.log.told) == 2 and box.step.told == [False, False]  # no step is under way
     with pytest.raises(ResourceError, match=r"rank 1 .* for the 2nd time"):
         callback.after_exception(None, {1: memory, 0: BROKEN})
 
@@ -78,7 +96,9 @@ def kernel(monkeypatch):
     kills = [3]
     monkeypatch.setattr(machine, "kills", lambda: kills[0])
     monkeypatch.setattr(
-        machine, "memory", lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9)
+        machine,
+        "memory",
+        lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9),
     )
     return kills
 
@@ -94,7 +114,9 @@ def test_the_second_kill_by_the_kernel_without_progress_ends_the_run_with_what_h
     kernel[0] += 1
     callback.after_exception(None, {1: DEAD, 0: BROKEN})
     kernel[0] += 1
-    with pytest.raises(ResourceError, match=r"the kernel killed the worker of rank 1 .* for the 2nd time") as caught:
+    with pytest.raises(
+        ResourceError, match=r"the kernel killed the worker of rank 1 .* for the 2nd time"
+    ) as caught:
         callback.after_exception(None, {1: DEAD, 0: BROKEN})
     assert caught.value.exit_code == 5
     assert "limit of 4.0 GB" in caught.value.what
@@ -135,50 +157,54 @@ def test_failures_count_from_the_last_place_that_the_run_reached(tmp_path):
     assert judge.verdict({1: DEAD, 0: BROKEN}) is DEAD
 
 
-def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch):
-    run, lines, groups = Run(str(tmp_path)), [], []
+def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch, logged):
+    run, groups = Run(str(tmp_path)), []
 
-    def group(function, place, recipe, say, on_batch):
-        groups.append(place)
+    def group(function, path, recipe):
+        groups.append(path)
         if len(groups) <= 2:
             saved(tmp_path / "checkpoints", len(groups))
         raise NoRoomError("2 workers found no room")
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(NoRoomError):
-        train._while_it_gets_on(run, None, lines.append, None)
-    assert len(groups) == 3 and len(lines) == 2 and "the run got further" in lines[0]
+        train._train_while_progressing(run, None)
+    assert len(groups) == 3 and len(logged) == 2 and "the run got further" in logged[0]
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(Interrupted(15), 143), (KeyboardInterrupt(), 75), (Unstarted(1), 75), (ValueError("x"), 1)]
+    ("raised", "code"),
+    [(Interrupted(15), 143), (KeyboardInterrupt(), 75), (Unstarted(1), 75), (ValueError("x"), 1)],
 )
 def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code):
     saved(tmp_path / "checkpoints", 3)
     run = Run(str(tmp_path))
-    assert exit_code_of(train._ended(run, raised)) == code
+    assert exit_code_of(train._final_error(run, raised)) == code
     # A third signal, while a second one ends the run and its steps are lost.
     raised.__context__ = Interrupted(15)
-    assert train._ended(run, raised) is raised
+    assert train._final_error(run, raised) is raised
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, trained):
     run, groups = Run(str(tmp_path)), []
 
-    def group(function, place, recipe, say, on_batch):
-        groups.append(place)
+    def group(function, path, recipe):
+        groups.append(path)
         if trained:
             saved(tmp_path / "checkpoints", 3)
         raise Unstarted(signal.SIGTERM)
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(UnfinishedError if trained else Interrupted) as caught:
-        train._attempt(run, None, print, None)
+        train._attempt(run, None)
     code = 75 if trained else 143
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert len(groups) == 1 and exit_code_of(caught.value) == failure["exit_code"] == code
-    assert "stopped by SIGTERM" in failure["message"] and "raytrain train --resume" in failure["message"]
+    assert (
+        "stopped by SIGTERM" in failure["message"]
+        and "raytrain train --resume" in failure["message"]
+    )
 
 
 def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
@@ -197,19 +223,21 @@ def test_a_signal_as_a_wait_for_room_ends_is_kept(tmp_path, monkeypatch):
         yield None
 
     monkeypatch.setattr(train, "mailbox", nothing)
-    monkeypatch.setattr(train, "use_gpu", lambda recipe, say: False)
+    monkeypatch.setattr(train, "use_gpu", lambda recipe: False)
     monkeypatch.setattr(train, "cpus", lambda: 2)
     monkeypatch.setattr(
         ray.train.torch,
         "TorchTrainer",
-        lambda *arguments, **named: SimpleNamespace(fit=lambda: fit(0), _initialize_and_run_controller=None),
+        lambda *arguments, **named: SimpleNamespace(
+            fit=lambda: fit(0), _initialize_and_run_controller=None
+        ),
     )
     with pytest.raises(Unstarted):
-        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"), print, None)
+        train._group(train.train_worker, str(tmp_path), load_recipe("smoke"))
 
 
 def saved(checkpoints, step):
     """What tells how far a run is."""
-    place = checkpoints / f"step-{step:08}"
-    place.mkdir(parents=True)
-    (place / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))
+    path = checkpoints / f"step-{step:08}"
+    path.mkdir(parents=True)
+    (path / "meta.json").write_text(json.dumps({"stage": 1, "epoch": 0, "epoch_steps": step}))

@@ -16,13 +16,13 @@ import sys
 import psutil
 import ray
 
-from raytrain.cli import RAY_ENVIRONMENT
+from raytrain.cli.main import RAY_ENVIRONMENT
 
 os.environ.update(RAY_ENVIRONMENT)
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raytrain.distributed.cluster import session
+from raytrain.distributed.session import session
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 
 with session():
@@ -39,15 +39,21 @@ with session():
 """
 
 
-def test_workers_have_the_niceness_of_the_command_and_nothing_runs_that_nobody_looks_at(no_cluster, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
+def test_workers_have_the_niceness_of_the_command_and_nothing_runs_that_nobody_looks_at(
+    no_cluster, tmp_path
+):
+    environment = {
+        name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"
+    }
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     lines = done.stdout.splitlines()
     assert f"niceness {psutil.Process().nice()}" in lines, done.stderr
     beside = next(line for line in lines if line.startswith("beside the worker"))
     assert "RayTrainWorker" in beside and "TrainController" in beside
-    assert not [name for name in ("Cleaner", "DatasetManager", "AutoscalingCoordinator") if name in beside], beside
+    assert not [
+        name for name in ("Cleaner", "DatasetManager", "AutoscalingCoordinator") if name in beside
+    ], beside
     started = " ".join(line for line in lines if line.startswith("process"))
     # Of the dashboard Ray starts one process in any case; without it, none for its pages.
     assert "raylet" in started and "ray-dashboard-" not in started

@@ -18,16 +18,18 @@ from group import run_group, trace
 from raytrain.config import load_recipe
 
 pytestmark = pytest.mark.usefixtures("no_cluster", "hangups")
-PROGRAM = [sys.executable, "-c", "from raytrain.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from raytrain.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
 def recipe(dataset):
     """Long enough to be met in the middle: 6 epochs of 16 steps, which at 128 px take a second; a signal needs half of it."""
     train = {"batch_size": 8, "threads": 1, "save_every_s": 0.5, "ema": 0.9}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "num_workers": 2})
+    smoke = load_recipe("smoke", {"dataset": dataset.path, "train": train, "num_workers": 2})
     longer = {"size": 128, "epochs": 3}
-    return smoke.model_copy(update={"stages": tuple(s.model_copy(update=longer) for s in smoke.stages[:2])})
+    return smoke.model_copy(
+        update={"stages": tuple(s.model_copy(update=longer) for s in smoke.stages[:2])}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,10 @@ class Command:
 
     def __init__(self, *arguments):
         self.process = subprocess.Popen(
-            [*PROGRAM, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*PROGRAM, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self.lines = []
 
@@ -97,7 +102,10 @@ def test_a_signal_and_then_the_death_of_a_worker_cost_no_bit(recipe, whole, tmp_
     sent = time.time()
     command.process.send_signal(signal.SIGTERM)
     assert command.end() == 75, command.text
-    assert "SIGTERM: a checkpoint follows" in command.text and "raytrain train --resume run" in command.text
+    assert (
+        "SIGTERM: a checkpoint follows" in command.text
+        and "raytrain train --resume run" in command.text
+    )
     run = tmp_path / "run"
     failure = json.loads((run / "failure.json").read_text())
     assert failure["exit_code"] == 75
@@ -121,7 +129,9 @@ def test_a_closed_terminal_is_a_stop_with_a_checkpoint(recipe, tmp_path):
     sent = time.time()
     assert terminal.close() == 75, terminal.text
     said = json.loads((tmp_path / "run" / "failure.json").read_text())
-    assert said["exit_code"] == 75 and "stopped by SIGHUP, with everything kept in " in said["message"]
+    assert (
+        said["exit_code"] == 75 and "stopped by SIGHUP, with everything kept in " in said["message"]
+    )
     kept = said["message"].split(" kept in ")[1].splitlines()[0]
     assert os.stat(f"{kept}/MANIFEST.json").st_mtime > sent
 
@@ -129,18 +139,31 @@ def test_a_closed_terminal_is_a_stop_with_a_checkpoint(recipe, tmp_path):
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_before_the_first_step_ends_the_command(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    terminal = Terminal("train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path)
+    terminal = Terminal(
+        "train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path
+    )
     terminal.wait_for("starting 2 CPU workers")
     assert terminal.close() == 129, terminal.text
     said = json.loads((tmp_path / "run" / "failure.json").read_text())
     assert said["exit_code"] == 129 and "stopped by SIGHUP before its first step" in said["message"]
-    assert not (tmp_path / "run" / "checkpoints").exists() or not os.listdir(tmp_path / "run" / "checkpoints")
+    assert not (tmp_path / "run" / "checkpoints").exists() or not os.listdir(
+        tmp_path / "run" / "checkpoints"
+    )
 
 
 @pytest.mark.slow
 def test_a_run_whose_supervisor_is_killed_ends_with_a_checkpoint(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    arguments = ["--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path, "--restarts", "2"]
+    arguments = [
+        "--config",
+        tmp_path / "recipe.yaml",
+        "--name",
+        "run",
+        "--storage",
+        tmp_path,
+        "--restarts",
+        "2",
+    ]
     command = Command("train", *arguments)
     command.wait_for("first step of")
     os.kill(command.process.pid, signal.SIGKILL)
@@ -176,7 +199,16 @@ def test_a_signal_in_the_range_test_keeps_the_stage_before(recipe, tmp_path):
 @pytest.mark.slow
 def test_the_supervisor_finishes_a_run_whose_driver_is_killed(recipe, whole, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    arguments = ["--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path, "--restarts", "2"]
+    arguments = [
+        "--config",
+        tmp_path / "recipe.yaml",
+        "--name",
+        "run",
+        "--storage",
+        tmp_path,
+        "--restarts",
+        "2",
+    ]
     command = Command("train", *arguments)
     for _ in range(2):
         command.wait_for("first step of")
@@ -189,10 +221,15 @@ def test_the_supervisor_finishes_a_run_whose_driver_is_killed(recipe, whole, tmp
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_step_ends_the_command(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    command = Command("train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path)
+    command = Command(
+        "train", "--config", tmp_path / "recipe.yaml", "--name", "run", "--storage", tmp_path
+    )
     command.wait_for("starting 2 CPU workers")
     time.sleep(3)
     command.process.send_signal(signal.SIGINT)
     assert command.end() == 130, command.text
-    assert "stopped from the keyboard before its first step" in command.text and "Traceback" not in command.text
+    assert (
+        "stopped from the keyboard before its first step" in command.text
+        and "Traceback" not in command.text
+    )
     assert "next: raytrain train --resume run" in command.text

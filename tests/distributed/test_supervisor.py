@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from raytrain import runs
-from raytrain.cli import run_command
-from raytrain.distributed import stopping, supervisor
+from raytrain.cli.main import run_command
+from raytrain.distributed import stop_signals, supervisor
 from raytrain.errors import ResourceError
+from raytrain.log import collected
 
 # Plays the program: notes its arguments, then does what the next word of the script says.
 FAKE = """
@@ -44,17 +45,19 @@ sys.exit(int(word))
 
 @pytest.fixture
 def supervise(tmp_path, monkeypatch):
-    """Runs a script of ends: (exit code, the commands that ran, the lines that were said)."""
+    """Runs a script of ends: (exit code, the commands that ran, the messages)."""
     (tmp_path / "run").mkdir()
+    (tmp_path / "log").touch()  # a process that is killed at once writes no line
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", FAKE])
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE_S", 0.0)
 
     def run(script, restarts):
         (tmp_path / "script").write_text(script)
-        said = []
-        code = supervisor.supervise(["first"], ["again"], str(tmp_path / "run"), restarts, said.append)
-        return code, [json.loads(line)[0] for line in (tmp_path / "log").read_text().splitlines()], said
+        with collected() as messages:
+            code = supervisor.supervise(["first"], ["again"], str(tmp_path / "run"), restarts)
+        log = (tmp_path / "log").read_text()
+        return code, [json.loads(line)[0] for line in log.splitlines()], messages
 
     return run
 
@@ -73,10 +76,16 @@ def test_restarts_are_counted_and_the_last_end_is_told_as_a_shell_does(supervise
     assert supervise("-9 -9 -9", 1)[:2] == (128 + 9, ["first", "first"])
 
 
-@pytest.mark.parametrize("word", ["2", "3", "4", "5", "6", "7", "75", "130", "143", "error:ModuleNotFoundError"])
+@pytest.mark.parametrize(
+    "word", ["2", "3", "4", "5", "6", "7", "75", "130", "143", "error:ModuleNotFoundError"]
+)
 def test_what_would_come_again_is_not_started_again(supervise, word):
     code, commands, said = supervise(word, 5)
-    assert code == (1 if word.startswith("error") else int(word)) and commands == ["first"] and not said
+    assert (
+        code == (1 if word.startswith("error") else int(word))
+        and commands == ["first"]
+        and not said
+    )
 
 
 def test_another_error_is_started_again(supervise):
@@ -127,13 +136,18 @@ def test_the_environment_of_the_process_sets_no_field_again(supervise, monkeypat
     monkeypatch.setattr(supervisor, "PROGRAM", [sys.executable, "-c", code])
     monkeypatch.setenv("RAYTRAIN_TRAIN__BATCH_SIZE", "32")
     monkeypatch.setenv("RAYTRAIN_CACHE", "/cache")
-    (tmp_path / "log").touch()
     assert supervise("", 0)[0] == 0
     there = json.loads((tmp_path / "env").read_text())
-    assert there["RAYTRAIN_CACHE"] == "/cache" and "RAYTRAIN_TRAIN__BATCH_SIZE" not in there and "PATH" in there
+    assert (
+        there["RAYTRAIN_CACHE"] == "/cache"
+        and "RAYTRAIN_TRAIN__BATCH_SIZE" not in there
+        and "PATH" in there
+    )
 
 
-def test_a_setting_that_cannot_change_is_refused_before_anything_runs(monkeypatch, tmp_path, capsys):
+def test_a_setting_that_cannot_change_is_refused_before_anything_runs(
+    monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(supervisor, "supervise", lambda *arguments: pytest.fail("it ran"))
     (tmp_path / "n").mkdir()
     (tmp_path / "n" / "config.yaml").write_text("{}")
@@ -159,7 +173,7 @@ def test_a_signal_reaches_the_process_and_ends_the_supervision(supervise, tmp_pa
 
 CHILD = """
 import os, signal, sys, time
-from raytrain.distributed.stopping import end_with_supervisor
+from raytrain.distributed.stop_signals import end_with_supervisor
 folder = os.environ["FAKE"]
 
 def stopped(number, frame):
@@ -175,19 +189,23 @@ time.sleep(60)
 """
 SUPERVISOR = """
 import sys
-from raytrain.distributed import stopping, supervisor
+from raytrain.distributed import supervisor
 supervisor.PROGRAM = [sys.executable, "-c", sys.argv[1]]
 supervisor.supervise(["first"], ["again"], sys.argv[2], 5)
 """
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_supervisor_that_is_killed_takes_its_process_with_it_as_by_sigterm(tmp_path, monkeypatch, late):
+def test_a_supervisor_that_is_killed_takes_its_process_with_it_as_by_sigterm(
+    tmp_path, monkeypatch, late
+):
     """Also where it dies while the process is started."""
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setenv("LATE", "1" if late else "0")
     process = subprocess.Popen([sys.executable, "-c", SUPERVISOR, CHILD, str(tmp_path / "run")])
-    wait_for(lambda: psutil.Process(process.pid).children() if late else (tmp_path / "ready").exists())
+    wait_for(
+        lambda: psutil.Process(process.pid).children() if late else (tmp_path / "ready").exists()
+    )
     (child,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
@@ -205,10 +223,12 @@ def wait_for(condition):
 
 def test_a_process_without_a_supervisor_stays(monkeypatch):
     monkeypatch.delenv("RAYTRAIN_SUPERVISOR", raising=False)
-    stopping.end_with_supervisor()
+    stop_signals.end_with_supervisor()
 
 
-def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(hangups, supervise, tmp_path, monkeypatch):
+def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(
+    hangups, supervise, tmp_path, monkeypatch
+):
     word = "import os, signal, sys, time\n"
     word += "signal.signal(signal.SIGHUP, lambda *args: sys.exit(75))\n"
     word += "open(os.environ['FAKE'] + '/log', 'a').write('[0]\\n')\n"
@@ -227,23 +247,43 @@ def test_a_closed_terminal_is_forwarded_unless_it_is_ignored(hangups, supervise,
 def test_the_commands_are_those_of_the_run(monkeypatch, tmp_path):
     seen = []
 
-    def noted(first, again, place, restarts):
+    def noted(first, again, path, restarts):
         text = Path(first[2]).read_text() if first[1] == "--config" else ""
-        seen.append((first, again, place, restarts, text))
+        seen.append((first, again, path, restarts, text))
         return 0
 
     monkeypatch.setattr(supervisor, "supervise", noted)
     where = ["--storage", str(tmp_path)]
     assert (
-        run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "3", "--train.wd", "0.5", *where]) == 0
+        run_command(
+            [
+                "train",
+                "--config",
+                "smoke",
+                "--name",
+                "n",
+                "--restarts",
+                "3",
+                "--train.wd",
+                "0.5",
+                *where,
+            ]
+        )
+        == 0
     )
-    first, again, place, restarts, text = seen[0]
+    first, again, path, restarts, text = seen[0]
     assert first[0] == "train" and first[3:] == ["--name", "n"] and "wd: 0.5" in text
-    assert again == ["train", "--resume", "n", *where] and (place, restarts) == (str(tmp_path / "n"), 3)
+    assert again == ["train", "--resume", "n", *where] and (path, restarts) == (
+        str(tmp_path / "n"),
+        3,
+    )
     (tmp_path / "n").mkdir()
     (tmp_path / "n" / "config.yaml").write_text(text)
     assert runs.find("n", str(tmp_path)).recipe.train.wd == 0.5
-    assert run_command(["train", "--resume", "n", "--restarts", "2", "--num-workers", "2", *where]) == 0
+    assert (
+        run_command(["train", "--resume", "n", "--restarts", "2", "--num-workers", "2", *where])
+        == 0
+    )
     assert seen[1][0] == seen[1][1] == ["train", "--resume", "n", *where, "--num-workers", "2"]
 
 
@@ -260,7 +300,7 @@ def head(monkeypatch):
             raise ResourceError("no Ray cluster answers at h:6379: Connection refused")
 
     monkeypatch.setenv("RAY_ADDRESS", "h:6379")
-    monkeypatch.setattr(supervisor.surroundings, "check_head", check)
+    monkeypatch.setattr(supervisor.environment, "check_head", check)
     monkeypatch.setattr(supervisor, "ASK_HEAD_S", 0.01)
     return questions
 
@@ -282,14 +322,16 @@ def test_so_is_one_that_is_missing_from_the_first(supervise, head):
     ]
 
 
-def test_a_head_that_stays_away_is_waited_for_as_long_as_restarts_would_have_taken(supervise, head, monkeypatch):
+def test_a_head_that_stays_away_is_waited_for_as_long_as_restarts_would_have_taken(
+    supervise, head, monkeypatch
+):
     monkeypatch.setattr(supervisor, "HEAD_S", 0.2)
     head += [True] * 10**4
     began = time.monotonic()
     code, commands, said = supervise("begin:-9 5", 4)
     assert (code, commands, len(said)) == (5, ["first", "again"], 2)
     assert 0.8 <= time.monotonic() - began < 5  # for this attempt and each of three that were left
-    assert "it is waited for, 1 s at most, which counts as no restart" in said[-1]
+    assert "waiting for it, 1 s at most, which does not count as a restart" in said[-1]
 
 
 def test_a_signal_ends_the_wait_for_a_head(supervise, head):
@@ -305,15 +347,26 @@ def test_too_little_of_a_cluster_that_answers_is_no_missing_head(supervise, head
 def test_the_keys_of_places_are_handed_on_in_no_file(monkeypatch, tmp_path):
     seen = []
 
-    def noted(first, again, place, restarts):
+    def noted(first, again, path, restarts):
         seen.append((first, Path(first[2]).read_text()))
         return 0
 
     monkeypatch.setattr(supervisor, "supervise", noted)
-    monkeypatch.setattr(runs, "refuse_taken", lambda name, place: None)
+    monkeypatch.setattr(runs, "refuse_taken", lambda name, path: None)
     dataset, store = "s3://KEY:S3CRET@bucket/data?region=us-east-1", "s3://KEY:S3CRET@bucket/runs"
-    given = ["--dataset", dataset, "--storage", store, "--model.weights", "s3://KEY:S3CRET@bucket/w.pt"]
-    assert run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "1", *given]) == 0
+    given = [
+        "--dataset",
+        dataset,
+        "--storage",
+        store,
+        "--model.weights",
+        "s3://KEY:S3CRET@bucket/w.pt",
+    ]
+    assert (
+        run_command(["train", "--config", "smoke", "--name", "n", "--restarts", "1", *given]) == 0
+    )
     first, text = seen[0]
     assert "S3CRET" not in text and "s3://***@bucket/runs" in text
-    assert sorted(zip(first[5::2], first[6::2], strict=True)) == sorted(zip(given[::2], given[1::2], strict=True))
+    assert sorted(zip(first[5::2], first[6::2], strict=True)) == sorted(
+        zip(given[::2], given[1::2], strict=True)
+    )

@@ -15,40 +15,44 @@ import ray
 import ray.cloudpickle
 import ray.train
 import ray.train.torch
+from batches import Batch, observed
 from odd_images import four_bands
 
 from raytrain import runs
-from raytrain.cli import run_command
+from raytrain.checkpoints import reading, writing
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import train as train_module
 from raytrain.distributed.train import train, train_worker
 from raytrain.errors import DivergedError
 from raytrain.evaluation import metrics, predictions
-from raytrain.training import checkpoint as ckpt
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Batch, Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
 
 # Else every command would start a Ray of its own, where a module before this one has stopped the shared one.
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def recipe(dataset, storage, **changes):
-    base = {"dataset": dataset.place, "storage": str(storage), "train": {"batch_size": 32}}
+    base = {"dataset": dataset.path, "storage": str(storage), "train": {"batch_size": 32}}
     return load_recipe("smoke", base | changes)
 
 
 def test_the_real_worker_function_runs_in_local_mode(dataset, tmp_path):
     config = {
         "recipe": recipe(dataset, tmp_path, select="1").model_dump(mode="json"),
-        "run": str(tmp_path / "run"), "mailbox": None, "on_batch": None,
-    }  # fmt: skip
+        "run": str(tmp_path / "run"),
+        "mailbox": None,
+    }
     trainer = ray.train.torch.TorchTrainer(
-        train_worker, train_loop_config=config, scaling_config=ray.train.ScalingConfig(num_workers=0)
+        train_worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=0),
     )
     result = trainer.fit()
     assert result.return_value["stage"] == 1 and 0 < result.metrics["f2"] <= 1
-    assert ckpt.load(result.metrics["checkpoint"]).position == (1, 1, 0)
+    assert reading.load(result.metrics["checkpoint"]).position == (1, 1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +60,66 @@ def trained(dataset, tmp_path_factory):
     """`raytrain train` with two workers through all four stages: (exit code, run directory)."""
     storage = tmp_path_factory.mktemp("runs")
     code = run_command(
-        ["train", "--config", "smoke", "--dataset", dataset.place, "--storage", str(storage), "--name", "two",
-         "--num-workers", "2", "--train.batch-size", "32"]
-    )  # fmt: skip
+        [
+            "train",
+            "--config",
+            "smoke",
+            "--dataset",
+            dataset.path,
+            "--storage",
+            str(storage),
+            "--name",
+            "two",
+            "--num-workers",
+            "2",
+            "--train.batch-size",
+            "32",
+        ]
+    )
     return code, storage / "two"
 
 
 def test_two_workers_leave_a_whole_run_directory(trained):
     code, run = trained
     assert code == 0
-    names = {"config.yaml", "env.json", "history.csv", "metrics.jsonl", "predictions.parquet", "thresholds.json",
-             "metrics.json", "per_label.csv", "report.html", "model_card.md", "checkpoints", "tensorboard"}  # fmt: skip
+    names = {
+        "config.yaml",
+        "env.json",
+        "history.csv",
+        "metrics.jsonl",
+        "predictions.parquet",
+        "thresholds.json",
+        "metrics.json",
+        "per_label.csv",
+        "report.html",
+        "model_card.md",
+        "checkpoints",
+        "tensorboard",
+    }
     assert names <= {p.name for p in run.iterdir()}
     env = json.loads((run / "env.json").read_text())
     assert env["synthetic"] is True and env["versions"]["ray"].startswith("2.")
-    assert ckpt.load(str(run / "checkpoints" / "last")).meta["world"] == 2
+    assert reading.load(str(run / "checkpoints" / "last")).meta["world"] == 2
 
 
 def test_loop_predictions_file_and_predict_agree_on_f2(trained, dataset, tmp_path):
     _, run = trained
     row = list(csv.DictReader((run / "history.csv").open()))[-1]
     kept = predictions.read(str(run / "predictions.parquet"))
-    assert run_command(
-        ["predict", "--checkpoint", str(run), "--dataset", dataset.place, "--out", str(tmp_path / "p.parquet")]
-    ) == 0  # fmt: skip
+    assert (
+        run_command(
+            [
+                "predict",
+                "--checkpoint",
+                str(run),
+                "--dataset",
+                dataset.path,
+                "--out",
+                str(tmp_path / "p.parquet"),
+            ]
+        )
+        == 0
+    )
     assert run_command(["evaluate", str(tmp_path / "p.parquet"), "--out", str(tmp_path / "e")]) == 0
     judged = json.loads((tmp_path / "e" / "metrics.json").read_text())["f2"]
     assert metrics.f2(kept.logits, kept.target) == pytest.approx(float(row["f2"]), abs=1e-6)
@@ -105,8 +145,8 @@ def test_runs_are_listed_shown_and_reported(trained, capsys):
 def test_a_run_starts_from_a_stage_of_another(trained, dataset, tmp_path):
     _, run = trained
     changes = {"init_from": "two:stage-2-32", "select": "3"}
-    done = train(recipe(dataset, run.parent, **changes), name="from-two", say=lambda line: None)
-    meta = ckpt.load(str(run.parent / "from-two" / "checkpoints" / "stage-1-64")).meta
+    done = train(recipe(dataset, run.parent, **changes), name="from-two")
+    meta = reading.load(str(run.parent / "from-two" / "checkpoints" / "stage-1-64")).meta
     assert meta["parent"].endswith("two/checkpoints/stage-2-32") and done.metrics["stage"] == 3
 
 
@@ -117,27 +157,40 @@ def test_a_run_goes_on_without_the_run_it_started_from(trained, dataset, tmp_pat
     shutil.copytree(run / "checkpoints" / "stage-1-32", parent)
     settings = recipe(dataset, tmp_path, init_from=parent, select="2")
     child = runs.create(settings, "child", dataset)
-    fit(settings, dataset, child.place, Worker(), Hooks(say=lambda line: None))
+    fit(settings, dataset, child.path, Worker(), Hooks())
     shutil.rmtree(parent)
     # A crash between the last epoch of a stage and its named checkpoint: the same command writes it.
     shutil.rmtree(tmp_path / "child" / "checkpoints" / "stage-2-32")
     assert run_command(["train", "--resume", "child", "--storage", str(tmp_path)]) == 0
-    ends = [ckpt.load(str(tmp_path / "child" / "checkpoints" / name)) for name in ("last", "stage-2-32")]
+    ends = [
+        reading.load(str(tmp_path / "child" / "checkpoints" / name))
+        for name in ("last", "stage-2-32")
+    ]
     assert ends[0].files["model.safetensors"] == ends[1].files["model.safetensors"]
 
 
 def test_a_damaged_shard_stops_predict_with_a_sentence(trained, dataset, tmp_path, capsys):
     _, run = trained
     copy = tmp_path / "copy"
-    shutil.copytree(dataset.place, copy)
+    shutil.copytree(dataset.path, copy)
     for shard in (copy / "shards").iterdir():
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
-    arguments = ["predict", "--checkpoint", str(run), "--dataset", str(copy), "--out", str(tmp_path / "p.parquet")]
+    arguments = [
+        "predict",
+        "--checkpoint",
+        str(run),
+        "--dataset",
+        str(copy),
+        "--out",
+        str(tmp_path / "p.parquet"),
+    ]
     assert run_command(arguments) == 3
     message = capsys.readouterr().err
-    assert "Traceback" not in message and "next: " in message and not (tmp_path / "p.parquet").exists()
+    assert (
+        "Traceback" not in message and "next: " in message and not (tmp_path / "p.parquet").exists()
+    )
     # The failed pool gives its CPUs back: the next command in this process could not start its workers.
     began = time.monotonic()
     while ray.available_resources().get("CPU") != 2 and time.monotonic() - began < 30:
@@ -153,38 +206,52 @@ def bomb(rank: int, batch: Batch) -> None:
 
 def slow_storage(rank: int, batch: Batch) -> None:
     """Makes each checkpoint of the worker take five seconds."""
-    if getattr(ckpt, "quick_write", None) is None:
-        ckpt.quick_write = ckpt.write
-        ckpt.write = lambda place, state: (time.sleep(5), ckpt.quick_write(place, state))
+    if getattr(writing, "quick_write", None) is None:
+        writing.quick_write = writing.write
+        writing.write = lambda path, state: (time.sleep(5), writing.quick_write(path, state))
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(dataset, tmp_path):
+def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(
+    dataset, tmp_path, logged, monkeypatch
+):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"stall_s": 1.0})})
-    lines = []
-    train(settings, name="slow", say=lines.append, on_batch=slow_storage)
-    assert any("training waits for a checkpoint to be written" in line for line in lines), lines
-    assert not any("start again" in line or "begun no batch" in line for line in lines), lines
+    settings = settings.model_copy(
+        update={"train": settings.train.model_copy(update={"stall_s": 1.0})}
+    )
+    monkeypatch.setattr(
+        train_module, "train_worker", observed(train_module.train_worker, slow_storage)
+    )
+    train(settings, name="slow")
+    assert any("training waits for a checkpoint to be written" in line for line in logged), logged
+    assert not any("start again" in line or "begun no batch" in line for line in logged), logged
 
 
-def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(dataset, tmp_path, capsys):
+def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(
+    dataset, tmp_path, capsys, logged, monkeypatch
+):
     # Workers cannot import this file: the bomb travels by value.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     settings = recipe(dataset, tmp_path, num_workers=2, select="1-2")
-    lines = []
-    with pytest.raises(DivergedError, match="stage 2 epoch 1"):
-        train(settings, name="cut", say=lines.append, on_batch=bomb)
+    with monkeypatch.context() as patch, pytest.raises(DivergedError, match="stage 2 epoch 1"):
+        patch.setattr(train_module, "train_worker", observed(train_module.train_worker, bomb))
+        train(settings, name="cut")
     # What would come again is not started again.
-    assert not any("start again" in line for line in lines) and sum("new run" in line for line in lines) == 1
+    assert (
+        not any("start again" in line for line in logged)
+        and sum("new run" in line for line in logged) == 1
+    )
     run = runs.find("cut", str(tmp_path))
     assert json.loads((tmp_path / "cut" / "failure.json").read_text())["exit_code"] == 6
     assert run.checkpoints == ["best", "last", "stage-1-32"]
     assert run_command(["train", "--resume", "cut", "--storage", str(tmp_path)]) == 0
     assert "resuming after stage 1 epoch 1" in capsys.readouterr().out
     assert not (tmp_path / "cut" / "failure.json").exists()
-    assert [row["stage"] for row in csv.DictReader((tmp_path / "cut" / "history.csv").open())] == ["1", "2"]
+    assert [row["stage"] for row in csv.DictReader((tmp_path / "cut" / "history.csv").open())] == [
+        "1",
+        "2",
+    ]
 
 
 def test_resume_refuses_another_configuration(trained, capsys):
@@ -192,7 +259,7 @@ def test_resume_refuses_another_configuration(trained, capsys):
     where = ["--storage", str(run.parent)]
     assert run_command(["train", "--resume", "two", "--train.wd", "0.5", *where]) == 2
     assert run_command(["train", "--resume", "two", "--config", "smoke", *where]) == 2
-    assert "goes on with" in capsys.readouterr().err
+    assert "continues that run with its own configuration" in capsys.readouterr().err
 
 
 def test_a_name_that_is_taken_is_refused(trained, dataset, capsys):
@@ -202,7 +269,7 @@ def test_a_name_that_is_taken_is_refused(trained, dataset, capsys):
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(run.parent),
         "--name",
@@ -222,7 +289,9 @@ def test_folders_of_tiles_become_a_submission(trained, tiles, tmp_path, capsys):
     (folders[0] / "broken.jpg").write_bytes(b"x" * 50)
     out, where = str(tmp_path / "test.parquet"), ["--storage", str(run.parent)]
     images = [argument for folder in folders for argument in ("--images", str(folder))]
-    assert run_command(["predict", "--checkpoint", "two", *images, "--out", out, "--tta", *where]) == 0
+    assert (
+        run_command(["predict", "--checkpoint", "two", *images, "--out", out, "--tta", *where]) == 0
+    )
     assert "left out: broken (not-an-image: " in capsys.readouterr().out
     sample = tmp_path / "sample.csv"
     names = [f"synthetic_{i:06}" for i in (5, 1, 0, 2, 3, 4, 7, 6)]
@@ -258,22 +327,24 @@ def test_predictions_of_the_symmetries_are_their_mean(trained, dataset):
     from raytrain.distributed.predict import Predictor
 
     _, run = trained
-    place = str(run / "checkpoints" / "last")
+    path = str(run / "checkpoints" / "last")
     pixels = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
     turned = [np.rot90(p).copy() for p in pixels]
-    with_tta = Predictor(place, True)
+    with_tta = Predictor(path, True)
     np.testing.assert_allclose(with_tta._logits(pixels), with_tta._logits(turned), atol=1e-4)
-    plain = Predictor(place, False)
+    plain = Predictor(path, False)
     assert not np.allclose(plain._logits(pixels), plain._logits(turned), atol=1e-4)
 
 
-def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(dataset, tmp_path, capsys):
+def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(
+    dataset, tmp_path, capsys
+):
     arguments = [
         "lr-find",
         "--config",
         "smoke",
         "--dataset",
-        dataset.place,
+        dataset.path,
         "--storage",
         str(tmp_path),
         "--name",
@@ -282,11 +353,17 @@ def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(data
     assert run_command([*arguments, "--num-workers", "2", "--train.batch-size", "32"]) == 0
     assert "stage-1-32: steepest" in capsys.readouterr().out
     folder = tmp_path / "found" / "lr-find"
-    assert sorted(p.name for p in folder.iterdir()) == ["stage-1-32.csv", "stage-1-32.json", "stage-1-32.png"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "stage-1-32.csv",
+        "stage-1-32.json",
+        "stage-1-32.png",
+    ]
     curve = pd.read_csv(folder / "stage-1-32.csv")
     assert list(curve.columns) == ["step", "lr", "loss", "smoothed"] and 30 < len(curve) <= 100
     found = json.loads((folder / "stage-1-32.json").read_text())
-    assert set(found) == {"steepest", "valley", "minimum/10"} and all(1e-8 < lr < 10 for lr in found.values())
+    assert set(found) == {"steepest", "valley", "minimum/10"} and all(
+        1e-8 < lr < 10 for lr in found.values()
+    )
     assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
     assert "found" not in capsys.readouterr().out
     assert run_command(arguments) == 2
@@ -307,10 +384,12 @@ def test_ray_which_shows_and_exports_settings_is_told_no_keys(monkeypatch):
             raise AssertionError("nothing is started here")
 
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
-    monkeypatch.setattr(train_module, "use_gpu", lambda recipe, say: False)
-    monkeypatch.setattr(train_module, "mailbox", lambda say: nullcontext())
-    place = "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
+    monkeypatch.setattr(train_module, "use_gpu", lambda recipe: False)
+    monkeypatch.setattr(train_module, "mailbox", lambda: nullcontext())
+    path = (
+        "s3://KEY:S3CRET@bucket/runs/a?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"
+    )
     recipe = load_recipe("smoke", {"dataset": "s3://KEY:S3CRET@bucket/data"})
-    assert train_module._group(train_module.train_worker, place, recipe, print, None) == "done"
+    assert train_module._group(train_module.train_worker, path, recipe) == "done"
     assert told["run_config"].storage_path == "bucket/runs/a/ray"
     assert told["run_config"].storage_filesystem.type_name == "s3" and "S3CRET" not in str(told)

@@ -25,7 +25,9 @@ def test_the_best_constant_is_the_best_of_all_sets(seed):
     target = labels(seed=seed)
     answer, f2 = baselines.best_constant(target)
     assert f2 == pytest.approx(constant_f2(answer, target), abs=1e-12)
-    assert f2 == pytest.approx(max(constant_f2(said, target) for said in product([0, 1], repeat=6)), abs=1e-12)
+    assert f2 == pytest.approx(
+        max(constant_f2(said, target) for said in product([0, 1], repeat=6)), abs=1e-12
+    )
 
 
 def test_no_single_flip_improves_the_best_constant():
@@ -45,7 +47,9 @@ def test_tiles_without_labels_have_the_empty_answer():
 def test_colour_features_are_mean_and_deviation_of_each_channel():
     image = np.zeros((2, 2, 3), np.uint8)
     image[..., 0], image[0, :, 1] = 255, 255
-    np.testing.assert_allclose(baselines.colour_features(iter([image, image])), [[1, 0.5, 0, 0, 0.5, 0]] * 2)
+    np.testing.assert_allclose(
+        baselines.colour_features(iter([image, image])), [[1, 0.5, 0, 0, 0.5, 0]] * 2
+    )
     assert baselines.colour_features([]).shape == (0, 6)
 
 
@@ -62,7 +66,9 @@ def test_logistic_regression_equals_sklearns(l2):
     found = baselines.logistic_regression(features, target, l2).logits(features)
     scaled = StandardScaler().fit_transform(features)
     for k in range(4):
-        oracle = LogisticRegression(C=1 / (l2 * len(features)), tol=1e-10, max_iter=5000).fit(scaled, target[:, k])
+        oracle = LogisticRegression(C=1 / (l2 * len(features)), tol=1e-10, max_iter=5000).fit(
+            scaled, target[:, k]
+        )
         np.testing.assert_allclose(found[:, k], oracle.decision_function(scaled), atol=2e-4)
 
 
@@ -78,9 +84,14 @@ def test_compare_fits_on_train_and_judges_on_valid():
     train, valid = task(seed=0), task(seed=1)
     found = baselines.compare(train, valid, ["a", "b", "c", "d"])
     answer, _ = baselines.best_constant(train[1])
-    assert found["constant"]["labels"] == [c for c, said in zip("abcd", answer, strict=True) if said]
+    assert found["constant"]["labels"] == [
+        c for c, said in zip("abcd", answer, strict=True) if said
+    ]
     assert found["constant"]["f2"] == pytest.approx(constant_f2(answer, valid[1]))
     model = baselines.logistic_regression(*train)
     threshold, _ = thresholds.best_global(model.logits(train[0]), train[1])
-    expected = {"threshold": threshold, "f2": metrics.f2(model.logits(valid[0]), valid[1], threshold)}
+    expected = {
+        "threshold": threshold,
+        "f2": metrics.f2(model.logits(valid[0]), valid[1], threshold),
+    }
     assert found["logistic"] == expected

@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import average_precision_score, fbeta_score, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    average_precision_score,
+    fbeta_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
 from raytrain.evaluation import metrics
 
@@ -27,10 +32,18 @@ def bits(word):
 
 @pytest.mark.parametrize(
     ("target", "predicted", "expected"),
-    [("110", "101", 0.5), ("110", "111", 0.909091), ("1110", "1100", 0.714286), ("10", "00", 0.0), ("00", "00", 0.0)],
+    [
+        ("110", "101", 0.5),
+        ("110", "111", 0.909091),
+        ("1110", "1100", 0.714286),
+        ("10", "00", 0.0),
+        ("00", "00", 0.0),
+    ],
 )
 def test_f2_of_a_tile_has_the_values_that_fastai_gives(target, predicted, expected):
-    assert metrics.f2_per_tile(bits(predicted) == 1, bits(target)) == pytest.approx([expected], abs=1e-6)
+    assert metrics.f2_per_tile(bits(predicted) == 1, bits(target)) == pytest.approx(
+        [expected], abs=1e-6
+    )
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -38,7 +51,11 @@ def test_f2_of_a_tile_has_the_values_that_fastai_gives(target, predicted, expect
 def test_f2_equals_sklearns_mean_over_samples(pair):
     predicted, target = pair
     expected = fbeta_score(
-        np.c_[target, target * 0], np.c_[predicted, predicted * 0], beta=2, average="samples", zero_division=0
+        np.c_[target, target * 0],
+        np.c_[predicted, predicted * 0],
+        beta=2,
+        average="samples",
+        zero_division=0,
     )
     assert metrics.f2_per_tile(predicted == 1, target).mean() == pytest.approx(expected, abs=1e-8)
 
@@ -61,9 +78,16 @@ def test_a_probability_that_equals_the_threshold_is_negative():
 
 
 def test_the_threshold_is_02_unless_given():
-    target, above, below = np.array([[1]]), np.full((1, 1), -1.38), np.full((1, 1), -1.39)  # sigmoid(-1.3863) = 0.2
+    target, above, below = (
+        np.array([[1]]),
+        np.full((1, 1), -1.38),
+        np.full((1, 1), -1.39),
+    )  # sigmoid(-1.3863) = 0.2
     assert (metrics.f2(above, target), metrics.f2(below, target)) == pytest.approx((1, 0))
-    assert (metrics.accuracy_thresh(above, target), metrics.accuracy_thresh(below, target)) == (1, 0)
+    assert (metrics.accuracy_thresh(above, target), metrics.accuracy_thresh(below, target)) == (
+        1,
+        0,
+    )
 
 
 def test_every_class_has_its_own_threshold():
@@ -84,7 +108,9 @@ def test_logits_passed_as_predictions_are_refused():
 
 def test_sigmoid_is_exact_and_silent_at_both_ends():
     with np.errstate(all="raise", under="ignore"):
-        assert metrics.sigmoid(np.array([-1e4, -40.0, 0.0, 1e4])) == pytest.approx([0, np.exp(-40), 0.5, 1], rel=1e-12)
+        assert metrics.sigmoid(np.array([-1e4, -40.0, 0.0, 1e4])) == pytest.approx(
+            [0, np.exp(-40), 0.5, 1], rel=1e-12
+        )
 
 
 def test_sigmoid_of_float32_is_computed_in_float64():
@@ -95,7 +121,9 @@ def test_sigmoid_of_float32_is_computed_in_float64():
 
 def test_bce_equals_the_mean_log_loss_of_each_class():
     logits, target = draw()
-    expected = np.mean([log_loss(target[:, k], metrics.sigmoid(logits[:, k]), labels=[0, 1]) for k in range(17)])
+    expected = np.mean(
+        [log_loss(target[:, k], metrics.sigmoid(logits[:, k]), labels=[0, 1]) for k in range(17)]
+    )
     assert metrics.bce(logits, target) == pytest.approx(expected, rel=1e-9)
 
 
@@ -125,8 +153,18 @@ def test_per_label_equals_sklearns_report():
     logits, target = draw()
     cuts = np.linspace(0.1, 0.4, 17)
     table = metrics.per_label(logits, target, [f"label{k}" for k in range(17)], cuts)
-    precision, recall, f2, count = precision_recall_fscore_support(target, metrics.sigmoid(logits) > cuts, beta=2)
-    assert list(table) == ["label", "count", "precision", "recall", "f2", "average_precision", "threshold"]
+    precision, recall, f2, count = precision_recall_fscore_support(
+        target, metrics.sigmoid(logits) > cuts, beta=2
+    )
+    assert list(table) == [
+        "label",
+        "count",
+        "precision",
+        "recall",
+        "f2",
+        "average_precision",
+        "threshold",
+    ]
     assert list(table["label"])[:2] == ["label0", "label1"]
     assert list(table["count"]) == list(count)
     expected = np.stack([precision, recall, f2, metrics.average_precision(logits, target), cuts], 1)

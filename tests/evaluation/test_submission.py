@@ -27,7 +27,10 @@ def test_tags_are_above_the_threshold_and_in_class_order():
     tiles = of({"a": [0.3, 0.1, 0.9], "b": [0.21, 0.19, 0.1]})
     assert rows(build([tiles], None, None)) == {"a": "clear water", "b": "clear"}
     assert rows(build([tiles], 0.5, None)) == {"a": "water", "b": "clear"}
-    assert rows(build([tiles], np.array([0.25, 0.05, 0.95]), None)) == {"a": "clear haze", "b": "haze"}
+    assert rows(build([tiles], np.array([0.25, 0.05, 0.95]), None)) == {
+        "a": "clear haze",
+        "b": "haze",
+    }
 
 
 def test_a_probability_that_equals_the_threshold_is_no_tag():
@@ -39,7 +42,10 @@ def test_every_tile_has_at_least_its_top_label():
 
 
 def test_several_folders_are_one_table_in_natural_order():
-    tiles = [of({f"test_{i}": [0.9, 0.1, 0.1] for i in (10, 2, 1)}), of({"file_3": [0.1, 0.9, 0.1]})]
+    tiles = [
+        of({f"test_{i}": [0.9, 0.1, 0.1] for i in (10, 2, 1)}),
+        of({"file_3": [0.1, 0.9, 0.1]}),
+    ]
     table = build(tiles).table
     assert list(table) == ["image_name", "tags"]
     assert list(table["image_name"]) == ["file_3", "test_1", "test_2", "test_10"]
@@ -47,8 +53,14 @@ def test_several_folders_are_one_table_in_natural_order():
 
 def test_names_that_differ_only_in_leading_zeros_have_one_order():
     tiles = {name: [0.9, 0.1, 0.1] for name in ("a1", "a01", "a1b2", "7", "b", "a")}
-    forward, backward = (build([of(dict(pairs))]).table for pairs in (tiles.items(), reversed(tiles.items())))
-    assert list(forward["image_name"]) == list(backward["image_name"]) == ["7", "a", "a01", "a1", "a1b2", "b"]
+    forward, backward = (
+        build([of(dict(pairs))]).table for pairs in (tiles.items(), reversed(tiles.items()))
+    )
+    assert (
+        list(forward["image_name"])
+        == list(backward["image_name"])
+        == ["7", "a", "a01", "a1", "a1b2", "b"]
+    )
 
 
 def test_names_lose_the_extension_of_a_picture_and_nothing_else():
@@ -78,14 +90,16 @@ def test_a_label_that_spaces_would_break_is_refused(label):
 
 
 def sample_file(tmp_path, names, header="image_name,tags"):
-    place = tmp_path / "sample.csv"
-    place.write_text("\n".join([header, *(f"{name},primary" for name in names)]) + "\n")
-    return str(place)
+    path = tmp_path / "sample.csv"
+    path.write_text("\n".join([header, *(f"{name},primary" for name in names)]) + "\n")
+    return str(path)
 
 
 def test_the_sample_gives_the_order(tmp_path):
     sample = sample_file(tmp_path, ["b", "NA", "a", "007"])
-    table = build([of({name: [0.9, 0.1, 0.1] for name in ("007", "a", "b", "NA")})], None, sample).table
+    table = build(
+        [of({name: [0.9, 0.1, 0.1] for name in ("007", "a", "b", "NA")})], None, sample
+    ).table
     assert list(table["image_name"]) == ["b", "NA", "a", "007"]
 
 
@@ -115,17 +129,17 @@ def test_a_sample_that_repeats_a_name_is_refused(tmp_path):
     ],
 )
 def test_a_sample_that_is_none_is_a_data_error(tmp_path, content, sentence):
-    place = tmp_path / "sample.csv"
+    path = tmp_path / "sample.csv"
     if content is not None:
-        place.write_bytes(content)
+        path.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
-        build([of({"a": [0.5] * 3})], None, str(place))
+        build([of({"a": [0.5] * 3})], None, str(path))
 
 
 def test_the_file_is_csv_with_line_feeds(tmp_path):
-    place = tmp_path / "out" / "submission.csv"
-    write(str(place), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})]).table)
-    assert place.read_bytes() == b"image_name,tags\na,clear water\nb,haze\n"
+    path = tmp_path / "out" / "submission.csv"
+    write(str(path), build([of({"a": [0.9, 0.1, 0.9], "b": [0.1, 0.9, 0.1]})]).table)
+    assert path.read_bytes() == b"image_name,tags\na,clear water\nb,haze\n"
 
 
 def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
@@ -155,14 +169,16 @@ def test_the_rows_of_the_competition_take_less_than_three_seconds(tmp_path):
 )
 @pytest.mark.parametrize("pack", [None, "gz", "zip"])
 def test_a_sample_is_read_as_every_table_and_gives_its_own_names(tmp_path, content, names, pack):
-    place = tmp_path / ("sample.csv" if pack is None else f"sample.csv.{pack}")
+    path = tmp_path / ("sample.csv" if pack is None else f"sample.csv.{pack}")
     if pack == "zip":
-        with zipfile.ZipFile(place, "w") as archive:
+        with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("sample_submission_v2.csv", content)
     else:
-        place.write_bytes(gzip.compress(content.encode()) if pack else content.encode())
+        path.write_bytes(gzip.compress(content.encode()) if pack else content.encode())
     tiles = {name: [0.9, 0.1, 0.1] if name == "t_0" else [0.1, 0.9, 0.1] for name in ("t_0", "t_1")}
-    assert rows(build([of(tiles)], None, str(place))) == dict(zip(names, ["haze", "clear"], strict=True))
+    assert rows(build([of(tiles)], None, str(path))) == dict(
+        zip(names, ["haze", "clear"], strict=True)
+    )
 
 
 def test_tiles_in_folders_are_found_by_the_samples_bare_names(tmp_path):
@@ -175,13 +191,30 @@ def test_tiles_that_were_not_predicted_get_the_labels_for_missing_ones(tmp_path)
     sample = sample_file(tmp_path, ["a", "broken_2", "b", "broken_10"])
     tiles = of({name: [0.1, 0.9, 0.1] for name in ("a", "b")})
     done = build([tiles], None, sample, ["water", "clear"])
-    assert rows(done) == {"a": "haze", "broken_2": "clear water", "b": "haze", "broken_10": "clear water"}
-    line, warning = done.said()
-    assert line == 'not predicted, so they get "clear water": 2 of 4 tiles (50.0%): broken_2, broken_10'
+    assert rows(done) == {
+        "a": "haze",
+        "broken_2": "clear water",
+        "b": "haze",
+        "broken_10": "clear water",
+    }
+    line, warning = done.notes()
+    assert (
+        line
+        == 'not predicted, so they get "clear water": 2 of 4 tiles (50.0%): broken_2, broken_10'
+    )
     assert "are the predictions of a test folder missing?" in warning
     many = sample_file(tmp_path, ["broken", *(f"t_{i}" for i in range(200))])
-    assert len(list(build([of({f"t_{i}": [0.1, 0.9, 0.1] for i in range(200)})], None, many, ["clear"]).said())) == 1
-    assert list(build([tiles], None, sample_file(tmp_path, ["b", "a"]), ["clear"]).said()) == []
+    assert (
+        len(
+            list(
+                build(
+                    [of({f"t_{i}": [0.1, 0.9, 0.1] for i in range(200)})], None, many, ["clear"]
+                ).notes()
+            )
+        )
+        == 1
+    )
+    assert list(build([tiles], None, sample_file(tmp_path, ["b", "a"]), ["clear"]).notes()) == []
 
 
 def test_labels_for_missing_tiles_are_classes_and_do_not_hide_other_differences(tmp_path):

@@ -17,7 +17,9 @@ def some(rows=600, noise=1.5, seed=0):
     generator = np.random.default_rng(seed)
     target = (generator.random((rows, 6)) < np.geomspace(0.8, 0.05, 6)).astype(np.uint8)
     logits = np.where(target, 2.0, -2.0) + generator.normal(size=target.shape) * noise
-    return Predictions(tuple(f"t{i}" for i in range(rows)), logits.astype(np.float32), target, CLASSES, {})
+    return Predictions(
+        tuple(f"t{i}" for i in range(rows)), logits.astype(np.float32), target, CLASSES, {}
+    )
 
 
 def calibrated(rows=2000, shift=3.0, seed=0):
@@ -25,7 +27,13 @@ def calibrated(rows=2000, shift=3.0, seed=0):
     generator = np.random.default_rng(seed)
     logits = generator.normal(-1.0, 3.0, size=(rows, 6))
     target = (generator.random(logits.shape) < metrics.sigmoid(logits)).astype(np.uint8)
-    return Predictions(tuple(f"t{i}" for i in range(rows)), (logits + shift).astype(np.float32), target, CLASSES, {})
+    return Predictions(
+        tuple(f"t{i}" for i in range(rows)),
+        (logits + shift).astype(np.float32),
+        target,
+        CLASSES,
+        {},
+    )
 
 
 def test_best_global_is_the_best_of_the_grid():
@@ -70,7 +78,9 @@ def test_a_wrong_label_at_exactly_one_half_is_cut_by_the_threshold_of_one_half()
 def test_best_per_class_is_at_least_as_good_as_where_it_starts():
     p = calibrated(600)
     for start in (0.2, 0.137, np.linspace(0.1, 0.6, 6)):
-        assert thresholds.best_per_class(p.logits, p.target, start)[1] >= metrics.f2(p.logits, p.target, start)
+        assert thresholds.best_per_class(p.logits, p.target, start)[1] >= metrics.f2(
+            p.logits, p.target, start
+        )
 
 
 def test_a_class_that_gains_nothing_stays_where_it_was():
@@ -112,7 +122,10 @@ def test_every_tile_is_judged_by_the_thresholds_of_the_other_half():
     a, b = order[first], np.delete(order, first)
     fitted = [thresholds.best_global(p.logits[half], p.target[half])[0] for half in (a, b)]
     expected = np.mean(
-        [metrics.f2(p.logits[b], p.target[b], fitted[0]), metrics.f2(p.logits[a], p.target[a], fitted[1])]
+        [
+            metrics.f2(p.logits[b], p.target[b], fitted[0]),
+            metrics.f2(p.logits[a], p.target[a], fitted[1]),
+        ]
     )
     judgement = thresholds.judge(p)
     assert [half.best_global for half in judgement.halves] == fitted
@@ -122,7 +135,9 @@ def test_every_tile_is_judged_by_the_thresholds_of_the_other_half():
 def test_what_a_fit_gains_on_noise_does_not_reach_the_judged_score():
     """Where logits know nothing of the labels, a fit gains where it is fitted and not where it is judged."""
     p = some(60)
-    noise = replace(p, logits=np.random.default_rng(5).normal(-1.0, 0.6, p.logits.shape).astype(np.float32))
+    noise = replace(
+        p, logits=np.random.default_rng(5).normal(-1.0, 0.6, p.logits.shape).astype(np.float32)
+    )
     judgement = thresholds.judge(noise)
     fitted = metrics.f2(noise.logits, noise.target, judgement.fitted.per_class)
     assert judgement.scores["per_class"].f2 < fitted - 0.02
@@ -154,15 +169,21 @@ def test_the_judgement_holds_the_metrics_of_all_tiles():
     assert judgement.f2 == pytest.approx(metrics.f2(p.logits, p.target), abs=1e-12)
     assert judgement.bce == pytest.approx(metrics.bce(p.logits, p.target))
     assert judgement.accuracy == pytest.approx(metrics.accuracy_thresh(p.logits, p.target))
-    assert judgement.mean_average_precision == pytest.approx(metrics.average_precision(p.logits, p.target).mean())
+    assert judgement.mean_average_precision == pytest.approx(
+        metrics.average_precision(p.logits, p.target).mean()
+    )
     assert judgement.fitted.best_global == thresholds.best_global(p.logits, p.target)[0]
-    pd.testing.assert_frame_equal(judgement.per_label, metrics.per_label(p.logits, p.target, CLASSES, 0.2))
+    pd.testing.assert_frame_equal(
+        judgement.per_label, metrics.per_label(p.logits, p.target, CLASSES, 0.2)
+    )
 
 
 def test_the_order_of_rows_does_not_matter():
     p = some(101)
     order = np.random.default_rng(9).permutation(101)
-    mixed = Predictions(tuple(p.names[i] for i in order), p.logits[order], p.target[order], CLASSES, {})
+    mixed = Predictions(
+        tuple(p.names[i] for i in order), p.logits[order], p.target[order], CLASSES, {}
+    )
     assert thresholds.to_json(thresholds.judge(p)) == thresholds.to_json(thresholds.judge(mixed))
 
 
@@ -226,7 +247,11 @@ def test_the_recommended_thresholds_are_read_in_class_order(tmp_path, rule):
     thresholds.write(judgement, str(tmp_path))
     read = thresholds.read_thresholds(str(tmp_path / "thresholds.json"), CLASSES[::-1])
     fitted = judgement.fitted
-    expected = {"default": [0.2] * 6, "global": [fitted.best_global] * 6, "per_class": fitted.per_class[::-1].tolist()}
+    expected = {
+        "default": [0.2] * 6,
+        "global": [fitted.best_global] * 6,
+        "per_class": fitted.per_class[::-1].tolist(),
+    }
     assert (read.dtype, read.tolist()) == (np.float64, expected[rule])
 
 
@@ -238,17 +263,23 @@ def test_the_recommended_thresholds_are_read_in_class_order(tmp_path, rule):
         ("[0.2]", "not a thresholds file"),
         ('{"per_class": {"a": 0.1, "b": 0.1}}', "not a thresholds file"),
         ('{"recommended": "best", "per_class": {"a": 0.1, "b": 0.1}}', "not a thresholds file"),
-        ('{"recommended": "per_class", "per_class": {"a": null, "b": 0.1}}', "not a thresholds file"),
+        (
+            '{"recommended": "per_class", "per_class": {"a": null, "b": 0.1}}',
+            "not a thresholds file",
+        ),
         ('{"recommended": "per_class", "per_class": {"a": 0.1}}', '"b" is missing'),
         ('{"recommended": "default", "default": 0.2, "per_class": {"a": 0.1}}', '"b" is missing'),
-        ('{"recommended": "per_class", "per_class": {"a": 0.1, "b": 0.1, "c": 0.1}}', '"c" is unknown'),
+        (
+            '{"recommended": "per_class", "per_class": {"a": 0.1, "b": 0.1, "c": 0.1}}',
+            '"c" is unknown',
+        ),
         ('{"recommended": "per_class", "per_class": {"a": 0.1, "b": 7}}', "outside 0 to 1"),
         ('{"recommended": "per_class", "per_class": {"a": 0.1, "b": NaN}}', "outside 0 to 1"),
     ],
 )
 def test_a_thresholds_file_that_cannot_be_used_is_a_data_error(tmp_path, content, sentence):
-    place = tmp_path / "thresholds.json"
+    path = tmp_path / "thresholds.json"
     if content is not None:
-        place.write_text(content)
+        path.write_text(content)
     with pytest.raises(DataError, match=sentence):
-        thresholds.read_thresholds(str(place), ["a", "b"])
+        thresholds.read_thresholds(str(path), ["a", "b"])

@@ -30,7 +30,7 @@ import ray
 
 import raytrain
 from raytrain import storage
-from raytrain.cli import RAY_ENVIRONMENT
+from raytrain.cli.main import RAY_ENVIRONMENT
 from raytrain.data import images
 from raytrain.data.sources import DividedTiles, images_in
 from raytrain.distributed.ingest import ingest
@@ -58,7 +58,9 @@ def linked(out: Path, tiles: int) -> tuple[DividedTiles, list[str]]:
         labels[name] = tags[files[number % len(files)].stem]
     for original in originals:
         original.unlink()
-    pd.DataFrame({"image_name": labels.keys(), "tags": labels.values()}).to_csv(f"{out}.csv", index=False)
+    pd.DataFrame({"image_name": labels.keys(), "tags": labels.values()}).to_csv(
+        f"{out}.csv", index=False
+    )
     return divided(out), [str(out / f"{name}.jpg") for name in labels]
 
 
@@ -104,7 +106,7 @@ def pss() -> int:
 def timed_ingest(divided: DividedTiles, out: Path) -> float:
     """Seconds of an ingest; the dataset is removed."""
     began = time.monotonic()
-    ingest(divided, str(out), say=lambda line: None)
+    ingest(divided, str(out))
     seconds = time.monotonic() - began
     shutil.rmtree(out)
     return seconds
@@ -125,7 +127,9 @@ def seconds_of_checkout(checkout: Path, out: Path) -> float:
     env = os.environ | {"PYTHONPATH": str(checkout)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert Path(found["raytrain"]).is_relative_to(checkout.resolve()), f"it was {found['raytrain']} that ran"
+    assert Path(found["raytrain"]).is_relative_to(checkout.resolve()), (
+        f"it was {found['raytrain']} that ran"
+    )
     return float(found["seconds"])
 
 
@@ -157,12 +161,16 @@ def compare(out: Path, other: Path, tiles: int, pairs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="a folder that is made and removed")
     parser.add_argument("--tiles", type=int, default=40479)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--against", type=Path, help="another checkout of raytrain to compare with")
-    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)  # what --against starts
+    parser.add_argument(
+        "--once", action="store_true", help=argparse.SUPPRESS
+    )  # what --against starts
     args = parser.parse_args()
     if args.once:
         return ingest_once(args.out)
@@ -178,8 +186,12 @@ def main() -> None:
     for _ in range(args.pairs):
         pool, ours = timed_pool(paths), timed_ingest(once, args.out / "dataset") - start
         ratios.append(pool / ours)
-        print(f"pool {len(paths) / pool:.0f} tiles/s, ingest {len(paths) / ours:.0f} tiles/s, ratio {ratios[-1]:.3f}")
-    print(f"ratio, median: {statistics.median(ratios):.3f} (lowest {min(ratios):.3f}, highest {max(ratios):.3f})")
+        print(
+            f"pool {len(paths) / pool:.0f} tiles/s, ingest {len(paths) / ours:.0f} tiles/s, ratio {ratios[-1]:.3f}"
+        )
+    print(
+        f"ratio, median: {statistics.median(ratios):.3f} (lowest {min(ratios):.3f}, highest {max(ratios):.3f})"
+    )
     four, _ = linked(args.out / "four", 4 * args.tiles)
     idle, watched = pss(), []
     for name, divided in (("1x", once), ("4x", four)):

@@ -10,7 +10,7 @@ import torch
 from fake_graphs import Graphs
 from streams import Device, Streams
 
-from raytrain.distributed import gpus
+from raytrain.distributed import dry_run, gpus, predict, train, tune
 from raytrain.training import execution
 
 # Of the local Ray.
@@ -46,13 +46,18 @@ def declared():
     """
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpus, "device", lambda granted: torch.device("cpu"))
+        for module in (dry_run, predict, train, tune):
+            patch.setattr(module, "compute_device", lambda gpu: torch.device("cpu"))
         # NCCL needs devices.
         over_gloo = ray.train.torch.TorchConfig(backend="gloo")
         patch.setattr(
-            ray.train.torch, "TorchTrainer", functools.partial(ray.train.torch.TorchTrainer, torch_config=over_gloo)
+            ray.train.torch,
+            "TorchTrainer",
+            functools.partial(ray.train.torch.TorchTrainer, torch_config=over_gloo),
         )
-        ray.init(address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False
+        )
         yield
         ray.shutdown()
 

@@ -25,7 +25,11 @@ class Graphs:
         self.graphs.append(weakref.ref(graph))
         self.captures.append((graph.training, len(graph.wanted)))
         self.replays.append(0)
-        capture, eager, parameters = len(self.replays) - 1, module.forward, tuple(module.parameters())
+        capture, eager, parameters = (
+            len(self.replays) - 1,
+            module.forward,
+            tuple(module.parameters()),
+        )
 
         class Replayed(torch.autograd.Function):
             """A class is a cycle: with what it closes over it lives until the collector comes, as in torch 2.11."""
@@ -56,13 +60,16 @@ class Graph:
         self.module, self.compute, self.training = module, module.forward, module.training
         self.pixels, self.inputs = pixels, (pixels, *module.parameters())
         self.asked = [tensor.requires_grad for tensor in self.inputs]
-        self.wanted = [tensor for tensor, asked in zip(self.inputs, self.asked, strict=True) if asked]
+        self.wanted = [
+            tensor for tensor, asked in zip(self.inputs, self.asked, strict=True) if asked
+        ]
         for _ in range(WARM_UPS):
             output = self.compute(pixels)
             torch.autograd.grad(output, self.wanted, torch.ones_like(output))
         self.output = self.compute(pixels).detach().clone()
         self.gradients = [
-            torch.empty_like(t) if asked else None for t, asked in zip(self.inputs, self.asked, strict=True)
+            torch.empty_like(t) if asked else None
+            for t, asked in zip(self.inputs, self.asked, strict=True)
         ]
         self.alive = None
 

@@ -15,8 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain.config import LAYER_GROUPS, load_recipe
-from raytrain.training import feed, models, optim, step
+from raytrain.models import networks
+from raytrain.tiles import feeds
+from raytrain.training import optim, step
 from raytrain.training.ema import Ema
+from raytrain.training.trained import Trained
 
 GPU = torch.device("cuda")
 COPIES = ("aten::_to_copy", "aten::copy_")
@@ -59,30 +62,36 @@ def backward(tensor):
 def copies_of(settings):
     """Devices of the outcomes of two steps; copies in them as [from, to, whether the host goes on at once, how many]."""
     values = {
-        "model": {"arch": NETWORK, "weights": "none"}, "train": {"batch_size": 12, "precision": "bf16", **settings},
+        "model": {"arch": NETWORK, "weights": "none"},
+        "train": {"batch_size": 12, "precision": "bf16", **settings},
         "stages": [{"size": 32, "epochs": 2, "freeze": False, "lr": 0.01}],
-    }  # fmt: skip
+    }
     recipe = load_recipe("smoke", values)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with GPU:
-            model = models.build(NETWORK, 5, 0.5)
+            model = networks.build(NETWORK, 5, 0.5)
             pixels = torch.empty(24, 32, 32, 3, dtype=torch.uint8)
             targets = torch.empty(24, 5, dtype=torch.uint8)
         backward.weights = list(model.parameters())
         optimizer = optim.make_optimizer(model, [0.01] * LAYER_GROUPS, 0.01)
         # What its `__init__` does is upload tiles.
-        tiles = feed.DeviceFeed.__new__(feed.DeviceFeed)
+        tiles = feeds.DeviceFeed.__new__(feeds.DeviceFeed)
         tiles.device, tiles.pixels = GPU, pixels
         averages = Ema(model, 0.9) if "ema" in settings else None
         worker = step.Worker(device=GPU)
-        one = step.Stepper(recipe, 1, model.train(), optimizer, feed.Source(tiles, targets), worker, ema=averages)
+        trained = Trained(model.train(), optimizer, averages)
+        one = step.Stepper(recipe, 1, trained, feeds.Source(tiles, targets), worker)
         outcomes = one.epoch([np.arange(12)] * 3, 1)
         next(outcomes)
         with Copies() as copies:
             rest = list(outcomes)
     left = sum(weight.grad is not None for weight in model.parameters())
     counts = [[*key, count] for key, count in copies.found.items()]
-    return {"outcomes": [outcome.values.device.type for outcome in rest], "copies": counts, "gradients left": left}
+    return {
+        "outcomes": [outcome.values.device.type for outcome in rest],
+        "copies": counts,
+        "gradients left": left,
+    }
 
 
 if __name__ == "__main__":

@@ -13,11 +13,15 @@ LEAST_COPIES = 3
 
 def test_between_two_steps_nothing_is_read_and_all_copies_go_to_the_gpu_without_waiting():
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, str(here / "fake_step.py"), json.dumps(SETTINGS)],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
     assert done.returncode == 0, done.stderr
     for found in json.loads(done.stdout):
         assert found["outcomes"] == ["cuda", "cuda"] and found["gradients left"] == 0

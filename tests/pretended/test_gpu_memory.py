@@ -9,14 +9,17 @@ import torch
 from test_step import ROWS, stepper
 
 from raytrain.config import load_recipe
-from raytrain.data.cache import Store
-from raytrain.distributed import plan
+from raytrain.distributed import dry_run
 from raytrain.errors import ResourceError
-from raytrain.training import placement
-from raytrain.training.precision import keep_fp32
+from raytrain.models.precision import keep_fp32
+from raytrain.tiles import placement
+from raytrain.tiles.cache import Store
+from raytrain.training import out_of_memory
 
 
-def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(no_collector):
+def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(
+    no_collector, monkeypatch
+):
     one = stepper()
     held, alive, full = [], [], [True]
 
@@ -34,10 +37,13 @@ def test_what_the_failed_step_computed_is_gone_when_smaller_passes_are_tried(no_
             module.register_forward_hook(note)
     # The last layer: all activations are there.
     one.network.head[-1].register_forward_pre_hook(too_much)
-    real = one._passes_that_fit
-    one._passes_that_fit = lambda *arguments: (
-        alive.append(sum(activation() is not None for activation in held)) or real(*arguments)
-    )
+    real = out_of_memory.passes_that_fit
+
+    def noted(*arguments):
+        alive.append(sum(activation() is not None for activation in held))
+        return real(*arguments)
+
+    monkeypatch.setattr(out_of_memory, "passes_that_fit", noted)
     with pytest.raises(ResourceError) as caught:
         one(ROWS, 1, 0)
     assert len(held) > 10 and alive == [0]
@@ -52,7 +58,7 @@ def test_what_a_trial_that_failed_made_is_gone_when_the_next_is_tried(no_collect
 
     def empty_like(tensor, **options):
         made = real(tensor, **options)
-        if tensor is one.trained[0] and len(trials[-1]) < 2:
+        if tensor is one.weights[0] and len(trials[-1]) < 2:
             # How many of those of the trials before are left.
             counts.append(sum(moment() is not None for trial in trials[:-1] for moment in trial))
             trials[-1].append(weakref.ref(made))
@@ -72,7 +78,9 @@ def test_what_a_trial_that_failed_made_is_gone_when_the_next_is_tried(no_collect
     assert [len(trial) for trial in trials] == [2, 2] and counts == [0, 0, 0, 0]
 
 
-def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is_free(tmp_path, monkeypatch):
+def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is_free(
+    tmp_path, monkeypatch
+):
     def too_large(pixels, device):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -82,14 +90,16 @@ def test_tiles_that_do_not_fit_into_the_gpu_are_told_with_their_size_and_what_is
     with pytest.raises(ResourceError) as caught:
         placement._uploaded(Store(tmp_path, pixels, 0, None), torch.device("cuda"))
     assert caught.value.what == (
-        "decoded tiles of 2.0 GB do not fit into the GPU's memory, of whose 24.0 GB 2.0 GB are free"
+        "decoded tiles of 2.0 GB do not fit into the GPU's memory: 2.0 GB of its 24.0 GB are free"
     )
     assert caught.value.exit_code == 5 and caught.value.fix.startswith("--tiles cache")
     assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(("device", "seconds"), [("cuda", 2.0), ("cpu", 60.0)])
-def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(device, seconds, monkeypatch):
+def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(
+    device, seconds, monkeypatch
+):
     clock, steps = [0.0], iter([60.0, 2.0])
 
     class Step:
@@ -101,11 +111,13 @@ def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(de
             self.values = torch.zeros(2)
             return self
 
-    monkeypatch.setattr(plan, "Stepper", Step)
+    monkeypatch.setattr(dry_run, "Stepper", Step)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    recipe = load_recipe("smoke", {"stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}]})
+    recipe = load_recipe(
+        "smoke", {"stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}]}
+    )
     model = stepper().network
-    assert plan._step_seconds(recipe, 1, model, None, ROWS, torch.device(device)) == seconds
+    assert dry_run._step_seconds(recipe, 1, model, None, ROWS, torch.device(device)) == seconds
 
 
 def test_fp32_is_kept_from_being_rounded_to_tf32():

@@ -9,26 +9,32 @@ from handmade import NETWORK
 
 from raytrain.bench.generate import write_tiles
 from raytrain.config import load_recipe
-from raytrain.distributed import gpus, plan
+from raytrain.distributed import dry_run, gpus
 from raytrain.distributed.predict import processes
-from raytrain.distributed.train import _place_in_group
+from raytrain.distributed.train import _set_up_worker
 from raytrain.errors import ConfigError, ResourceError
+from raytrain.worker import compute_device
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    place = tmp_path_factory.mktemp("gpus")
+    path = tmp_path_factory.mktemp("gpus")
     values = {
-        "dataset": write_tiles(str(place / "dataset"), 64, 32).place, "storage": str(place / "runs"), "num_workers": 2,
-        "stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}], "train": {"batch_size": 8},
+        "dataset": write_tiles(str(path / "dataset"), 64, 32).path,
+        "storage": str(path / "runs"),
+        "num_workers": 2,
+        "stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}],
+        "train": {"batch_size": 8},
         "model": {"arch": NETWORK, "weights": "none"},
-    }  # fmt: skip
+    }
     return load_recipe("smoke", values)
 
 
 def machines(*numbers):
     """Machines with (CPUs, declared, seen) each."""
-    return [gpus.Machine(f"m{i}", cpus, n, gpus.Seen(seen)) for i, (cpus, n, seen) in enumerate(numbers)]
+    return [
+        gpus.Machine(f"m{i}", cpus, n, gpus.Seen(seen)) for i, (cpus, n, seen) in enumerate(numbers)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,8 @@ def test_a_gpu_counts_where_torch_sees_one(found, wanted, count, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("found", "share"), [([(16, 1, 1)], 16), ([(16, 1, 1), (9, 2, 2)], 4), ([(1, 2, 2)], 0.5), ([(0, 1, 1)], 0)]
+    ("found", "share"),
+    [([(16, 1, 1)], 16), ([(16, 1, 1), (9, 2, 2)], 4), ([(1, 2, 2)], 0.5), ([(0, 1, 1)], 0)],
 )
 def test_a_process_on_a_gpu_asks_for_no_more_cpus_than_every_machine_has_for_it(found, share):
     assert gpus.cpus_of_each(machines(*found)) == share
@@ -68,35 +75,45 @@ def test_no_more_processes_predict_than_there_are_blocks_or_gpus():
     assert [processes(four, blocks) for blocks in (1, 3, 9)] == [1, 3, 4]
 
 
-def test_a_dry_run_without_a_cluster_asks_this_machine(recipe, monkeypatch):
+def test_a_dry_run_without_a_cluster_asks_this_machine(recipe, monkeypatch, logged):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(0, "no driver"))
-    with pytest.raises(ResourceError, match="2 workers with a GPU each are asked for, this machine has 0 GPUs"):
-        plan.dry_run(recipe.model_copy(update={"use_gpu": True}), print)
+    with pytest.raises(
+        ResourceError, match="2 workers with a GPU each are asked for, this machine has 0 GPUs"
+    ):
+        dry_run.dry_run(recipe.model_copy(update={"use_gpu": True}))
     with pytest.raises(ConfigError, match="needs GPUs"):
         model = recipe.model.model_copy(update={"batch_norm": "sync"})
-        plan.dry_run(recipe.model_copy(update={"model": model, "use_gpu": False}), print)
+        dry_run.dry_run(recipe.model_copy(update={"model": model, "use_gpu": False}))
     monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(2))
-    assert plan._device(recipe, print) == torch.device("cuda")
-    said = []
+    assert dry_run._device(recipe) == torch.device("cuda")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    plan._device(recipe, said.append)
-    assert "counted when the command starts" in said[0]
+    dry_run._device(recipe)
+    assert "counted when the command starts" in logged[0]
 
 
 @pytest.mark.parametrize("granted", [False, True])
-def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(granted, recipe, monkeypatch):
+def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(
+    granted, recipe, monkeypatch
+):
     context = SimpleNamespace(
-        get_world_rank=lambda: 1, get_world_size=lambda: 2, get_local_rank=lambda: 1, get_local_world_size=lambda: 2
+        get_world_rank=lambda: 1,
+        get_world_size=lambda: 2,
+        get_local_rank=lambda: 1,
+        get_local_world_size=lambda: 2,
     )
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: not granted)
-    config = {"recipe": recipe.model_dump(mode="json"), "run": "r", "mailbox": None, "on_batch": None}
-    config |= {"device": gpus.device(granted).type}
-    worker = _place_in_group(config)[3]
+    config = {
+        "recipe": recipe.model_dump(mode="json"),
+        "run": "r",
+        "mailbox": None,
+    }
+    config |= {"device": compute_device(granted).type}
+    worker = _set_up_worker(config)[3]
     assert worker.device == (torch.device("cuda", 1) if granted else torch.device("cpu"))
-    assert gpus.device(granted).type == worker.device.type
+    assert compute_device(granted).type == worker.device.type
 
 
 def test_the_answer_says_why_torch_sees_none(monkeypatch):
@@ -109,11 +126,16 @@ def test_the_answer_says_why_torch_sees_none(monkeypatch):
     def old_driver():
         import warnings
 
-        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old. Please update", stacklevel=1)
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old. Please update",
+            stacklevel=1,
+        )
         return False
 
     monkeypatch.setattr(torch.cuda, "is_available", old_driver)
-    assert gpus.seen() == gpus.Seen(0, "CUDA initialization: The NVIDIA driver on your system is too old")
+    assert gpus.seen() == gpus.Seen(
+        0, "CUDA initialization: The NVIDIA driver on your system is too old"
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert gpus.seen() == gpus.Seen(3)

@@ -7,18 +7,22 @@ import pandas as pd
 import pytest
 import ray
 import torch
+from batches import observed
 from handmade import NETWORK
 
 from raytrain.bench.generate import write_tiles
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed import plan, preflight, tune
+from raytrain.distributed import dry_run, preflight, tune
+from raytrain.distributed import train as train_module
 from raytrain.distributed.predict import Predictor, predict
 from raytrain.distributed.train import train
 from raytrain.errors import ResourceError
 from raytrain.evaluation import predictions
 
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which torch sees")
+no_gpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a GPU, which torch sees"
+)
 STAGE = {"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}
 
 
@@ -31,28 +35,41 @@ def data(tmp_path_factory):
 @pytest.fixture
 def recipe(data, tmp_path):
     values = {
-        "dataset": data.place, "storage": str(tmp_path / "runs"), "num_workers": 2, "stages": [STAGE],
-        "model": {"arch": NETWORK, "weights": "none"}, "train": {"batch_size": 32, "threads": 1, "precision": "fp32"},
-    }  # fmt: skip
+        "dataset": data.path,
+        "storage": str(tmp_path / "runs"),
+        "num_workers": 2,
+        "stages": [STAGE],
+        "model": {"arch": NETWORK, "weights": "none"},
+        "train": {"batch_size": 32, "threads": 1, "precision": "fp32"},
+    }
     return load_recipe("smoke", values)
 
 
 def flags(recipe):
     return [
-        "--config", "smoke", "--dataset", recipe.dataset, "--storage", recipe.storage, "--model.weights", "none",
-        "--train.batch-size", "32",
-    ]  # fmt: skip
+        "--config",
+        "smoke",
+        "--dataset",
+        recipe.dataset,
+        "--storage",
+        recipe.storage,
+        "--model.weights",
+        "none",
+        "--train.batch-size",
+        "32",
+    ]
 
 
 @no_gpu
 @pytest.mark.usefixtures("declared")
-def test_declared_gpus_that_torch_does_not_see_are_not_used_and_a_line_says_so(recipe):
-    said = []
-    assert preflight.use_gpu(recipe, said.append) is False
-    assert len(said) == 1
-    assert re.fullmatch(r"CPUs are used: \S+ \(.*\) declares 2 GPUs, torch sees none there \(.+\)", said[0])
-    assert preflight.use_gpu(recipe.model_copy(update={"use_gpu": False}), said.append) is False
-    assert len(said) == 1, "nothing is asked where GPUs are not wanted"
+def test_declared_gpus_that_torch_does_not_see_are_not_used_and_a_line_says_so(recipe, logged):
+    assert preflight.use_gpu(recipe) is False
+    assert len(logged) == 1
+    assert re.fullmatch(
+        r"CPUs are used: \S+ \(.*\) declares 2 GPUs, torch sees none there \(.+\)", logged[0]
+    )
+    assert preflight.use_gpu(recipe.model_copy(update={"use_gpu": False})) is False
+    assert len(logged) == 1, "nothing is asked where GPUs are not wanted"
 
 
 @no_gpu
@@ -71,7 +88,9 @@ def test_asked_for_they_end_the_command_with_exit_code_5(recipe, command, capfd)
 
 @no_gpu
 @pytest.mark.usefixtures("declared")
-def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(recipe, tmp_path, capfd):
+def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(
+    recipe, tmp_path, capfd
+):
     (tmp_path / "space.yaml").write_text("train.wd: {choice: [0.01, 0.1]}\n")
     command = ["tune", "--space", str(tmp_path / "space.yaml"), "--use-gpu", *flags(recipe)]
     assert run_command(command) == 5
@@ -79,31 +98,34 @@ def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(r
 
 
 @pytest.mark.usefixtures("usable")
-def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(recipe, data, tmp_path, monkeypatch):
-    def note(rank, batch, place=str(tmp_path)):
-        with open(f"{place}/rank-{rank}", "w") as file:
+def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
+    recipe, data, tmp_path, monkeypatch, logged
+):
+    def note(rank, batch, path=str(tmp_path)):
+        with open(f"{path}/rank-{rank}", "w") as file:
             file.write(f"{ray.get_gpu_ids()} {ray.train.get_context().get_local_rank()}")
 
-    said = []
-    done = train(recipe, name="run", say=said.append, on_batch=note)
-    assert "starting 2 GPU workers (about 15 seconds)" in said
+    monkeypatch.setattr(train_module, "train_worker", observed(train_module.train_worker, note))
+    done = train(recipe, name="run")
+    assert "starting 2 GPU workers (about 15 seconds)" in logged
     ranks = sorted((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
     assert {text[-1] for text in ranks} == {"0", "1"} and len({text[:-2] for text in ranks}) == 2
 
-    predicted_alike(f"{done.run.place}/checkpoints/last", data, tmp_path)
-    table = tune.search(
-        recipe, {"train.wd": {"choice": [0.01, 0.1]}}, name="search", num_samples=1, say=lambda line: None
-    )
+    predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path, logged)
+    table = tune.search(recipe, {"train.wd": {"choice": [0.01, 0.1]}}, name="search", num_samples=1)
     assert table["epochs"].tolist() == [1]
     assert resources_of_a_trial(recipe, monkeypatch) == {"CPU": 1, "GPU": 1}
-    assert resources_of_a_trial(recipe.model_copy(update={"use_gpu": False}), monkeypatch) == {"CPU": 1}
+    assert resources_of_a_trial(recipe.model_copy(update={"use_gpu": False}), monkeypatch) == {
+        "CPU": 1
+    }
 
 
-def predicted_alike(checkpoint, data, tmp_path):
+def predicted_alike(checkpoint, data, tmp_path, logged):
     """Two processes on a GPU each give, for every tile, what one process without gives, though small blocks are joined."""
-    lines = []
     out = str(tmp_path / "p.parquet")
-    predict(checkpoint, out, dataset_place=data.place, part="all", say=lines.append)
+    logged.clear()
+    predict(checkpoint, out, dataset_path=data.path, part="all")
+    lines = [line for line in logged if line.startswith("predict: ")]
     assert len({re.search(r"process (\d+)", line)[1] for line in lines}) == 2
     found = predictions.read(out)
     alone = Predictor(checkpoint, False)
@@ -112,15 +134,21 @@ def predicted_alike(checkpoint, data, tmp_path):
     for shard, start, end in zip(data.shards, starts, starts[1:], strict=False):
         numbers = np.arange(start, end)
         block = pd.DataFrame({"order": numbers, "path": shard, "row": numbers - start, "target": 0})
-        rows.append(alone(block.assign(image_name=data.table["image_name"].iloc[numbers].to_list())))
+        rows.append(
+            alone(block.assign(image_name=data.table["image_name"].iloc[numbers].to_list()))
+        )
     wanted = pd.concat(rows)
     assert found.names == tuple(wanted["image_name"])
     np.testing.assert_allclose(found.logits, np.stack(list(wanted["logits"])), rtol=1e-4, atol=1e-5)
     # And a block that holds rows of two shards, in any order.
     mixed = pd.concat([rows[1].iloc[[0]], rows[0].iloc[[1]], rows[1].iloc[[1]]])
-    block = pd.DataFrame({"path": [data.shards[n] for n in (1, 0, 1)], "row": [0, 1, 1], "order": 0, "target": 0})
+    block = pd.DataFrame(
+        {"path": [data.shards[n] for n in (1, 0, 1)], "row": [0, 1, 1], "order": 0, "target": 0}
+    )
     again = alone(block.assign(image_name=mixed["image_name"].to_list()))
-    np.testing.assert_allclose(np.stack(list(again["logits"])), np.stack(list(mixed["logits"])), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(list(again["logits"])), np.stack(list(mixed["logits"])), rtol=1e-4, atol=1e-5
+    )
 
 
 class Asked(Exception):
@@ -143,7 +171,7 @@ def resources_of_a_trial(recipe, monkeypatch):
 @pytest.mark.usefixtures("usable")
 def test_more_workers_than_gpus_are_refused_by_the_command_and_by_its_dry_run(recipe, monkeypatch):
     more = recipe.model_copy(update={"num_workers": 3, "use_gpu": True})
-    for refuse in (preflight.use_gpu, plan._device):
+    for refuse in (preflight.use_gpu, dry_run._device):
         with pytest.raises(ResourceError, match="the cluster declares 2 GPUs") as caught:
-            refuse(more, print)
+            refuse(more)
         assert caught.value.fix == "--num-workers 2"

@@ -5,8 +5,8 @@ import pytest
 import torch
 from handmade import encoded, scene, write_dataset
 
-from raytrain.training.feed import CacheFeed, ahead, ahead_on_gpu, copying_stream
-from raytrain.training.stream import StreamFeed
+from raytrain.tiles.feeds import CacheFeed, ahead, ahead_on_gpu, copying_stream
+from raytrain.tiles.stream import StreamFeed
 
 THIRD = torch.device("cuda", 3)
 ROWS = [np.array([3, 1]), np.array([0, 2]), np.array([5, 4])]
@@ -55,13 +55,20 @@ def feeds(tmp_path, streams, monkeypatch):
     monkeypatch.setattr(
         torch.Tensor,
         "to",
-        lambda tensor, target, **options: tensor if target == THIRD else real_to(tensor, target, **options),
+        lambda tensor, target, **options: (
+            tensor if target == THIRD else real_to(tensor, target, **options)
+        ),
     )
-    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: real_empty(*shape, **options))
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, pin_memory=False, **options: real_empty(*shape, **options)
+    )
     named = {f"tile_{n}": (encoded(scene(n)), "a") for n in range(6)}
     dataset = write_dataset(tmp_path / "dataset", named, ["a"])
     pixels = np.stack([scene(n) for n in range(6)])
-    return [CacheFeed(pixels, THIRD), StreamFeed(dataset, 64, window=None, processes=0, device=THIRD)]
+    return [
+        CacheFeed(pixels, THIRD),
+        StreamFeed(dataset, 64, window=None, processes=0, device=THIRD),
+    ]
 
 
 def test_a_feed_copies_on_one_stream_in_all_its_epochs(feeds, streams):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from raytrain.cli import RAY_ENVIRONMENT, run_command
+from raytrain.cli.main import RAY_ENVIRONMENT, run_command
 from raytrain.config import load_recipe
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -44,21 +44,35 @@ def write_large_recipe(path: Path) -> None:
 def run(out: Path, data: str, variant: str, seed: int) -> pd.DataFrame:
     """The history of a run: trained now, resumed, or found finished."""
     name = f"{data}-{variant}-{seed}"
-    place = out / name
-    if not (place / "report.html").exists():  # written last
-        flags = ["--resume", name] if (place / "config.yaml").exists() else [
-            "--name", name, "--dataset", str(out / data), "--train.seed", str(seed),
-            "--model.weights", str(out / "resnet18.pth"), *VARIANTS[variant],
-        ]  # fmt: skip
+    path = out / name
+    if not (path / "report.html").exists():  # written last
+        flags = (
+            ["--resume", name]
+            if (path / "config.yaml").exists()
+            else [
+                "--name",
+                name,
+                "--dataset",
+                str(out / data),
+                "--train.seed",
+                str(seed),
+                "--model.weights",
+                str(out / "resnet18.pth"),
+                *VARIANTS[variant],
+            ]
+        )
         if run_command(["train", *flags, "--storage", str(out)]) != 0:
             raise SystemExit(f"{name} failed; the same command goes on with it")
-    return pd.read_csv(place / "history.csv")
+    return pd.read_csv(path / "history.csv")
 
 
 def prepared(out: Path, data: str) -> None:
     """Ingests the data set and builds the weights, once."""
     if not (out / "resnet18.pth").exists():
-        subprocess.run([sys.executable, str(REAL / "weights" / "build.py"), str(out / "resnet18.pth")], check=True)
+        subprocess.run(
+            [sys.executable, str(REAL / "weights" / "build.py"), str(out / "resnet18.pth")],
+            check=True,
+        )
     folder = REAL / data
     arguments = [
         "--images",
@@ -74,19 +88,31 @@ def prepared(out: Path, data: str) -> None:
 
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation over seeds."""
-    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+    return (
+        f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+        if len(values) > 1
+        else f"{values[0]:.4f}"
+    )
 
 
 def after_stages(histories: list[pd.DataFrame]) -> str:
     """A table row: F2 after each stage."""
-    return " | ".join(spread([h[h["stage"] == stage]["f2"].iloc[-1] for h in histories]) for stage in (1, 2, 3, 4))
+    return " | ".join(
+        spread([h[h["stage"] == stage]["f2"].iloc[-1] for h in histories]) for stage in (1, 2, 3, 4)
+    )
 
 
 def compared(left: list[pd.DataFrame], right: list[pd.DataFrame], column: str, stage: int) -> str:
     """Mean difference of a column at the end of a stage, seed by seed, ± its standard error."""
-    ends = [[h[h["stage"] == stage][column].iloc[-1] for h in histories] for histories in (left, right)]
+    ends = [
+        [h[h["stage"] == stage][column].iloc[-1] for h in histories] for histories in (left, right)
+    ]
     differences = [a - b for a, b in zip(*ends, strict=True)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+    error = (
+        statistics.stdev(differences) / len(differences) ** 0.5
+        if len(differences) > 1
+        else float("nan")
+    )
     return f"{statistics.mean(differences):+.4f} ± {error:.4f}"
 
 
@@ -102,7 +128,9 @@ def rows(data: str, found: dict[str, list[pd.DataFrame]]) -> list[str]:
 def notes(data: str, found: dict[str, list[pd.DataFrame]]) -> list[str]:
     """What the variants say, in sentences; differences are seed by seed, ± their standard error."""
     recipe, auto, large, alone = (found[variant] for variant in VARIANTS)
-    seconds = [statistics.mean(h["seconds"].sum() for h in histories) for histories in (recipe, large)]
+    seconds = [
+        statistics.mean(h["seconds"].sum() for h in histories) for histories in (recipe, large)
+    ]
     return [
         f"{data}: starting small changes the final F2 by {compared(recipe, large, 'f2', 4)} and takes "
         f"{seconds[0] / seconds[1]:.2f} of the time.",

@@ -20,7 +20,7 @@ from session import PATIENCE_S, Session, kill
 from workshop import dataset, recipe
 
 from raytrain import runs, storage
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.data.dataset import open_dataset
 from raytrain.output import Output
 from raytrain.report.conclude import conclude
@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "RAY_AUTH_TOKEN": OTHERS,
 }
 # Not the driver that records: these are the commands as they are.
-CLI = [sys.executable, "-u", "-c", "from raytrain.cli import main; main()"]
+CLI = [sys.executable, "-u", "-c", "from raytrain.cli.main import main; main()"]
 STORE = f"s3://{KEY}:{SECRET}@bucket"
 
 
@@ -65,11 +65,13 @@ def _trained(bucket: Path) -> list[str]:
     data = open_dataset(f"{STORE}/data")
     run = runs.create(settings, "a", data)
     with captured() as streams, patch("sys.stdout", Output(streams[0])):
-        print(f"run {run.name} in {run.place}")
-        run_alone(settings, run.place, report=print)
-        conclude(run.place)
+        print(f"run {run.name} in {run.path}")
+        run_alone(settings, run.path, report=print)
+        conclude(run.path)
     lines.append(streams[0].getvalue())
-    assert runs.find("a", f"{STORE}/runs").recipe == settings  # --resume finds its dataset with the keys
+    assert (
+        runs.find("a", f"{STORE}/runs").recipe == settings
+    )  # --resume finds its dataset with the keys
     runs.write_failure(run, RuntimeError(f"{STORE}/data is gone"), 1)
     return lines
 
@@ -78,16 +80,21 @@ def _commands(folder: Path) -> list[str]:
     """What commands print of such places, errors included."""
     found = []
     for arguments in (
-        ["runs", "list", "--storage", f"{STORE}/runs"], ["runs", "show", "a", "--storage", f"{STORE}/runs"],
-        ["runs", "report", "a", "--storage", f"{STORE}/runs"], ["runs", "show", "b", "--storage", f"{STORE}/runs"],
-        ["data", "check", f"{STORE}/data", "--fast", "--out", str(folder)], ["data", "check", f"{STORE}/nothing"],
-        ["train", "--dataset", f"{STORE}/nothing"], ["train", "--dataset", f"{STORE}/data", "--storage", f"{STORE}/runs", "--name", "a"],
+        ["runs", "list", "--storage", f"{STORE}/runs"],
+        ["runs", "show", "a", "--storage", f"{STORE}/runs"],
+        ["runs", "report", "a", "--storage", f"{STORE}/runs"],
+        ["runs", "show", "b", "--storage", f"{STORE}/runs"],
+        ["data", "check", f"{STORE}/data", "--fast", "--out", str(folder)],
+        ["data", "check", f"{STORE}/nothing"],
+        ["train", "--dataset", f"{STORE}/nothing"],
+        ["train", "--dataset", f"{STORE}/data", "--storage", f"{STORE}/runs", "--name", "a"],
         ["train", "--dataset", f"{STORE}/data", "--train.batch-size", "4000"],
         ["predict", "--checkpoint", f"{STORE}/runs/b", "--images", "x", "--out", f"{STORE}/p"],
         ["evaluate", f"{STORE}/runs/a/predictions.parquet", "--out", f"{STORE}/evaluation"],
         ["evaluate", f"{STORE}/nothing.parquet", "--out", f"{STORE}/evaluation"],
-        ["train", "--config", f"{STORE}/nothing.yaml"], ["train", "--config", "smoke", "--dataset", f"{STORE}/data", "--print-config"],
-    ):  # fmt: skip
+        ["train", "--config", f"{STORE}/nothing.yaml"],
+        ["train", "--config", "smoke", "--dataset", f"{STORE}/data", "--print-config"],
+    ):
         with captured() as streams:
             run_command(arguments)
         found.append(streams[0].getvalue() + streams[1].getvalue())
@@ -101,7 +108,10 @@ def scanned(folder: Path) -> Outcome:
     storage._store.cache_clear()
     with patch.object(storage, "_store", bucket), patch.dict("os.environ", ENVIRONMENT):
         lines = [*_trained(folder / "store"), *_commands(folder)]
-    checks.add(any(SECRET in uri for uri in bucket.opened), "the keys never came to the store: nothing was tried")
+    checks.add(
+        any(SECRET in uri for uri in bucket.opened),
+        "the keys never came to the store: nothing was tried",
+    )
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = {path.name for path in files}
     for name in (
@@ -123,9 +133,16 @@ def ingested(folder: Path) -> Outcome:
     (folder / "store" / "bucket").mkdir(parents=True)
     writers.painted(folder / "store" / "bucket")
     (folder / "store" / "bucket" / "tiles" / "t_1.jpg").write_bytes(b"damaged")
-    with patch.object(storage, "_store", bucket), patch.dict("os.environ", ENVIRONMENT), captured() as streams:
+    with (
+        patch.object(storage, "_store", bucket),
+        patch.dict("os.environ", ENVIRONMENT),
+        captured() as streams,
+    ):
         writers.ingest_from(f"{STORE}/tiles", f"{STORE}/labels.csv", f"{STORE}/out")
-    checks.add((folder / "store" / "bucket" / "out" / "quarantine.jsonl").exists(), "nothing was quarantined")
+    checks.add(
+        (folder / "store" / "bucket" / "out" / "quarantine.jsonl").exists(),
+        "nothing was quarantined",
+    )
     return _judged(checks, keys_in(folder), _keys_printed(stream.getvalue() for stream in streams))
 
 
@@ -178,11 +195,13 @@ def bucket() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    query = f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
-    place = f"s3://{KEY}:{SECRET}@bucket/place{query}"
-    storage.make_dir(place)
+    query = (
+        f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    )
+    path = f"s3://{KEY}:{SECRET}@bucket/place{query}"
+    storage.make_dir(path)
     try:
-        yield place
+        yield path
     finally:
         server.stop()
 
@@ -190,66 +209,107 @@ def bucket() -> Iterator[str]:
 def under_ray(folder: Path) -> Outcome:
     """Every command that starts Ray or takes --storage, in a bucket: its objects, all of Ray's files, and what is printed."""
     checks, searches = Checks(), []
-    with bucket() as place:
-        for number, arguments in enumerate(_all_commands(folder, place)):
+    with bucket() as path:
+        for number, arguments in enumerate(_all_commands(folder, path)):
             own = folder / f"{number}-{arguments[0]}"
             own.mkdir()
             with Session(own, *arguments, program=CLI, env=ENVIRONMENT) as session:
                 code = session.end()
-                checks.add(code == 0, f"{' '.join(arguments[:2])}: exit code {code}, {session.text()[-1500:]}")
+                checks.add(
+                    code == 0,
+                    f"{' '.join(arguments[:2])}: exit code {code}, {session.text()[-1500:]}",
+                )
                 searches.append(keys_in(own, session.tmp))
-        searches.append(_keys_in_objects(place))
+        searches.append(_keys_in_objects(path))
     return _judged(checks, *searches)
 
 
-def _all_commands(folder: Path, place: str) -> Iterator[list[str]]:
+def _all_commands(folder: Path, path: str) -> Iterator[list[str]]:
     """The commands, each of which may use what those before it have left."""
-    runs_at, data = storage.join(place, "runs"), storage.join(place, "data")
+    runs_at, data = storage.join(path, "runs"), storage.join(path, "data")
     storage.upload_directory(Path(dataset(folder / "data", 64)), data)
     writers.painted(folder)
-    storage.upload_directory(folder / "tiles", storage.join(place, "tiles"))
-    storage.write_bytes(storage.join(place, "labels.csv"), (folder / "labels.csv").read_bytes())
+    storage.upload_directory(folder / "tiles", storage.join(path, "tiles"))
+    storage.write_bytes(storage.join(path, "labels.csv"), (folder / "labels.csv").read_bytes())
     space = folder / "space.yaml"
-    space.write_text(yaml.safe_dump({"stages.0.lr": {"loguniform": [0.001, 0.1]}}))
+    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
     where = ["--storage", runs_at]
-    small = ["--config", "smoke", "--model.arch", NETWORK, "--dataset", data, "--num-workers", "1",
-             "--train.batch-size", "8", *where]  # fmt: skip
-    predicted = storage.join(place, "p.parquet")
-    yield ["ingest", "--images", storage.join(place, "tiles"), "--labels", storage.join(place, "labels.csv"),
-           "--out", storage.join(place, "ingested")]  # fmt: skip
+    small = [
+        "--config",
+        "smoke",
+        "--model.arch",
+        NETWORK,
+        "--dataset",
+        data,
+        "--num-workers",
+        "1",
+        "--train.batch-size",
+        "8",
+        *where,
+    ]
+    predicted = storage.join(path, "p.parquet")
+    yield [
+        "ingest",
+        "--images",
+        storage.join(path, "tiles"),
+        "--labels",
+        storage.join(path, "labels.csv"),
+        "--out",
+        storage.join(path, "ingested"),
+    ]
     yield ["train", "--name", "a", *small]
     yield ["train", "--name", "b", "--restarts", "1", *small]
     yield ["train", "--resume", "b", *where]
     yield ["lr-find", "--name", "rates", *small]
     yield ["tune", "--name", "search", "--space", str(space), "--num-samples", "2", *small]
-    yield ["tune", "--name", "cuts", "--thresholds", storage.join(runs_at, "a", "predictions.parquet"), "--num-samples",
-           "2", *where]  # fmt: skip
+    yield [
+        "tune",
+        "--name",
+        "cuts",
+        "--thresholds",
+        storage.join(runs_at, "a", "predictions.parquet"),
+        "--num-samples",
+        "2",
+        *where,
+    ]
     yield ["predict", "--checkpoint", "a", *where, "--dataset", data, "--out", predicted]
-    yield ["evaluate", predicted, "--out", storage.join(place, "evaluation")]
+    yield ["evaluate", predicted, "--out", storage.join(path, "evaluation")]
     yield ["runs", "report", "a", *where]
 
 
 def cut(folder: Path) -> Outcome:
     """A search that is killed in the middle, with all that it started: nothing of it could tidy up."""
     checks, searches = Checks(), []
-    with bucket() as place:
+    with bucket() as path:
         search = next(
-            command for command in _all_commands(folder, place) if command[:3] == ["tune", "--name", "search"]
+            command
+            for command in _all_commands(folder, path)
+            if command[:3] == ["tune", "--name", "search"]
         )
         with Session(folder, *search, program=CLI, env=ENVIRONMENT) as session:
             end = time.monotonic() + PATIENCE_S
-            while "  epoch 1  " not in session.text() and session.process.poll() is None and time.monotonic() < end:
+            while (
+                "  epoch 1  " not in session.text()
+                and session.process.poll() is None
+                and time.monotonic() < end
+            ):
                 time.sleep(0.05)
-            checks.add(session.process.poll() is None, f"it ended before it was killed: {session.text()[-1500:]}")
+            checks.add(
+                session.process.poll() is None,
+                f"it ended before it was killed: {session.text()[-1500:]}",
+            )
             kill(*(process.pid for process in session.processes()))
             searches.append(keys_in(folder, session.tmp))
-        searches.append(_keys_in_objects(place))
+        searches.append(_keys_in_objects(path))
     return _judged(checks, *searches)
 
 
-def _keys_in_objects(place: str) -> Search:
-    objects = [file.path for file in storage.files(place, recursive=True)]
-    return Search(len(objects), [path for path in objects if _holds_key(storage.read_bytes(storage.join(place, path)))])
+def _keys_in_objects(path: str) -> Search:
+    objects = [file.path for file in storage.files(path, recursive=True)]
+    return Search(
+        len(objects),
+        [name for name in objects if _holds_key(storage.read_bytes(storage.join(path, name)))],
+    )
 
 
 CASES = [

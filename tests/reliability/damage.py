@@ -18,26 +18,26 @@ from group import run_alone
 from sentences import flaw_of
 from workshop import dataset, recipe
 
-from raytrain.data import cache
+from raytrain.checkpoints import reading, writing
 from raytrain.data import dataset as ds
 from raytrain.data.download import download
 from raytrain.errors import DataError
-from raytrain.training import checkpoint as ckpt
+from raytrain.tiles import cache
 
 FLIPS, QUICK_FLIPS = 200, 20
 Found = Callable[[str], str]
 
 
 @contextmanager
-def flipped(place: Path, chance: random.Random) -> Iterator[str]:
+def flipped(path: Path, chance: random.Random) -> Iterator[str]:
     """One bit of a file is another one for a while; gives where."""
-    good = place.read_bytes()
+    good = path.read_bytes()
     at, bit = chance.randrange(len(good)), chance.randrange(8)
     bad = bytearray(good)
     bad[at] ^= 1 << bit
-    place.write_bytes(bad)
-    yield f"bit {bit} of byte {at} in {place.name}"
-    place.write_bytes(good)
+    path.write_bytes(bad)
+    yield f"bit {bit} of byte {at} in {path.name}"
+    path.write_bytes(good)
 
 
 def flips(kind: str, quick: bool, folder: Path) -> Outcome:
@@ -59,11 +59,15 @@ def _checkpoint(folder: Path) -> tuple[list[Path], Found]:
     meta = {"stage": 1, "classes": ["a", "b"], "arch": "resnet18", "normalize": "imagenet"}
     for epoch, name in ((1, "stage-1-64"), (2, "last")):
         state = {"optimizer": torch.optim.AdamW(model.parameters()).state_dict()}
-        ckpt.save(str(folder / name), model, meta | {"epoch": epoch}, state, model)
+        writing.save(str(folder / name), model, meta | {"epoch": epoch}, state, model)
 
     def find(name: str) -> str:
-        found, skipped = ckpt.find_latest(str(folder))
-        return "" if found is not None and found.position == (1, 1, 0) and len(skipped) == 1 else f"{found}, {skipped}"
+        found, skipped = reading.find_latest(str(folder))
+        return (
+            ""
+            if found is not None and found.position == (1, 1, 0) and len(skipped) == 1
+            else f"{found}, {skipped}"
+        )
 
     return sorted((folder / "last").iterdir()), find
 
@@ -74,9 +78,9 @@ def _made(folder: Path) -> ds.Dataset:
     return ds.open_dataset(str(folder / "out"))
 
 
-def _opened(place: str, directory: Path) -> cache.Store:
+def _opened(path: str, directory: Path) -> cache.Store:
     """What a training process reads before its first step."""
-    data = ds.open_dataset(place)
+    data = ds.open_dataset(path)
     data.part_rows("random", "train")
     return cache.open_store(data, writers.SIDE, directory=directory)
 
@@ -87,22 +91,24 @@ def _shard(folder: Path) -> tuple[list[Path], Found]:
     def find(name: str) -> str:
         shutil.rmtree(folder / "cache", ignore_errors=True)
         try:
-            _opened(data.place, folder / "cache")
+            _opened(data.path, folder / "cache")
         except DataError as error:
-            return flaw_of(error) or ("" if name in error.what else f"{name} is not named: {error.what}")
+            return flaw_of(error) or (
+                "" if name in error.what else f"{name} is not named: {error.what}"
+            )
         return "not found"
 
-    return [*map(Path, data.shards), *Path(data.place).glob("splits/*")], find
+    return [*map(Path, data.shards), *Path(data.path).glob("splits/*")], find
 
 
 def _cached(folder: Path) -> tuple[list[Path], Found]:
     """Damaged pixels are decoded again; a flip in what the cache knows of itself may cost that too."""
     data = _made(folder)
-    store = _opened(data.place, folder / "cache")
+    store = _opened(data.path, folder / "cache")
     wanted, root = np.array(store.pixels), store.directory
 
     def find(name: str) -> str:
-        again = _opened(data.place, folder / "cache")
+        again = _opened(data.path, folder / "cache")
         if not np.array_equal(again.pixels, wanted):
             return "other pixels"
         return "" if again.decoded else "not noticed"
@@ -122,7 +128,7 @@ def _archive(folder: Path) -> tuple[list[Path], Found]:
     def find(name: str) -> str:
         kind = name.removeprefix("all.")
         try:
-            download(str(folder / kind / "planet"), str(folder / kind / name), say=lambda line: None)
+            download(str(folder / kind / "planet"), str(folder / kind / name))
         except DataError as error:
             shutil.rmtree(folder / kind / "planet" / "train-jpg", ignore_errors=True)
             return flaw_of(error)
@@ -140,7 +146,11 @@ KINDS = {"checkpoint": _checkpoint, "shard": _shard, "cached tiles": _cached, "a
 def _rewritten(shard: Path, change: Callable[[dict], None]) -> None:
     rows = pq.read_table(shard).to_pylist()
     change(rows[0])
-    shard.write_bytes(ds.shard_bytes([(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows]))
+    shard.write_bytes(
+        ds.shard_bytes(
+            [(*list(row.values())[:-1], np.array(row["target"], np.uint8)) for row in rows]
+        )
+    )
 
 
 def _other_tile(shard: Path) -> None:
@@ -163,19 +173,22 @@ def changed(what: str, tiles: str, folder: Path) -> Outcome:
 
 
 def _changed(what: str, tiles: str, folder: Path) -> Outcome:
-    checks, place = Checks(), dataset(folder / "data", 64)
+    checks, path = Checks(), dataset(folder / "data", 64)
     if tiles == "cached before":
-        cache.open_store(ds.open_dataset(place), 64)
-    shard = Path(ds.open_dataset(place).shards[1])
+        cache.open_store(ds.open_dataset(path), 64)
+    shard = Path(ds.open_dataset(path).shards[1])
     CHANGES[what](shard)
-    settings = recipe(place, (32, 64), epochs=1).model_copy(
+    settings = recipe(path, (32, 64), epochs=1).model_copy(
         update={"tiles": "stream" if tiles == "streamed" else "cache"}
     )
     try:
         run_alone(settings, folder / "run")
         checks.add(False, f"{what} changed, tiles {tiles}: trained all the same")
     except DataError as error:
-        checks.add(shard.name in error.what, f"{what} changed, tiles {tiles}: the shard is not named in {error.what}")
+        checks.add(
+            shard.name in error.what,
+            f"{what} changed, tiles {tiles}: the shard is not named in {error.what}",
+        )
         checks.add(not flaw_of(error), flaw_of(error))
     checks.add(not list(folder.glob("run/checkpoints/*")), "a checkpoint was written")
     return checks.outcome()
@@ -186,18 +199,34 @@ def _refused(outcomes: list[Outcome]) -> str:
 
 
 # A tile that changes after it was cached changes nothing: the cache holds the one that dataset.json names.
-TRIED = [(what, tiles) for what in CHANGES for tiles in ("decoded anew", "cached before", "streamed")]
+TRIED = [
+    (what, tiles) for what in CHANGES for tiles in ("decoded anew", "cached before", "streamed")
+]
 TRIED.remove(("a tile", "cached before"))
 
 FIGURES = [
     Figure(
-        "R7", "bits flipped in checkpoint, shard, cached tiles, archive, and found", f"{FLIPS} of {FLIPS} in each",
-        [Case(f"{which} flips in {kind}", partial(flips, kind, quick), quick)
-         for kind in KINDS for which, quick in (("some", True), ("other", False))],
+        "R7",
+        "bits flipped in checkpoint, shard, cached tiles, archive, and found",
+        f"{FLIPS} of {FLIPS} in each",
+        [
+            Case(f"{which} flips in {kind}", partial(flips, kind, quick), quick)
+            for kind in KINDS
+            for which, quick in (("some", True), ("other", False))
+        ],
     ),
     Figure(
-        "R21", "a tile, a label changed or a shard lost since ingest: refused, shard named", "all",
-        [Case(f"changed {what}, tiles {tiles}", partial(changed, what, tiles), tiles == "cached before") for what, tiles in TRIED],
+        "R21",
+        "a tile, a label changed or a shard lost since ingest: refused, shard named",
+        "all",
+        [
+            Case(
+                f"changed {what}, tiles {tiles}",
+                partial(changed, what, tiles),
+                tiles == "cached before",
+            )
+            for what, tiles in TRIED
+        ],
         _refused,
     ),
-]  # fmt: skip
+]

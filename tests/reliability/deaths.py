@@ -8,7 +8,7 @@ import canary
 import psutil
 from driver import PACE
 from figures import Case, Checks, Figure, counted, numbers, passed, spread
-from recovery import PARTS, Recovery, batches, driver, place
+from recovery import PARTS, Recovery, batches, driver, path
 from session import PATIENCE_S, Session, kill, titled
 from workshop import dataset, once, recipe, same_trace, undisturbed
 
@@ -28,15 +28,24 @@ TITLES = {CONTROLLER: "ray::TrainController", RAYLET: "raylet", GCS: "gcs_server
 
 def settings(folder, **train):
     """The four stages on two workers, each of one epoch of 16 steps: room for checkpoints within epochs."""
-    place = str(once(folder, "data", lambda place: dataset(place / "tiles")) / "tiles")
-    small = recipe(place, epochs=1, **{"batch_size": 4, "save_every_s": SAVE_EVERY_S, **train})
+    path = str(once(folder, "data", lambda path: dataset(path / "tiles")) / "tiles")
+    small = recipe(path, epochs=1, **{"batch_size": 4, "save_every_s": SAVE_EVERY_S, **train})
     return small.model_copy(update={"num_workers": 2})
 
 
 def started(folder, recipe, *arguments, step_s=STEP_S):
     """`raytrain train` of a new run named `run`, whose steps are held back."""
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
-    command = ["train", "--config", folder / "recipe.yaml", "--name", "run", "--storage", folder, *arguments]
+    command = [
+        "train",
+        "--config",
+        folder / "recipe.yaml",
+        "--name",
+        "run",
+        "--storage",
+        folder,
+        *arguments,
+    ]
     return Session(folder, *command, env={PACE: step_s, **canary.ENVIRONMENT})
 
 
@@ -48,7 +57,11 @@ def killed(folder, victims, seed, step_s, share):
     with started(folder, small, *restarts(victims), step_s=step_s) as session:
         kills = hurt(session, victims, met, chance)
         code = session.end(2 * PATIENCE_S)
-        left, entries, keys = session.left_behind(), session.entries(), canary.keys_in(folder, session.tmp)
+        left, entries, keys = (
+            session.left_behind(),
+            session.entries(),
+            canary.keys_in(folder, session.tmp),
+        )
     same = code == 0 and same_trace(folder / "run", whole)
     return judged(kills, entries, same, left, keys, f"exit code {code}, {session.text()[-1500:]}")
 
@@ -75,28 +88,42 @@ def pids(session, victim, worker):
     pid = driver(session.entries())
     if victim in (WORKER, DRIVER):
         return [worker if victim == WORKER else pid]
-    return [process.pid for process in titled(psutil.Process(pid).children(recursive=True), TITLES[victim])]
+    return [
+        process.pid
+        for process in titled(psutil.Process(pid).children(recursive=True), TITLES[victim])
+    ]
 
 
 def reached(entries, rank, batch, after=0.0):
     """The entry of a rank that has come as far as a batch, in a process that began after a time and has done a step."""
-    return next((e for e in batches(entries, rank, after)[1:] if place(e) >= place(batch)), None)
+    return next((e for e in batches(entries, rank, after)[1:] if path(e) >= path(batch)), None)
 
 
 def judged(kills, entries, same, left, keys, end):
     """The outcome of a run by its kills; one is survived where another process trains after it, and the end is right."""
     checks, found = Checks(), [(victim, Recovery(entries, at)) for victim, at in kills]
-    checks.failures += [f"left behind: {thing}" for thing in left] + [f"a key in {file}" for file in keys.found]
+    checks.failures += [f"left behind: {thing}" for thing in left] + [
+        f"a key in {file}" for file in keys.found
+    ]
     for victim, recovery in found:
         again = recovery.seconds is not None
-        checks.add(same and again, f"{victim} killed: {'' if again else 'nothing trains after it, '}{end}")
+        checks.add(
+            same and again, f"{victim} killed: {'' if again else 'nothing trains after it, '}{end}"
+        )
     workers = [recovery for victim, recovery in found if victim == WORKER]
     return checks.outcome(
-        left=[len(left)], keys=[len(keys.found)], searched=[keys.searched],
+        left=[len(left)],
+        keys=[len(keys.found)],
+        searched=[keys.searched],
         lost=[recovery.lost_s / INTERVAL_S for _, recovery in found if recovery.seconds],
-        **{victim: [r.seconds for v, r in found if v == victim and r.seconds] for victim, _ in kills},
-        **{part: [recovery.parts[part] for recovery in workers if recovery.parts] for part in PARTS},
-    )  # fmt: skip
+        **{
+            victim: [r.seconds for v, r in found if v == victim and r.seconds]
+            for victim, _ in kills
+        },
+        **{
+            part: [recovery.parts[part] for recovery in workers if recovery.parts] for part in PARTS
+        },
+    )
 
 
 def within(found, limit, judge=max):
@@ -111,7 +138,9 @@ def little(lost):
 
 def all_of(cases, least):
     """A judgement: everything passed; and where all cases were run, with so many kills."""
-    return lambda outcomes: passed(outcomes) and (len(outcomes) < len(cases) or sum(o.of for o in outcomes) >= least)
+    return lambda outcomes: (
+        passed(outcomes) and (len(outcomes) < len(cases) or sum(o.of for o in outcomes) >= least)
+    )
 
 
 def after_a_worker(outcomes):
@@ -123,12 +152,18 @@ def after_a_worker(outcomes):
 
 def by_victim(outcomes):
     """Kills survived, and seconds to the next step by what was killed."""
-    found = [(victim, numbers(outcomes, victim)) for victim in (CONTROLLER, DRIVER, RAYLET, GCS, CLUSTER)]
-    return f"{counted(outcomes)}; " + ", ".join(f"{victim} {spread(some, 0)} s" for victim, some in found if some)
+    found = [
+        (victim, numbers(outcomes, victim)) for victim in (CONTROLLER, DRIVER, RAYLET, GCS, CLUSTER)
+    ]
+    return f"{counted(outcomes)}; " + ", ".join(
+        f"{victim} {spread(some, 0)} s" for victim, some in found if some
+    )
 
 
 def case(label, victims, seed, step_s=STEP_S, share=1.0, quick=False):
-    return Case(f"{label}, seed {seed}", lambda folder: killed(folder, victims, seed, step_s, share), quick)
+    return Case(
+        f"{label}, seed {seed}", lambda folder: killed(folder, victims, seed, step_s, share), quick
+    )
 
 
 CASES = [
@@ -137,27 +172,44 @@ CASES = [
 ]
 # A run goes on without its raylet for some ten seconds, without its GCS for a minute: it must last longer than that.
 OTHERS = [
-    *(case("controller, driver and cluster killed", [CONTROLLER, DRIVER, CLUSTER], seed) for seed in range(11, 14)),
+    *(
+        case("controller, driver and cluster killed", [CONTROLLER, DRIVER, CLUSTER], seed)
+        for seed in range(11, 14)
+    ),
     *(case("raylet killed", [RAYLET], seed, "0.5", 0.5) for seed in range(14, 17)),
     case("GCS killed", [GCS], 17, "1", 0.1),
 ]
 
 FIGURES = [
     Figure(
-        "R1", "kills of a worker or driver with the bits of an undisturbed run", "all of 20 or more", CASES,
+        "R1",
+        "kills of a worker or driver with the bits of an undisturbed run",
+        "all of 20 or more",
+        CASES,
         met=all_of(CASES, 20),
     ),
     Figure(
-        "R3", f"training done again after a kill, in checkpoint intervals of {INTERVAL_S} s", "at most 1, median 0.5", CASES,
+        "R3",
+        f"training done again after a kill, in checkpoint intervals of {INTERVAL_S} s",
+        "at most 1, median 0.5",
+        CASES,
         lambda outcomes: spread(numbers(outcomes, "lost"), 2),
         lambda outcomes: little(numbers(outcomes, "lost")),
     ),
     Figure(
-        "R4", "from a kill to the end of the next step", "12 s after a worker's", CASES, after_a_worker,
+        "R4",
+        "from a kill to the end of the next step",
+        "12 s after a worker's",
+        CASES,
+        after_a_worker,
         lambda outcomes: within(numbers(outcomes, WORKER), 12, statistics.median),
     ),
     Figure(
-        "R13", "controller, driver, raylet, cluster killed thrice, GCS once: the supervisor finishes the run", "all 13",
-        OTHERS, by_victim, all_of(OTHERS, 13),
+        "R13",
+        "controller, driver, raylet, cluster killed thrice, GCS once: the supervisor finishes the run",
+        "all 13",
+        OTHERS,
+        by_victim,
+        all_of(OTHERS, 13),
     ),
-]  # fmt: skip
+]

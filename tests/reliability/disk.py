@@ -21,13 +21,15 @@ from workshop import dataset, recipe
 from writers import Invalid, Writer
 
 from raytrain import storage
+from raytrain.checkpoints.layout import STEP
+from raytrain.checkpoints.reading import find_latest
+from raytrain.checkpoints.saver import MOST_FAILURES, Saver
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import StorageError
-from raytrain.training.checkpoint import STEP, find_latest
-from raytrain.training.hooks import Hooks
+from raytrain.log import collected
 from raytrain.training.loop import fit
-from raytrain.training.saver import MOST_FAILURES, Saver
-from raytrain.training.step import Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
 
 LEAST_POINTS = 300
 # --quick takes one point of so many.
@@ -37,11 +39,18 @@ QUICK_EVERY = 20
 def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Outcome:
     """A writer with each fault at each of its points: of every twentieth point, or of all others."""
     if not syscalls.possible():
-        return Outcome(0, 1, failures=["this figure traces system calls, which needs Linux on x86-64"])
-    torch.set_num_threads(1)  # a forked process has none of the threads that torch's pool believes in
+        return Outcome(
+            0, 1, failures=["this figure traces system calls, which needs Linux on x86-64"]
+        )
+    torch.set_num_threads(
+        1
+    )  # a forked process has none of the threads that torch's pool believes in
     writer = writers.writer(name, folder)
     writer.begin(_emptied(folder / "before"))
-    checks, chosen = Checks(), (lambda n: n % QUICK_EVERY == 0) if quick else (lambda n: n % QUICK_EVERY != 0)
+    checks, chosen = (
+        Checks(),
+        (lambda n: n % QUICK_EVERY == 0) if quick else (lambda n: n % QUICK_EVERY != 0),
+    )
     points = syscalls.points(partial(writer.work, _fresh(folder)), folder / "place")
     for number, point in enumerate(points):
         for fault in faults:
@@ -54,11 +63,17 @@ def swept(name: str, faults: tuple[Fault, ...], quick: bool, folder: Path) -> Ou
 
 def _tried(writer: Writer, number: int, fault: Fault, folder: Path) -> Iterator[str]:
     """What is wrong after a fault, nothing if all is well."""
-    place = _fresh(folder)
-    ended = syscalls.disturbed(partial(writer.work, place), place, number, fault)
+    path = _fresh(folder)
+    ended = syscalls.disturbed(partial(writer.work, path), path, number, fault)
     try:
-        state = writer.state(place)
-        yield _ended_badly(ended, state) if fault.error else "" if ended.code is None else f"not killed: {ended}"
+        state = writer.state(path)
+        yield (
+            _ended_badly(ended, state)
+            if fault.error
+            else ""
+            if ended.code is None
+            else f"not killed: {ended}"
+        )
     except Invalid as error:
         yield f"{error} (the work ended with {ended.code} {ended.text})"
     except Exception as error:
@@ -87,25 +102,25 @@ def flushed(folder: Path) -> Outcome:
         writer.begin(_emptied(here / "before"))
         dirty: set[str] = set()
         for point in syscalls.points(partial(writer.work, _fresh(here)), here / "place"):
-            call, _, place = point.partition(" ")
-            if any(word in place for word in ("progress/", "cache/")):
+            call, _, path = point.partition(" ")
+            if any(word in path for word in ("progress/", "cache/")):
                 continue
             if call in ("write", "pwrite64", "writev"):
-                dirty.add(place)
+                dirty.add(path)
             elif call in FLUSHES:
-                dirty = dirty - {place, _renamed_beside(place)} if place else set()
-            elif place in dirty and Path(place).parent.suffix == ".partial":
+                dirty = dirty - {path, _renamed_beside(path)} if path else set()
+            elif path in dirty and Path(path).parent.suffix == ".partial":
                 # A file in a folder that has no final name yet: what is flushed there next must be this one.
-                dirty = dirty - {place} | {_renamed_beside(place)}
+                dirty = dirty - {path} | {_renamed_beside(path)}
             elif call.startswith("rename"):
-                lost = sorted(path for path in dirty if path == place or path.startswith(f"{place}/"))
-                checks.add(not lost, f"{name}: {place} is renamed, {', '.join(lost)} is not flushed")
+                lost = sorted(file for file in dirty if file == path or file.startswith(f"{path}/"))
+                checks.add(not lost, f"{name}: {path} is renamed, {', '.join(lost)} is not flushed")
     checks.add(checks.of > 20, "next to nothing was renamed")
     return checks.outcome()
 
 
-def _renamed_beside(place: str) -> str:
-    return str(Path(place).with_name("renamed"))
+def _renamed_beside(path: str) -> str:
+    return str(Path(path).with_name("renamed"))
 
 
 def too_large(folder: Path) -> Outcome:
@@ -113,27 +128,31 @@ def too_large(folder: Path) -> Outcome:
     checks, writer = Checks(), writers.writer("checkpoints", folder)
     writer.begin(_emptied(folder / "before"))
     for limit in range(0, 1500, 100):
-        place = _fresh(folder)
+        path = _fresh(folder)
 
-        def limited(place: Path = place, limit: int = limit) -> None:
+        def limited(path: Path = path, limit: int = limit) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            writer.work(place)
+            writer.work(path)
 
-        ended = syscalls.disturbed(limited, place, -1, KILLS[0])
+        ended = syscalls.disturbed(limited, path, -1, KILLS[0])
         checks.add(
-            (ended.code == 7 and "File too large" in ended.text) or ended.code == 0, f"{limit} bytes: {ended.text}"
+            (ended.code == 7 and "File too large" in ended.text) or ended.code == 0,
+            f"{limit} bytes: {ended.text}",
         )
-        checks.add(writer.state(place) == ("new" if ended.code == 0 else "old"), f"{limit} bytes: another state")
+        checks.add(
+            writer.state(path) == ("new" if ended.code == 0 else "old"),
+            f"{limit} bytes: another state",
+        )
     return checks.outcome()
 
 
 def within_an_epoch(failing: int, folder: Path) -> Outcome:
     """A run whose disk is full for so many checkpoints within an epoch, in a row: two are borne, the third ends it."""
-    checks, lines, met, written = Checks(), [], [], storage.written
-    settings = recipe(dataset(folder / "data", 64), (32, 64), epochs=1, save_every_s=0.0).model_copy(
-        update={"select": "1"}
-    )
+    checks, met, written = Checks(), [], storage.written
+    settings = recipe(
+        dataset(folder / "data", 64), (32, 64), epochs=1, save_every_s=0.0
+    ).model_copy(update={"select": "1"})
 
     def refused(path: Path) -> None:
         met.append(path)
@@ -143,13 +162,25 @@ def within_an_epoch(failing: int, folder: Path) -> Outcome:
         fails = f"/{STEP}" in str(path) and len(met) < failing
         return written(path, refused if fails else write)
 
-    with patch.object(Saver, "save", Saver.save), patch.object(storage, "written", full):
+    with (
+        patch.object(Saver, "save", Saver.save),
+        patch.object(storage, "written", full),
+        collected() as lines,
+    ):
         save_at_once()
         try:
-            fit(settings, open_dataset(settings.dataset), str(folder / "run"), Worker(), Hooks(say=lines.append))
+            fit(
+                settings,
+                open_dataset(settings.dataset),
+                str(folder / "run"),
+                Worker(),
+                Hooks(),
+            )
             checks.add(failing < MOST_FAILURES, "it went on without a checkpoint")
         except StorageError as error:
-            checks.add(failing == MOST_FAILURES and not flaw_of(error), f"{failing} failures: {error}")
+            checks.add(
+                failing == MOST_FAILURES and not flaw_of(error), f"{failing} failures: {error}"
+            )
     said = sum("training goes on" in line for line in lines)
     checks.add(said == min(failing, MOST_FAILURES - 1), f"said {said} times that training goes on")
     found, skipped = find_latest(str(folder / "run" / "checkpoints"))
@@ -192,12 +223,28 @@ def _enough(outcomes: list[Outcome]) -> bool:
 
 FIGURES = [
     Figure(
-        "R5", "killed at any write: checkpoints, record, dataset, cache, archives", f"100% of >= {LEAST_POINTS} points",
-        [*_cases("killed", KILLS), Case("flushed before renamed", flushed)], _points, _enough,
+        "R5",
+        "killed at any write: checkpoints, record, dataset, cache, archives",
+        f"100% of >= {LEAST_POINTS} points",
+        [*_cases("killed", KILLS), Case("flushed before renamed", flushed)],
+        _points,
+        _enough,
     ),
     Figure(
-        "R6", "disk full, read-only or failing at any write", "old state intact, exit code 7: 100%",
-        [*_cases("failing disk", ERRORS), Case("failing disk too large", too_large),
-         *(Case(f"failing disk for {n} checkpoints in a row", partial(within_an_epoch, n), n == 3) for n in (1, 2, 3))],
+        "R6",
+        "disk full, read-only or failing at any write",
+        "old state intact, exit code 7: 100%",
+        [
+            *_cases("failing disk", ERRORS),
+            Case("failing disk too large", too_large),
+            *(
+                Case(
+                    f"failing disk for {n} checkpoints in a row",
+                    partial(within_an_epoch, n),
+                    n == 3,
+                )
+                for n in (1, 2, 3)
+            ),
+        ],
     ),
-]  # fmt: skip
+]

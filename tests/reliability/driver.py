@@ -12,12 +12,13 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 RECORD, PACE = "RELIABILITY_RECORD", "RELIABILITY_PACE"
 
 
 class Recorder:
-    """The `on_batch` of all ranks. Being unpickled it notes that a worker has come to the training function."""
+    """Hears of each batch of all ranks. Being unpickled it notes that a worker has come to the training function."""
 
     def __init__(self, file, pace, in_worker=False):
         self.file, self.pace = file, pace
@@ -51,30 +52,32 @@ def note(file, **entry):
 
 def recording(file, pace):
     """Makes `raytrain train` record."""
-    from functools import partial
+    sys.path.append(str(Path(__file__).parents[1] / "training"))
+    from batches import observed
 
     from raytrain.distributed import train
 
-    def say(line):
-        note(file, what="line", line=line)
-        print(line)
-
-    train.train = partial(train.train, say=say, on_batch=Recorder(file, pace))
-    train.resume = partial(train.resume, say=say, on_batch=Recorder(file, pace))
+    train.train_worker = observed(train.train_worker, Recorder(file, pace))
 
 
 def main():
+    from raytrain.log import heard
+
     if "--restarts" in sys.argv:
         from raytrain.distributed import supervisor
 
         supervisor.PROGRAM = [sys.executable, __file__]
         # The wait before a restart is a setting, and no part of how long a restart takes.
         supervisor.LONGEST_PAUSE_S = 0.5
-    else:
-        recording(os.environ[RECORD], float(os.environ.get(PACE, "0")))
-    from raytrain.cli import main as program
+        from raytrain.cli.main import main as program
 
-    program()
+        program()
+    file = os.environ[RECORD]
+    recording(file, float(os.environ.get(PACE, "0")))
+    from raytrain.cli.main import main as program
+
+    with heard(lambda line: note(file, what="line", line=line)):
+        program()
 
 
 if __name__ == "__main__":

@@ -66,7 +66,12 @@ class Checks:
 
     def outcome(self, **numbers: Iterable[float]) -> Outcome:
         """The outcome, with measured numbers."""
-        return Outcome(self.passed, self.of, {name: list(some) for name, some in numbers.items()}, self.failures)
+        return Outcome(
+            self.passed,
+            self.of,
+            {name: list(some) for name, some in numbers.items()},
+            self.failures,
+        )
 
 
 class Ledger:
@@ -80,7 +85,9 @@ class Ledger:
         out.mkdir(parents=True, exist_ok=True)
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         entries = [json.loads(line) for line in lines if line.endswith("}")]
-        self.outcomes = {e["case"]: Outcome(**e["outcome"]) for e in entries if e["code"] == self.code}
+        self.outcomes = {
+            e["case"]: Outcome(**e["outcome"]) for e in entries if e["code"] == self.code
+        }
 
     def outcome(self, case: Case) -> Outcome:
         """The outcome of a case, which runs unless it is known."""
@@ -89,12 +96,18 @@ class Ledger:
             self.outcomes[case.name] = found
             with self.file.open("a") as file:
                 file.write(
-                    json.dumps({"code": self.code, "case": case.name, "outcome": dataclasses.asdict(found)}) + "\n"
+                    json.dumps(
+                        {"code": self.code, "case": case.name, "outcome": dataclasses.asdict(found)}
+                    )
+                    + "\n"
                 )
         return self.outcomes[case.name]
 
     def _run(self, case: Case) -> Outcome:
-        folder, began = self.scratch / case.name.replace(" ", "-").replace("/", "-"), time.monotonic()
+        folder, began = (
+            self.scratch / case.name.replace(" ", "-").replace("/", "-"),
+            time.monotonic(),
+        )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:

@@ -26,14 +26,21 @@ def stalled(folder, rank):
         at = time.time()
         stacks = wait(lambda: sorted((folder / "run" / "stacks").glob("rank-*.txt")), 3 * STALL_S)
         seen = [stacks[0].stat().st_mtime - at] if stacks else []
-        checks.add(within(seen, 2 * STALL_S), f"no stacks in {2 * STALL_S:.0f} s: {session.text()[-1500:]}")
+        checks.add(
+            within(seen, 2 * STALL_S), f"no stacks in {2 * STALL_S:.0f} s: {session.text()[-1500:]}"
+        )
         checks.add(bool(stacks) and "Thread" in stacks[0].read_text(), "the stacks are empty")
         again = wait(lambda: reached(session.entries(), 0, met[0], at), AGAIN_S)
-        if not checks.add(bool(again), f"nothing trains {AGAIN_S:.0f} s after the stacks: {session.text()[-1500:]}"):
+        if not checks.add(
+            bool(again),
+            f"nothing trains {AGAIN_S:.0f} s after the stacks: {session.text()[-1500:]}",
+        ):
             kill(found["pid"])
         code = session.end()
         same = code == 0 and same_trace(folder / "run", whole)
-        checks.add(same, f"the run is not the undisturbed one: exit code {code}, {session.text()[-1500:]}")
+        checks.add(
+            same, f"the run is not the undisturbed one: exit code {code}, {session.text()[-1500:]}"
+        )
         left = session.left_behind()
         checks.failures += [f"left behind: {thing}" for thing in left]
     return checks.outcome(left=[len(left)], seen=seen, again=[again["t"] - at] if again else [])
@@ -52,7 +59,15 @@ def told(outcomes):
     return f"{counted(outcomes)}; stacks after {seen} s, trains again after {again} s"
 
 
-CASES = [Case(f"rank {rank} stopped", lambda folder, rank=rank: stalled(folder, rank)) for rank in (0, 1)]
+CASES = [
+    Case(f"rank {rank} stopped", lambda folder, rank=rank: stalled(folder, rank)) for rank in (0, 1)
+]
 FIGURES = [
-    Figure("R16", f"a rank stands still, train.stall_s = {STALL_S:.0f}", "stacks in 10 s, the same bits", CASES, told)
+    Figure(
+        "R16",
+        f"a rank stands still, train.stall_s = {STALL_S:.0f}",
+        "stacks in 10 s, the same bits",
+        CASES,
+        told,
+    )
 ]

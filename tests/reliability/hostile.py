@@ -20,12 +20,12 @@ from sentences import flaw, said
 from test_archives import HOSTILE, SMALL
 from workshop import CLASSES, dataset, recipe
 
+from raytrain.checkpoints import layout, writing
 from raytrain.data.archives import extract
-from raytrain.data.download import place_of
+from raytrain.data.download import destination_of
 from raytrain.data.sources import images_in
 from raytrain.errors import RaytrainError
 from raytrain.evaluation import predictions
-from raytrain.training import checkpoint as ckpt
 
 NAMES = ["t_0", "t_1"]
 
@@ -40,15 +40,18 @@ class Payload:
         return os.system, (f"touch '{self.canary}'",)
 
 
-def rehashed(place: Path, **files: bytes) -> None:
+def rehashed(path: Path, **files: bytes) -> None:
     """Replaces files of a checkpoint (`meta_json=...`) and makes its manifest agree, as an attacker would."""
     for name, content in files.items():
         (
-            place / name.replace("_json", ".json").replace("_pt", ".pt").replace("_safetensors", ".safetensors")
+            path
+            / name.replace("_json", ".json")
+            .replace("_pt", ".pt")
+            .replace("_safetensors", ".safetensors")
         ).write_bytes(content)
-    names = [path.name for path in place.iterdir() if path.name != ckpt.MANIFEST]
-    manifest = {name: hashlib.sha256((place / name).read_bytes()).hexdigest() for name in names}
-    (place / ckpt.MANIFEST).write_text(json.dumps(manifest))
+    names = [file.name for file in path.iterdir() if file.name != layout.MANIFEST]
+    manifest = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    (path / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
 def _yaml(canary: Path) -> str:
@@ -63,7 +66,9 @@ def _pickled_column(canary: Path, count: int = len(NAMES)) -> pa.Array:
 def _command(*arguments: str) -> str:
     """Runs a command that has to refuse. Returns its sentence."""
     done = said(list(arguments))
-    return done.error if 1 < done.code < 8 else f"exit code {done.code}: Traceback {done.text[-300:]}"
+    return (
+        done.error if 1 < done.code < 8 else f"exit code {done.code}: Traceback {done.text[-300:]}"
+    )
 
 
 def _raised(do: Callable[[], object]) -> str:
@@ -77,7 +82,9 @@ def _raised(do: Callable[[], object]) -> str:
 
 
 def _train_state(folder: Path, canary: Path) -> str:
-    settings = recipe(dataset(folder / "data", 64), (32, 64), epochs=2).model_copy(update={"select": "1"})
+    settings = recipe(dataset(folder / "data", 64), (32, 64), epochs=2).model_copy(
+        update={"select": "1"}
+    )
     run_alone(settings, folder / "run")
     buffer = io.BytesIO()
     torch.save({"optimizer": Payload(canary)}, buffer)
@@ -88,32 +95,64 @@ def _train_state(folder: Path, canary: Path) -> str:
 
 def _weights_in_checkpoint(folder: Path, canary: Path) -> str:
     model = torch.nn.Linear(2, 2)
-    ckpt.save(str(folder / "c"), model, {"stage": 1, "epoch": 1, "classes": CLASSES, "arch": "resnet18"})
+    writing.save(
+        str(folder / "c"), model, {"stage": 1, "epoch": 1, "classes": CLASSES, "arch": "resnet18"}
+    )
     rehashed(folder / "c", model_safetensors=pickle.dumps(Payload(canary)))
-    return _command("predict", "--checkpoint", str(folder / "c"), "--images", str(folder), "--out", str(folder / "p"))
+    return _command(
+        "predict",
+        "--checkpoint",
+        str(folder / "c"),
+        "--images",
+        str(folder),
+        "--out",
+        str(folder / "p"),
+    )
 
 
 def _outside(folder: Path, canary: Path) -> str:
     """A manifest that names a file elsewhere."""
-    ckpt.save(
-        str(folder / "c"), torch.nn.Linear(2, 2), {"stage": 1, "epoch": 1, "classes": CLASSES, "arch": "resnet18"}
+    writing.save(
+        str(folder / "c"),
+        torch.nn.Linear(2, 2),
+        {"stage": 1, "epoch": 1, "classes": CLASSES, "arch": "resnet18"},
     )
-    manifest = json.loads((folder / "c" / ckpt.MANIFEST).read_text())
-    (folder / "c" / ckpt.MANIFEST).write_text(json.dumps(manifest | {"../../../../etc/passwd": "0"}))
-    return _command("predict", "--checkpoint", str(folder / "c"), "--images", str(folder), "--out", str(folder / "p"))
+    manifest = json.loads((folder / "c" / layout.MANIFEST).read_text())
+    (folder / "c" / layout.MANIFEST).write_text(
+        json.dumps(manifest | {"../../../../etc/passwd": "0"})
+    )
+    return _command(
+        "predict",
+        "--checkpoint",
+        str(folder / "c"),
+        "--images",
+        str(folder),
+        "--out",
+        str(folder / "p"),
+    )
 
 
 def _weights_file(folder: Path, canary: Path) -> str:
     torch.save({"0.weight": Payload(canary)}, folder / "evil.pth")
-    place = dataset(folder / "data", 64)
-    return _command("train", "--config", "smoke", "--dataset", place, "--dry-run", "--storage", str(folder / "runs"),
-                    "--model.weights", str(folder / "evil.pth"))  # fmt: skip
+    path = dataset(folder / "data", 64)
+    return _command(
+        "train",
+        "--config",
+        "smoke",
+        "--dataset",
+        path,
+        "--dry-run",
+        "--storage",
+        str(folder / "runs"),
+        "--model.weights",
+        str(folder / "evil.pth"),
+    )
 
 
 def _shard(column: str, folder: Path, canary: Path) -> str:
     """A whole dataset with right hashes, one of whose columns holds objects."""
-    place = Path(dataset(folder / "data", 64))
-    shard = place / "shards" / "part-00000.parquet"
+    path = Path(dataset(folder / "data", 64))
+    shard = path / "shards" / "part-00000.parquet"
     table = pq.read_table(shard)
     objects = _pickled_column(canary, table.num_rows)
     known = column in table.column_names
@@ -123,19 +162,25 @@ def _shard(column: str, folder: Path, canary: Path) -> str:
         else table.append_column(column, objects)
     )
     pq.write_table(table, shard)
-    manifest = json.loads((place / "dataset.json").read_text())
+    manifest = json.loads((path / "dataset.json").read_text())
     manifest["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
-    (place / "dataset.json").write_text(json.dumps(manifest))
+    (path / "dataset.json").write_text(json.dumps(manifest))
     if not known:  # what nobody reads harms nobody
-        run_alone(recipe(str(place), (32, 64), epochs=1).model_copy(update={"select": "1"}), folder / "run")
+        run_alone(
+            recipe(str(path), (32, 64), epochs=1).model_copy(update={"select": "1"}),
+            folder / "run",
+        )
         return "trained\n  why:  foreign columns are never read"
-    return _raised(lambda: run_alone(recipe(str(place), (32, 64), epochs=1), folder / "run"))
+    return _raised(lambda: run_alone(recipe(str(path), (32, 64), epochs=1), folder / "run"))
 
 
 def _predictions(folder: Path, canary: Path) -> str:
     known = {"schema_version": 1, "classes": ["a"], "meta": {}}
     table = pa.table({"image_name": NAMES, "logits": _pickled_column(canary)})
-    pq.write_table(table.replace_schema_metadata({predictions.KEY: json.dumps(known).encode()}), folder / "p.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({predictions.KEY: json.dumps(known).encode()}),
+        folder / "p.parquet",
+    )
     return _command("evaluate", str(folder / "p.parquet"), "--out", str(folder / "e"))
 
 
@@ -147,7 +192,9 @@ def _pictures(folder: Path) -> None:
 
 def _labels(folder: Path, canary: Path) -> str:
     _pictures(folder)
-    pq.write_table(pa.table({"image_name": NAMES, "tags": _pickled_column(canary)}), folder / "labels.parquet")
+    pq.write_table(
+        pa.table({"image_name": NAMES, "tags": _pickled_column(canary)}), folder / "labels.parquet"
+    )
     return _command(
         "ingest",
         "--images",
@@ -174,7 +221,15 @@ def _recipe_file(folder: Path, canary: Path) -> str:
 
 def _space(folder: Path, canary: Path) -> str:
     (folder / "s.yaml").write_text(_yaml(canary))
-    return _command("tune", "--config", "smoke", "--space", str(folder / "s.yaml"), "--storage", str(folder / "runs"))
+    return _command(
+        "tune",
+        "--config",
+        "smoke",
+        "--space",
+        str(folder / "s.yaml"),
+        "--storage",
+        str(folder / "runs"),
+    )
 
 
 def _run_config(folder: Path, canary: Path) -> str:
@@ -200,7 +255,7 @@ def _archived(name: str, folder: Path, canary: Path) -> str:
     (folder / "deep" / "er").mkdir(parents=True)
     path = HOSTILE[name][0](folder / "source")
     before = {p for p in folder.rglob("*") if p.is_file()}
-    found = _raised(lambda: extract(path, folder / "deep" / "er" / "out", place_of, SMALL))
+    found = _raised(lambda: extract(path, folder / "deep" / "er" / "out", destination_of, SMALL))
     outside = [
         p
         for p in folder.rglob("*")
@@ -268,9 +323,20 @@ def _column_read_without_care(canary: Path) -> None:
 
 FIGURES = [
     Figure(
-        "R12", "files with code or hostile members that run or write anything", "0",
-        [Case("payloads work elsewhere", control, True),
-         *(Case(f"attack by {name}", partial(attacked, name), not any(word in name for word in SLOW)) for name in ATTACKS)],
+        "R12",
+        "files with code or hostile members that run or write anything",
+        "0",
+        [
+            Case("payloads work elsewhere", control, True),
+            *(
+                Case(
+                    f"attack by {name}",
+                    partial(attacked, name),
+                    not any(word in name for word in SLOW),
+                )
+                for name in ATTACKS
+            ),
+        ],
         lambda outcomes: f"{sum(o.passed < o.of for o in outcomes)} of {len(outcomes) - 1}",
     ),
-]  # fmt: skip
+]

@@ -30,7 +30,7 @@ def _shared(folder: Path) -> Made:
     """A folder of pictures with labels.csv and other files, and a dataset."""
     folder.mkdir(exist_ok=True)
     writers.painted(folder)
-    place = open_dataset(dataset(folder / "data", 64))
+    path = open_dataset(dataset(folder / "data", 64))
     (folder / "latin.csv").write_bytes("image_name,tags\nt_0,fôret\n".encode("latin-1"))
     (folder / "utf16.csv").write_text("image_name,tags\nt_0,clear\n", encoding="utf-16")
     (folder / "short.csv").write_text("image_name,tags\nt_0,clear\nt_1\n")
@@ -41,10 +41,12 @@ def _shared(folder: Path) -> Made:
     (folder / "space.yaml").write_text("train.wd: {sample: [1, 2]}\n")
     (folder / "path.yaml").write_text("train.wdd: {uniform: [0.1, 0.2]}\n")
     for name, classes in (("a", ("x", "y")), ("b", ("x", "z"))):
-        some = predictions.Predictions(("t_0", "t_1"), np.zeros((2, 2), np.float32), None, classes, {})
+        some = predictions.Predictions(
+            ("t_0", "t_1"), np.zeros((2, 2), np.float32), None, classes, {}
+        )
         predictions.write(str(folder / f"{name}.parquet"), some)
     (folder / "cut.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-9])
-    return folder, place
+    return folder, path
 
 
 def _ingest(folder: Path, out: Path, labels: str, *more: str) -> list[str]:
@@ -61,7 +63,7 @@ def _ingest(folder: Path, out: Path, labels: str, *more: str) -> list[str]:
 
 
 def _with_manifest(data: Dataset, folder: Path, change: Callable[[str], str]) -> str:
-    (folder / "dataset.json").write_text(change((Path(data.place) / "dataset.json").read_text()))
+    (folder / "dataset.json").write_text(change((Path(data.path) / "dataset.json").read_text()))
     return str(folder)
 
 
@@ -73,7 +75,10 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
     "stages backwards": (2, lambda f, d, e: [*SMOKE, "--stages", "3-1"]),
     "stages in words": (2, lambda f, d, e: [*SMOKE, "--stages", "all"]),
     "no workers": (2, lambda f, d, e: [*SMOKE, "--num-workers", "-1"]),
-    "a normalisation that is not known": (2, lambda f, d, e: [*SMOKE, "--data.normalize", "imagnet"]),
+    "a normalisation that is not known": (
+        2,
+        lambda f, d, e: [*SMOKE, "--data.normalize", "imagnet"],
+    ),
     "a precision that is not known": (2, lambda f, d, e: [*SMOKE, "--train.precision", "fp8"]),
     "a decay of one and a half": (2, lambda f, d, e: [*SMOKE, "--train.ema", "1.5"]),
     "a rate that is no number": (2, lambda f, d, e: [*SMOKE, "--train.wd", "nan"]),
@@ -81,40 +86,165 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
     "a flag without its value": (2, lambda f, d, e: [*SMOKE, "--dataset"]),
     "resume of no run": (2, lambda f, d, e: ["train", "--resume", "nobody", "--storage", str(e)]),
     "a dataset in a file": (3, lambda f, d, e: [*SMOKE, "--dataset", str(f / "labels.csv")]),
-    "a dataset.json that was cut": (3, lambda f, d, e: [*SMOKE, "--dataset", _with_manifest(d, e, lambda text: text[:99])]),
-    "a dataset.json that is a list": (3, lambda f, d, e: [*SMOKE, "--dataset", _with_manifest(d, e, lambda text: "[]")]),
+    "a dataset.json that was cut": (
+        3,
+        lambda f, d, e: [*SMOKE, "--dataset", _with_manifest(d, e, lambda text: text[:99])],
+    ),
+    "a dataset.json that is a list": (
+        3,
+        lambda f, d, e: [*SMOKE, "--dataset", _with_manifest(d, e, lambda text: "[]")],
+    ),
     "a dataset.json without its shards": (
-        3, lambda f, d, e: [*SMOKE, "--dataset", _with_manifest(d, e, lambda text: text.replace("shards", "shrads"))]),
+        3,
+        lambda f, d, e: [
+            *SMOKE,
+            "--dataset",
+            _with_manifest(d, e, lambda text: text.replace("shards", "shrads")),
+        ],
+    ),
     "an unknown scheme": (7, lambda f, d, e: [*SMOKE, "--dataset", "ftp://host/data"]),
-    "predictions of nothing": (2, lambda f, d, e: ["predict", "--checkpoint", "x", "--out", str(e / "p")]),
+    "predictions of nothing": (
+        2,
+        lambda f, d, e: ["predict", "--checkpoint", "x", "--out", str(e / "p")],
+    ),
     "predictions of two things": (
-        2, lambda f, d, e: ["predict", "--checkpoint", "x", "--out", "p", "--images", "a", "--dataset", "b"]),
+        2,
+        lambda f, d, e: [
+            "predict",
+            "--checkpoint",
+            "x",
+            "--out",
+            "p",
+            "--images",
+            "a",
+            "--dataset",
+            "b",
+        ],
+    ),
     "bands in words": (
-        2, lambda f, d, e: ["predict", "--checkpoint", "x", "--out", "p", "--images", "a", "--bands", "red"]),
-    "predictions that were cut": (3, lambda f, d, e: ["evaluate", str(f / "cut.parquet"), "--out", str(e / "o")]),
-    "predictions without targets": (3, lambda f, d, e: ["evaluate", str(f / "a.parquet"), "--out", str(e / "o")]),
+        2,
+        lambda f, d, e: [
+            "predict",
+            "--checkpoint",
+            "x",
+            "--out",
+            "p",
+            "--images",
+            "a",
+            "--bands",
+            "red",
+        ],
+    ),
+    "predictions that were cut": (
+        3,
+        lambda f, d, e: ["evaluate", str(f / "cut.parquet"), "--out", str(e / "o")],
+    ),
+    "predictions without targets": (
+        3,
+        lambda f, d, e: ["evaluate", str(f / "a.parquet"), "--out", str(e / "o")],
+    ),
     "predictions of other classes": (
-        3, lambda f, d, e: ["submission", str(f / "a.parquet"), str(f / "b.parquet"), "--out", str(e / "s.csv")]),
+        3,
+        lambda f, d, e: [
+            "submission",
+            str(f / "a.parquet"),
+            str(f / "b.parquet"),
+            "--out",
+            str(e / "s.csv"),
+        ],
+    ),
     "predictions twice": (
-        3, lambda f, d, e: ["submission", str(f / "a.parquet"), str(f / "a.parquet"), "--out", str(e / "s.csv")]),
+        3,
+        lambda f, d, e: [
+            "submission",
+            str(f / "a.parquet"),
+            str(f / "a.parquet"),
+            "--out",
+            str(e / "s.csv"),
+        ],
+    ),
     "a submission that cannot be written": (
-        7, lambda f, d, e: ["submission", str(f / "a.parquet"), "--out", f"{PROC}/s.csv"]),
-    "a search of no trials": (2, lambda f, d, e: ["tune", "--space", str(f / "space.yaml"), "--num-samples", "0"]),
+        7,
+        lambda f, d, e: ["submission", str(f / "a.parquet"), "--out", f"{PROC}/s.csv"],
+    ),
+    "a search of no trials": (
+        2,
+        lambda f, d, e: ["tune", "--space", str(f / "space.yaml"), "--num-samples", "0"],
+    ),
     "an unknown sampler": (
-        2, lambda f, d, e: ["tune", "--config", "smoke", "--dataset", d.place, "--storage", str(e), "--space", str(f / "space.yaml")]),
+        2,
+        lambda f, d, e: [
+            "tune",
+            "--config",
+            "smoke",
+            "--dataset",
+            d.path,
+            "--storage",
+            str(e),
+            "--space",
+            str(f / "space.yaml"),
+        ],
+    ),
     "a search of an unknown field": (
-        2, lambda f, d, e: ["tune", "--config", "smoke", "--dataset", d.place, "--storage", str(e), "--space", str(f / "path.yaml")]),
+        2,
+        lambda f, d, e: [
+            "tune",
+            "--config",
+            "smoke",
+            "--dataset",
+            d.path,
+            "--storage",
+            str(e),
+            "--space",
+            str(f / "path.yaml"),
+        ],
+    ),
     "a list for a space": (
-        2, lambda f, d, e: ["tune", "--config", "smoke", "--dataset", d.place, "--storage", str(e), "--space", str(f / "list.yaml")]),
-    "thresholds of no predictions": (3, lambda f, d, e: ["tune", "--thresholds", str(e / "no"), "--storage", str(e)]),
+        2,
+        lambda f, d, e: [
+            "tune",
+            "--config",
+            "smoke",
+            "--dataset",
+            d.path,
+            "--storage",
+            str(e),
+            "--space",
+            str(f / "list.yaml"),
+        ],
+    ),
+    "thresholds of no predictions": (
+        3,
+        lambda f, d, e: ["tune", "--thresholds", str(e / "no"), "--storage", str(e)],
+    ),
     "tiles of no dataset": (3, lambda f, d, e: ["data", "show", str(e)]),
-    "tiles of an unknown label": (3, lambda f, d, e: ["data", "show", d.place, "--label", "watr", "--out", str(e / "o.png")]),
+    "tiles of an unknown label": (
+        3,
+        lambda f, d, e: ["data", "show", d.path, "--label", "watr", "--out", str(e / "o.png")],
+    ),
     "a check of no dataset": (3, lambda f, d, e: ["data", "check", str(e / "no")]),
     "a rule about an unknown label": (
-        3, lambda f, d, e: ["data", "check", d.place, "--alone", "cloudi", "--out", str(e / "o.html")]),
+        3,
+        lambda f, d, e: ["data", "check", d.path, "--alone", "cloudi", "--out", str(e / "o.html")],
+    ),
     "a split whose name is taken": (
-        3, lambda f, d, e: ["data", "split", d.place, "--name", "random", "--by", "random", "--valid", "0.5"]),
-    "a split by groups without a table": (2, lambda f, d, e: ["data", "split", d.place, "--name", "g", "--by", "group"]),
+        3,
+        lambda f, d, e: [
+            "data",
+            "split",
+            d.path,
+            "--name",
+            "random",
+            "--by",
+            "random",
+            "--valid",
+            "0.5",
+        ],
+    ),
+    "a split by groups without a table": (
+        2,
+        lambda f, d, e: ["data", "split", d.path, "--name", "g", "--by", "group"],
+    ),
     "a run that is not there": (2, lambda f, d, e: ["runs", "show", "nobody", "--storage", str(e)]),
     "a report of no run": (2, lambda f, d, e: ["runs", "report", "nobody", "--storage", str(e)]),
     "labels in Latin-1": (3, lambda f, d, e: _ingest(f, e, "latin.csv")),
@@ -123,17 +253,42 @@ MORE: dict[str, tuple[int, Callable[[Path, Dataset, Path], list[str]]]] = {
     "a quote that stays open": (3, lambda f, d, e: _ingest(f, e, "quote.csv")),
     "labels that are a folder": (3, lambda f, d, e: _ingest(f, e, "tiles")),
     "nothing to validate": (2, lambda f, d, e: _ingest(f, e, "labels.csv", "--valid", "0")),
-    "classes that lack a label": (3, lambda f, d, e: _ingest(f, e, "labels.csv", "--classes", "clear,primry")),
+    "classes that lack a label": (
+        3,
+        lambda f, d, e: _ingest(f, e, "labels.csv", "--classes", "clear,primry"),
+    ),
     "a group without a table": (2, lambda f, d, e: _ingest(f, e, "labels.csv", "--split", "group")),
     "a dataset that cannot be written": (
-        7, lambda f, d, e: ["ingest", "--images", str(f / "tiles"), "--labels", str(f / "labels.csv"), "--out", PROC]),
-    "an archive that is not there": (2, lambda f, d, e: ["download", "planet", "--from", str(e / "no.7z"), "--out", str(e / "o")]),
-    "a web page for an archive": (3, lambda f, d, e: ["download", "planet", "--from", str(f / "page.7z"), "--out", str(e / "o")]),
-    "a folder that cannot be filled": (7, lambda f, d, e: ["download", "planet", "--from", str(f / "page.7z"), "--out", PROC]),
-    "rates for an unknown stage": (2, lambda f, d, e: ["lr-find", "--config", "smoke", "--stages", "9"]),
+        7,
+        lambda f, d, e: [
+            "ingest",
+            "--images",
+            str(f / "tiles"),
+            "--labels",
+            str(f / "labels.csv"),
+            "--out",
+            PROC,
+        ],
+    ),
+    "an archive that is not there": (
+        2,
+        lambda f, d, e: ["download", "planet", "--from", str(e / "no.7z"), "--out", str(e / "o")],
+    ),
+    "a web page for an archive": (
+        3,
+        lambda f, d, e: ["download", "planet", "--from", str(f / "page.7z"), "--out", str(e / "o")],
+    ),
+    "a folder that cannot be filled": (
+        7,
+        lambda f, d, e: ["download", "planet", "--from", str(f / "page.7z"), "--out", PROC],
+    ),
+    "rates for an unknown stage": (
+        2,
+        lambda f, d, e: ["lr-find", "--config", "smoke", "--stages", "9"],
+    ),
     "an unknown part of the bench": (2, lambda f, d, e: ["bench", "--only", "decod"]),
     "a command of two that are not": (2, lambda f, d, e: ["run", "show"]),
-}  # fmt: skip
+}
 
 # (exit code, variable, its value): each with a command that would start Ray.
 VARIABLES = [
@@ -175,15 +330,26 @@ def surrounded(folder: Path) -> Outcome:
     checks, (_, data) = Checks(), _shared(folder.parent / "messages")
     for code, name, value in VARIABLES:
         with patch.dict(os.environ, {name: value}):
-            done = said([*SMOKE, "--dataset", data.place])
-        _judge(checks, f"{name}={value}", code, value if value != "{}" else "Ray job", done.code, done.error)
+            done = said([*SMOKE, "--dataset", data.path])
+        _judge(
+            checks,
+            f"{name}={value}",
+            code,
+            value if value != "{}" else "Ray job",
+            done.code,
+            done.error,
+        )
     return checks.outcome()
 
 
 def answered(folder: Path) -> Outcome:
     """A Kaggle on this machine that refuses."""
     checks = Checks()
-    mine = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "someone", "KAGGLE_KEY": "key"}
+    mine = {
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "KAGGLE_USERNAME": "someone",
+        "KAGGLE_KEY": "key",
+    }
     with patch.dict(os.environ, mine), patch.object(remote, "BACKOFF_S", 0.01):
         for status, code in ANSWERS.items():
             server = kaggle_server.KaggleServer({})
@@ -209,9 +375,14 @@ KNOWN = [name for name in [*MORE, *test_cli.MISTAKES] if name not in NEED_RAY]
 # What test_cli tries in every run of the tests, --quick leaves out.
 FIGURES = [
     Figure(
-        "R25", "errors with their exit code, what, why or next, 3 lines, no traceback", "100%",
-        [Case("mistakes of this table", partial(typed, list(MORE)), True),
-         Case("variables of the environment", surrounded, True),
-         Case("mistakes of the other table", partial(typed, KNOWN[len(MORE):])), Case("refusals of Kaggle", answered, True)],
+        "R25",
+        "errors with their exit code, what, why or next, 3 lines, no traceback",
+        "100%",
+        [
+            Case("mistakes of this table", partial(typed, list(MORE)), True),
+            Case("variables of the environment", surrounded, True),
+            Case("mistakes of the other table", partial(typed, KNOWN[len(MORE) :])),
+            Case("refusals of Kaggle", answered, True),
+        ],
     ),
-]  # fmt: skip
+]

@@ -22,7 +22,9 @@ AGAIN = 2
 
 
 def _recipe(folder: Path, save_every_s: float | None = None):
-    return recipe(dataset(folder, SIZES[1]), SIZES, epochs=1, batch_size=BATCH, save_every_s=save_every_s)
+    return recipe(
+        dataset(folder, SIZES[1]), SIZES, epochs=1, batch_size=BATCH, save_every_s=save_every_s
+    )
 
 
 @cache
@@ -30,7 +32,9 @@ def undisturbed(world: int):
     """The trace of a run that nothing disturbs, and the batches of each of its ranks."""
     with tempfile.TemporaryDirectory(prefix="undisturbed-") as folder:
         run_group(_recipe(Path(folder) / "data"), Path(folder) / "run", world)
-        return trace(Path(folder) / "run"), [_batches(Path(folder) / "run", rank) for rank in range(world)]
+        return trace(Path(folder) / "run"), [
+            _batches(Path(folder) / "run", rank) for rank in range(world)
+        ]
 
 
 def _batches(run: Path, rank: int) -> list[tuple]:
@@ -49,7 +53,13 @@ def killed(world: int, number: int, folder: Path) -> Outcome:
     rank, batch = chance.randrange(world), chance.randrange(1, BATCHES)
     ended = False
     with contextlib.suppress(ProcessExitedException):
-        run_group(_recipe(folder / "data", SAVE_EVERY_S), folder / "run", world, record=False, kill=(rank, batch))
+        run_group(
+            _recipe(folder / "data", SAVE_EVERY_S),
+            folder / "run",
+            world,
+            record=False,
+            kill=(rank, batch),
+        )
         ended = True
     what = f"world {world}, rank {rank} killed at its batch {batch}"
     if checks.add(not ended, f"{what}: nothing was killed"):
@@ -69,9 +79,18 @@ def _identical(outcomes: list[Outcome]) -> str:
 
 FIGURES = [
     Figure(
-        "R2", "kills with bit-identical weights, averages, metrics; no Ray, 1 to 4 ranks", f"{KILLS * len(WORLDS)}/{KILLS * len(WORLDS)}",
-        [Case(f"kill {n + 1} of {world} ranks", partial(killed, world, n), quick=(world, n) == (3, 0))
-         for world in WORLDS for n in range(KILLS)],
+        "R2",
+        "kills with bit-identical weights, averages, metrics; no Ray, 1 to 4 ranks",
+        f"{KILLS * len(WORLDS)}/{KILLS * len(WORLDS)}",
+        [
+            Case(
+                f"kill {n + 1} of {world} ranks",
+                partial(killed, world, n),
+                quick=(world, n) == (3, 0),
+            )
+            for world in WORLDS
+            for n in range(KILLS)
+        ],
         _identical,
     ),
-]  # fmt: skip
+]

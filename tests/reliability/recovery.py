@@ -21,7 +21,11 @@ class Recovery:
             self._measure(*found[:2])
 
     def _measure(self, first, second):
-        again = [e for e in self.entries if e["t"] < self.at and is_batch(e, 0) and place(e) == place(first)]
+        again = [
+            e
+            for e in self.entries
+            if e["t"] < self.at and is_batch(e, 0) and path(e) == path(first)
+        ]
         self.lost_s = self.at - again[-1]["t"] if again else 0.0
         self.seconds = second["t"] - self.at
         self.parts = self._parts(first, second)
@@ -29,9 +33,13 @@ class Recovery:
     def _parts(self, first, second):
         began = next(e for e in self.entries if e["what"] == "worker" and e["pid"] == first["pid"])
         ends = [
-            self.at, self._said("the workers start again"), began["t"], self._said("resuming", "new run"), first["t"],
+            self.at,
+            self._said("the workers start again"),
+            began["t"],
+            self._said("resuming", "new run"),
+            first["t"],
             second["t"],
-        ]  # fmt: skip
+        ]
         return {name: b - a for name, (a, b) in zip(PARTS, pairwise(ends), strict=True)}
 
     def _said(self, *words):
@@ -50,7 +58,7 @@ def is_batch(entry, rank):
     return entry["what"] == "batch" and entry["rank"] == rank
 
 
-def place(batch):
+def path(batch):
     """Sorts batches as a run meets them."""
     return batch["stage"], batch["epoch"], batch["part"] == "valid", batch["number"]
 

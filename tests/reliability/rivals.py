@@ -29,9 +29,9 @@ def instead_of_ray():
 def rival(barrier, checked, name):
     held = train.held
 
-    def together(place):
+    def together(path):
         barrier.wait()
-        return held(place)
+        return held(path)
 
     train.held, train.session = together, instead_of_ray
     train.check_recipe = lambda recipe: checked  # the same for both, and slow
@@ -41,8 +41,8 @@ def rival(barrier, checked, name):
         os._exit(2)
 
 
-def dead(place):
-    with train.held(place):
+def dead(path):
+    with train.held(path):
         os._exit(0)
 
 

@@ -14,7 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).parent / room) for room in (".", "..", "../data", "../training"))
+sys.path.extend(
+    str(Path(__file__).parent / room) for room in (".", "..", "../data", "../training", "../cli")
+)
 
 from figures import Figure, Ledger, passed
 
@@ -51,11 +53,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def parsed(argv: list[str] | None, all_figures: list[Figure]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true")
     how.add_argument("--full", action="store_true")
-    parser.add_argument("--only", help="figures, separated by commas; with --quick their fast cases")
+    parser.add_argument(
+        "--only", help="figures, separated by commas; with --quick their fast cases"
+    )
     parser.add_argument("--out", help="folder for the table and for going on; needed by --full")
     arguments = parser.parse_args(argv)
     if not (arguments.quick or arguments.full or arguments.only):
@@ -67,7 +73,9 @@ def parsed(argv: list[str] | None, all_figures: list[Figure]) -> argparse.Namesp
     known = {figure.id for figure in all_figures}
     unknown = sorted(set((arguments.only or "").split(",")) - known - {""})
     if unknown:
-        parser.error(f"{', '.join(unknown)} unknown; there are {', '.join(sorted(known, key=lambda id: int(id[1:])))}")
+        parser.error(
+            f"{', '.join(unknown)} unknown; there are {', '.join(sorted(known, key=lambda id: int(id[1:])))}"
+        )
     return arguments
 
 
@@ -75,17 +83,27 @@ def selected(arguments: argparse.Namespace, all_figures: list[Figure]) -> list[t
     """Figures with their cases."""
     wanted = (arguments.only or "").split(",")
     figures = [figure for figure in all_figures if not arguments.only or figure.id in wanted]
-    some = [(figure, [case for case in figure.cases if case.quick or not arguments.quick]) for figure in figures]
+    some = [
+        (figure, [case for case in figure.cases if case.quick or not arguments.quick])
+        for figure in figures
+    ]
     return [(figure, cases) for figure, cases in some if cases]
 
 
 def surroundings(home: Path) -> None:
     """A home and a cache of its own for all that is started from here, and Ray without tokens."""
-    from raytrain.cli import RAY_ENVIRONMENT
+    from raytrain.cli.main import RAY_ENVIRONMENT
 
-    for name in [name for name in os.environ if name.startswith("RAYTRAIN_") or name == "RAY_ADDRESS"]:
+    for name in [
+        name for name in os.environ if name.startswith("RAYTRAIN_") or name == "RAY_ADDRESS"
+    ]:
         del os.environ[name]
-    os.environ.update(HOME=str(home), RAYTRAIN_CACHE=str(home / "cache"), RAY_AUTH_MODE="disabled", **RAY_ENVIRONMENT)
+    os.environ.update(
+        HOME=str(home),
+        RAYTRAIN_CACHE=str(home / "cache"),
+        RAY_AUTH_MODE="disabled",
+        **RAY_ENVIRONMENT,
+    )
 
 
 def row(figure: Figure, outcomes: list, partly: bool) -> tuple[str, bool]:

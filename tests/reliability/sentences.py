@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.errors import RaytrainError
 
 LINES, LONGEST = 3, 600
@@ -55,9 +55,15 @@ def flaw(text: str) -> str:
         return f"an address in it: {text}"
     if not any(line.startswith(("  why:  ", "  next: ")) for line in lines[1:]):
         return f"neither why nor what next: {text}"
-    return "" if len(lines) <= LINES and max(map(len, lines)) <= LONGEST else f"more than {LINES} lines: {text}"
+    return (
+        ""
+        if len(lines) <= LINES and max(map(len, lines)) <= LONGEST
+        else f"more than {LINES} lines: {text}"
+    )
 
 
 def flaw_of(error: BaseException) -> str:
     """As `flaw`, of an error that was raised; only ours have sentences."""
-    return flaw(str(error)) if isinstance(error, RaytrainError) else f"{type(error).__name__}: {error}"
+    return (
+        flaw(str(error)) if isinstance(error, RaytrainError) else f"{type(error).__name__}: {error}"
+    )

@@ -45,9 +45,12 @@ class Session:
         self.seen, self.offset = [], self.record.stat().st_size
         self.log = (folder / "log.txt").open("a")
         self.process = subprocess.Popen(
-            [*program, *map(str, arguments)], env=self._environment(env or {}), stdout=self.log, stderr=self.log,
+            [*program, *map(str, arguments)],
+            env=self._environment(env or {}),
+            stdout=self.log,
+            stderr=self.log,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def __enter__(self):
         return self
@@ -62,7 +65,12 @@ class Session:
 
     def _environment(self, more):
         path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        own = {"PYTHONPATH": path, "TMPDIR": str(self.tmp), RECORD: str(self.record), MARK: self.mark}
+        own = {
+            "PYTHONPATH": path,
+            "TMPDIR": str(self.tmp),
+            RECORD: str(self.record),
+            MARK: self.mark,
+        }
         return os.environ | own | more
 
     def entries(self):
@@ -129,12 +137,18 @@ class Session:
             time.sleep(0.1)
         names = [" ".join(_words(process))[:60] for process in alive]
         files = sorted(file.name for file in self.tmp.iterdir())
-        return names + [name for name in files if not any(fnmatch(name, shared) for shared in FILES)]
+        return names + [
+            name for name in files if not any(fnmatch(name, shared) for shared in FILES)
+        ]
 
 
 def titled(processes, title):
     """Those of some processes whose name or first word begins with a title, such as raylet or ray::TrainController."""
-    return [process for process in processes if " ".join(_words(process)).rpartition("/")[2].startswith(title)]
+    return [
+        process
+        for process in processes
+        if " ".join(_words(process)).rpartition("/")[2].startswith(title)
+    ]
 
 
 def kill(*pids):

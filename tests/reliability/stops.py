@@ -14,7 +14,7 @@ from pathlib import Path
 from deaths import STEP_S, reached, settings, started
 from driver import PACE
 from figures import PROJECT, Case, Checks, Figure, counted, numbers, spread
-from recovery import is_batch, place
+from recovery import is_batch, path
 from session import PROGRAM, Session
 from workshop import same_trace, undisturbed
 
@@ -37,7 +37,10 @@ def signalled(folder, number):
             left += session.left_behind()
             checks.failures += [f"left behind: {thing}" for thing in left]
         found += [kept(folder, sent)]
-        checks.add(code == 75 and found[-1] <= LIMIT_S, f"point {i}: exit code {code}, kept after {found[-1]:.1f} s")
+        checks.add(
+            code == 75 and found[-1] <= LIMIT_S,
+            f"point {i}: exit code {code}, kept after {found[-1]:.1f} s",
+        )
     with attempt(folder, small, POINTS) as session:
         ended_well(checks, folder, session.end(), session.text())
     return checks.outcome(left=[len(left)], kept=found)
@@ -46,17 +49,22 @@ def signalled(folder, number):
 def plan(folder, seed, room):
     """(recipe, batches after which to stop). Only the signal makes it save within epochs."""
     met = undisturbed(folder, settings(folder), "whole")[1]
-    places = sorted(random.Random(seed).sample(range(len(met) - room), POINTS))
-    return settings(folder, save_every_s=None), [met[i] for i in places]
+    paths = sorted(random.Random(seed).sample(range(len(met) - room), POINTS))
+    return settings(folder, save_every_s=None), [met[i] for i in paths]
 
 
 def ended_well(checks, folder, code, text):
     """The bits of a run that was never stopped; and no step was done twice."""
     whole, met = undisturbed(folder, settings(folder), "whole")
-    checks.add(code == 0 and same_trace(folder / "run", whole), f"other bits: exit code {code}, {text[-1500:]}")
+    checks.add(
+        code == 0 and same_trace(folder / "run", whole),
+        f"other bits: exit code {code}, {text[-1500:]}",
+    )
     entries = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
-    steps = [place(e) for e in entries if is_batch(e, 0) and e["part"] == "train"]
-    checks.add(steps == [place(b) for b in met if b["part"] == "train"], f"not each step once: {steps}")
+    steps = [path(e) for e in entries if is_batch(e, 0) and e["part"] == "train"]
+    checks.add(
+        steps == [path(b) for b in met if b["part"] == "train"], f"not each step once: {steps}"
+    )
 
 
 def attempt(folder, small, i):
@@ -86,15 +94,25 @@ def job_stopped(folder):
     with head(folder) as (session, ray_job):
         for i, point in enumerate(points):
             began = time.time()
-            submitted(ray_job, first if i == 0 else going_on(folder), "--no-wait", "--submission-id", f"job-{i}")
-            session.wait_for(lambda entries, point=point, began=began: reached(entries, 0, point, began))
+            submitted(
+                ray_job,
+                first if i == 0 else going_on(folder),
+                "--no-wait",
+                "--submission-id",
+                f"job-{i}",
+            )
+            session.wait_for(
+                lambda entries, point=point, began=began: reached(entries, 0, point, began)
+            )
             asked = time.time()
             ray_job("stop", f"job-{i}")
             found += [kept(folder, asked)]
             # A job itself says only whether it failed.
             code = failure(folder).get("exit_code")
             good = code == 75 and found[-1] <= LIMIT_S
-            checks.add(good, f"point {i}: exit code {code}, kept {found[-1]:.1f} s after the command began")
+            checks.add(
+                good, f"point {i}: exit code {code}, kept {found[-1]:.1f} s after the command began"
+            )
         done = submitted(ray_job, going_on(folder))
         ended_well(checks, folder, done.returncode, done.stdout)
         session.send(signal.SIGTERM)
@@ -113,14 +131,27 @@ def failure(folder):
 def head(folder):
     """A head with four declared CPUs: its session, and a function for `ray job VERB ...` there."""
     ports = [free_port(), free_port()]
-    command = ["start", "--head", f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=4",
-               "--disable-usage-stats", "--block"]  # fmt: skip
+    command = [
+        "start",
+        "--head",
+        f"--port={ports[0]}",
+        f"--dashboard-port={ports[1]}",
+        "--num-cpus=4",
+        "--disable-usage-stats",
+        "--block",
+    ]
     # As in cluster.yaml: by default a job has three seconds between SIGTERM and SIGKILL.
-    env = {PACE: STEP_S, "RAY_JOB_STOP_WAIT_TIME_S": "60", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    env = {
+        PACE: STEP_S,
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
 
     def ray_job(verb, *words):
         words = [BIN / "ray", "job", verb, "--address", f"http://127.0.0.1:{ports[1]}", *words]
-        return subprocess.run(list(map(str, words)), cwd=PROJECT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            list(map(str, words)), cwd=PROJECT, capture_output=True, text=True, timeout=300
+        )
 
     with Session(folder, *command, program=[str(BIN / "ray")], env=env) as session:
         end = time.monotonic() + 90
@@ -142,9 +173,7 @@ def free_port():
 
 def told(outcomes):
     kept_s, job_s = numbers(outcomes, "kept"), numbers(outcomes, "kept_job")
-    return (
-        f"{counted(outcomes)}; kept {spread(kept_s)} s after the signal, {spread(job_s)} s after `ray job stop` began"
-    )
+    return f"{counted(outcomes)}; kept {spread(kept_s)} s after the signal, {spread(job_s)} s after `ray job stop` began"
 
 
 CASES = [
@@ -153,5 +182,11 @@ CASES = [
     Case("ray job stop at five points", job_stopped),
 ]
 FIGURES = [
-    Figure("R15", "stopped by a signal or `ray job stop`", "kept within 5 s, exit code 75, the same bits", CASES, told)
+    Figure(
+        "R15",
+        "stopped by a signal or `ray job stop`",
+        "kept within 5 s, exit code 75, the same bits",
+        CASES,
+        told,
+    )
 ]

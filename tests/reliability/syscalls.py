@@ -21,14 +21,42 @@ from pathlib import Path
 from raytrain.errors import RaytrainError, exit_code_of
 
 # Number of the call, and which argument is the path (or the descriptor of the directory it counts from), or the descriptor.
-PATHS = {"open": (2, 0), "creat": (85, 0), "openat": (257, 1), "rename": (82, 0), "renameat": (264, 1),
-         "renameat2": (316, 1), "mkdir": (83, 0), "mkdirat": (258, 1), "rmdir": (84, 0), "unlink": (87, 0),
-         "unlinkat": (263, 1), "link": (86, 1), "linkat": (265, 3), "symlink": (88, 1), "symlinkat": (266, 2),
-         "truncate": (76, 0), "utimensat": (280, 1)}  # fmt: skip
-DESCRIPTORS = {"write": (1, 0), "pwrite64": (18, 0), "writev": (20, 0), "fsync": (74, 0), "fdatasync": (75, 0),
-               "ftruncate": (77, 0), "fallocate": (285, 0), "sendfile": (40, 0), "copy_file_range": (326, 2)}  # fmt: skip
+PATHS = {
+    "open": (2, 0),
+    "creat": (85, 0),
+    "openat": (257, 1),
+    "rename": (82, 0),
+    "renameat": (264, 1),
+    "renameat2": (316, 1),
+    "mkdir": (83, 0),
+    "mkdirat": (258, 1),
+    "rmdir": (84, 0),
+    "unlink": (87, 0),
+    "unlinkat": (263, 1),
+    "link": (86, 1),
+    "linkat": (265, 3),
+    "symlink": (88, 1),
+    "symlinkat": (266, 2),
+    "truncate": (76, 0),
+    "utimensat": (280, 1),
+}
+DESCRIPTORS = {
+    "write": (1, 0),
+    "pwrite64": (18, 0),
+    "writev": (20, 0),
+    "fsync": (74, 0),
+    "fdatasync": (75, 0),
+    "ftruncate": (77, 0),
+    "fallocate": (285, 0),
+    "sendfile": (40, 0),
+    "copy_file_range": (326, 2),
+}
 WITHOUT = {"sync": (162, 0)}
-CALLS = {number: (name, place) for table in (PATHS, DESCRIPTORS, WITHOUT) for name, (number, place) in table.items()}
+CALLS = {
+    number: (name, path)
+    for table in (PATHS, DESCRIPTORS, WITHOUT)
+    for name, (number, path) in table.items()
+}
 FLUSHES, PARTLY = {"fsync", "fdatasync", "sync"}, {"write", "pwrite64"}
 AT_FDCWD, TO_WRITE = -100, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
@@ -102,7 +130,9 @@ def disturbed(work: Work, folder: Path, number: int, fault: Fault) -> Ended:
     return _run(work, folder, number, fault, [])
 
 
-def _run(work: Work, folder: Path, number: int | None, fault: Fault | None, seen: list[str]) -> Ended:
+def _run(
+    work: Work, folder: Path, number: int | None, fault: Fault | None, seen: list[str]
+) -> Ended:
     report, ours = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -119,7 +149,9 @@ def _run(work: Work, folder: Path, number: int | None, fault: Fault | None, seen
     point = seen[number] if number is not None and len(seen) > number else None
     if os.WIFSIGNALED(status):
         hung = os.WTERMSIG(status) != signal.SIGKILL
-        return Ended(point, 1 if hung else None, f"ended by signal {os.WTERMSIG(status)}" if hung else "")
+        return Ended(
+            point, 1 if hung else None, f"ended by signal {os.WTERMSIG(status)}" if hung else ""
+        )
     return Ended(point, **json.loads(told))
 
 
@@ -144,7 +176,9 @@ def _child(work: Work, report: int) -> None:
 class _Tracer:
     """Follows a process and its threads from call to call."""
 
-    def __init__(self, pid: int, folder: str, number: int | None, fault: Fault | None, seen: list[str]) -> None:
+    def __init__(
+        self, pid: int, folder: str, number: int | None, fault: Fault | None, seen: list[str]
+    ) -> None:
         self.pid, self.folder, self.number, self.fault, self.seen = pid, folder, number, fault, seen
         self.results: dict[int, int] = {}  # of calls that are not carried out, by thread
         self.inside: set[int] = set()  # threads between the entry and the exit of a call
@@ -163,7 +197,9 @@ class _Tracer:
             stop = os.WSTOPSIG(status)
             if stop == signal.SIGTRAP | 0x80:
                 self.at_call(thread)
-            passed_on = 0 if stop in (signal.SIGTRAP | 0x80, signal.SIGTRAP, signal.SIGSTOP) else stop
+            passed_on = (
+                0 if stop in (signal.SIGTRAP | 0x80, signal.SIGTRAP, signal.SIGSTOP) else stop
+            )
             self.ask(SYSCALL, thread, 0, passed_on)
 
     def at_call(self, thread: int) -> None:
@@ -175,13 +211,18 @@ class _Tracer:
             return
         self.inside.add(thread)
         name, where = CALLS.get(self.peek(thread, NUMBER), ("", 0))
-        place = self.place(thread, name, where) if name else None
-        if place is None:
+        path = self.path(thread, name, where) if name else None
+        if path is None:
             return
         number = len(self.seen)
-        self.seen.append(f"{name} {place}")
+        self.seen.append(f"{name} {path}")
         hit = self.number == number
-        late = self.number is not None and number > self.number and self.fault is not None and self.fault.stays
+        late = (
+            self.number is not None
+            and number > self.number
+            and self.fault is not None
+            and self.fault.stays
+        )
         if self.fault and (hit or late) and name in self.fault.calls:
             self.disturb(thread)
         elif name in FLUSHES:
@@ -211,7 +252,7 @@ class _Tracer:
         self.ask(POKEUSER, thread, NUMBER, -1)
         self.results[thread] = result
 
-    def place(self, thread: int, name: str, where: int) -> str | None:
+    def path(self, thread: int, name: str, where: int) -> str | None:
         """The path below the folder that a call writes to; None where it writes nothing there."""
         if name in WITHOUT:
             return ""
@@ -221,12 +262,20 @@ class _Tracer:
             return None
         path = self.text(self.peek(thread, ARGUMENTS[where]))
         if not path.startswith("/"):
-            base = self.peek(thread, ARGUMENTS[where - 1]) if name.endswith("at") or name == "renameat2" else AT_FDCWD
+            base = (
+                self.peek(thread, ARGUMENTS[where - 1])
+                if name.endswith("at") or name == "renameat2"
+                else AT_FDCWD
+            )
             path = os.path.join(self.descriptor(ctypes.c_int(base).value), path)
         return self.below(path)
 
     def below(self, path: str) -> str | None:
-        return path.removeprefix(self.folder).strip("/") if path.startswith(f"{self.folder}/") else None
+        return (
+            path.removeprefix(self.folder).strip("/")
+            if path.startswith(f"{self.folder}/")
+            else None
+        )
 
     def descriptor(self, number: int) -> str:
         link = "cwd" if number == AT_FDCWD else f"fd/{number}"
@@ -242,7 +291,11 @@ class _Tracer:
 
     def text(self, address: int) -> str:
         # Not past the end of the page: what follows may not be mapped.
-        return self.memory(address, min(4096, 8192 - address % 4096)).split(b"\0")[0].decode(errors="replace")
+        return (
+            self.memory(address, min(4096, 8192 - address % 4096))
+            .split(b"\0")[0]
+            .decode(errors="replace")
+        )
 
     def peek(self, thread: int, offset: int) -> int:
         return int(self.ask(PEEKUSER, thread, offset))

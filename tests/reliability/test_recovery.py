@@ -43,14 +43,20 @@ def record():
     """Two ranks take a step a second from 10 s on; rank 1 dies at 15.5 s; from 22 s on they go on after their step 3."""
     before = [batch(10 + n, OLD[rank], rank, n) for n in range(6) for rank in (0, 1)]
     after = [batch(22 + n, NEW[rank], rank, 3 + n) for n in range(3) for rank in (0, 1)]
-    lines = [line(16, "rank 1 failed (...); the workers start again"), line(20.5, "resuming in stage 2")]
+    lines = [
+        line(16, "rank 1 failed (...); the workers start again"),
+        line(20.5, "resuming in stage 2"),
+    ]
     return [line(0, "run x"), *begun(9, OLD), *before, lines[0], *begun(19, NEW), lines[1], *after]
 
 
 def test_a_recovery_is_what_was_done_again_and_how_long_it_took(record):
     found = Recovery(record, 15.5)
     assert found.lost_s == 15.5 - 13 and found.seconds == 23 - 15.5
-    assert list(found.parts.values()) == [0.5, 3, 1.5, 1.5, 1] and sum(found.parts.values()) == found.seconds
+    assert (
+        list(found.parts.values()) == [0.5, 3, 1.5, 1.5, 1]
+        and sum(found.parts.values()) == found.seconds
+    )
 
 
 def test_a_run_that_went_on_behind_its_last_step_lost_nothing(record):
@@ -67,7 +73,9 @@ def test_batches_of_the_dead_do_not_count_as_those_of_the_run_that_goes_on(recor
     late = [*record, batch(15.6, OLD[0], 0, 6)]
     assert {e["pid"] for e in batches(late, 0, 15.5)} == {NEW[0]}
     assert deaths.reached(late, 0, batch(0, 0, 0, 4), 15.5)["t"] == 23
-    assert deaths.reached(late, 0, batch(0, 0, 0, 3), 15.5)["t"] == 23  # the first one has no step behind it
+    assert (
+        deaths.reached(late, 0, batch(0, 0, 0, 3), 15.5)["t"] == 23
+    )  # the first one has no step behind it
     assert deaths.reached(late, 0, batch(0, 0, 0, 9), 15.5) is None and driver(late) == DRIVER
 
 
@@ -100,7 +108,15 @@ def test_a_process_whose_title_has_overwritten_its_environment_is_seen_by_its_lo
 
 
 GOOD = Outcome(
-    20, 20, {"lost": [0.1, 0.9, 0.2], "worker": [6.0, 13.0, 7.0], "driver": [21.0], "seconds": [4.0], "kept": [0.4]}
+    20,
+    20,
+    {
+        "lost": [0.1, 0.9, 0.2],
+        "worker": [6.0, 13.0, 7.0],
+        "driver": [21.0],
+        "seconds": [4.0],
+        "kept": [0.4],
+    },
 )
 BAD = {
     "R1": Outcome(1, 2),
@@ -113,7 +129,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("figure", [*deaths.FIGURES, *stops.FIGURES, *refusals.FIGURES], ids=lambda figure: figure.id)
+@pytest.mark.parametrize(
+    "figure", [*deaths.FIGURES, *stops.FIGURES, *refusals.FIGURES], ids=lambda figure: figure.id
+)
 def test_a_figure_tells_good_outcomes_from_bad_and_from_none(figure):
     assert figure.met([GOOD]) and figure.value([GOOD])
     assert not figure.met([GOOD, BAD[figure.id]])
@@ -124,9 +142,16 @@ def test_a_figure_tells_good_outcomes_from_bad_and_from_none(figure):
 def test_the_kills_of_a_run_with_other_bits_are_not_survived(record):
     kills = [("worker", 15.5)]
     assert deaths.judged(kills, record, True, [], Search(9, []), "").passed == 1
-    assert deaths.judged(kills, record[:-8], True, [], Search(9, []), "").passed == 0  # nobody trained after it
+    assert (
+        deaths.judged(kills, record[:-8], True, [], Search(9, []), "").passed == 0
+    )  # nobody trained after it
     found = deaths.judged(kills, record, False, ["sleep"], Search(9, ["log"]), "exit code 1")
-    assert (found.passed, found.of, found.numbers["left"], found.numbers["keys"]) == (0, 1, [1], [1])
+    assert (found.passed, found.of, found.numbers["left"], found.numbers["keys"]) == (
+        0,
+        1,
+        [1],
+        [1],
+    )
     assert "exit code 1" in found.failures[-1]
 
 
@@ -148,7 +173,11 @@ def test_only_the_checkpoint_that_was_told_and_is_newer_than_the_signal_counts(t
         (tmp_path / "run" / "checkpoints" / name).mkdir(parents=True)
         (tmp_path / "run" / "checkpoints" / name / "MANIFEST.json").touch()
         os.utime(tmp_path / "run" / "checkpoints" / name / "MANIFEST.json", (t, t))
-    message = f"stopped by SIGTERM, with everything kept in {tmp_path}/run/checkpoints/step-1\n  why: ..."
-    (tmp_path / "run" / "failure.json").write_text(json.dumps({"exit_code": 75, "message": message}))
+    message = (
+        f"stopped by SIGTERM, with everything kept in {tmp_path}/run/checkpoints/step-1\n  why: ..."
+    )
+    (tmp_path / "run" / "failure.json").write_text(
+        json.dumps({"exit_code": 75, "message": message})
+    )
     assert stops.kept(tmp_path, 101) == 2 and stops.kept(tmp_path, 104) == float("inf")
     assert stops.failure(tmp_path)["exit_code"] == 75

@@ -20,7 +20,9 @@ HERE = Path(__file__).parent
 QUICK_S = 400
 # These start no Ray, and take a few seconds each.
 WITHOUT_RAY = ("R5", "R7", "R12", "R20", "R21")
-needs_tracing = pytest.mark.skipif(not syscalls.possible(), reason="R5 and R6 trace system calls: Linux on x86-64")
+needs_tracing = pytest.mark.skipif(
+    not syscalls.possible(), reason="R5 and R6 trace system calls: Linux on x86-64"
+)
 
 
 def scored_quickly(out, *flags):
@@ -31,7 +33,11 @@ def scored_quickly(out, *flags):
     failed = [line for line in done.stderr.splitlines() if "failed:" in line]
     assert done.returncode == 0, "\n".join([done.stdout, *failed, done.stderr[-2000:]])
     assert (out / "score.md").read_text() == done.stdout[: -len("\n")]
-    return [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines() if line.startswith("| R")]
+    return [
+        line.split(" | ")[0].removeprefix("| ")
+        for line in done.stdout.splitlines()
+        if line.startswith("| R")
+    ]
 
 
 @needs_tracing
@@ -52,7 +58,9 @@ def test_no_file_and_no_line_of_a_run_holds_a_key(no_cluster, own_network, tmp_p
 
 
 def figure(**cases):
-    return Figure("R1", "title", "2/2", [Case(name, run, quick=name == "fast") for name, run in cases.items()])
+    return Figure(
+        "R1", "title", "2/2", [Case(name, run, quick=name == "fast") for name, run in cases.items()]
+    )
 
 
 def scored(monkeypatch, tmp_path, figure, *arguments):
@@ -67,7 +75,9 @@ def good(folder):
     return Outcome(1, 1)
 
 
-def test_a_score_that_was_interrupted_goes_on_after_the_last_whole_case(monkeypatch, tmp_path, capsys):
+def test_a_score_that_was_interrupted_goes_on_after_the_last_whole_case(
+    monkeypatch, tmp_path, capsys
+):
     ran = []
 
     def first(folder):
@@ -112,11 +122,18 @@ def test_outcomes_of_other_code_are_not_counted(tmp_path, monkeypatch):
 
 
 def test_quick_takes_the_quick_cases_and_says_so(monkeypatch, tmp_path, capsys):
-    assert scored(monkeypatch, tmp_path, figure(fast=good, slow=lambda folder: Outcome(0, 1)), "--quick") == 0
+    assert (
+        scored(
+            monkeypatch, tmp_path, figure(fast=good, slow=lambda folder: Outcome(0, 1)), "--quick"
+        )
+        == 0
+    )
     assert "| 1/1 of the quick cases |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--full"], ["--only", "R99"], [], ["--full", "--only", "R1", "--out", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--full"], ["--only", "R99"], [], ["--full", "--only", "R1", "--out", "x"]]
+)
 def test_a_command_line_that_is_wrong_is_refused(words, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         score.parsed(words, [figure(fast=good)])
@@ -201,4 +218,7 @@ def test_threads_of_the_work_are_followed(folder):
         thread.join()
 
     assert syscalls.points(work, folder) == ["openat a", "write a", "rename a"]
-    assert syscalls.disturbed(work, folder, 2, syscalls.KILLS[0]).code is None and (folder / "a").exists()
+    assert (
+        syscalls.disturbed(work, folder, 2, syscalls.KILLS[0]).code is None
+        and (folder / "a").exists()
+    )

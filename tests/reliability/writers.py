@@ -16,7 +16,18 @@ import torch
 from workshop import recipe
 
 from raytrain import runs
-from raytrain.data import cache, synthetic
+from raytrain.checkpoints import reading, writing
+from raytrain.checkpoints.history import (
+    EpochRow,
+    History,
+    RankRow,
+    StepRow,
+    read_epochs,
+    read_ranks,
+    read_steps,
+)
+from raytrain.checkpoints.saver import Saver
+from raytrain.data import synthetic
 from raytrain.data.dataset import Dataset, add_splits, damages, open_dataset
 from raytrain.data.download import download
 from raytrain.data.sources import images_in
@@ -24,9 +35,7 @@ from raytrain.data.splits import as_split
 from raytrain.distributed import ingest as ingesting
 from raytrain.errors import DataError
 from raytrain.runlock import held
-from raytrain.training import checkpoint as ckpt
-from raytrain.training.history import EpochRow, History, RankRow, StepRow, read_epochs, read_ranks, read_steps
-from raytrain.training.saver import Saver
+from raytrain.tiles import cache
 
 TILES, SIDE, ROWS = 12, 32, 4
 CLASSES = ("clear", "cloudy", "primary")
@@ -62,7 +71,10 @@ def _require(good: bool, what: str) -> None:
 def _tree(folder: Path) -> dict[str, str]:
     """sha256 of every file."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 # Checkpoints: `best` and `last` over those of the epoch before, then one within the epoch, with thinning.
@@ -71,17 +83,23 @@ BEFORE = {"best": (1, 0), "last": (2, 0), "step-00000003": (2, 1), "step-0000000
 AFTER = ({"best": (3, 0), "last": (3, 0)}, {"step-00000007": (3, 1)})
 
 
-def snapshot(epochs: int, steps: int) -> ckpt.Snapshot:
+def snapshot(epochs: int, steps: int) -> writing.Snapshot:
     """A state whose weights tell its position."""
     model = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(model.weight, 10 * epochs + steps)
-    meta = {"stage": 1, "epoch": epochs, "epoch_steps": steps, "step": 10 * epochs + steps, "classes": ["a", "b"]}
-    return ckpt.snapshot(model, meta, {"optimizer": {"state": {}}}, model)
+    meta = {
+        "stage": 1,
+        "epoch": epochs,
+        "epoch_steps": steps,
+        "step": 10 * epochs + steps,
+        "classes": ["a", "b"],
+    }
+    return writing.snapshot(model, meta, {"optimizer": {"state": {}}}, model)
 
 
 def _checkpoints(folder: Path) -> None:
     for name, position in BEFORE.items():
-        ckpt.write(str(folder / "checkpoints" / name), snapshot(*position))
+        writing.write(str(folder / "checkpoints" / name), snapshot(*position))
 
 
 def _save(folder: Path) -> None:
@@ -93,11 +111,12 @@ def _save(folder: Path) -> None:
 
 
 def _latest(folder: Path) -> tuple[int, int]:
-    found, _ = ckpt.find_latest(str(folder / "checkpoints"))
+    found, _ = reading.find_latest(str(folder / "checkpoints"))
     _require(found is not None, "no checkpoint can be read")
     assert found is not None
     _require(
-        found.weights()["weight"][0, 0].item() == 10 * found.position.epochs + found.position.steps, "other weights"
+        found.weights()["weight"][0, 0].item() == 10 * found.position.epochs + found.position.steps,
+        "other weights",
     )
     return found.position[1:]
 
@@ -105,18 +124,24 @@ def _latest(folder: Path) -> tuple[int, int]:
 def _checkpoint_state(folder: Path) -> str:
     latest = _latest(folder)
     _require(latest in ((2, 2), (3, 0), (3, 1)), f"the latest checkpoint is that of {latest}")
-    bests = [place for name in ("best", "best.old") if (place := folder / "checkpoints" / name).exists()]
-    _require(any(_readable(place) for place in bests), "neither the old best nor the new one can be read")
+    bests = [
+        path for name in ("best", "best.old") if (path := folder / "checkpoints" / name).exists()
+    ]
+    _require(
+        any(_readable(path) for path in bests), "neither the old best nor the new one can be read"
+    )
     _save(folder)
     _require(_latest(folder) == (3, 1), "the next save does not stand")
     left = {path.name for path in (folder / "checkpoints").iterdir()}
-    _require(left == {"best", "last", "step-00000004", "step-00000007"}, f"left behind: {sorted(left)}")
+    _require(
+        left == {"best", "last", "step-00000004", "step-00000007"}, f"left behind: {sorted(left)}"
+    )
     return "new" if latest == (3, 1) else "old"
 
 
-def _readable(place: Path) -> bool:
-    with contextlib.suppress(ckpt.DamagedCheckpoint):
-        return ckpt.read(str(place)) is not None
+def _readable(path: Path) -> bool:
+    with contextlib.suppress(reading.DamagedCheckpoint):
+        return reading.read(str(path)) is not None
     return False
 
 
@@ -144,23 +169,31 @@ def _write_row(history: History, epoch: int) -> None:
 
 def _record_state(folder: Path) -> str:
     epochs, steps, ranks = (read(str(folder)) for read in (read_epochs, read_steps, read_ranks))
-    _require(len(epochs) in (1, 2) and len(steps) in (2, 4), f"{len(epochs)} epochs and {len(steps)} steps")
+    _require(
+        len(epochs) in (1, 2) and len(steps) in (2, 4),
+        f"{len(epochs)} epochs and {len(steps)} steps",
+    )
     _require(len(ranks) in (2, 4), f"{len(ranks)} rows of ranks")
     _next_row(folder)
-    _require(len(read_epochs(str(folder))) == 2 and len(read_steps(str(folder))) == 4, "the next epoch is not recorded")
+    _require(
+        len(read_epochs(str(folder))) == 2 and len(read_steps(str(folder))) == 4,
+        "the next epoch is not recorded",
+    )
     return "new" if len(epochs) == 2 and len(steps) == 4 else "old"
 
 
 def _create(dataset: Dataset, folder: Path) -> None:
     with held(str(folder / "runs" / "a")):
-        runs.create(recipe(dataset.place).model_copy(update={"storage": str(folder / "runs")}), "a", dataset)
+        runs.create(
+            recipe(dataset.path).model_copy(update={"storage": str(folder / "runs")}), "a", dataset
+        )
 
 
 def _run_state(dataset: Dataset, folder: Path) -> str:
     found = {run.name: run for run in runs.every(str(folder / "runs"))}
     if "a" in found:
-        _require(found["a"].recipe.dataset == dataset.place, "another recipe")
-        with held(found["a"].place):
+        _require(found["a"].recipe.dataset == dataset.path, "another recipe")
+        with held(found["a"].path):
             return "new" if (folder / "runs" / "a" / "env.json").exists() else "old"
     _create(dataset, folder)
     return "old"
@@ -187,10 +220,12 @@ def ingest_from(images: str, labels: str, out: str) -> None:
     """`raytrain ingest` in this process."""
     tiles = images_in(images).label_from_file(labels).split(by="random", valid=0.25)
     gated, rows = ingesting._gated, ingesting.rows_per_shard
-    ingesting._gated = lambda blocks, place, bands: (ingesting.gate_shard(block, place, bands) for block in blocks)
+    ingesting._gated = lambda blocks, path, bands: (
+        ingesting.gate_shard(block, path, bands) for block in blocks
+    )
     ingesting.rows_per_shard = lambda count: ROWS
     try:
-        ingesting.ingest(tiles, out, say=lambda line: None)
+        ingesting.ingest(tiles, out)
     finally:
         ingesting._gated, ingesting.rows_per_shard = gated, rows
 
@@ -200,19 +235,25 @@ def _dataset_state(folder: Path) -> str:
     with contextlib.suppress(DataError):
         found = open_dataset(str(folder / "out"))
         before = "new"
-        _require(found.rows == TILES and not damages(found), f"it opens with {found.rows} rows and {damages(found)}")
+        _require(
+            found.rows == TILES and not damages(found),
+            f"it opens with {found.rows} rows and {damages(found)}",
+        )
     ingest(folder)
     found = open_dataset(str(folder / "out"))
     _require(found.rows == TILES and not damages(found), "the ingest that went on is not whole")
     left = sorted(path.name for path in folder.iterdir())
     _require(left == ["labels.csv", "out", "tiles"], f"left behind: {left}")
     names = {path.name for path in (folder / "out").iterdir()}
-    _require(names == {"dataset.json", "quarantine.jsonl", "shards", "splits"}, f"the dataset holds {sorted(names)}")
+    _require(
+        names == {"dataset.json", "quarantine.jsonl", "shards", "splits"},
+        f"the dataset holds {sorted(names)}",
+    )
     return before
 
 
 def _copied(dataset: Dataset, folder: Path) -> None:
-    shutil.copytree(dataset.place, folder / "data")
+    shutil.copytree(dataset.path, folder / "data")
 
 
 def _divide(folder: Path) -> None:
@@ -227,7 +268,10 @@ def _split_state(folder: Path) -> str:
     before = "new" if len(found.manifest["splits"]) == 2 else "old"
     _divide(folder)
     found = open_dataset(str(folder / "data"))
-    _require(len(found.split("second")) == found.rows and not damages(found), "the split that was added is not whole")
+    _require(
+        len(found.split("second")) == found.rows and not damages(found),
+        "the split that was added is not whole",
+    )
     return before
 
 
@@ -241,7 +285,10 @@ def _fill(dataset: Dataset, folder: Path) -> None:
 def _cache_state(dataset: Dataset, wanted: np.ndarray, folder: Path) -> str:
     store = cache.open_store(dataset, SIDE, directory=folder / "cache")
     _require(np.array_equal(store.pixels, wanted), "tiles of the cache are other ones")
-    _require(cache.open_store(dataset, SIDE, directory=folder / "cache").decoded == 0, "the next opening decodes again")
+    _require(
+        cache.open_store(dataset, SIDE, directory=folder / "cache").decoded == 0,
+        "the next opening decodes again",
+    )
     return "new" if store.decoded == 0 else "old"
 
 
@@ -264,19 +311,23 @@ def _archive(kind: str, folder: Path) -> None:
 
 
 def _unpack(kind: str, folder: Path) -> None:
-    download(str(folder / "planet"), str(folder / f"all.{kind}"), say=lambda line: None)
+    download(str(folder / "planet"), str(folder / f"all.{kind}"))
 
 
 def _extraction_state(kind: str, folder: Path) -> str:
     wanted, out = _tree(folder / "source"), folder / "planet"
     there = [part for part in ("train-jpg", "train_v2.csv") if (out / part).exists()]
-    found = {name: sha for name, sha in _tree(out).items() if name in wanted} if out.exists() else {}
+    found = (
+        {name: sha for name, sha in _tree(out).items() if name in wanted} if out.exists() else {}
+    )
     complete = {name: sha for name, sha in wanted.items() if name.split("/")[0] in there}
     _require(found == complete, f"{sorted(found)} under the final names")
     _unpack(kind, folder)
     record = json.loads((out / "download.json").read_text())["archives"][f"all.{kind}"]
     _require(
-        record["unpacked"] and {k: v for k, v in _tree(out).items() if k != "download.json"} == wanted, "another tree"
+        record["unpacked"]
+        and {k: v for k, v in _tree(out).items() if k != "download.json"} == wanted,
+        "another tree",
     )
     return "new" if len(there) == 2 else "old"
 
@@ -285,7 +336,9 @@ def writer(name: str, folder: Path) -> Writer:
     """A writer by its name; the folder gets what its work needs."""
     if name.startswith("unpacking "):
         kind = name.split()[1]
-        return Writer(name, partial(_archive, kind), partial(_unpack, kind), partial(_extraction_state, kind))
+        return Writer(
+            name, partial(_archive, kind), partial(_unpack, kind), partial(_extraction_state, kind)
+        )
     if name in ALONE:
         return Writer(name, *ALONE[name])
     (shared := folder / "shared").mkdir()

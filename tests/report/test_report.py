@@ -1,5 +1,6 @@
-"""The report of a run: what it shows, what it survives, what it never does."""
+"""The report of a run: its contents, missing and damaged files, and its model card."""
 
+import base64
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raytrain.cli import run_command
+from raytrain.cli.main import run_command
 from raytrain.config import Recipe
 from raytrain.data import dataset as ds
 from raytrain.errors import DataError
@@ -37,7 +38,7 @@ STEPS_PER_EPOCH = 4
 
 
 def jpeg(color: tuple[int, int, int], mode: str) -> bytes:
-    """A tile of one RGB colour; CMYK as Planet's files are: inverted channels and no black."""
+    """A tile of one RGB colour. In mode CMYK its channels are inverted and it has no black, as Planet's files."""
     image = Image.new("RGB", (32, 32), color)
     if mode == "CMYK":
         image = Image.new("CMYK", (32, 32), (*(255 - value for value in color), 0))
@@ -46,7 +47,7 @@ def jpeg(color: tuple[int, int, int], mode: str) -> bytes:
     return sink.getvalue()
 
 
-def make_dataset(place: Path, target: np.ndarray) -> None:
+def make_dataset(path: Path, target: np.ndarray) -> None:
     pictures = [jpeg((200, 60, 30), "CMYK" if row % 2 else "RGB") for row in range(len(target))]
     table = pa.table(
         {
@@ -60,37 +61,65 @@ def make_dataset(place: Path, target: np.ndarray) -> None:
         schema=ds.SHARD_SCHEMA,
     )
     content = ds.shard_bytes(list(zip(*table.to_pydict().values(), strict=True)))
-    (place / "shards").mkdir(parents=True)
-    (place / "shards" / "part-00000.parquet").write_bytes(content)
-    shard = {"file": "part-00000.parquet", "rows": len(target), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = {"schema_version": 1, "classes": CLASSES, "tile_size": 32, "shards": [shard], "splits": []}
-    (place / "dataset.json").write_text(json.dumps(manifest))
+    (path / "shards").mkdir(parents=True)
+    (path / "shards" / "part-00000.parquet").write_bytes(content)
+    shard = {
+        "file": "part-00000.parquet",
+        "rows": len(target),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    manifest = {
+        "schema_version": 1,
+        "classes": CLASSES,
+        "tile_size": 32,
+        "shards": [shard],
+        "splits": [],
+    }
+    (path / "dataset.json").write_text(json.dumps(manifest))
 
 
 def make_curves() -> tuple[pd.DataFrame, pd.DataFrame]:
     """metrics.jsonl and history.csv of the three stages: step n has loss 1 / (n + 1), epoch n has F2 0.8 + n / 100."""
-    steps, history = [], []
+    steps = []
+    history = []
     for stage, settings in enumerate(STAGES, 1):
         for epoch in range(1, settings["epochs"] + 1):
             for _ in range(STEPS_PER_EPOCH):
-                row = {"stage": stage, "epoch": epoch, "step": len(steps), "lr": [0.0, 1e-4, 1e-3], "momentum": 0.9}
+                row = {
+                    "stage": stage,
+                    "epoch": epoch,
+                    "step": len(steps),
+                    "lr": [0.0, 1e-4, 1e-3],
+                    "momentum": 0.9,
+                }
                 steps.append(row | {"loss": 1 / (len(steps) + 1)})
             f2 = 0.81 + len(history) / 100
             history.append(
                 {
-                    "stage": stage, "size": settings["size"], "epoch": epoch, "lr": 1e-6, "train_loss": 0.3, "valid_loss": 0.2,
-                    "accuracy": 0.9, "f2": f2, "f2_best": f2, "images_per_s": 123.4, "seconds": 2.0,
+                    "stage": stage,
+                    "size": settings["size"],
+                    "epoch": epoch,
+                    "lr": 1e-6,
+                    "train_loss": 0.3,
+                    "valid_loss": 0.2,
+                    "accuracy": 0.9,
+                    "f2": f2,
+                    "f2_best": f2,
+                    "images_per_s": 123.4,
+                    "seconds": 2.0,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(steps), pd.DataFrame(history)
 
 
-def make_predictions(place: Path, dataset: Path, target: np.ndarray) -> np.ndarray:
+def make_predictions(path: Path, dataset: Path, target: np.ndarray) -> np.ndarray:
     """Writes predictions.parquet; logits follow the targets, so that some tiles are right and some are not."""
-    logits = (6.0 * target - 3.5 + np.random.default_rng(0).normal(0, 1.5, target.shape)).astype(np.float32)
+    logits = (6.0 * target - 3.5 + np.random.default_rng(0).normal(0, 1.5, target.shape)).astype(
+        np.float32
+    )
     names = tuple(f"tile_{row}" for row in range(len(target)))
     meta = {"task": "multi-label", "split": "random", "part": "valid", "dataset": str(dataset)}
-    prediction_files.write(str(place), Predictions(names, logits, target, CLASSES, meta))
+    prediction_files.write(str(path), Predictions(names, logits, target, CLASSES, meta))
     return logits
 
 
@@ -100,29 +129,43 @@ def run(tmp_path: Path) -> Path:
     rng = np.random.default_rng(1)
     target = (rng.random((ROWS, len(CLASSES))) < 0.4).astype(np.uint8)
     target[:, 2] = 1
-    dataset, place = tmp_path / "tiles", tmp_path / "runs" / "calm-run"
+    dataset, path = tmp_path / "tiles", tmp_path / "runs" / "calm-run"
     make_dataset(dataset, target)
-    place.mkdir(parents=True)
+    path.mkdir(parents=True)
     steps, history = make_curves()
-    history.to_csv(place / "history.csv", index=False)
-    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps.to_dict("records")))
-    recipe = Recipe.model_validate({"model": {"arch": "resnet18"}, "stages": STAGES, "dataset": str(dataset)})
-    (place / "config.yaml").write_text(recipe.to_yaml())
-    env = {"command": "raytrain train --name '<calm>'", "versions": {"torch": "2.15"}, "tiles": 150, "synthetic": False}
-    (place / "env.json").write_text(json.dumps(env))
+    history.to_csv(path / "history.csv", index=False)
+    (path / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in steps.to_dict("records"))
+    )
+    recipe = Recipe.model_validate(
+        {"model": {"arch": "resnet18"}, "stages": STAGES, "dataset": str(dataset)}
+    )
+    (path / "config.yaml").write_text(recipe.to_yaml())
+    env = {
+        "command": "raytrain train --name '<calm>'",
+        "versions": {"torch": "2.15"},
+        "tiles": 150,
+        "synthetic": False,
+    }
+    (path / "env.json").write_text(json.dumps(env))
     baselines = {"constant": {"labels": ["primary"], "f2": 0.4321}, "logistic": {"f2": 0.5432}}
-    (place / "baselines.json").write_text(json.dumps(baselines))
-    make_predictions(place / "predictions.parquet", dataset, target)
-    return place
+    (path / "baselines.json").write_text(json.dumps(baselines))
+    make_predictions(path / "predictions.parquet", dataset, target)
+    return path
 
 
 def tile_f2(logits: np.ndarray, target: np.ndarray, threshold: float = 0.2) -> np.ndarray:
-    """The definition, one tile at a time: 5 P R / (4 P + R)."""
+    """F2 by its definition, one tile at a time: 5 P R / (4 P + R)."""
+    predicted = 1 / (1 + np.exp(-logits.astype(float))) > threshold
     found = []
-    for said, true in zip(1 / (1 + np.exp(-logits.astype(float))) > threshold, target.astype(bool), strict=True):
-        hits = (said & true).sum()
-        precision, recall = hits / max(said.sum(), 1), hits / max(true.sum(), 1)
-        found.append(5 * precision * recall / (4 * precision + recall) if hits else 0.0)
+    for predicted_row, true_row in zip(predicted, target.astype(bool), strict=True):
+        hits = (predicted_row & true_row).sum()
+        if hits == 0:
+            found.append(0.0)
+            continue
+        precision = hits / predicted_row.sum()
+        recall = hits / true_row.sum()
+        found.append(5 * precision * recall / (4 * precision + recall))
     return np.array(found)
 
 
@@ -143,7 +186,16 @@ def test_report_shows_stages_labels_scores_and_commands(run: Path):
     f2 = tile_f2(predictions.logits, predictions.target).mean()
     assert f'<div class="big">{f2:.4f}</div>' in text
     assert "mean over 30 validation tiles, threshold 0.2" in text
-    for name in (*STAGE_NAMES, "clear", "primary", "road &amp; rail", "water|$x$", "0.4321", "0.5432", "2.15"):
+    for name in (
+        *STAGE_NAMES,
+        "clear",
+        "primary",
+        "road &amp; rail",
+        "water|$x$",
+        "0.4321",
+        "0.5432",
+        "2.15",
+    ):
         assert name in text
     assert f"raytrain predict --checkpoint {run}" in text
     assert f"--thresholds {run}/thresholds.json" in text
@@ -153,7 +205,10 @@ def test_report_is_one_small_file_that_loads_nothing(run: Path):
     html = Path(page.write(str(run))).read_text()
     assert "http://" not in html and "https://" not in html
     assert "<script" not in html and "<link" not in html
-    assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|srcset|href)="([^"]*)"', html))
+    assert all(
+        source.startswith("data:image/")
+        for source in re.findall(r'(?:src|srcset|href)="([^"]*)"', html)
+    )
     assert len(html) < 3_000_000
 
 
@@ -165,7 +220,7 @@ def test_words_from_outside_are_escaped(run: Path):
     assert "<b>" not in card and "<calm>" not in card and "water\\|$x$" in card
 
 
-def test_pictures_lie_beside_the_report(run: Path):
+def test_pictures_are_also_written_as_files(run: Path):
     page.write(str(run))
     for name in ("losses", "lr", "f2", "per_label"):
         assert png_size((run / f"{name}.png").read_bytes())[0] == 1200
@@ -180,7 +235,7 @@ def test_stage_table_holds_the_last_epoch_of_each_stage(run: Path):
     assert "Not finished" not in text
 
 
-def test_unfinished_run_says_how_to_go_on(run: Path):
+def test_report_of_an_unfinished_run_shows_how_to_resume_it(run: Path):
     history = pd.read_csv(run / "history.csv")
     history.iloc[:3].to_csv(run / "history.csv", index=False)
     text = visible(Path(page.write(str(run))).read_text())
@@ -188,7 +243,8 @@ def test_unfinished_run_says_how_to_go_on(run: Path):
 
 
 @pytest.mark.parametrize(
-    "missing", ["config.yaml", "env.json", "metrics.jsonl", "predictions.parquet", "baselines.json", "all"]
+    "missing",
+    ["config.yaml", "env.json", "metrics.jsonl", "predictions.parquet", "baselines.json", "all"],
 )
 def test_missing_optional_files_only_shorten_the_report(run: Path, missing: str):
     for file in list(run.iterdir()):
@@ -215,14 +271,14 @@ def test_damaged_optional_file_is_named(run: Path):
         page.write(str(run))
 
 
-def test_report_goes_on_without_tiles_when_the_dataset_is_gone(run: Path, tmp_path: Path):
+def test_report_is_written_without_tiles_if_the_dataset_is_gone(run: Path, tmp_path: Path):
     (tmp_path / "tiles").rename(tmp_path / "moved")
     text = visible(Path(page.write(str(run))).read_text())
     assert "No tiles are shown" in text and "is not a dataset" in text
     assert "<h2>Labels" in text and 'class="tile"' not in text
 
 
-def test_tile_captions_tell_right_missed_and_false_labels(run: Path):
+def test_tile_captions_name_right_missed_and_false_labels(run: Path):
     predictions = prediction_files.read(str(run / "predictions.parquet"))
     predicted = 1 / (1 + np.exp(-predictions.logits)) > 0.2
     text = visible(Path(page.write(str(run))).read_text())
@@ -246,7 +302,8 @@ def test_tile_captions_tell_right_missed_and_false_labels(run: Path):
 def test_cmyk_tiles_are_shown_in_their_own_colours():
     for mode in ("RGB", "CMYK"):
         encoded = tiles.thumbnail(jpeg((200, 60, 30), mode)).partition(",")[2]
-        image = Image.open(io.BytesIO(__import__("base64").b64decode(encoded)), formats=("JPEG",))
+        content = base64.b64decode(encoded)
+        image = Image.open(io.BytesIO(content), formats=("JPEG",))
         assert image.mode == "RGB" and image.size == (160, 160)
         assert np.abs(np.asarray(image).mean((0, 1)) - (200, 60, 30)).max() < 4
 
@@ -260,7 +317,7 @@ def test_choose_takes_best_median_and_worst_without_a_tile_twice():
     assert len(rows) == len(set(rows)) == 3
 
 
-def test_synthetic_runs_say_so_and_real_ones_do_not(run: Path):
+def test_only_synthetic_runs_are_marked_as_synthetic(run: Path):
     assert "Synthetic" not in visible(Path(page.write(str(run))).read_text())
     assert "SYNTHETIC" not in Path(page.model_card(str(run))).read_text()
     (run / "env.json").write_text(json.dumps({"synthetic": True}))
@@ -273,7 +330,9 @@ def test_synthetic_runs_say_so_and_real_ones_do_not(run: Path):
 def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
     card = Path(page.model_card(str(run))).read_text()
     predictions = prediction_files.read(str(run / "predictions.parquet"))
-    counts = dict(re.findall(r"^\| (\S+) \| (\d+) \| [\d.–]+ \| [\d.–]+ \| [\d.–]+ \|", card, re.MULTILINE))
+    counts = dict(
+        re.findall(r"^\| (\S+) \| (\d+) \| [\d.–]+ \| [\d.–]+ \| [\d.–]+ \|", card, re.MULTILINE)
+    )
     assert counts["clear"] == str(predictions.target[:, 1].sum())
     assert f"{tile_f2(predictions.logits, predictions.target).mean():.4f}" in card
     for part in (
@@ -289,10 +348,13 @@ def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
 
 def test_evaluation_report_needs_only_predictions(run: Path, tmp_path: Path):
     out = tmp_path / "judged"
-    place = page.write_evaluation(str(out), str(run / "predictions.parquet"))
-    text = visible(Path(place).read_text())
+    path = page.write_evaluation(str(out), str(run / "predictions.parquet"))
+    text = visible(Path(path).read_text())
     predictions = prediction_files.read(str(run / "predictions.parquet"))
-    assert f'<div class="big">{tile_f2(predictions.logits, predictions.target).mean():.4f}</div>' in text
+    assert (
+        f'<div class="big">{tile_f2(predictions.logits, predictions.target).mean():.4f}</div>'
+        in text
+    )
     assert "<h2>Labels" in text and text.count('class="tile"') == 12
     assert "<h2>Stages" not in text and not (out / "losses.png").exists()
     assert (out / "per_label.png").exists()
@@ -307,7 +369,11 @@ def test_pictures_differ_when_the_data_differ():
         (lambda h, s, t: plots.schedule(s, STAGE_NAMES), 624),
         (lambda h, s, t: plots.per_label(t), 336),
     ]
-    other = (history.assign(f2=0.5, valid_loss=0.9), steps.assign(momentum=0.5, loss=0.5), table.assign(f2=0.9))
+    other = (
+        history.assign(f2=0.5, valid_loss=0.9),
+        steps.assign(momentum=0.5, loss=0.5),
+        table.assign(f2=0.9),
+    )
     for draw, height in draws:
         first = draw(history, steps, table)
         assert png_size(first) == (1200, height)
@@ -324,7 +390,7 @@ def test_pictures_survive_a_loss_that_is_not_finite_and_frozen_groups():
     assert png_size(plots.scores(history.assign(f2=np.nan), STAGE_NAMES))
 
 
-def test_epochs_stand_at_their_last_step():
+def test_epochs_are_drawn_at_their_last_step():
     steps, history = make_curves()
     assert plots.epoch_positions(steps, history).tolist() == [3, 7, 11, 15, 19]
     assert plots.epoch_positions(steps.iloc[:0], history).tolist() == [1, 2, 3, 4, 5]
@@ -339,9 +405,13 @@ def test_the_report_imports_neither_torch_nor_ray():
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_thresholds_are_fitted_once_on_each_half_and_once_on_all(run: Path, tmp_path: Path, command, monkeypatch):
+def test_thresholds_are_fitted_once_on_each_half_and_once_on_all(
+    run: Path, tmp_path: Path, command, monkeypatch
+):
     fitted, fit = [], thresholds.fit
-    monkeypatch.setattr(thresholds, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more))
+    monkeypatch.setattr(
+        thresholds, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more)
+    )
     if command == "evaluate":
         out = tmp_path / "evaluation"
         assert run_command(["evaluate", str(run / "predictions.parquet"), "--out", str(out)]) == 0

@@ -9,24 +9,29 @@ import signal
 import tempfile
 import uuid
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batches import Batch, batches_seen, ignored
 
+from raytrain.checkpoints.saver import Saver
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training.hooks import Hooks
+from raytrain.training import saving
 from raytrain.training.loop import fit
-from raytrain.training.saver import Saver
-from raytrain.training.step import Batch, Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
 
 TIMES = ("seconds", "images_per_s")
 # One server imports torch and the network's library, and forks the members: a spawned one would take 5 to 10 seconds of a core.
 multiprocessing.set_forkserver_preload(["raytrain.training.loop", "timm"])
 
 
-def run_group(recipe: Recipe, run: Path, world: int, record: bool = True, kill: tuple[int, int] | None = None) -> None:
+def run_group(
+    recipe: Recipe, run: Path, world: int, record: bool = True, kill: tuple[int, int] | None = None
+) -> None:
     """Trains in `world` processes; leaves parameters-<stage>-<rank>.json and batches-<rank>.jsonl in `run`.
 
     With kill = (rank, n) that rank gets SIGKILL as its n-th batch of this attempt begins (from 0, validation included);
@@ -41,7 +46,9 @@ def run_group(recipe: Recipe, run: Path, world: int, record: bool = True, kill: 
         raise mp.ProcessExitedException(str(error), kill[0], 0, -signal.SIGKILL) from None
 
 
-def _start_group(recipe: Recipe, run: Path, world: int, record: bool, kill: tuple[int, int] | None) -> None:
+def _start_group(
+    recipe: Recipe, run: Path, world: int, record: bool, kill: tuple[int, int] | None
+) -> None:
     run.mkdir(parents=True, exist_ok=True)
     group = f"file://{run}/group-{uuid.uuid4().hex}"
     arguments = (recipe.model_dump_json(), str(run), world, record, group, kill)
@@ -56,9 +63,17 @@ def _start_group(recipe: Recipe, run: Path, world: int, record: bool, kill: tupl
                 said.unlink()
 
 
-def run_alone(recipe: Recipe, run: Path, **hooks) -> dict:
-    """Trains in this process."""
-    return fit(recipe, open_dataset(recipe.dataset), str(run), Worker(), Hooks(say=lambda line: None, **hooks))
+def run_alone(recipe: Recipe, run: Path, on_batch=ignored, backoff=False, **hooks) -> dict:
+    """Trains in this process; `on_batch` gets each `Batch`."""
+    with batches_seen(on_batch):
+        return fit(
+            recipe,
+            open_dataset(recipe.dataset),
+            str(run),
+            Worker(),
+            Hooks(**hooks),
+            backoff=backoff,
+        )
 
 
 def save_at_once(patch=setattr) -> None:
@@ -75,10 +90,15 @@ def save_at_once(patch=setattr) -> None:
 def trace(run):
     """All that must not depend on where a run was stopped: sha256 of weights and averages of each stage, the record."""
     hashes = {}
-    for place in sorted((run / "checkpoints").iterdir()):
-        manifest = json.loads((place / "MANIFEST.json").read_text())
-        hashes[place.name] = {name: value for name, value in manifest.items() if name.endswith(".safetensors")}
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader((run / "history.csv").open())]
+    for path in sorted((run / "checkpoints").iterdir()):
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        hashes[path.name] = {
+            name: value for name, value in manifest.items() if name.endswith(".safetensors")
+        }
+    rows = [
+        {k: v for k, v in row.items() if k not in TIMES}
+        for row in csv.DictReader((run / "history.csv").open())
+    ]
     return hashes, rows, (run / "metrics.jsonl").read_text()
 
 
@@ -88,7 +108,13 @@ def tile_hash(image: torch.Tensor) -> str:
 
 
 def _member(
-    rank: int, recipe_json: str, run: str, world: int, record: bool, group: str, kill: tuple[int, int] | None
+    rank: int,
+    recipe_json: str,
+    run: str,
+    world: int,
+    record: bool,
+    group: str,
+    kill: tuple[int, int] | None,
 ) -> None:
     recipe = Recipe.model_validate_json(recipe_json)
     if world > 1:
@@ -103,17 +129,27 @@ def _member(
         if not record:
             return
         names = [tile_hash(image) for image in batch.tensors["image"]]
-        line = {"part": batch.part, "stage": batch.stage, "epoch": batch.epoch, "number": batch.number, "tiles": names}
+        line = {
+            "part": batch.part,
+            "stage": batch.stage,
+            "epoch": batch.epoch,
+            "number": batch.number,
+            "tiles": names,
+        }
         with batches.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def on_stage_end(stage: int, model: torch.nn.Module) -> None:
-        state = {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in model.state_dict().items()}
-        (Path(run) / f"parameters-{stage}-{rank}.json").write_text(json.dumps(state))
+    def end_stage(job, state, services, number) -> None:
+        real_end(job, state, services, number)
+        hashes = {
+            k: hashlib.sha256(v.numpy().tobytes()).hexdigest()
+            for k, v in state.model.state_dict().items()
+        }
+        (Path(run) / f"parameters-{number}-{rank}.json").write_text(json.dumps(hashes))
 
-    hooks = Hooks(
-        say=lambda line: None, on_stage_end=on_stage_end, **({"on_batch": on_batch} if record or kill else {})
-    )
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, world, rank, world), hooks)
+    real_end = saving.end_stage
+    worker = Worker(rank, world, rank, world)
+    with patch.object(saving, "end_stage", end_stage), batches_seen(on_batch):
+        fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks())
     if world > 1:
         dist.destroy_process_group()

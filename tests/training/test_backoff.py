@@ -7,24 +7,29 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batches import batches_seen
 from group import run_alone, run_group, save_at_once, trace
 
+from raytrain.checkpoints import reading
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DivergedError
-from raytrain.training import checkpoint as ckpt
 from raytrain.training import optim
-from raytrain.training.hooks import Hooks
 from raytrain.training.loop import fit
-from raytrain.training.step import Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
 
 
 @pytest.fixture(scope="module")
 def recipe(dataset):
     """Two stages of two epochs; five steps an epoch, a checkpoint after each."""
     train = {"batch_size": 30, "threads": 1, "ema": 0.9, "save_every_s": 0.0}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}})
-    return smoke.model_copy(update={"stages": tuple(s.model_copy(update={"epochs": 2}) for s in smoke.stages[:2])})
+    smoke = load_recipe(
+        "smoke", {"dataset": dataset.path, "train": train, "model": {"arch": "timm:test_resnet"}}
+    )
+    return smoke.model_copy(
+        update={"stages": tuple(s.model_copy(update={"epochs": 2}) for s in smoke.stages[:2])}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +37,14 @@ def at_once(monkeypatch):
     save_at_once(monkeypatch.setattr)
 
 
-def poison(*places):
+def poison(*paths):
     """A hook that makes the targets of each (stage, epoch, step) useless, once."""
-    left = set(places)
+    left = set(paths)
 
     def on_batch(batch):
-        place = (batch.stage, batch.epoch, batch.number)
-        if batch.part == "train" and place in left:
-            left.remove(place)
+        path = (batch.stage, batch.epoch, batch.number)
+        if batch.part == "train" and path in left:
+            left.remove(path)
             batch.tensors["target"].fill_(float("nan"))
 
     return on_batch
@@ -51,31 +56,30 @@ def rates(run):
     return {(row["stage"], row["epoch"], row["step"]): row["lr"][-1] for row in rows}
 
 
-def train(recipe, run, say=lambda line: None, **hooks):
-    return fit(recipe, open_dataset(recipe.dataset), str(run), Worker(), Hooks(say=say, **hooks), backoff=True)
+def train(recipe, run, **hooks):
+    return run_alone(recipe, run, backoff=True, **hooks)
 
 
-@pytest.mark.parametrize("place", [(1, 1, 2), (1, 2, 0), (2, 2, 3)])
-def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, place):
-    lines = []
-    train(recipe, tmp_path / "run", lines.append, on_batch=poison(place))
-    told = [line for line in lines if "goes back" in line]
-    assert len(told) == 1 and f"at step {place[2] + 1} of stage {place[0]} epoch {place[1]}" in told[0]
+@pytest.mark.parametrize("path", [(1, 1, 2), (1, 2, 0), (2, 2, 3)])
+def test_a_run_that_diverges_once_goes_on_with_half_the_rates(recipe, tmp_path, path, logged):
+    train(recipe, tmp_path / "run", on_batch=poison(path))
+    told = [line for line in logged if "returns to its latest checkpoint" in line]
+    assert len(told) == 1 and f"at step {path[2] + 1} of stage {path[0]} epoch {path[1]}" in told[0]
     run_alone(recipe, tmp_path / "whole")
     found, usual = rates(tmp_path / "run"), rates(tmp_path / "whole")
     assert found.keys() == usual.keys() and len(found) == 20
-    at = 5 * (2 * place[0] + place[1] - 3) + place[2]
+    at = 5 * (2 * path[0] + path[1] - 3) + path[2]
     assert {key: rate / usual[key] for key, rate in found.items()} == {
         key: 0.5 if key[2] >= at else 1.0 for key in usual
     }
     for name in ("last", "stage-2-32"):
-        assert ckpt.read(str(tmp_path / "run" / "checkpoints" / name)).meta["lr_scale"] == 0.5
+        assert reading.read(str(tmp_path / "run" / "checkpoints" / name)).meta["lr_scale"] == 0.5
 
 
 def test_a_run_that_diverges_again_ends(recipe, tmp_path):
     with pytest.raises(DivergedError, match="step 1 of stage 2 epoch 1"):
         train(recipe, tmp_path / "run", on_batch=poison((1, 2, 1), (2, 1, 0)))
-    found, _ = ckpt.find_latest(str(tmp_path / "run" / "checkpoints"))
+    found, _ = reading.find_latest(str(tmp_path / "run" / "checkpoints"))
     assert found.position == (1, 2, 0) and found.meta["lr_scale"] == 0.5
 
 
@@ -105,8 +109,9 @@ def test_a_stop_after_it_costs_no_bit(recipe, tmp_path):
 def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
     dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
     recipe = Recipe.model_validate_json(recipe_json)
-    hooks = Hooks(say=lambda line: None, on_batch=poison(*[(1, 2, 2)] * rank))  # rank 1 alone
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks, backoff=True)
+    data, worker = open_dataset(recipe.dataset), Worker(rank, 2, rank, 2)
+    with batches_seen(poison(*[(1, 2, 2)] * rank)):  # rank 1 alone
+        fit(recipe, data, run, worker, Hooks(), backoff=True)
     dist.destroy_process_group()
 
 

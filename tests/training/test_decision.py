@@ -4,7 +4,7 @@ import pytest
 
 from raytrain.training import decision
 from raytrain.training.decision import Action, Decisions
-from raytrain.training.step import Worker
+from raytrain.worker import Worker
 
 
 @pytest.fixture
@@ -28,12 +28,24 @@ def asked_at(decisions, clock, seconds, steps):
 
 
 def test_short_steps_are_looked_at_every_half_second_and_long_ones_after_each(clock):
-    assert asked_at(Decisions(Worker(), lambda: Action.GO_ON, 60.0), clock, 0.0101, 200) == [1, 50, 99, 148, 197]
+    assert asked_at(Decisions(Worker(), lambda: Action.GO_ON, 60.0), clock, 0.0101, 200) == [
+        1,
+        50,
+        99,
+        148,
+        197,
+    ]
     assert asked_at(Decisions(Worker(), lambda: Action.GO_ON, 60.0), clock, 3.0, 4) == [1, 2, 3, 4]
 
 
 def test_a_shorter_interval_between_checkpoints_is_looked_at_as_often(clock):
-    assert asked_at(Decisions(Worker(), lambda: Action.GO_ON, 0.0), clock, 0.01, 5) == [1, 2, 3, 4, 5]
+    assert asked_at(Decisions(Worker(), lambda: Action.GO_ON, 0.0), clock, 0.01, 5) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_a_clock_that_stands_still_asks_again_before_long(clock):

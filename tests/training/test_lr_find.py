@@ -62,14 +62,16 @@ def test_the_rules_read_the_rates_they_are_named_after():
 def test_the_first_ten_and_the_last_five_steps_play_no_part():
     plain = np.linspace(1.0, 0.9, 100)
     wanted = lr_find.suggestions(curve(plain))
-    for place in (0, 9, 95, 99):
+    for path in (0, 9, 95, 99):
         losses = plain.copy()
-        losses[place] = -5.0
+        losses[path] = -5.0
         assert lr_find.suggestions(curve(losses)) == wanted
-    for place in (10, 94):
+    for path in (10, 94):
         losses = plain.copy()
-        losses[place] = -5.0
-        assert lr_find.suggestions(curve(losses))["minimum/10"] == pytest.approx(curve(losses).lr[place] / 10)
+        losses[path] = -5.0
+        assert lr_find.suggestions(curve(losses))["minimum/10"] == pytest.approx(
+            curve(losses).lr[path] / 10
+        )
 
 
 def test_how_far_the_loss_falls_is_told_from_the_steps_that_count():

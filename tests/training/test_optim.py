@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from raytrain.config import Train
-from raytrain.training import models, optim
+from raytrain.models import layer_groups, networks
+from raytrain.training import optim
 
 PRESETS = ("one-cycle-2018", "one-cycle-2019")
 # Five epochs of the lesson: 506 batches of 64 tiles each. Warm-up: int(0.3 · 2530) = 759 batches.
@@ -20,9 +21,13 @@ LESSON_STEPS, LESSON_WARMUP = 2530, 759
 EARLY_2018 = {100: (0.0016648221, 0.936825), 379: (0.0051936759, 0.900066)}
 EARLY_2019 = {100: (0.00080533879, 0.945778), 379: (0.0051900661, 0.900103)}
 BOTH = {
-    0: (0.0004, 0.95), 759: (0.01, 0.85), 1000: (0.0095500023, 0.8545), 1500: (0.006267675, 0.887323),
-    2000: (0.0020517851, 0.929482), 2529: (4.7866848e-8, 0.95),
-}  # fmt: skip
+    0: (0.0004, 0.95),
+    759: (0.01, 0.85),
+    1000: (0.0095500023, 0.8545),
+    1500: (0.006267675, 0.887323),
+    2000: (0.0020517851, 0.929482),
+    2529: (4.7866848e-8, 0.95),
+}
 
 
 def schedule_of(steps, preset):
@@ -40,12 +45,20 @@ def closed_form(steps, warmup, preset):
         return s + p * (e - s)
 
     t = np.arange(steps)
-    up, rise, fall = linear if preset == PRESETS[0] else cosine, t / warmup, (t - warmup) / (steps - warmup)
+    up, rise, fall = (
+        linear if preset == PRESETS[0] else cosine,
+        t / warmup,
+        (t - warmup) / (steps - warmup),
+    )
     share = np.where(t <= warmup, up(1 / 25, 1, rise), cosine(1, 1 / (25 * 1e4), fall))
-    return np.stack([share, np.where(t <= warmup, up(0.95, 0.85, rise), cosine(0.85, 0.95, fall))], 1)
+    return np.stack(
+        [share, np.where(t <= warmup, up(0.95, 0.85, rise), cosine(0.85, 0.95, fall))], 1
+    )
 
 
-@pytest.mark.parametrize(("preset", "golden"), [(PRESETS[0], EARLY_2018 | BOTH), (PRESETS[1], EARLY_2019 | BOTH)])
+@pytest.mark.parametrize(
+    ("preset", "golden"), [(PRESETS[0], EARLY_2018 | BOTH), (PRESETS[1], EARLY_2019 | BOTH)]
+)
 def test_one_cycle_meets_the_points_of_the_lesson(preset, golden):
     for step, (lr, momentum) in golden.items():
         share, beta1 = optim.one_cycle(step, LESSON_STEPS, preset)
@@ -54,7 +67,9 @@ def test_one_cycle_meets_the_points_of_the_lesson(preset, golden):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize(("steps", "warmup"), [(LESSON_STEPS, LESSON_WARMUP), (4, 1), (7, 2), (10, 3), (101, 30)])
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(LESSON_STEPS, LESSON_WARMUP), (4, 1), (7, 2), (10, 3), (101, 30)]
+)
 def test_one_cycle_is_fastais_formula_at_every_batch(preset, steps, warmup):
     wanted = closed_form(steps, warmup, preset)
     np.testing.assert_allclose(schedule_of(steps, preset), wanted, rtol=1e-12, atol=1e-15)
@@ -66,26 +81,40 @@ def test_a_stage_too_short_for_a_warmup_starts_below_its_peak_all_the_same(prese
     # int(0.3 n) = 0: fastai 1 takes one batch from 1/25 to the peak, then cos(1, 1/(25e4), p) at p = 1/n.
     points = [[1 / 25, 0.95], [1, 0.85], [0.75 + 0.25 / 25e4, 0.875]]
     for steps in (1, 2, 3):
-        np.testing.assert_allclose(schedule_of(steps, preset), points[:steps], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(
+            schedule_of(steps, preset), points[:steps], rtol=1e-12, atol=1e-15
+        )
 
 
-@pytest.mark.parametrize(("preset", "strategy", "until"), [(PRESETS[0], "linear", 760), (PRESETS[1], "cos", 2530)])
+@pytest.mark.parametrize(
+    ("preset", "strategy", "until"), [(PRESETS[0], "linear", 760), (PRESETS[1], "cos", 2530)]
+)
 def test_one_cycle_is_torchs_where_the_two_agree(preset, strategy, until):
     # torch's phases end at batches pct_start · total - 1 and total - 1, so that the last batch is at the floor; fastai
     # would reach it in batch n, which it does not run. With total = n + 1 and pct_start · total = a1 + 1 the phases
     # coincide. torch's "linear" is linear on the way down too, so that only its warm-up is 1.0.21's.
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 1.0, total_steps=LESSON_STEPS + 1, pct_start=(LESSON_WARMUP + 1) / (LESSON_STEPS + 1),
-        anneal_strategy=strategy, cycle_momentum=True, base_momentum=0.85, max_momentum=0.95, div_factor=25.0,
-        final_div_factor=1e4, three_phase=False,
-    )  # fmt: skip
+        optimizer,
+        1.0,
+        total_steps=LESSON_STEPS + 1,
+        pct_start=(LESSON_WARMUP + 1) / (LESSON_STEPS + 1),
+        anneal_strategy=strategy,
+        cycle_momentum=True,
+        base_momentum=0.85,
+        max_momentum=0.95,
+        div_factor=25.0,
+        final_div_factor=1e4,
+        three_phase=False,
+    )
     wanted = []
     for _ in range(until):
         wanted.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"][0]))
         optimizer.step()
         scheduler.step()
-    np.testing.assert_allclose(schedule_of(LESSON_STEPS, preset)[:until], wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        schedule_of(LESSON_STEPS, preset)[:until], wanted, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_rates_spread_over_the_layer_groups_as_the_lesson_did():
@@ -94,12 +123,15 @@ def test_rates_spread_over_the_layer_groups_as_the_lesson_did():
     assert optim.group_rates(0.03, 3, PRESETS[1]) == pytest.approx([0.003, 0.003, 0.03], rel=1e-12)
     for preset in PRESETS:
         rates = [optim.group_rates(pair, 3, preset) for pair in ((1e-5, 0.002), (1e-5, 0.001))]
-        assert [[float(f"{rate:.6g}") for rate in r] for r in rates] == [[1e-5, 1.41421e-4, 2e-3], [1e-5, 1e-4, 1e-3]]
+        assert [[float(f"{rate:.6g}") for rate in r] for r in rates] == [
+            [1e-5, 1.41421e-4, 2e-3],
+            [1e-5, 1e-4, 1e-3],
+        ]
 
 
 def test_the_optimizer_holds_only_what_trains():
-    model = models.build("resnet18", 3, 0.5)
-    models.set_frozen(model, 2)
+    model = networks.build("resnet18", 3, 0.5)
+    layer_groups.set_frozen(model, 2)
     optimizer = optim.make_optimizer(model, [0.1, 0.2, 0.3], wd=0.01)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -108,17 +140,21 @@ def test_the_optimizer_holds_only_what_trains():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_batch_scales_every_groups_peak_and_moves_beta1_alone(preset):
     peaks = [1e-5, 1.4e-4, 2e-3]
-    optimizer = optim.make_optimizer(models.build("resnet18", 3, 0.5), peaks, wd=0.01)
+    optimizer = optim.make_optimizer(networks.build("resnet18", 3, 0.5), peaks, wd=0.01)
     for step, (share, momentum) in enumerate(closed_form(40, 12, preset)):
         returned = optim.set_step(optimizer, step, 40, preset)
         groups = optimizer.param_groups
-        assert [group["lr"] for group in groups] == pytest.approx([peak * share for peak in peaks], rel=1e-12)
+        assert [group["lr"] for group in groups] == pytest.approx(
+            [peak * share for peak in peaks], rel=1e-12
+        )
         assert returned == ([group["lr"] for group in groups], groups[0]["betas"][0])
-        assert [group["betas"] for group in groups] == [(pytest.approx(momentum, rel=1e-12), 0.99)] * 3
+        assert [group["betas"] for group in groups] == [
+            (pytest.approx(momentum, rel=1e-12), 0.99)
+        ] * 3
 
 
 def test_weight_decay_is_decoupled_and_covers_batch_norm():
-    model = models.build("resnet18", 3, 0.5)
+    model = networks.build("resnet18", 3, 0.5)
     optimizer = optim.make_optimizer(model, [0.1, 0.1, 0.1], wd=0.5)
     weight = model.body.bn1.weight
     before = weight.detach().clone()
@@ -133,10 +169,12 @@ def test_steps_are_adam_with_decoupled_decay_of_the_lesson(preset):
     # Loshchilov & Hutter 2019 in scalars: p <- p (1 - lr wd), then Adam with the batch's own beta1, also in its bias
     # correction; beta2 0.99, eps 1e-8, wd 0.01. Gradients of 1e-8 are of the size of eps, so that it shows.
     steps, warmup, peaks = 12, 3, [0.001, 0.003, 0.01]
-    model = models.build("resnet18", 3, 0.5).double()
+    model = networks.build("resnet18", 3, 0.5).double()
     optimizer = optim.make_optimizer(model, peaks, wd=Train().wd)
     # The last parameter of a group is a bias; the first ones are of a convolution, or of BatchNorm in the head.
-    watched = [p for group in optimizer.param_groups for p in (group["params"][0], group["params"][-1])]
+    watched = [
+        p for group in optimizer.param_groups for p in (group["params"][0], group["params"][-1])
+    ]
     values = [p.flatten()[0].item() for p in watched]
     first, second = [0.0] * 6, [0.0] * 6
     for step, (share, beta1) in enumerate(closed_form(steps, warmup, preset).tolist()):
@@ -153,4 +191,6 @@ def test_steps_are_adam_with_decoupled_decay_of_the_lesson(preset):
             )
             values[i] = values[i] * (1 - lr * 0.01) - lr * mean / (math.sqrt(square) + 1e-8)
         optimizer.step()
-        assert [p.flatten()[0].item() for p in watched] == pytest.approx(values, rel=1e-11, abs=1e-13)
+        assert [p.flatten()[0].item() for p in watched] == pytest.approx(
+            values, rel=1e-11, abs=1e-13
+        )

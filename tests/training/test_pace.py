@@ -8,15 +8,17 @@ from functools import partial
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batches import batches_seen
 from group import run_alone
 
+from raytrain.checkpoints.history import RankRow
 from raytrain.config import Recipe, load_recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.training.history import RankRow
-from raytrain.training.hooks import Hooks
+from raytrain.log import collected
 from raytrain.training.loop import fit
 from raytrain.training.pace import slow_ranks
-from raytrain.training.step import Worker
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
 
 HELD_UP_S = 0.1
 
@@ -25,7 +27,9 @@ HELD_UP_S = 0.1
 def recipe(dataset):
     """Two epochs of 16 steps."""
     train = {"batch_size": 8, "threads": 1}
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": train, "model": {"arch": "timm:test_resnet"}})
+    smoke = load_recipe(
+        "smoke", {"dataset": dataset.path, "train": train, "model": {"arch": "timm:test_resnet"}}
+    )
     return smoke.model_copy(update={"stages": (smoke.stages[0].model_copy(update={"epochs": 2}),)})
 
 
@@ -43,7 +47,9 @@ def test_a_rank_that_takes_longer_than_the_others_is_named():
     assert slow_ranks([row(0, 0.2), row(1, 0.41)])[0].startswith("rank 1 on host1 takes 2.0 times")
 
 
-@pytest.mark.parametrize("ranks", [[], [row(0, 9.0)], [row(0, 0.2, 9), row(1, 0.9, 9)], [row(0, 0.0), row(1, 0.0)]])
+@pytest.mark.parametrize(
+    "ranks", [[], [row(0, 9.0)], [row(0, 0.2, 9), row(1, 0.9, 9)], [row(0, 0.0), row(1, 0.0)]]
+)
 def test_nothing_is_said_of_one_rank_or_of_few_steps(ranks):
     assert slow_ranks(ranks) == []
 
@@ -69,9 +75,10 @@ def _held_up(rank, batch):
 
 def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
     dist.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
-    recipe, lines = Recipe.model_validate_json(recipe_json), []
-    hooks = Hooks(say=lines.append, on_batch=partial(_held_up, rank))
-    fit(recipe, open_dataset(recipe.dataset), run, Worker(rank, 2, rank, 2), hooks)
+    recipe = Recipe.model_validate_json(recipe_json)
+    worker = Worker(rank, 2, rank, 2)
+    with collected() as lines, batches_seen(partial(_held_up, rank)):
+        fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks())
     if rank == 0:
         assert any("rank 1 on" in line and "all wait for it" in line for line in lines), lines
         assert not any("rank 0 on" in line for line in lines), lines
@@ -80,7 +87,12 @@ def _member(rank: int, recipe_json: str, run: str, group: str) -> None:
 
 def test_the_time_that_one_rank_waits_for_another_is_not_its_own(recipe, tmp_path):
     group = f"file://{tmp_path}/group-{uuid.uuid4().hex}"
-    mp.start_processes(_member, (recipe.model_dump_json(), str(tmp_path), group), nprocs=2, start_method="forkserver")
+    mp.start_processes(
+        _member,
+        (recipe.model_dump_json(), str(tmp_path), group),
+        nprocs=2,
+        start_method="forkserver",
+    )
     seconds = {(r["epoch"], r["rank"]): float(r["seconds"]) for r in rows(tmp_path)}
     assert len(seconds) == 4
     for epoch in ("1", "2"):

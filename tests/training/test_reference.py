@@ -9,9 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from raytrain.config import load_recipe
-from raytrain.data.cache import open_store
-from raytrain.training import loop, optim, tiles, transforms
-from raytrain.training.step import Worker
+from raytrain.tiles import sampling
+from raytrain.tiles.cache import open_store
+from raytrain.training import optim, transforms
+from raytrain.training.services import Hooks
+from raytrain.training.setup import opened
+from raytrain.training.stage import begin_stage
+from raytrain.worker import Worker
 
 STEPS, LESSON_STEPS, BATCH, SIZE = 3, 2530, 8, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,7 +69,9 @@ def reference_pixels(images, draws, dtype):
     grid = F.affine_grid(draws.affine.to(dtype), [len(x), 3, SIZE, SIZE], align_corners=True)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
     p = x.clamp(1e-7, 1 - 1e-7)
-    brightness, contrast = (v.to(dtype)[:, None, None, None] for v in (draws.brightness, draws.contrast))
+    brightness, contrast = (
+        v.to(dtype)[:, None, None, None] for v in (draws.brightness, draws.contrast)
+    )
     x = torch.sigmoid((torch.log(p / (1 - p)) + brightness) * contrast)
     mean, std = (torch.tensor(v, dtype=dtype).view(1, 3, 1, 1) for v in (MEAN, STD))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -82,7 +88,9 @@ class Adam:
 
     def __init__(self, groups):
         self.groups = [[p for p in group if p.requires_grad] for group in groups]
-        self.state = {p: (torch.zeros_like(p), torch.zeros_like(p)) for group in self.groups for p in group}
+        self.state = {
+            p: (torch.zeros_like(p), torch.zeros_like(p)) for group in self.groups for p in group
+        }
         self.updates = 0
 
     @torch.no_grad()
@@ -115,43 +123,52 @@ def reference_parameters(reference):
 @pytest.fixture
 def trainer(own_network, dataset, tmp_path, request):
     """The lesson's recipe at 64 px with batches of 8."""
-    recipe = load_recipe("planet-resnet50-2018", {"dataset": dataset.place, "model": {"weights": "none"}})
+    recipe = load_recipe(
+        "planet-resnet50-2018", {"dataset": dataset.path, "model": {"weights": "none"}}
+    )
     stages = tuple(stage.model_copy(update={"size": SIZE}) for stage in recipe.stages)
-    train = recipe.train.model_copy(update={"batch_size": BATCH, "precision": request.param, "threads": 2})
+    train = recipe.train.model_copy(
+        update={"batch_size": BATCH, "precision": request.param, "threads": 2}
+    )
     recipe = recipe.model_copy(update={"stages": stages, "train": train})
-    hooks = loop.Hooks(say=lambda line: None)
-    return loop.Trainer(recipe, dataset, str(tmp_path / "run"), Worker(), hooks)
+    with opened(recipe, dataset, str(tmp_path / "run"), Worker(), Hooks()) as parts:
+        yield parts
 
 
 @pytest.mark.parametrize("trainer", ["fp64", "fp32"], indirect=True)
 def test_the_first_steps_agree_frozen_and_unfrozen(trainer, dataset):
-    fp64 = trainer.recipe.train.precision == "fp64"
+    job, state, services = trainer
+    fp64 = job.recipe.train.precision == "fp64"
     dtype = torch.float64 if fp64 else torch.float32
-    reference = reference_from(trainer.model, dtype)
+    reference = reference_from(state.model, dtype)
     store = open_store(dataset, 64)
     differences = []
     for number, frozen in ((1, True), (2, False)):
-        ours = trainer.start_stage(number)
-        trainer.model.train()
+        ours = begin_stage(job, state, services, number)
+        state.model.train()
         reference.train().freeze(frozen)
         adam = Adam(reference.groups())
         grads = []
         ours.optimizer.register_step_pre_hook(
             lambda *args, into=grads: into.extend(
-                p.grad.clone() for p in parameters(trainer.model) if p.grad is not None
+                p.grad.clone() for p in parameters(state.model) if p.grad is not None
             )
         )
-        for i, rows in enumerate(trainer.batches(number, 1)[:STEPS]):
+        for i, rows in enumerate(job.batches(number, 1)[:STEPS]):
             optim.set_step(ours.optimizer, i, LESSON_STEPS, "one-cycle-2018")
             loss = ours(rows, 1, i).values[0]
             key = (42, number, 1, i)
             draws = transforms.draw(
-                trainer.recipe.data.augment, BATCH, torch.Generator().manual_seed(tiles.seed_of(*key))
+                job.recipe.data.augment,
+                BATCH,
+                torch.Generator().manual_seed(sampling.seed_of(*key)),
             )
-            torch.manual_seed(tiles.seed_of(*key, 0, 0))
+            torch.manual_seed(sampling.seed_of(*key, 0, 0))
             images = torch.from_numpy(store.pixels[rows]).permute(0, 3, 1, 2)
             target = torch.from_numpy(dataset.targets[rows]).to(dtype)
-            wanted = F.binary_cross_entropy_with_logits(reference(reference_pixels(images, draws, dtype)), target)
+            wanted = F.binary_cross_entropy_with_logits(
+                reference(reference_pixels(images, draws, dtype)), target
+            )
             reference.zero_grad()
             wanted.backward()
             expected = [p.grad for p in reference_parameters(reference) if p.grad is not None]
@@ -163,10 +180,12 @@ def test_the_first_steps_agree_frozen_and_unfrozen(trainer, dataset):
             adam.step([rate * share for rate in RATES[number]], beta1)
             if not fp64:
                 # Each step is judged by itself: Adam would turn rounding of tiny gradients into whole steps.
-                for p, value in zip(reference_parameters(reference), parameters(trainer.model), strict=True):
+                for p, value in zip(
+                    reference_parameters(reference), parameters(state.model), strict=True
+                ):
                     p.data.copy_(value.data)
             grads.clear()
         if fp64:
-            differences.append(worst(parameters(trainer.model), reference_parameters(reference)))
-    print(f"{trainer.recipe.train.precision}: largest relative difference {max(differences):.1e}")
+            differences.append(worst(parameters(state.model), reference_parameters(reference)))
+    print(f"{job.recipe.train.precision}: largest relative difference {max(differences):.1e}")
     assert max(differences) < (1e-9 if fp64 else 1e-5)

@@ -7,18 +7,28 @@ import torch
 from group import run_alone, trace
 
 from raytrain import storage
+from raytrain.checkpoints import layout, reading, writing
+from raytrain.checkpoints.history import (
+    EpochRow,
+    History,
+    RankRow,
+    StepRow,
+    read_epochs,
+    read_ranks,
+    read_steps,
+)
+from raytrain.checkpoints.saver import Saver
 from raytrain.config import load_recipe
 from raytrain.errors import StorageError
 from raytrain.evaluation import predictions
-from raytrain.training import checkpoint as ckpt
-from raytrain.training.history import EpochRow, History, RankRow, StepRow, read_epochs, read_ranks, read_steps
-from raytrain.training.saver import Saver
 
 
 @pytest.fixture(scope="module")
 def recipe(dataset):
     """Two stages of three and two epochs, one thread; checkpoints are due after a minute."""
-    smoke = load_recipe("smoke", {"dataset": dataset.place, "train": {"batch_size": 30, "threads": 1, "ema": 0.9}})
+    smoke = load_recipe(
+        "smoke", {"dataset": dataset.path, "train": {"batch_size": 30, "threads": 1, "ema": 0.9}}
+    )
     first, second = smoke.stages[:2]
     stages = (first.model_copy(update={"epochs": 3}), second.model_copy(update={"epochs": 2}))
     return smoke.model_copy(update={"stages": stages})
@@ -29,8 +39,8 @@ def observed(recipe, run, **hooks):
     seen = []
 
     def report(metrics):
-        places = sorted((run / "checkpoints").glob("*"))
-        seen.append([place.name for place in places])
+        paths = sorted((run / "checkpoints").glob("*"))
+        seen.append([path.name for path in paths])
 
     run_alone(recipe, run, report=report, **hooks)
     return seen
@@ -47,43 +57,65 @@ def settled(monkeypatch):
     monkeypatch.setattr(Saver, "save", waiting)
 
 
-def test_epochs_within_the_interval_write_no_checkpoint_until_their_stage_ends(recipe, tmp_path, monkeypatch):
+def test_epochs_within_the_interval_write_no_checkpoint_until_their_stage_ends(
+    recipe, tmp_path, monkeypatch
+):
     settled(monkeypatch)
     saved = []
-    seen = observed(recipe, tmp_path / "run", saved=lambda metrics: saved.append((metrics["stage"], metrics["epoch"])))
+    seen = observed(
+        recipe,
+        tmp_path / "run",
+        saved=lambda metrics: saved.append((metrics["stage"], metrics["epoch"])),
+    )
     assert saved == [(1, 3), (2, 2)]
-    assert seen == [[], [], ["best", "last", "stage-1-32"], ["best", "last", "stage-1-32"], sorted(
-        {"best", "last", "stage-1-32", "stage-2-32"}
-    )]  # fmt: skip
+    assert seen == [
+        [],
+        [],
+        ["best", "last", "stage-1-32"],
+        ["best", "last", "stage-1-32"],
+        sorted({"best", "last", "stage-1-32", "stage-2-32"}),
+    ]
 
 
 def test_epochs_that_are_due_are_written_each(recipe, tmp_path, monkeypatch):
     settled(monkeypatch)
-    often = recipe.model_copy(update={"train": recipe.train.model_copy(update={"save_every_s": 0.0})})
+    often = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"save_every_s": 0.0})}
+    )
     saved = []
-    seen = observed(often, tmp_path / "run", saved=lambda metrics: saved.append((metrics["stage"], metrics["epoch"])))
+    seen = observed(
+        often,
+        tmp_path / "run",
+        saved=lambda metrics: saved.append((metrics["stage"], metrics["epoch"])),
+    )
     assert saved == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
     assert all("last" in names and "best" in names for names in seen)
 
 
 def test_when_it_is_written_changes_no_weight_and_no_row(recipe, tmp_path):
-    often = recipe.model_copy(update={"train": recipe.train.model_copy(update={"save_every_s": 0.0})})
+    often = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"save_every_s": 0.0})}
+    )
     run_alone(recipe, tmp_path / "seldom")
     run_alone(often, tmp_path / "often")
     assert trace(tmp_path / "seldom") == trace(tmp_path / "often")
 
 
-def test_the_best_epoch_of_the_middle_is_kept_in_memory_and_written_later(recipe, tmp_path, monkeypatch):
+def test_the_best_epoch_of_the_middle_is_kept_in_memory_and_written_later(
+    recipe, tmp_path, monkeypatch
+):
     """The middle epoch of the first stage is made the best one."""
     f2 = iter([0.2, 0.9, 0.3, 0.4, 0.5])
     real = "raytrain.training.tasks.MultiLabel.metrics"
-    monkeypatch.setattr(real, lambda self, *found: {"f2": next(f2), "valid_loss": 0.1, "accuracy": 0.5})
+    monkeypatch.setattr(
+        real, lambda self, *found: {"f2": next(f2), "valid_loss": 0.1, "accuracy": 0.5}
+    )
     models = []
     run_alone(recipe, tmp_path / "run", report=lambda metrics: models.append(metrics["f2"]))
     assert models == [0.2, 0.9, 0.3, 0.4, 0.5]
-    best = ckpt.load(str(tmp_path / "run" / "checkpoints" / "best"))
+    best = reading.load(str(tmp_path / "run" / "checkpoints" / "best"))
     assert best.position == (1, 2, 0) and best.meta["f2"] == 0.9
-    last = ckpt.load(str(tmp_path / "run" / "checkpoints" / "last"))
+    last = reading.load(str(tmp_path / "run" / "checkpoints" / "last"))
     assert not torch.equal(next(iter(best.weights().values())), next(iter(last.weights().values())))
 
 
@@ -93,7 +125,7 @@ def test_a_run_stopped_after_a_short_epoch_has_that_epoch_and_the_best_before_it
     # The first decision after the first report is made within the second epoch or at its end.
     found = run_alone(recipe, tmp_path / "run", **asked)
     assert found["stopped"] == "SIGTERM"
-    names = {place.name for place in (tmp_path / "run" / "checkpoints").iterdir()}
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert "best" in names and found["checkpoint"].rpartition("/")[2] in names
     run_alone(recipe, tmp_path / "run")
     run_alone(recipe, tmp_path / "whole")
@@ -106,28 +138,39 @@ def test_checkpoints_of_one_state_share_their_files(recipe, tmp_path):
     for name in ("model.safetensors", "ema.safetensors", "meta.json"):
         assert os.path.samefile(checkpoints / "last" / name, checkpoints / "stage-2-32" / name)
     assert not (checkpoints / "stage-2-32" / "train_state.pt").exists()
-    for place in checkpoints.iterdir():
-        ckpt.load(str(place))
+    for path in checkpoints.iterdir():
+        reading.load(str(path))
 
 
 def state(value, train_state=None):
     network = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(network.weight, value)
-    meta = {"stage": 1, "epoch": 1, "epoch_steps": 0, "step": 1, "classes": ["a", "b"], "arch": "resnet18"}
-    return ckpt.snapshot(network, meta, train_state)
+    meta = {
+        "stage": 1,
+        "epoch": 1,
+        "epoch_steps": 0,
+        "step": 1,
+        "classes": ["a", "b"],
+        "arch": "resnet18",
+    }
+    return writing.snapshot(network, meta, train_state)
 
 
 def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
-    def refused(*places):
+    def refused(*paths):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", refused)
     found = state(1.0)
-    ckpt.write(str(tmp_path / "last"), found)
-    ckpt.write(str(tmp_path / "best"), found, str(tmp_path / "last"))
-    assert not os.path.samefile(tmp_path / "last/model.safetensors", tmp_path / "best/model.safetensors")
-    assert (tmp_path / "last/MANIFEST.json").read_text() == (tmp_path / "best/MANIFEST.json").read_text()
-    ckpt.load(str(tmp_path / "best"))
+    writing.write(str(tmp_path / "last"), found)
+    writing.write(str(tmp_path / "best"), found, str(tmp_path / "last"))
+    assert not os.path.samefile(
+        tmp_path / "last/model.safetensors", tmp_path / "best/model.safetensors"
+    )
+    assert (tmp_path / "last/MANIFEST.json").read_text() == (
+        tmp_path / "best/MANIFEST.json"
+    ).read_text()
+    reading.load(str(tmp_path / "best"))
 
 
 def test_a_new_state_leaves_the_checkpoint_that_shared_files_with_the_old_one(tmp_path):
@@ -137,25 +180,30 @@ def test_a_new_state_leaves_the_checkpoint_that_shared_files_with_the_old_one(tm
     saver.save([("last", state(2.0))], 0.0)
     saver.wait()
     saver.close()
-    values = [ckpt.load(str(tmp_path / name)).weights()["weight"][0, 0].item() for name in ("best", "last")]
+    values = [
+        reading.load(str(tmp_path / name)).weights()["weight"][0, 0].item()
+        for name in ("best", "last")
+    ]
     assert values == [1.0, 2.0]
 
 
-def test_the_best_of_a_save_that_failed_within_an_epoch_comes_with_the_next_one(tmp_path, monkeypatch):
-    saver = Saver(str(tmp_path), 0.0, lambda line: None)
+def test_the_best_of_a_save_that_failed_within_an_epoch_comes_with_the_next_one(
+    tmp_path, monkeypatch
+):
+    saver = Saver(str(tmp_path), 0.0)
     saver.keep_best(state(3.0))
     with monkeypatch.context() as patch:
 
         def full(*anything):
             raise StorageError("no space left")
 
-        patch.setattr(ckpt, "write", full)
-        saver.save([(ckpt.step_name(1), state(1.0, {}))], 0.0)
+        patch.setattr(writing, "write", full)
+        saver.save([(layout.step_name(1), state(1.0, {}))], 0.0)
         saver.pending.exception()
-    saver.save([(ckpt.step_name(2), state(2.0, {}))], 0.0)
+    saver.save([(layout.step_name(2), state(2.0, {}))], 0.0)
     saver.wait()
     saver.close()
-    assert ckpt.load(str(tmp_path / "best")).weights()["weight"][0, 0].item() == 3.0
+    assert reading.load(str(tmp_path / "best")).weights()["weight"][0, 0].item() == 3.0
 
 
 def test_predictions_say_which_epoch_they_are_of(recipe, tmp_path):
@@ -215,27 +263,35 @@ def test_rows_that_a_crash_cut_off_are_passed_over_and_gone_after_the_next_epoch
 
 def test_an_object_store_gets_the_record_with_each_checkpoint(monkeypatch):
     written = []
-    monkeypatch.setattr(storage, "write_text", lambda place, text: written.append((place, text)))
-    monkeypatch.setattr(storage, "read_bytes", lambda place: (_ for _ in ()).throw(FileNotFoundError(place)))
+    monkeypatch.setattr(storage, "write_text", lambda path, text: written.append((path, text)))
+    monkeypatch.setattr(
+        storage, "read_bytes", lambda path: (_ for _ in ()).throw(FileNotFoundError(path))
+    )
     history = History("s3://bucket/run")
     for epoch, durable in ((1, False), (2, True)):
         history.add(*rows(epoch))
         history.write(durable=durable)
-    assert [storage.name_of(place) for place, _ in written] == ["ranks.csv", "history.csv", "metrics.jsonl"]
+    assert [storage.name_of(path) for path, _ in written] == [
+        "ranks.csv",
+        "history.csv",
+        "metrics.jsonl",
+    ]
     assert len(written[2][1].splitlines()) == 4
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the kernel tells the peak of memory there")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/clear_refs"), reason="the kernel tells the peak of memory there"
+)
 def test_a_save_holds_no_second_copy_of_the_state(tmp_path):
     size = 2**26  # float32: 256 MB
     network = torch.nn.Linear(1, 1)
-    found = ckpt.snapshot(network, {"stage": 1, "epoch": 1, "step": 1})
+    found = writing.snapshot(network, {"stage": 1, "epoch": 1, "step": 1})
     parts = {f"part-{i}": torch.ones(size // 16) for i in range(16)}
-    found = ckpt.Snapshot(found.meta, parts, None, {"moments": dict(parts)})
+    found = writing.Snapshot(found.meta, parts, None, {"moments": dict(parts)})
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak so far is forgotten (man proc)
     before = peak_kb()
-    ckpt.write(str(tmp_path / "last"), found)
+    writing.write(str(tmp_path / "last"), found)
     assert peak_kb() - before < 100_000
 
 

@@ -6,12 +6,17 @@ import torch
 from handmade import NETWORK
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from raytrain.checkpoints import reading, writing
 from raytrain.config import LAYER_GROUPS, load_recipe
 from raytrain.errors import ResourceError
-from raytrain.training import checkpoint, models, optim, tiles, transforms
+from raytrain.models import layer_groups, networks
+from raytrain.tiles import sampling
+from raytrain.tiles.feeds import CacheFeed, Source
+from raytrain.training import optim, step, transforms
 from raytrain.training.ema import Ema
-from raytrain.training.feed import CacheFeed, Source
-from raytrain.training.step import Stepper, Worker
+from raytrain.training.step import Stepper
+from raytrain.training.trained import Trained
+from raytrain.worker import Worker
 
 ROWS = np.arange(12)
 CHANCE = np.random.default_rng(0)
@@ -27,17 +32,20 @@ def stepper(stage=STAGE, model=None, worker=None, ema=None, **train):
     architecture = {"arch": NETWORK, "dropout": 0.0, "batch_norm": "fixed"}
     recipe = load_recipe("smoke", {"model": architecture, "train": settings, "stages": [stage]})
     torch.manual_seed(0)
-    model = model or models.build(NETWORK, 5, 0.0, "fixed").double()
-    models.set_frozen(model, recipe.stages[0].frozen_groups)
+    model = model or networks.build(NETWORK, 5, 0.0, "fixed").double()
+    layer_groups.set_frozen(model, recipe.stages[0].frozen_groups)
     optimizer = optim.make_optimizer(model, [0.01] * LAYER_GROUPS, recipe.train.wd)
-    return Stepper(recipe, 1, model.train(), optimizer, SOURCE, worker or Worker(), ema=ema)
+    trained = Trained(model.train(), optimizer, ema)
+    return Stepper(recipe, 1, trained, SOURCE, worker or Worker())
 
 
 def gradients(one, rows=ROWS, epoch=1):
     """Gradients at the moment of the update."""
     found = []
     one.optimizer.register_step_pre_hook(
-        lambda *args: found.extend(p.grad.clone() for p in one.network.parameters() if p.grad is not None)
+        lambda *args: found.extend(
+            p.grad.clone() for p in one.network.parameters() if p.grad is not None
+        )
     )
     one(rows, epoch, 0)
     return found
@@ -72,19 +80,25 @@ def test_clipping_limits_the_norm_of_the_whole_gradient_and_keeps_its_direction(
     # torch divides by the norm and 1e-6.
     factor = 0.01 / (torch.stack([g.norm() for g in free]).norm() + 1e-6)
     assert factor < 1
-    assert largest([a * factor - b for a, b in zip(free, clipped, strict=True)]) < 1e-12 * largest(clipped)
+    assert largest([a * factor - b for a, b in zip(free, clipped, strict=True)]) < 1e-12 * largest(
+        clipped
+    )
 
 
 def test_mixup_mixes_pixels_and_targets_of_two_tiles_by_the_same_share(monkeypatch):
     seen = {}
     one = stepper(mixup=0.4)
     monkeypatch.setattr(
-        one.task, "loss_sum", lambda logits, target: seen.setdefault("target", target).sum() * logits.sum()
+        one.task,
+        "loss_sum",
+        lambda logits, target: seen.setdefault("target", target).sum() * logits.sum(),
     )
-    one.network.register_forward_pre_hook(lambda module, inputs: seen.setdefault("pixels", inputs[0].clone()))
+    one.network.register_forward_pre_hook(
+        lambda module, inputs: seen.setdefault("pixels", inputs[0].clone())
+    )
     one(ROWS, 1, 0)
-    draws = one._draw(12, (42, 1, 1, 0))
-    share = draws.share[:, None]
+    draws = one.plan(ROWS, 1, 0).draws
+    share = draws.weight[:, None]
     assert bool(((share >= 0.5) & (share <= 1)).all()) and share.std() > 0.05
     target = TARGETS.double()
     wanted = share * target + (1 - share) * target[draws.partner]
@@ -116,7 +130,7 @@ def test_averaged_weights_follow_the_closed_form():
 
 
 def test_a_step_moves_the_averages_statistics_included():
-    model = models.build(NETWORK, 5, 0.0).double()
+    model = networks.build(NETWORK, 5, 0.0).double()
     ema = Ema(model, 0.9)
     before = {key: value.clone() for key, value in ema.module.state_dict().items()}
     stepper(model=model, ema=ema)(ROWS, 1, 0)
@@ -124,33 +138,49 @@ def test_a_step_moves_the_averages_statistics_included():
         if value.is_floating_point():
             # The first update weighs the new values by 1 - 1/10.
             torch.testing.assert_close(value, 0.1 * before[key] + 0.9 * model.state_dict()[key])
-    assert not torch.equal(ema.module.body.network.bn1.running_mean, before["body.network.bn1.running_mean"])
+    assert not torch.equal(
+        ema.module.body.network.bn1.running_mean, before["body.network.bn1.running_mean"]
+    )
 
 
 def test_a_checkpoint_keeps_the_averages_beside_the_weights_and_inference_takes_them(tmp_path):
-    model = models.build(NETWORK, 5, 0.0)
-    ema = Ema(models.build(NETWORK, 5, 0.0), 0.9)
-    place, meta = str(tmp_path / "c"), {"stage": 1, "epoch": 1, "classes": list("abcde"), "arch": NETWORK}
-    checkpoint.save(place, model, meta, averaged=ema.module)
-    found = checkpoint.load(place)
-    assert torch.equal(found.weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight)
-    assert torch.equal(found.judged_weights()["body.network.conv1.0.weight"], ema.module.body.network.conv1[0].weight)
-    checkpoint.save(place, model, meta)
+    model = networks.build(NETWORK, 5, 0.0)
+    ema = Ema(networks.build(NETWORK, 5, 0.0), 0.9)
+    path, meta = (
+        str(tmp_path / "c"),
+        {"stage": 1, "epoch": 1, "classes": list("abcde"), "arch": NETWORK},
+    )
+    writing.save(path, model, meta, averaged=ema.module)
+    found = reading.load(path)
     assert torch.equal(
-        checkpoint.load(place).judged_weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight
+        found.weights()["body.network.conv1.0.weight"], model.body.network.conv1[0].weight
+    )
+    assert torch.equal(
+        found.judged_weights()["body.network.conv1.0.weight"],
+        ema.module.body.network.conv1[0].weight,
+    )
+    writing.save(path, model, meta)
+    assert torch.equal(
+        reading.load(path).judged_weights()["body.network.conv1.0.weight"],
+        model.body.network.conv1[0].weight,
     )
 
 
 @pytest.mark.parametrize("freeze", [False, 1, 2, True])
 def test_a_depth_of_freezing_moves_the_later_groups_and_batch_norm_alone(freeze):
-    model = models.build(NETWORK, 5, 0.0).double()
-    before = [[p.detach().clone() for p in group] for group in models.layer_groups(model)]
+    model = networks.build(NETWORK, 5, 0.0).double()
+    before = [[p.detach().clone() for p in group] for group in layer_groups.layer_groups(model)]
     one = stepper(stage=STAGE | {"freeze": freeze}, model=model)
     # timm begins the last scale of a block with 0: before it, a bias of 0 does not move in the first step.
     for number in range(2):
         one(ROWS, 1, number)
-    norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
-    for number, (old, new) in enumerate(zip(before, models.layer_groups(model), strict=True)):
+    norms = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, torch.nn.BatchNorm2d)
+        for p in m.parameters()
+    }
+    for number, (old, new) in enumerate(zip(before, layer_groups.layer_groups(model), strict=True)):
         moved = {id(p) for o, p in zip(old, new, strict=True) if not torch.equal(o, p)}
         expected = (
             {id(p) for p in new}
@@ -182,29 +212,29 @@ def test_a_stage_can_have_its_own_augmentation():
 
 
 def test_passes_cut_a_ranks_share_without_loss():
-    parts = [tiles.pass_slices(23, rank, 3, 2) for rank in range(3)]
+    parts = [sampling.pass_slices(23, rank, 3, 2) for rank in range(3)]
     rows = [row for passes in parts for part in passes for row in range(part.start, part.stop)]
     assert rows == list(range(23)) and all(len(passes) == 2 for passes in parts)
     # A last, smaller batch takes fewer passes, as many on every rank: 7 tiles are 3 + 2 + 2.
-    short = [tiles.pass_slices(7, rank, 3, 4) for rank in range(3)]
+    short = [sampling.pass_slices(7, rank, 3, 4) for rank in range(3)]
     assert [[part.stop - part.start for part in passes] for passes in short] == [[3], [2], [2]]
 
 
 def test_dropout_differs_between_ranks_and_passes_and_repeats_for_a_position():
-    assert tiles.seed_of(42, 1, 1, 0, 0, 0) == tiles.seed_of(42, 1, 1, 0, 0, 0)
-    assert len({tiles.seed_of(42, 1, 1, 0, rank, n) for rank in range(3) for n in range(3)}) == 9
+    assert sampling.seed_of(42, 1, 1, 0, 0, 0) == sampling.seed_of(42, 1, 1, 0, 0, 0)
+    assert len({sampling.seed_of(42, 1, 1, 0, rank, n) for rank in range(3) for n in range(3)}) == 9
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_gradient_that_is_not_finite_moves_nothing_and_is_told(clip):
     one = stepper(clip_norm=clip)
     assert one(ROWS, 1, 0).values[1] == 0
-    before = [p.detach().clone() for p in one.trained]
-    moments = [one.optimizer.state[p]["exp_avg"].clone() for p in one.trained]
+    before = [p.detach().clone() for p in one.weights]
+    moments = [one.optimizer.state[p]["exp_avg"].clone() for p in one.weights]
     one.network.head[-1].bias.register_hook(lambda gradient: gradient * float("inf"))
     assert one(ROWS, 1, 1).values[1] == 1
-    assert all(torch.equal(a, b) for a, b in zip(before, one.trained, strict=True))
-    after = [one.optimizer.state[p]["exp_avg"] for p in one.trained]
+    assert all(torch.equal(a, b) for a, b in zip(before, one.weights, strict=True))
+    after = [one.optimizer.state[p]["exp_avg"] for p in one.weights]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
 
 
@@ -226,14 +256,14 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("settings", [{}, {"mixup": 0.4, "clip_norm": 1.0, "accumulate": 2}])
-def test_between_two_steps_the_host_reads_nothing_from_the_device(settings):
+def test_between_two_steps_the_host_reads_nothing_from_the_device(settings, monkeypatch):
     one = stepper(**settings, ema=None)
     outcomes = one.epoch([ROWS, ROWS, ROWS], 1)
     next(outcomes)
     # Operations that hold no tensor of a GPU, such as drawing the augmentation, may read.
     watch = HostReads()
-    drawn = one._draw
-    one._draw = lambda *args: paused(watch, drawn, *args)
+    planned = step.plan_batch
+    monkeypatch.setattr(step, "plan_batch", lambda *args: paused(watch, planned, *args))
     with watch:
         assert len(list(outcomes)) == 2
     assert watch.found == []
@@ -246,7 +276,9 @@ def paused(watch, function, *args):
     return result
 
 
-@pytest.mark.parametrize("most, wanted", [(3, "--train.accumulate 4"), (6, "--train.accumulate 2"), (1, "a smaller")])
+@pytest.mark.parametrize(
+    "most, wanted", [(3, "--train.accumulate 4"), (6, "--train.accumulate 2"), (1, "a smaller")]
+)
 def test_too_small_a_gpu_is_told_with_batch_size_and_the_setting_that_fits(most, wanted):
     one = stepper()
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from raytrain.config import Train
-from raytrain.training.tasks import LOSSES, MultiLabel, asymmetric, bce, soft_f2
+from raytrain.training.losses import LOSSES, asymmetric, bce, soft_f2
+from raytrain.training.tasks import MultiLabel
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.0, 1.0]], dtype=torch.float64)
 TARGET = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
@@ -66,7 +67,9 @@ def test_label_smoothing_moves_targets_towards_one_half():
 def test_the_loss_of_a_batch_is_the_sum_over_its_tiles_whatever_the_split(name):
     task = MultiLabel(Train(loss=name))
     whole = task.loss_sum(LOGITS, TARGET)
-    torch.testing.assert_close(task.loss_sum(LOGITS[:1], TARGET[:1]) + task.loss_sum(LOGITS[1:], TARGET[1:]), whole)
+    torch.testing.assert_close(
+        task.loss_sum(LOGITS[:1], TARGET[:1]) + task.loss_sum(LOGITS[1:], TARGET[1:]), whole
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -19,9 +19,15 @@ from raytrain.training import transforms
 OFF = Augment(flip="none", rotate=0, zoom=1, lighting=0)
 # The 8 symmetries as x = -1 where k & 1, y = -1 where k & 2, then swapped where k & 4: what numpy calls them.
 SYMMETRIES = (
-    lambda tile: tile, np.fliplr, np.flipud, lambda tile: np.rot90(tile, 2),
-    np.transpose, lambda tile: np.rot90(tile, 1), lambda tile: np.rot90(tile, 3), lambda tile: np.rot90(tile, 2).T,
-)  # fmt: skip
+    lambda tile: tile,
+    np.fliplr,
+    np.flipud,
+    lambda tile: np.rot90(tile, 2),
+    np.transpose,
+    lambda tile: np.rot90(tile, 1),
+    lambda tile: np.rot90(tile, 3),
+    lambda tile: np.rot90(tile, 2).T,
+)
 
 
 def drawn(augment, count=4000, seed=0):
@@ -34,7 +40,9 @@ def f64(*values):
 
 def unlit(affine):
     """Draws that move pixels and leave their values: logit(0.5) is added, then a factor of 1."""
-    return transforms.Draws(affine[:, :2], torch.zeros(len(affine)).double(), torch.ones(len(affine)).double())
+    return transforms.Draws(
+        affine[:, :2], torch.zeros(len(affine)).double(), torch.ones(len(affine)).double()
+    )
 
 
 def noise(count, size, low=0, high=256):
@@ -44,7 +52,9 @@ def noise(count, size, low=0, high=256):
 
 def dihedral(k):
     x, y = -1 if k & 1 else 1, -1 if k & 2 else 1
-    return np.array([[0, x, 0], [y, 0, 0], [0, 0, 1]] if k & 4 else [[x, 0, 0], [0, y, 0], [0, 0, 1]], float)
+    return np.array(
+        [[0, x, 0], [y, 0, 0], [0, 0, 1]] if k & 4 else [[x, 0, 0], [0, y, 0], [0, 0, 1]], float
+    )
 
 
 def choices(affine):
@@ -62,7 +72,11 @@ def written_out(augment, u):
     scale = 1 + (augment.zoom - 1) * u[4] if u[3] < 0.75 else 1.0
     c = 0.5 * (1 - augment.lighting) + augment.lighting * u[7] if u[8] < 0.75 else 0.5
     s = (1 - augment.lighting) ** (1 - 2 * u[9] / 0.75) if u[9] < 0.75 else 1.0
-    turn = [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+    turn = [
+        [math.cos(angle), -math.sin(angle), 0],
+        [math.sin(angle), math.cos(angle), 0],
+        [0, 0, 1],
+    ]
     t = 1 - 1 / scale
     zoom = [[1 / scale, 0, t * (2 * u[5] - 1)], [0, 1 / scale, t * (2 * u[6] - 1)], [0, 0, 1]]
     return k, (dihedral(k) @ turn @ zoom)[:2], c, s
@@ -78,7 +92,9 @@ def sampled(tile, matrix, size):
     column, row = np.tensordot(matrix, np.stack([x, y, np.ones_like(x)]), 1)
     half = (tile.shape[-1] - 1) / 2
     at = [(row + 1) * half, (column + 1) * half]
-    return np.stack([ndimage.map_coordinates(channel, at, order=1, mode="mirror") for channel in tile])
+    return np.stack(
+        [ndimage.map_coordinates(channel, at, order=1, mode="mirror") for channel in tile]
+    )
 
 
 def lit(p, c, s):
@@ -90,30 +106,47 @@ def lit(p, c, s):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize(("source", "size"), [(64, 32), (64, 64), (32, 48)])
 @pytest.mark.parametrize(
-    "augment", [Augment(), Augment(flip="dihedral-2018", rotate=180, zoom=3, lighting=0.4)], ids=["lesson", "strong"]
+    "augment",
+    [Augment(), Augment(flip="dihedral-2018", rotate=180, zoom=3, lighting=0.4)],
+    ids=["lesson", "strong"],
 )
 def test_a_batch_equals_scipy_tile_by_tile(augment, source, size, dtype, tolerance):
     images = noise(24, source, 1, 255)
     u = torch.rand(10, 24, generator=torch.Generator().manual_seed(6), dtype=torch.float64).numpy()
     tiles = [written_out(augment, u[:, i]) for i in range(24)]
     assert {k for k, *_ in tiles} == set(range(8))
-    moved = np.stack([sampled(image / 255, matrix, size) for image, (_, matrix, *_) in zip(images, tiles, strict=True)])
+    moved = np.stack(
+        [
+            sampled(image / 255, matrix, size)
+            for image, (_, matrix, *_) in zip(images, tiles, strict=True)
+        ]
+    )
     wanted = np.stack([lit(pixels, c, s) for pixels, (*_, c, s) in zip(moved, tiles, strict=True)])
     draws = drawn(augment, 24, seed=6)
     out = transforms.train_pixels(torch.from_numpy(images), draws, size, "none", dtype)
     assert out.dtype == dtype
     assert np.abs(out.numpy() - wanted).max() < tolerance
-    out = transforms.train_pixels(torch.from_numpy(images), unlit(draws.affine), size, "none", dtype)
+    out = transforms.train_pixels(
+        torch.from_numpy(images), unlit(draws.affine), size, "none", dtype
+    )
     assert np.abs(out.numpy() - moved).max() < tolerance
 
 
 def test_lighting_follows_the_resize():
-    images = noise(2, 64, 0, 2) * 255  # black and white: the order shows most where a pixel is a mixture
+    images = (
+        noise(2, 64, 0, 2) * 255
+    )  # black and white: the order shows most where a pixel is a mixture
     moved = np.stack([sampled(image / 255, np.eye(3)[:2], 32) for image in images])
-    swapped = np.stack([sampled(lit(image / 255, 0.55, 0.9), np.eye(3)[:2], 32) for image in images])
+    swapped = np.stack(
+        [sampled(lit(image / 255, 0.55, 0.9), np.eye(3)[:2], 32) for image in images]
+    )
     draws = unlit(torch.eye(3).double().expand(2, 3, 3))
-    draws = transforms.Draws(draws.affine, draws.brightness + math.log(0.55 / 0.45), draws.contrast * 0.9)
-    out = transforms.train_pixels(torch.from_numpy(images), draws, 32, "none", torch.float64).numpy()
+    draws = transforms.Draws(
+        draws.affine, draws.brightness + math.log(0.55 / 0.45), draws.contrast * 0.9
+    )
+    out = transforms.train_pixels(
+        torch.from_numpy(images), draws, 32, "none", torch.float64
+    ).numpy()
     assert np.abs(out - lit(moved, 0.55, 0.9)).max() < 1e-9
     assert np.abs(out - swapped).max() > 0.04
 
@@ -137,7 +170,9 @@ def test_the_validation_resize_is_torchs_to_the_bit_and_not_torchvisions_antiali
     images = torch.from_numpy(noise(2, 256))
     out = transforms.valid_pixels(images, 128, "none")
     pixels = images / 255
-    assert torch.equal(out, F.interpolate(pixels, (128, 128), mode="bilinear", align_corners=True, antialias=False))
+    assert torch.equal(
+        out, F.interpolate(pixels, (128, 128), mode="bilinear", align_corners=True, antialias=False)
+    )
     blurred = vision.resize(pixels, [128, 128], antialias=True)
     assert (out - blurred).abs().mean() > 0.1
     # On noise the antialiased image has well below half the contrast between neighbours.
@@ -150,16 +185,29 @@ def test_each_symmetry_is_numpys_exactly(k):
     images = noise(1, 24, 1, 255)
     affine = transforms._dihedral("dihedral", f64((k + 0.5) / 8))
     assert np.array_equal(affine[0].numpy(), dihedral(k))
-    out = transforms.train_pixels(torch.from_numpy(images), unlit(affine), 24, "none", torch.float64)[0].numpy() * 255
+    out = (
+        transforms.train_pixels(torch.from_numpy(images), unlit(affine), 24, "none", torch.float64)[
+            0
+        ].numpy()
+        * 255
+    )
     wanted = np.stack([SYMMETRIES[k](channel) for channel in images[0]])
     assert np.abs(out - wanted).max() < 1e-9
-    assert sum(np.array_equal(wanted, np.stack([s(channel) for channel in images[0]])) for s in SYMMETRIES) == 1
+    assert (
+        sum(
+            np.array_equal(wanted, np.stack([s(channel) for channel in images[0]]))
+            for s in SYMMETRIES
+        )
+        == 1
+    )
 
 
 def test_the_lossless_symmetries_are_the_same_eight():
     tile = torch.from_numpy(noise(1, 24))
     ours = {transforms.symmetry(tile, number).numpy().tobytes() for number in range(8)}
-    assert ours == {np.stack([s(channel) for channel in tile[0].numpy()]).tobytes() for s in SYMMETRIES}
+    assert ours == {
+        np.stack([s(channel) for channel in tile[0].numpy()]).tobytes() for s in SYMMETRIES
+    }
     assert torch.equal(transforms.symmetry(tile, 0), tile)
 
 
@@ -191,7 +239,9 @@ def test_a_positive_angle_turns_the_content_counterclockwise(v, to):
     images[:, :, 32, 37] = 255
     augment = Augment(rotate=math.degrees(math.atan2(3, 4)))
     affine = transforms._rotation(augment, f64(0), f64(v))
-    out = transforms.train_pixels(torch.from_numpy(images), unlit(affine), 65, "none", torch.float64)[0, 0].numpy()
+    out = transforms.train_pixels(
+        torch.from_numpy(images), unlit(affine), 65, "none", torch.float64
+    )[0, 0].numpy()
     assert out[32 + to[0], 32 + to[1]] == pytest.approx(1, abs=1e-6)
     assert out[32 - to[0], 32 + to[1]] == pytest.approx(0, abs=1e-6)
 
@@ -199,23 +249,39 @@ def test_a_positive_angle_turns_the_content_counterclockwise(v, to):
 def test_a_quarter_turn_is_numpys_rot90():
     images = noise(1, 24, 1, 255)
     affine = transforms._rotation(Augment(rotate=90), f64(0), f64(1))
-    out = transforms.train_pixels(torch.from_numpy(images), unlit(affine), 24, "none", torch.float64)[0].numpy() * 255
+    out = (
+        transforms.train_pixels(torch.from_numpy(images), unlit(affine), 24, "none", torch.float64)[
+            0
+        ].numpy()
+        * 255
+    )
     assert np.abs(out - np.rot90(images[0], 1, (1, 2))).max() < 1e-9
 
 
 @pytest.mark.parametrize(
     ("column", "row", "window"),
     [
-        (0, 0, np.s_[:33, :33]), (1, 0, np.s_[:33, 32:]), (0, 1, np.s_[32:, :33]), (1, 1, np.s_[32:, 32:]),
-        (0.5, 0.5, np.s_[16:49, 16:49]), (0.25, 0.75, np.s_[24:57, 8:41]),
+        (0, 0, np.s_[:33, :33]),
+        (1, 0, np.s_[:33, 32:]),
+        (0, 1, np.s_[32:, :33]),
+        (1, 1, np.s_[32:, 32:]),
+        (0.5, 0.5, np.s_[16:49, 16:49]),
+        (0.25, 0.75, np.s_[24:57, 8:41]),
     ],
-)  # fmt: skip
+)
 def test_a_zoom_shows_the_window_that_column_and_row_name(column, row, window):
     # t = (1 - 1/s)(2 pct - 1): at s = 2 half of the 64 steps between 65 pixels, from 32 pct on.
     images = noise(1, 65, 1, 255)
     affine = transforms._zoom(Augment(zoom=2), f64(0), f64(1), f64([column], [row]))
-    np.testing.assert_allclose(affine[0].numpy(), [[0.5, 0, column - 0.5], [0, 0.5, row - 0.5], [0, 0, 1]], atol=1e-15)
-    out = transforms.train_pixels(torch.from_numpy(images), unlit(affine), 33, "none", torch.float64)[0].numpy() * 255
+    np.testing.assert_allclose(
+        affine[0].numpy(), [[0.5, 0, column - 0.5], [0, 0.5, row - 0.5], [0, 0, 1]], atol=1e-15
+    )
+    out = (
+        transforms.train_pixels(torch.from_numpy(images), unlit(affine), 33, "none", torch.float64)[
+            0
+        ].numpy()
+        * 255
+    )
     assert np.abs(out - images[0][:, *window]).max() < 1e-9
 
 
@@ -225,15 +291,17 @@ def test_each_amount_has_the_lessons_law():
     draws = drawn(Augment())
     angle = np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0]))
     scale = 1 / zoomed[:, 0, 0]
-    assert np.allclose(np.linalg.det(turned), 1, atol=1e-12) and np.array_equal(zoomed[:, 0, 0], zoomed[:, 1, 1])
-    place = (zoomed[scale > 1][:, :, 2] / (1 - zoomed[scale > 1][:, :1, 0]) + 1) / 2
+    assert np.allclose(np.linalg.det(turned), 1, atol=1e-12) and np.array_equal(
+        zoomed[:, 0, 0], zoomed[:, 1, 1]
+    )
+    path = (zoomed[scale > 1][:, :, 2] / (1 - zoomed[scale > 1][:, :1, 0]) + 1) / 2
     brightness = 1 / (1 + np.exp(-draws.brightness.numpy()))
     contrast = draws.contrast.numpy()
     amounts = {
         "rotation, degrees": (angle[angle != 0], -10, 10),
         "zoom": (scale[scale != 1], 1, 1.05),
-        "column": (place[:, 0], 0, 1),
-        "row": (place[:, 1], 0, 1),
+        "column": (path[:, 0], 0, 1),
+        "row": (path[:, 1], 0, 1),
         "brightness": (brightness[brightness != 0.5], 0.45, 0.55),
         "log contrast": (np.log(contrast[contrast != 1]), math.log(0.9), -math.log(0.9)),
     }
@@ -247,7 +315,7 @@ def test_each_amount_has_the_lessons_law():
     for i in range(4):
         for j in range(i):
             assert np.mean(changed[i] & changed[j]) == pytest.approx(0.75**2, abs=0.025)
-    assert abs(np.corrcoef(place.T)[0, 1]) < 0.05
+    assert abs(np.corrcoef(path.T)[0, 1]) < 0.05
 
 
 def test_probability_zero_switches_a_change_off_and_one_always_on():
@@ -265,7 +333,9 @@ def test_lighting_is_the_closed_form_at_every_grey_brightness_before_contrast(br
     added = f64(math.log(brightness / (1 - brightness)))
     draws = transforms.Draws(torch.eye(3).double()[None, :2], added, f64(contrast))
     wanted = lit(images / 255, brightness, contrast)
-    out = transforms.train_pixels(torch.from_numpy(images.copy()), draws, 16, "none", torch.float64).numpy()
+    out = transforms.train_pixels(
+        torch.from_numpy(images.copy()), draws, 16, "none", torch.float64
+    ).numpy()
     # Relative to the distance from both ends: 0 and 1 are clamped at 1e-7, which is 5e-7 from them after the contrast.
     np.testing.assert_allclose(out, wanted, rtol=1e-9, atol=0)
     np.testing.assert_allclose(1 - out, 1 - wanted, rtol=1e-7, atol=0)
@@ -280,14 +350,18 @@ def test_lighting_is_the_closed_form_at_every_grey_brightness_before_contrast(br
 )
 def test_lighting_meets_the_golden_values(brightness, contrast, wanted):
     pixels = torch.full((1, 3, 2, 2), 0.25)
-    lit = transforms._lit(pixels, torch.tensor([math.log(brightness / (1 - brightness))]), torch.tensor([contrast]))
+    lit = transforms._lit(
+        pixels, torch.tensor([math.log(brightness / (1 - brightness))]), torch.tensor([contrast])
+    )
     assert round(lit[0, 0, 0, 0].item(), 4) == wanted
 
 
 def test_pixels_are_normalised_by_the_statistics_of_imagenet():
     # (0 - mean) / std and (1 - mean) / std with mean (.485, .456, .406) and std (.229, .224, .225).
     black, white = (-2.117904, -2.035714, -1.804444), (2.248908, 2.428571, 2.64)
-    images = torch.stack([torch.zeros(3, 32, 32, dtype=torch.uint8), torch.full((3, 32, 32), 255, dtype=torch.uint8)])
+    images = torch.stack(
+        [torch.zeros(3, 32, 32, dtype=torch.uint8), torch.full((3, 32, 32), 255, dtype=torch.uint8)]
+    )
     for out in (
         transforms.valid_pixels(images, 32, "imagenet"),
         transforms.valid_pixels(images, 16, "imagenet", torch.float64),
@@ -318,6 +392,8 @@ def test_switching_one_change_off_leaves_the_draws_of_the_others():
     assert torch.equal(every.affine, dark.affine)
     assert bool((dark.brightness == 0).all() and (dark.contrast == 1).all())
     upright = drawn(Augment(flip="none", rotate=0), 50)
-    assert torch.equal(every.brightness, upright.brightness) and torch.equal(every.contrast, upright.contrast)
+    assert torch.equal(every.brightness, upright.brightness) and torch.equal(
+        every.contrast, upright.contrast
+    )
     scale = torch.linalg.det(every.affine[:, :, :2]).abs()
     torch.testing.assert_close(scale, torch.linalg.det(upright.affine[:, :, :2]).abs())

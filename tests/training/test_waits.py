@@ -30,7 +30,12 @@ def test_the_working_thread_that_waited_most_counts(tmp_path, clock):
     waits = Waits(tmp_path)
     clock[0] += 10.0
     second = 10**9
-    turns(tmp_path, main=(5 + 8 * second, 5 + second), helper=(6 * second, 4 * second), idle=(second, second))
+    turns(
+        tmp_path,
+        main=(5 + 8 * second, 5 + second),
+        helper=(6 * second, 4 * second),
+        idle=(second, second),
+    )
     assert waits.share() == pytest.approx(0.4)
     clock[0] += 10.0
     assert waits.share() == 0.0

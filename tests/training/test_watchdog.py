@@ -6,17 +6,17 @@ import time
 import pytest
 
 from raytrain import storage
+from raytrain.checkpoints.saver import Saver
 from raytrain.errors import StorageError
+from raytrain.log import heard
 from raytrain.training import watchdog as watching
-from raytrain.training.saver import Saver
 from raytrain.training.watchdog import TIMES_MEDIAN, Saves, Watchdog
 
 
 @pytest.fixture
-def watched(tmp_path):
-    said = []
-    watchdog = Watchdog(str(tmp_path), 3, 0.2, said.append)
-    watchdog.said = said
+def watched(tmp_path, logged):
+    watchdog = Watchdog(str(tmp_path), 3, 0.2)
+    watchdog.said = logged
     yield watchdog
     watchdog.close()
 
@@ -64,13 +64,13 @@ def test_long_batches_are_no_stall(watched):
 def test_after_a_stall_was_told_it_acts_even_where_telling_hangs(tmp_path, monkeypatch, telling):
     monkeypatch.setattr(watching, "TELLING_S", 0.3)
     acted, said, freed = [], [], threading.Event()
-    say = said.append if telling == "works" else lambda line: freed.wait(20)
-    watchdog = Watchdog(str(tmp_path), 0, 0.2, say, lambda: acted.append(list(said)))
-    watchdog.start()
-    watchdog.beat()
-    wait_until(lambda: acted)
-    freed.set()
-    watchdog.close()
+    watchdog = Watchdog(str(tmp_path), 0, 0.2, lambda: acted.append(list(said)))
+    with heard(said.append if telling == "works" else lambda line: freed.wait(20)):
+        watchdog.start()
+        watchdog.beat()
+        wait_until(lambda: acted)
+        freed.set()
+        watchdog.close()
     assert len(acted) == 1 and len(acted[0]) == (telling == "works")
 
 
@@ -85,29 +85,37 @@ class Others(Saves):
         return 0.0 if self.ended is None else time.monotonic() - self.ended
 
 
-def test_a_checkpoint_being_written_here_is_no_stall_and_is_told_once(tmp_path):
-    writing, noted, said = [True], [], []
+def test_a_checkpoint_being_written_here_is_no_stall_and_is_told_once(tmp_path, logged):
+    writing, noted, said = [True], [], logged
 
     class Noted(Saves):
         def note(self, writing):
             noted.append(writing)
 
-    watchdog = Watchdog(str(tmp_path), 0, 0.2, said.append, writes=lambda: writing[0], saves=Noted())
+    watchdog = Watchdog(str(tmp_path), 0, 0.2, writes=lambda: writing[0], saves=Noted())
     watchdog.start()
     watchdog.beat()
     wait_until(lambda: said)
     time.sleep(0.6)
-    assert len(said) == 1 and "training waits for a checkpoint to be written" in said[0] and noted == [True]
+    assert (
+        len(said) == 1
+        and "training waits for a checkpoint to be written" in said[0]
+        and noted == [True]
+    )
     writing[0] = False
     ended = time.monotonic()
     wait_until(lambda: len(said) == 2)  # what hangs after it is a stall
     watchdog.close()
-    assert time.monotonic() - ended >= 0.2 and "has begun no batch" in said[1] and noted == [True, False]
+    assert (
+        time.monotonic() - ended >= 0.2
+        and "has begun no batch" in said[1]
+        and noted == [True, False]
+    )
 
 
-def test_a_checkpoint_that_another_rank_writes_is_no_stall(tmp_path):
-    others, said = Others(), []
-    watchdog = Watchdog(str(tmp_path), 1, 0.2, said.append, saves=others)
+def test_a_checkpoint_that_another_rank_writes_is_no_stall(tmp_path, logged):
+    others, said = Others(), logged
+    watchdog = Watchdog(str(tmp_path), 1, 0.2, saves=others)
     watchdog.start()
     watchdog.beat()
     wait_until(lambda: others.asked > 3)
@@ -148,7 +156,7 @@ def test_a_saver_writes_until_what_it_was_given_is_written(tmp_path, monkeypatch
 
 
 def test_without_storage_the_stacks_are_said(watched, monkeypatch):
-    def full(place, text):
+    def full(path, text):
         raise StorageError("cannot write")
 
     monkeypatch.setattr(storage, "write_text", full)

@@ -1,0 +1,92 @@
+"""Checks that a checkpoint fits a dataset and a network, and reorders its classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raytrain.checkpoints.reading import Checkpoint
+from raytrain.errors import ConfigError
+
+# Classes that an error message names.
+NAMED_CLASSES = 3
+
+
+def remapped(checkpoint: Checkpoint, classes: list[str]) -> Checkpoint:
+    """Returns the same checkpoint with its classes in another order.
+
+    The rows of the last layer of the head are reordered when the weights are read. A checkpoint of
+    other classes is returned unchanged, for `check_fits` to refuse.
+
+    Args:
+        checkpoint: a checkpoint that was read.
+        classes: its classes in the order of the dataset.
+    """
+    trained = checkpoint.meta["classes"]
+    if trained == classes or sorted(trained) != sorted(classes):
+        return checkpoint
+    rows = tuple(trained.index(name) for name in classes)
+    return replace(checkpoint, meta=checkpoint.meta | {"classes": classes}, rows=rows)
+
+
+def check_fits(
+    checkpoint: Checkpoint, classes: list[str], arch: str, normalize: str | None = None
+) -> None:
+    """Compares what a checkpoint was made for with what is wanted, before any weight is loaded.
+
+    Args:
+        checkpoint: a checkpoint that was read.
+        classes: the classes of the dataset, in order.
+        arch: the architecture of the configuration.
+        normalize: the normalisation of the configuration; None to leave it unchecked.
+
+    Raises:
+        ConfigError: other classes, another order of them, another architecture, or another
+            normalisation.
+    """
+    _check_classes(checkpoint, classes)
+    meta = checkpoint.meta
+    if meta["arch"] != arch:
+        raise ConfigError(
+            f"the checkpoint {checkpoint.path} is a {meta['arch']}, the configuration says {arch}",
+            "its weights do not fit",
+            f"--model.arch {meta['arch']}",
+        )
+    if normalize is not None and meta["normalize"] != normalize:
+        raise ConfigError(
+            f"the checkpoint {checkpoint.path} was trained on pixels normalised by "
+            f"{meta['normalize']}, the configuration says {normalize}",
+            "its weights expect pixels in another range",
+            f"--data.normalize {meta['normalize']}",
+        )
+
+
+def _check_classes(checkpoint: Checkpoint, classes: list[str]) -> None:
+    trained = checkpoint.meta["classes"]
+    if trained == classes:
+        return
+    if sorted(trained) == sorted(classes):
+        difference = "the same classes in another order"
+        fix = (
+            "--remap-labels with --init-from puts the rows of its head into the order of the "
+            "dataset"
+        )
+    else:
+        difference = _difference(trained, classes)
+        fix = "use a checkpoint of the same classes, or start from --model.weights imagenet"
+    raise ConfigError(
+        f"the checkpoint {checkpoint.path} was trained for {difference}",
+        "its outputs would be read as other labels",
+        fix,
+    )
+
+
+def _difference(trained: list[str], wanted: list[str]) -> str:
+    """Describes how two lists of classes differ."""
+    only = sorted(set(trained) - set(wanted))
+    missing = sorted(set(wanted) - set(trained))
+    parts = [f"{len(trained)} other classes than the {len(wanted)} of this dataset"]
+    if only:
+        parts.append(f"it alone has {', '.join(only[:NAMED_CLASSES])}")
+    if missing:
+        parts.append(f"it lacks {', '.join(missing[:NAMED_CLASSES])}")
+    return "; ".join(parts)

@@ -1,0 +1,304 @@
+"""The recorded numbers of a run: history.csv, metrics.jsonl, ranks.csv and TensorBoard events.
+
+The rows of each epoch are appended to a local file. A run that resumes first drops the rows that
+came after its checkpoint. An object store cannot append, so there the files are rewritten as a
+whole when a checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, TypeVar
+
+from raytrain import storage
+
+EPOCHS_FILE = "history.csv"
+STEPS_FILE = "metrics.jsonl"
+RANKS_FILE = "ranks.csv"
+# Decay of the smoothed training loss in fastai.
+SMOOTHING = 0.98
+# The type of a field of a CSV row, by the text of its annotation: with `annotations` imported from
+# __future__, dataclasses know only that text.
+FIELD_TYPES: dict[str, type] = {"int": int, "float": float, "str": str}
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A row of history.csv. The order of the attributes is that of the columns.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        size: side of the tiles, pixels.
+        epoch: number of the epoch in its stage, from 1.
+        lr: learning rate of the head at the last step.
+        train_loss: smoothed mean over tiles, see `smoothed`.
+        valid_loss: mean over validation tiles.
+        accuracy: share of right answers among all tiles and labels.
+        f2: F2 of the validation.
+        f2_best: highest F2 of the run so far.
+        images_per_s: training tiles per second.
+        seconds: duration of the epoch.
+    """
+
+    stage: int
+    size: int
+    epoch: int
+    lr: float
+    train_loss: float
+    valid_loss: float
+    accuracy: float
+    f2: float
+    f2_best: float
+    images_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A line of metrics.jsonl.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        epoch: number of the epoch in its stage, from 1.
+        step: number of the step in the run, from 0.
+        lr: learning rate of each layer group.
+        momentum: momentum of the optimiser.
+        loss: mean loss over the tiles of the global batch.
+    """
+
+    stage: int
+    epoch: int
+    step: int
+    lr: list[float]
+    momentum: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class RankRow:
+    """A row of ranks.csv.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        epoch: number of the epoch in its stage, from 1.
+        rank: the rank.
+        host: name of its machine.
+        steps: steps of the epoch that were measured.
+        seconds: median over the steps of the time that the rank works without the others.
+    """
+
+    stage: int
+    epoch: int
+    rank: int
+    host: str
+    steps: int
+    seconds: float
+
+
+class Rows(NamedTuple):
+    """Numbers of rows in history.csv, metrics.jsonl and ranks.csv."""
+
+    epochs: int
+    steps: int
+    ranks: int
+
+
+class History:
+    """The record of a run. Every rank keeps one; only rank 0 writes it.
+
+    Args:
+        run: the run directory.
+        upto: (stage, epochs done), the position that the run resumes from. Later rows are dropped.
+    """
+
+    def __init__(self, run: str, upto: tuple[int, int] = (0, 0)) -> None:
+        self.run = run
+        self.epochs = _rows_upto(upto, read_epochs(run))
+        self.steps = _rows_upto(upto, read_steps(run))
+        self.ranks = _rows_upto(upto, read_ranks(run))
+        # Rows in the files; None before this process has written them.
+        self.written: Rows | None = None
+
+    @property
+    def step(self) -> int:
+        """Number of training steps recorded so far, over the whole run."""
+        if not self.steps:
+            return 0
+        return self.steps[-1].step + 1
+
+    @property
+    def best(self) -> float:
+        """Highest F2 so far; -1 before the first epoch."""
+        return max((row.f2 for row in self.epochs), default=-1.0)
+
+    def add(self, row: EpochRow, steps: list[StepRow], ranks: list[RankRow]) -> None:
+        """Records an epoch in memory; `write` writes it to the files."""
+        self.epochs.append(row)
+        self.steps += steps
+        self.ranks += ranks
+
+    def write(self, *, durable: bool) -> None:
+        """Writes the rows that the files lack. An object store is written only if `durable`.
+
+        Args:
+            durable: whether a checkpoint follows. Its rows must survive a power failure.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
+        if storage.is_uri(self.run):
+            if durable:
+                self._rewrite()
+            return
+        if self.written is None:
+            # The files may hold rows from after the checkpoint that the run resumed from.
+            self._rewrite()
+            return
+        new_ranks = self.ranks[self.written.ranks :]
+        new_epochs = self.epochs[self.written.epochs :]
+        new_steps = self.steps[self.written.steps :]
+        self._append(RANKS_FILE, _csv_rows(RankRow, new_ranks), durable)
+        self._append(EPOCHS_FILE, _csv_rows(EpochRow, new_epochs), durable)
+        self._append(STEPS_FILE, _lines(new_steps), durable)
+        self.written = self._rows()
+
+    def _rewrite(self) -> None:
+        self._replace(RANKS_FILE, _csv(RankRow, self.ranks))
+        self._replace(EPOCHS_FILE, _csv(EpochRow, self.epochs))
+        self._replace(STEPS_FILE, _lines(self.steps))
+        self.written = self._rows()
+
+    def _replace(self, name: str, text: str) -> None:
+        path = storage.join(self.run, name)
+        storage.write_text(path, text)
+
+    def _append(self, name: str, text: str, durable: bool) -> None:
+        path = storage.join(self.run, name)
+        storage.append_text(path, text, durable=durable)
+
+    def _rows(self) -> Rows:
+        return Rows(len(self.epochs), len(self.steps), len(self.ranks))
+
+    def write_events(self) -> None:
+        """Writes the TensorBoard events of the whole run, once at its end."""
+        # Imported here because the benchmark trains on machines that have neither TensorBoard nor
+        # its writer.
+        from tensorboardX import SummaryWriter
+
+        path = storage.join(self.run, "tensorboard")
+        # Events of an earlier end of the run would show each step twice.
+        storage.remove(path)
+        with storage.local_directory(path) as directory, SummaryWriter(str(directory)) as writer:
+            for step in self.steps:
+                writer.add_scalar("train/loss", step.loss, step.step)
+                # The learning rate of the head, the last layer group.
+                writer.add_scalar("train/lr", step.lr[-1], step.step)
+                writer.add_scalar("train/momentum", step.momentum, step.step)
+            # Numbered over the whole run, like the steps.
+            for number, row in enumerate(self.epochs, 1):
+                writer.add_scalar("valid/valid_loss", row.valid_loss, number)
+                writer.add_scalar("valid/accuracy", row.accuracy, number)
+                writer.add_scalar("valid/f2", row.f2, number)
+                writer.add_scalar("valid/images_per_s", row.images_per_s, number)
+
+
+AnyRow = TypeVar("AnyRow", EpochRow, StepRow, RankRow)
+# A row of a CSV file.
+CsvRow = TypeVar("CsvRow", EpochRow, RankRow)
+
+
+def _rows_upto(position: tuple[int, int], rows: list[AnyRow]) -> list[AnyRow]:
+    """Keeps the rows up to a position (stage, epoch)."""
+    kept = []
+    for row in rows:
+        if (row.stage, row.epoch) <= position:
+            kept.append(row)
+    return kept
+
+
+def read_epochs(run: str) -> list[EpochRow]:
+    """Reads the rows of a run's history.csv. Returns an empty list if there is no such file."""
+    return _read_csv(EpochRow, storage.join(run, EPOCHS_FILE))
+
+
+def read_ranks(run: str) -> list[RankRow]:
+    """Reads the rows of a run's ranks.csv. Returns an empty list if there is no such file."""
+    return _read_csv(RankRow, storage.join(run, RANKS_FILE))
+
+
+def read_steps(run: str) -> list[StepRow]:
+    """Reads the lines of a run's metrics.jsonl. Returns an empty list if there is no such file."""
+    lines = _whole_lines(storage.join(run, STEPS_FILE))
+    return [StepRow(**json.loads(line)) for line in lines]
+
+
+def smoothed(losses: list[float], beta: float = SMOOTHING) -> float:
+    """Returns the debiased exponential mean of batch losses, as fastai prints it.
+
+    m_t = beta m_(t-1) + (1 - beta) loss_t, divided by 1 - beta^t (fastai 1.0.21 callback.py).
+
+    Args:
+        losses: in the order of the steps.
+        beta: the share of the earlier mean.
+
+    Returns:
+        The mean; 0 for no losses.
+    """
+    if not losses:
+        return 0.0
+    mean = 0.0
+    for loss in losses:
+        mean = beta * mean + (1 - beta) * loss
+    return mean / (1 - beta ** len(losses))
+
+
+def _csv(kind: type[CsvRow], rows: list[CsvRow]) -> str:
+    names = [field.name for field in fields(kind)]
+    header = ",".join(names)
+    return f"{header}\n{_csv_rows(kind, rows)}"
+
+
+def _csv_rows(kind: type[CsvRow], rows: list[CsvRow]) -> str:
+    text = io.StringIO()
+    names = [field.name for field in fields(kind)]
+    writer: Any = csv.DictWriter(text, names, lineterminator="\n")
+    for row in rows:
+        writer.writerow(asdict(row))
+    return text.getvalue()
+
+
+def _lines(steps: list[StepRow]) -> str:
+    lines = []
+    for step in steps:
+        lines.append(json.dumps(asdict(step)) + "\n")
+    return "".join(lines)
+
+
+def _whole_lines(path: str) -> list[str]:
+    """Reads the lines of a file, except a last one without its line end.
+
+    Such a line was cut off by a crash, or is just being written. Returns an empty list if there is
+    no file.
+    """
+    try:
+        text = storage.read_bytes(path).decode()
+    except FileNotFoundError:
+        return []
+    end = text.rfind("\n") + 1
+    return text[:end].splitlines()
+
+
+def _read_csv(kind: type[CsvRow], path: str) -> list[CsvRow]:
+    types = {}
+    for field in fields(kind):
+        types[field.name] = FIELD_TYPES[str(field.type)]
+    rows = []
+    for texts in csv.DictReader(_whole_lines(path)):
+        values = {}
+        for name, text in texts.items():
+            values[name] = types[name](text)
+        rows.append(kind(**values))
+    return rows

@@ -1,0 +1,48 @@
+"""Names of checkpoints and of their files, and the position of a run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Maps each other file of a checkpoint to its SHA-256. Written last.
+MANIFEST = "MANIFEST.json"
+# All files that a manifest may name.
+FILES = {"model.safetensors", "ema.safetensors", "train_state.pt", "meta.json"}
+
+# The checkpoint of the last epoch, and that of the epoch with the best F2.
+LAST = "last"
+BEST = "best"
+# Prefix of the names of checkpoints within an epoch.
+STEP = "step-"
+# Checkpoints within an epoch that are kept: the newest, and one more in case that one is damaged.
+KEPT_STEPS = 2
+
+
+class Position(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        stage: number of the stage, from 1.
+        epochs: whole epochs done in the stage.
+        steps: steps done in the epoch after them.
+    """
+
+    stage: int = 0
+    epochs: int = 0
+    steps: int = 0
+
+
+BEGINNING = Position()
+
+
+def goes_on_within(name: str) -> bool:
+    """Whether checkpoints of this name hold the state to resume training within a stage."""
+    return name.startswith((LAST, STEP))
+
+
+def step_name(step: int) -> str:
+    """Returns the name of the checkpoint after a number of steps of the run.
+
+    Names in alphabetical order are steps in order.
+    """
+    return f"{STEP}{step:08}"

@@ -1,0 +1,171 @@
+"""The command line: `raytrain --help`. jobs/*.py call the same `main`, so they take the same flags.
+
+This module has the program itself: it registers the commands and turns errors into exit codes.
+Heavy modules (torch, ray) are imported inside the commands, so that help, --print-config and a
+wrong setting answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from typing import NoReturn
+
+import cyclopts
+from cyclopts import App
+
+from raytrain import log
+from raytrain.cli.dataset import data_app
+from raytrain.cli.download import download
+from raytrain.cli.ingest import ingest
+from raytrain.cli.predict import evaluate, predict, submission
+from raytrain.cli.quickstart import quickstart
+from raytrain.cli.runs import runs_app
+from raytrain.cli.train import lr_find, train
+from raytrain.cli.tune import tune
+from raytrain.cli.usage import usage_error
+from raytrain.data.names import is_utf8, visible
+from raytrain.distributed.stop_signals import end_with_supervisor
+from raytrain.errors import ConfigError, Interrupted, RaytrainError
+from raytrain.output import Output, ReaderLeft, open_closed_streams
+
+# Set before ray is imported. A variable that is already set keeps its value.
+RAY_ENVIRONMENT = {
+    # 2 s by default: the end of a run, and two reports in a row, wait for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # It logs a harmless error at every start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # With the patch, what workers print appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # The actor pools of Ray Data log a harmless error; `info` brings all of Ray's lines back.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # The default of future versions; silences a warning at every start.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # Nobody reads metrics of a session that ends with its command.
+    "RAY_enable_metrics_collection": "0",
+    # One of the prestarted workers would stay idle; actors start their own just as fast.
+    "RAY_prestart_worker_first_driver": "0",
+    # 15 by default: a step waits for its slowest thread, and any other program would come first.
+    "RAY_worker_niceness": "0",
+}
+# As a shell counts a process that SIGPIPE ends: 128 + 13.
+READER_LEFT_CODE = 141
+
+app = App(
+    name="raytrain",
+    help="Train tile classifiers on satellite imagery with Ray. Start with: raytrain quickstart",
+    version_flags=["--version"],
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+app.command(quickstart)
+app.command(download)
+app.command(ingest)
+app.command(data_app)
+app.command(train)
+app.command(lr_find)
+app.command(tune)
+app.command(predict)
+app.command(evaluate)
+app.command(submission)
+app.command(runs_app)
+# Imported when it is called: no other command needs the names of its parts.
+app.command(
+    "raytrain.cli.bench:bench",
+    name="bench",
+    help="Measure how fast this machine decodes, ingests, trains, predicts and starts.",
+)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Runs a command line and exits with one of the codes that README lists.
+
+    Args:
+        argv: arguments without the program's name; None: those of this process.
+    """
+    end_with_supervisor()
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if argv is None:
+        argv = sys.argv[1:]
+    sys.exit(run_command(argv))
+
+
+def run_command(argv: list[str]) -> int:
+    """Runs a command line and returns the exit code.
+
+    Mistakes that a user can correct are printed as sentences, without a traceback. Nothing that
+    is printed contains the keys of a URI.
+
+    Args:
+        argv: arguments without the program's name.
+    """
+    open_closed_streams()
+    # Line by line, because logs are read while they grow.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a TextIOWrapper
+    with (
+        redirect_stdout(Output(sys.stdout)),
+        redirect_stderr(Output(sys.stderr, outlives=True)),
+        log.printed(),
+    ):
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        _check_utf8(argv)
+        result = app(argv, exit_on_error=False, print_error=False)
+        # Here, and not when Python ends, so that a full disk is still an error of the command.
+        sys.stdout.flush()
+        if isinstance(result, int):
+            return result
+        return 0
+    except cyclopts.CycloptsError as error:
+        return _fail(usage_error(error, argv))
+    except RaytrainError as error:
+        return _fail(error)
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
+    except ReaderLeft:
+        return READER_LEFT_CODE
+    except Exception:
+        traceback.print_exc()
+        print(
+            "This is a fault of raytrain, not of your input: please report the lines above.\n"
+            "raytrain ends with exit code 1",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _check_utf8(argv: list[str]) -> None:
+    for word in argv:
+        if not is_utf8(word):
+            raise ConfigError(
+                f"the argument {visible(word)} is not UTF-8",
+                "results could not name such a file",
+                "rename the file or folder, and give the new name",
+            )
+
+
+def _fail(error: RaytrainError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    # A Ray job reports only 0 or 1, so its log must hold the code in its last line.
+    print(f"raytrain ends with exit code {error.exit_code}", file=sys.stderr)
+    return error.exit_code
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    if not isinstance(error, Interrupted):
+        error = Interrupted(signal.SIGINT)
+    print(error, file=sys.stderr)
+    print(f"raytrain ends with exit code {error.exit_code}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,191 @@
+"""The commands `raytrain predict`, `raytrain evaluate` and `raytrain submission`.
+
+Heavy modules are imported inside the commands, so that help and mistakes in flags answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from raytrain import runs, storage
+from raytrain.cli.flags import BandFlags, SourceFlags, Storage
+from raytrain.cli.ingest import NO_BAND_FLAGS, NO_SOURCE_FLAGS
+from raytrain.cli.job import check_written
+from raytrain.distributed.environment import check_session
+from raytrain.errors import ConfigError, typed
+
+
+@dataclass(frozen=True)
+class TileFlags:
+    """Which tiles are predicted: those of a dataset, or images."""
+
+    dataset: Annotated[str | None, Parameter(help="dataset directory or URI")] = None
+    part: Annotated[
+        Literal["train", "valid", "test", "all"],
+        Parameter(help="part of the dataset's split to predict"),
+    ] = "valid"
+    images: Annotated[
+        list[str] | None,
+        Parameter(help="folder with tiles, or a list of them (.txt); may be repeated", negative=""),
+    ] = None
+    source: Annotated[SourceFlags, Parameter(name="*")] = NO_SOURCE_FLAGS
+
+
+NO_TILE_FLAGS = TileFlags()
+
+
+def predict(
+    *,
+    checkpoint: Annotated[
+        str, Parameter(help="path, RUN (its last checkpoint) or RUN:stage-2-128")
+    ],
+    out: Annotated[str, Parameter(help="Parquet file to write")],
+    tiles: Annotated[TileFlags, Parameter(name="*")] = NO_TILE_FLAGS,
+    tta: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="test-time augmentation: average over the 8 symmetries of each tile",
+        ),
+    ] = False,
+    bands: Annotated[BandFlags, Parameter(name="*")] = NO_BAND_FLAGS,
+    where: Storage = "runs",
+) -> None:
+    """Predict the tiles of a dataset or of folders, and write their logits."""
+    _check_tiles(tiles, bands)
+    check_written("--out", out)
+    check_session()
+    rule = bands.rule()
+    path = runs.find_checkpoint(checkpoint, where)
+    # Every folder is listed before Ray starts, so that a wrong one is refused at once.
+    sources = [tiles.source.find(folder) for folder in tiles.images or []]
+    from raytrain.data.listing import left_out_lines
+    from raytrain.distributed.predict import predict as run_predict
+
+    done = run_predict(
+        path,
+        out,
+        dataset_path=tiles.dataset,
+        part=tiles.part,
+        sources=sources,
+        tta=tta,
+        bands=rule,
+    )
+    for line in left_out_lines(done.left_out):
+        print(line)
+    print(f"{done.tiles} predictions in {done.path}")
+    if tiles.dataset:
+        print(f"next: raytrain evaluate {typed(out)} --out evaluation")
+        return
+    fill = ""
+    if done.left_out:
+        # The competition scores a row for every tile, also for those that cannot be read.
+        fill = " --missing 'clear primary'"
+    print(f"next: raytrain submission {typed(out)} --sample SAMPLE.csv{fill} --out submission.csv")
+
+
+def _check_tiles(tiles: TileFlags, bands: BandFlags) -> None:
+    if (tiles.dataset is None) == (not tiles.images):
+        raise ConfigError(
+            "give either --dataset or --images",
+            "",
+            "raytrain predict --checkpoint RUN --images DIR --out P.parquet",
+        )
+    if tiles.dataset is None:
+        return
+    if tiles.source != NO_SOURCE_FLAGS or bands.bands is not None:
+        raise ConfigError(
+            "--subfolders, --suffix, --folders and --bands cannot be used with --dataset",
+            "they say how images in folders are found and read; a dataset holds its own",
+            "leave them out, or give --images",
+        )
+
+
+def evaluate(
+    predictions: str,
+    /,
+    *,
+    out: Annotated[str, Parameter(help="directory for thresholds, tables and the report")],
+) -> None:
+    """Evaluate predictions: F2 at 0.2, best thresholds, per-label table, report."""
+    check_written("--out", out)
+    from raytrain.evaluation.predictions import read
+    from raytrain.evaluation.thresholds import judge, table, write
+    from raytrain.report.page import write_evaluation
+
+    path = storage.absolute(out)
+    judgement = judge(read(storage.absolute(predictions)))
+    write(judgement, path)
+    report = write_evaluation(path, storage.absolute(predictions), judgement)
+    print(table(judgement))
+    print(f"report: {report}")
+
+
+def submission(
+    predictions: Annotated[list[str], Parameter(negative="")],
+    /,
+    *,
+    out: Annotated[str, Parameter(help="CSV file to write: image_name,tags")],
+    thresholds: Annotated[
+        str | None,
+        Parameter(help="thresholds.json of a run or an evaluation; default: 0.2 for all labels"),
+    ] = None,
+    sample: Annotated[
+        str | None,
+        Parameter(help="the competition's sample file, which gives the names and their order"),
+    ] = None,
+    missing: Annotated[
+        str | None,
+        Parameter(
+            help="labels for tiles of the sample that have no prediction, such as 'clear primary'"
+        ),
+    ] = None,
+) -> None:
+    """Write the competition's CSV from one or several predictions files."""
+    check_written("--out", out)
+    labels = _missing_labels(missing, sample)
+    from raytrain.evaluation.predictions import read
+    from raytrain.evaluation.submission import build, write
+    from raytrain.evaluation.thresholds import read_thresholds
+
+    # Several files: the tiles of several predictions, such as test-jpg and test-jpg-additional.
+    found = [read(storage.absolute(path)) for path in predictions]
+    cuts = None
+    if thresholds:
+        cuts = read_thresholds(storage.absolute(thresholds), found[0].classes)
+    sample_path = None
+    if sample:
+        sample_path = storage.absolute(sample)
+    done = build(found, cuts, sample_path, labels)
+    write(storage.absolute(out), done.table)
+    for line in done.notes():
+        print(line)
+    if sample is None:
+        print("no --sample was given: whether tiles are missing was not checked")
+    print(f"{len(done.table)} rows in {out}")
+
+
+def _missing_labels(missing: str | None, sample: str | None) -> list[str]:
+    """The labels that --missing gives, separated by blanks or commas; none without it.
+
+    Raises:
+        ConfigError: it names no label, or there is no sample that says which tiles are missing.
+    """
+    if missing is None:
+        return []
+    labels = missing.replace(",", " ").split()
+    flaw = ""
+    if not labels:
+        flaw = "names no label"
+    elif sample is None:
+        flaw = "without --sample"
+    if flaw:
+        raise ConfigError(
+            f"--missing {missing!r} {flaw}",
+            "the sample file says which tiles are missing, and each gets these labels",
+            "--sample sample_submission_v2.csv --missing 'clear primary'",
+        )
+    return labels

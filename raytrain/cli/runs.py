@@ -1,0 +1,54 @@
+"""The commands `raytrain runs list`, `raytrain runs show` and `raytrain runs report`."""
+
+from __future__ import annotations
+
+import csv
+
+from cyclopts import App
+
+from raytrain import runs, storage
+from raytrain.cli.flags import Storage
+from raytrain.cli.job import check_written
+from raytrain.data.names import visible
+
+runs_app = App(name="runs", help="List runs, show their history, write their reports.")
+
+
+@runs_app.command(name="list")
+def list_runs(*, where: Storage = "runs") -> None:
+    """List all runs under a storage path with their best F2."""
+    for run in runs.every(where):
+        rows = _history(run)
+        best = "no epoch yet"
+        if rows:
+            f2 = max(float(row["f2"]) for row in rows)
+            best = f"best F2 {f2:.4f} after {len(rows)} epochs"
+        print(f"{visible(run.name)}  {best}")
+
+
+@runs_app.command
+def show(run: str, /, *, where: Storage = "runs") -> None:
+    """Show the history and the checkpoints of a run."""
+    found = runs.find(run, where)
+    print(f"{found.path}\ncheckpoints: {', '.join(found.checkpoints)}")
+    for row in _history(found):
+        print("  ".join(f"{key} {float(value):.4g}" for key, value in row.items()))
+
+
+@runs_app.command
+def report(run: str, /, *, where: Storage = "runs") -> None:
+    """Write the report of a run again."""
+    check_written("--storage", where)
+    # matplotlib takes a second to import.
+    from raytrain.report.conclude import conclude
+
+    print(f"report: {conclude(runs.find(run, where).path).report}")
+
+
+def _history(run: runs.Run) -> list[dict[str, str]]:
+    """The rows of history.csv, one per epoch; none before the first epoch has ended."""
+    try:
+        text = storage.read_bytes(storage.join(run.path, "history.csv")).decode()
+    except FileNotFoundError:
+        return []
+    return list(csv.DictReader(text.splitlines()))

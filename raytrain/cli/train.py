@@ -1,0 +1,192 @@
+"""The commands `raytrain train` and `raytrain lr-find`.
+
+Heavy modules are imported inside the commands, so that help, --print-config and mistakes in flags
+answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import NonNegativeInt
+
+from raytrain import runs, storage
+from raytrain.cli.flags import RecipeFlags
+from raytrain.cli.job import check_written
+from raytrain.config import load_recipe, merge, nested
+from raytrain.distributed.environment import check_session
+from raytrain.errors import ConfigError, typed
+
+NO_RECIPE_FLAGS = RecipeFlags()
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """How a run is named, resumed and restarted, and what is done instead of training."""
+
+    name: Annotated[str | None, Parameter(help="name of the new run; default: a unique one")] = None
+    resume: Annotated[
+        str | None,
+        Parameter(help="resume this run from its last checkpoint, even within an epoch"),
+    ] = None
+    restarts: Annotated[
+        NonNegativeInt,
+        Parameter(help="maximum number of automatic restarts if the run or its Ray dies"),
+    ] = 0
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="check everything, run one step per stage, and print the plan"),
+    ] = False
+    print_config: Annotated[
+        bool, Parameter(negative="", help="print the complete recipe and exit")
+    ] = False
+
+
+NO_RUN_FLAGS = RunFlags()
+
+
+def train(
+    *,
+    recipe: Annotated[RecipeFlags, Parameter(name="*")] = NO_RECIPE_FLAGS,
+    run: Annotated[RunFlags, Parameter(name="*")] = NO_RUN_FLAGS,
+) -> int | None:
+    """Train the stages of a recipe, or resume a run with --resume.
+
+    Ctrl-C, SIGTERM or a closed terminal saves a checkpoint after the next step and exits with
+    code 75. A second signal exits at once.
+    """
+    if run.name is not None:
+        runs.check_name(run.name)
+    if run.resume is not None:
+        return _resume(run.resume, recipe, run)
+    return _train_new(recipe, run)
+
+
+def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
+    """Trains a new run. Returns the exit code of its supervisor, or None without one."""
+    recipe = flags.load()
+    if run.print_config:
+        print(recipe.to_yaml(), end="")
+        return None
+    check_written("--storage", recipe.storage)
+    name = run.name
+    if name is None:
+        name = runs.new_name(storage.name_of(flags.config or "train").removesuffix(".yaml"))
+    if run.dry_run:
+        # It refuses whatever the run itself would refuse, also in the environment of Ray.
+        check_session()
+        from raytrain.distributed.dry_run import dry_run
+
+        runs.refuse_taken(name, recipe.storage)
+        dry_run(recipe)
+        return None
+    if run.restarts:
+        # This process only supervises: the one that trains may die with its Ray.
+        from raytrain.distributed.supervisor import supervise_run
+
+        return supervise_run(recipe, name, run.restarts)
+    check_session()
+    from raytrain.distributed.train import train as run_train
+
+    _conclude(run_train(recipe, name=name).run)
+    return None
+
+
+def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
+    """Resumes a run. Returns the exit code of its supervisor, or None without one."""
+    _refuse_flags_of_new_runs(name, flags, run)
+    fields = flags.by_path
+    path = _storage_path(flags)
+    check_written("--storage", path)
+    found = runs.find(name, path)
+    changes = flags.overrides
+    for field, value in fields.items():
+        changes = merge(changes, nested(field.split("."), value))
+    # A field that cannot change is refused as such, whatever its value.
+    runs.placement(found, changes)
+    if fields:
+        # What may change lies outside the stages, so the values can be checked in any recipe.
+        load_recipe(None, flags.overrides, fields)
+    if run.restarts:
+        from raytrain.distributed.supervisor import supervise_resume
+
+        return supervise_resume(found, changes, run.restarts)
+    check_session()
+    from raytrain.distributed.train import resume as run_resume
+
+    _conclude(run_resume(found, changes).run)
+    return None
+
+
+def _storage_path(flags: RecipeFlags) -> str:
+    """Where the run to resume is looked up."""
+    given = flags.overrides.get("storage")
+    if given is not None:
+        return str(given)
+    fields = {path: value for path, value in flags.by_path.items() if path == "storage"}
+    return load_recipe(None, {}, fields).storage
+
+
+def _refuse_flags_of_new_runs(name: str, flags: RecipeFlags, run: RunFlags) -> None:
+    others = {
+        "--config": flags.config,
+        "--name": run.name,
+        "--dry-run": run.dry_run,
+        "--print-config": run.print_config,
+    }
+    given = [flag for flag, value in others.items() if value]
+    if not given:
+        return
+    raise ConfigError(
+        f"--resume {name} continues that run with its own configuration, "
+        f"so {', '.join(given)} cannot be used with it",
+        "half of the run would have been trained in another way, or under another name",
+        f"leave {given[0]} out, or start a new run with --init-from {name}",
+    )
+
+
+def _conclude(run: runs.Run) -> None:
+    """Writes a run's thresholds and report, and prints its scores and the next command."""
+    from raytrain.evaluation.thresholds import table
+    from raytrain.report.conclude import conclude
+
+    done = conclude(run.path)
+    print(table(done.judgement))
+    print(f"report: {done.report}")
+    checkpoint = typed(storage.join(run.path, "checkpoints", "last"))
+    print(f"next: raytrain predict --checkpoint {checkpoint} --images DIR --out test.parquet")
+
+
+def lr_find(
+    *,
+    recipe: Annotated[RecipeFlags, Parameter(name="*")] = NO_RECIPE_FLAGS,
+    name: Annotated[
+        str | None, Parameter(help="name of the folder under --storage; default: a unique one")
+    ] = None,
+) -> None:
+    """Find peak learning rates: plot the loss while the rate rises.
+
+    --stages chooses the stages (default: the first), --init-from the weights to start from.
+    """
+    settings = recipe.load()
+    # The initial weights are those before the first stage; another one needs --init-from.
+    settings = settings.model_copy(update={"select": settings.select or "1"})
+    check_written("--storage", settings.storage)
+    check_session()
+    if name is None:
+        name = runs.new_name("lr-find")
+    runs.refuse_taken(name, settings.storage)
+    from raytrain.distributed.train import find_rates
+    from raytrain.report import rates
+
+    find_rates(settings, name)
+    path = storage.join(storage.absolute(settings.storage), name)
+    for test, picture in zip(rates.read(path), rates.draw(path), strict=True):
+        found = ", ".join(f"{rule} {lr:.1e}" for rule, lr in test.suggestions.items())
+        print(f"{test.stage}: {found}\n  {picture}")
+    print(
+        "next: raytrain train --set stages.1.lr=RATE uses a rate for the first stage; "
+        "raytrain train --lr auto finds and uses one for every stage"
+    )

@@ -1,0 +1,50 @@
+"""Losses of a tile, by the name that a recipe gives them: (N, K) logits and targets to (N,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+# Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", section 3: focusing of
+# negatives and margin.
+ASYMMETRIC_GAMMA, ASYMMETRIC_MARGIN = 4, 0.05
+BETA_SQUARED = 4
+
+
+def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Binary cross entropy, mean over labels: (N, K) to (N,)."""
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return each.mean(1)
+
+
+def asymmetric(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Asymmetric loss, mean over labels: (N, K) to (N,).
+
+    -t log p - (1 - t) q^4 log(1 - q) with q = max(p - 0.05, 0), Ridnik et al. 2021.
+    """
+    q = (logits.sigmoid() - ASYMMETRIC_MARGIN).clamp(min=0)
+    positive = F.logsigmoid(logits)
+    negative = q**ASYMMETRIC_GAMMA * torch.log1p(-q)
+    return -(target * positive + (1 - target) * negative).mean(1)
+
+
+def soft_f2(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - F2 with probabilities in place of decisions: (N, K) to (N,).
+
+    1 - 5 sum(t p) / (4 sum(t) + sum(p)).
+    """
+    p = logits.sigmoid()
+    size = BETA_SQUARED * target.sum(1) + p.sum(1)
+    # A tile without labels and a network that is sure of it would give 0 / 0. The square of the
+    # bound, in the gradient, is a float32 too.
+    size = size.clamp(min=1e-8)
+    return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / size
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "bce": bce,
+    "asymmetric": asymmetric,
+    "soft-f2": soft_f2,
+}
