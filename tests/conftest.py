@@ -26,7 +26,6 @@ ARCH = "RAYTRAIN_MODEL__ARCH"
 STARTS_RAY = {"cluster", "no_cluster", "head", "declared", "usable"}
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_make_parametrize_id(val):
     """Names packed bytes by their number: they hold the time, and both processes must find the same tests."""
     if isinstance(val, bytes) and val.startswith((b"PK", b"\x1f\x8b")):
@@ -34,6 +33,7 @@ def pytest_make_parametrize_id(val):
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Files that start a Ray are one group of pytest-xdist; each other file is one of its own."""
     with_ray = {item.path for item in items if starts_ray(item)}
