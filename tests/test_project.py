@@ -434,6 +434,13 @@ def test_no_module_runs_foreign_code(path):
             assert "formats" in keywords
 
 
+def test_in_two_processes_each_file_is_one_group(request):
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("one process needs no groups")
+    # pytest-xdist adds the group to the name of a test, if it saw the mark in time.
+    assert request.node.nodeid.endswith("@test_project")
+
+
 def test_the_code_keeps_the_limits_of_the_readability_score():
     total = readability.Numbers()
     for path in readability.files_of([ROOT / "raytrain", ROOT / "jobs"]):

@@ -1,5 +1,7 @@
 """Files that earlier versions wrote are opened by this one: `make.py` made them."""
 
+import hashlib
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -89,5 +91,12 @@ def test_a_run_is_read_and_resumed_to_its_end(folder):
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(folder):
+    last = folder / "runs" / "frozen" / "checkpoints" / "last"
+    meta = json.loads((last / "meta.json").read_text()) | {versions.KEY: versions.VERSION + 1}
+    (last / "meta.json").write_text(json.dumps(meta))
+    manifest = json.loads((last / "MANIFEST.json").read_text())
+    manifest["meta.json"] = hashlib.sha256((last / "meta.json").read_bytes()).hexdigest()
+    (last / "MANIFEST.json").write_text(json.dumps(manifest))
+    # Not passed over as damaged: the run would be trained again from before it.
     with pytest.raises(ConfigError, match=r"has format 3, this raytrain reads up to 2"):
-        versions.lifted_meta({"schema_version": 3}, "runs/frozen/checkpoints/last")
+        reading.find_latest(str(last.parent))

@@ -225,7 +225,6 @@ def _continues(parent: Side, new: Side, work: Path, comparison: Comparison) -> N
         _train(side, work, name, "--init-from", "one:stage-2-32", "--stages", "3-4")
     compare_runs(work / "runs" / "child-parent", work / "runs" / "child-new", comparison)
     _stop_early(parent, work)
-    shutil.copytree(work / "runs" / "cut", work / "runs" / "cut-copy")
     new.run(work, "train", "--resume", "cut", "--storage", "runs")
     compare_runs(whole, work / "runs" / "cut", comparison)
 
