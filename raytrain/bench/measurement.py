@@ -34,7 +34,7 @@ class Measurement:
     @property
     def stage(self) -> Stage:
         """The settings of the stage."""
-        return self.recipe.stages[self.number - 1]
+        return self.recipe.stage(self.number)
 
     @property
     def batch_size(self) -> int:

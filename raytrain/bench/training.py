@@ -66,7 +66,7 @@ def _first_unfrozen(recipe: Recipe) -> int:
     """The number of the first selected stage that is not frozen, or of the first stage."""
     first, last = recipe.selected
     for number in range(first, last + 1):
-        if not recipe.stages[number - 1].freeze:
+        if not recipe.stage(number).freeze:
             return number
     return first
 

@@ -164,6 +164,8 @@ def read(path: str) -> Checkpoint:
     """
     try:
         manifest = storage.read_json(storage.join(path, MANIFEST))
+        if not isinstance(manifest, dict):
+            raise ValueError("its manifest is not a JSON object")
         _check_names(set(manifest))
         files = {}
         for name in manifest:

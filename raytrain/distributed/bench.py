@@ -214,7 +214,7 @@ def predict_rate(recipe: Recipe, dataset: Dataset, rounds: int) -> list[Figure]:
             logger.info(
                 f"predict: round {number + 1} of {rounds}: {rate:.0f} tiles/s after {start_s:.1f} s"
             )
-    size = recipe.stages[recipe.selected[1] - 1].size
+    size = recipe.stage(recipe.selected[1]).size
     about = (
         f"{recipe.model.arch} {size} px, {dataset.rows} tiles in {len(dataset.shards)} shards, "
         f"{count} processes"
@@ -268,7 +268,7 @@ def _checkpoint(recipe: Recipe, dataset: Dataset, path: str) -> str:
         Its path.
     """
     number = recipe.selected[1]
-    stage = recipe.stages[number - 1]
+    stage = recipe.stage(number)
     model = networks.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
     size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     meta = {
@@ -315,7 +315,7 @@ def start_times(recipe: Recipe, dataset: Dataset, rounds: int) -> list[Figure]:
                 f"start: {counts}: first step after {ours[-1][-1]:.1f} s, "
                 f"empty trainer after {theirs[-1][-1]:.1f} s"
             )
-    stage = recipe.stages[recipe.selected[0] - 1]
+    stage = recipe.stage(recipe.selected[0])
     about = (
         f"{number} CPU workers, {recipe.model.arch} {stage.size} px "
         f"batch {recipe.batch_size(stage)}"

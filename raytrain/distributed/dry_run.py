@@ -204,7 +204,7 @@ def _memory_line(recipe: Recipe, dataset: Dataset) -> str:
 
 def _stage_line(recipe: Recipe, number: int, steps: int, step_s: float) -> str:
     """What a stage would do, and the seconds that one of its steps has taken here."""
-    stage = recipe.stages[number - 1]
+    stage = recipe.stage(number)
     frozen = "unfrozen"
     if stage.freeze:
         frozen = f"{stage.frozen_groups} of {LAYER_GROUPS} layer groups frozen"
@@ -236,7 +236,7 @@ def _step_seconds(
         rows: int64 (B,), the rows of `source` in the batch.
         device: where the step is taken.
     """
-    stage = recipe.stages[number - 1]
+    stage = recipe.stage(number)
     worker = Worker(device=device)
     network, optimizer = stage_network(recipe, number, model, stage.lr, worker)
     step = Stepper(recipe, number, Trained(network.train(), optimizer), source, worker)

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,14 @@ from raytrain.distributed.stop_signals import hangups_blocked
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.log import duration
 from raytrain.output import outlive_reader
+
+logger = logging.getLogger(__name__)
+
+# Seconds that a command waits for its pool of processes. A busy cluster frees CPUs, and a new
+# machine of the autoscaler has joined after several minutes.
+POOL_PATIENCE = 1800
+# Seconds until the user is told about that wait.
+POOL_REMINDER = 60
 
 
 @contextmanager
@@ -112,6 +121,11 @@ def own_cause(error: BaseException) -> BaseException:
     return error
 
 
+def _log_wait() -> None:
+    """Says that a pool of processes has not started yet."""
+    logger.info("waiting for free CPUs or GPUs: ray status shows who uses them")
+
+
 def _wrapped_in(error: BaseException) -> BaseException | None:
     """Returns the error inside an error: in one of Ray's attributes, or as Python's cause."""
     inner: BaseException | None = getattr(error, "cause", None)
@@ -123,15 +137,29 @@ def blocks_of(data: ray.data.Dataset) -> Iterator[pd.DataFrame]:
 
     Raises:
         RaytrainError: raised by our own code in a worker; without Ray's wrappers.
+        ResourceError: no process could start within `POOL_PATIENCE`.
         RayError: any other failure.
     """
+    reminder = threading.Timer(POOL_REMINDER, _log_wait)
+    reminder.daemon = True
+    reminder.start()
     try:
-        yield from data.iter_batches(batch_size=None, batch_format="pandas")
+        for block in data.iter_batches(batch_size=None, batch_format="pandas"):
+            reminder.cancel()
+            yield block
         return
+    except ray.exceptions.GetTimeoutError:
+        raise ResourceError(
+            f"the cluster started no process for this command within {duration(POOL_PATIENCE)}",
+            "other commands hold its CPUs or GPUs, or its machines are overloaded",
+            "ray status shows who uses them; then give the same command again",
+        ) from None
     except ray.exceptions.RayError as error:
         cause = own_cause(error)
         if cause is error:
             raise
+    finally:
+        reminder.cancel()
     # Ray's error and the pool of actors refer to each other. Until the garbage collector has
     # removed both, the pool keeps its CPUs.
     gc.collect()
@@ -154,12 +182,13 @@ def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:
     # Otherwise Ray wraps the error into one of its own, which loses the original error when it is
     # passed between processes.
     context.raise_original_map_exception = True
-    # Seconds. The pool has a fixed size, and without this wait a short job may use only the first
-    # actors that have started.
-    context.wait_for_min_actors_s = 60
+    # The pool has a fixed size, and without this wait a short job may use only the first actors
+    # that have started.
+    context.wait_for_min_actors_s = POOL_PATIENCE
     # Errors are raised. If Ray logged them as well, the user would see a traceback.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return ray.data.from_pandas(blocks)
+    # Not `from_pandas`: its tasks only count rows, and would wait for a free CPU without a word.
+    return ray.data.from_blocks(blocks)
 
 
 def to_go(done: int, total: int, began: float) -> str:

@@ -256,7 +256,10 @@ def _flags(values: Mapping[str, Any], prefix: str = "") -> list[str]:
             words.append(f"--{name}")
         elif value is False:
             words.append(f"--no-{name}")
-        elif value is not None:
+        elif value is None:
+            # No flag has a spelling for "no value".
+            words += ["--set", f"{prefix}{key}=null"]
+        else:
             words += [f"--{name}", str(value)]
     return words
 

@@ -324,7 +324,7 @@ def _stage(recipe: Recipe | None, number: int) -> Stage | None:
     # history.csv may have more stages, if somebody edited config.yaml.
     if not 0 < number <= len(recipe.stages):
         return None
-    return recipe.stages[number - 1]
+    return recipe.stage(number)
 
 
 def _rates_in_words(peak: float | tuple[float, ...]) -> str:

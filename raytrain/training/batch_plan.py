@@ -73,7 +73,7 @@ def plan_batch(
 
 def _draw(recipe: Recipe, stage: int, count: int, key: tuple[int, ...]) -> Draws:
     generator = torch.Generator().manual_seed(sampling.seed_of(*key))
-    augment = recipe.augment(recipe.stages[stage - 1])
+    augment = recipe.augment(recipe.stage(stage))
     augmentation = transforms.draw(augment, count, generator)
     alpha = recipe.train.mixup
     if not alpha:

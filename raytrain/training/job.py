@@ -48,7 +48,7 @@ class Job:
 
     def stage(self, number: int) -> Stage:
         """A stage by its number, which counts from 1 over the whole list of the recipe."""
-        return self.recipe.stages[number - 1]
+        return self.recipe.stage(number)
 
     def stages_left(self) -> list[int]:
         """Numbers of the selected stages that are not complete.

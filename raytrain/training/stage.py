@@ -77,7 +77,7 @@ def stage_network(
         lr: peak rate.
         worker: this process; all ranks call this together.
     """
-    stage = recipe.stages[number - 1]
+    stage = recipe.stage(number)
     layer_groups.set_frozen(model, stage.frozen_groups)
     rates = optim.group_rates(lr, LAYER_GROUPS, recipe.train.schedule)
     optimizer = optim.make_optimizer(model, rates, recipe.train.wd)

@@ -204,7 +204,7 @@ def _resumed(own: Checkpoint, recipe: Recipe, run: str) -> Start:
 def _unnamed(own: Checkpoint, recipe: Recipe, run: str) -> int:
     """The number of a complete stage that has no checkpoint of its name yet, else 0."""
     number = own.position.stage
-    if own.position != (number, recipe.stages[number - 1].epochs, 0):
+    if own.position != (number, recipe.stage(number).epochs, 0):
         return 0
     named = storage.join(run, "checkpoints", recipe.stage_names[number - 1], layout.MANIFEST)
     if storage.exists(named):

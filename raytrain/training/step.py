@@ -73,7 +73,7 @@ class Stepper:
         """
         self.recipe = recipe
         self.number = number
-        self.stage = recipe.stages[number - 1]
+        self.stage = recipe.stage(number)
         self.trained = trained
         self.network = trained.network
         self.model = trained.model

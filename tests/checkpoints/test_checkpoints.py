@@ -245,10 +245,17 @@ def test_what_another_program_wrote_is_refused_in_a_sentence(tmp_path, files, wo
         reading.load(str(tmp_path / "last"))
 
 
-def test_a_manifest_that_names_no_weights_makes_no_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        ('{"meta.json": "0"}', r"does not name model\.safetensors"),
+        ('["meta.json", "model.safetensors"]', "is not a JSON object"),
+    ],
+)
+def test_a_manifest_that_names_no_weights_makes_no_checkpoint(tmp_path, manifest, words):
     save(tmp_path / "last")
-    (tmp_path / "last" / "MANIFEST.json").write_text('{"meta.json": "0"}')
-    with pytest.raises(reading.DamagedCheckpoint, match=r"does not name model\.safetensors"):
+    (tmp_path / "last" / "MANIFEST.json").write_text(manifest)
+    with pytest.raises(reading.DamagedCheckpoint, match=words):
         reading.read(str(tmp_path / "last"))
 
 

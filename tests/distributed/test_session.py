@@ -64,3 +64,47 @@ def test_a_session_that_others_started_keeps_its_helpers(no_cluster):
     trainer = TorchTrainer(lambda: None)
     leave_unused_actors_out(trainer)
     assert "_initialize_and_run_controller" not in vars(trainer)
+
+
+BUSY_CLUSTER = """
+import logging
+
+import pandas as pd
+import ray
+
+from raytrain.distributed import session as rooms
+
+logging.getLogger("raytrain").addHandler(logging.StreamHandler())
+logging.getLogger("raytrain").setLevel(logging.INFO)
+rooms.POOL_PATIENCE, rooms.POOL_REMINDER = 4, 0.5
+
+
+class Holder:
+    pass
+
+
+class Reader:
+    def __call__(self, block):
+        return block
+
+
+with rooms.session():
+    holder = ray.remote(Holder).options(num_cpus=rooms.cpus()).remote()
+    ray.get(holder.__ray_ready__.remote())
+    data = rooms.quiet_dataset([pd.DataFrame({"a": [1]})])
+    data = data.map_batches(Reader, batch_format="pandas", compute=rooms.actors(1))
+    try:
+        list(rooms.blocks_of(data))
+    except rooms.ResourceError as error:
+        print("refused:", error)
+    ray.kill(holder)
+    print("rows", sum(len(table) for table in rooms.blocks_of(data)))
+"""
+
+
+def test_a_pool_that_finds_no_free_cpu_says_so_and_its_end_names_the_cause(no_cluster):
+    command = [sys.executable, "-c", BUSY_CLUSTER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert "waiting for free CPUs or GPUs: ray status" in done.stderr
+    assert "refused: the cluster started no process for this command within 0:04" in done.stdout
+    assert done.stdout.splitlines()[-1] == "rows 1", done.stderr

@@ -157,6 +157,18 @@ def test_a_setting_that_cannot_change_is_refused_before_anything_runs(
     assert run_command(["train", "--restarts", "-1"]) == 2
 
 
+def test_a_value_that_is_taken_away_reaches_the_process(monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(supervisor, "supervise", lambda first, *rest: commands.append(first) or 0)
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "config.yaml").write_text("{}")
+    given = ["--storage", str(tmp_path), "--set", "use_gpu=null", "--num-workers", "2"]
+    assert run_command(["train", "--resume", "n", *given, "--restarts", "1"]) == 0
+    (command,) = commands
+    assert command[command.index("--set") + 1] == "use_gpu=null"
+    assert command[command.index("--num-workers") + 1] == "2"
+
+
 def test_a_signal_reaches_the_process_and_ends_the_supervision(supervise, tmp_path):
     def send():
         while not (tmp_path / "ready").exists():
