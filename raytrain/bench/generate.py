@@ -21,7 +21,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.data import dataset as ds
 from raytrain.data.splits import as_split, random_parts
 
@@ -80,7 +80,7 @@ def write_tiles(path: str, count: int, side: int = 256) -> ds.Dataset:
     storage.write_bytes(storage.join(path, "splits", "random.parquet"), content)
     manifest = {
         "schema_version": ds.SCHEMA_VERSION,
-        "task": "multi-label",
+        "task": registry.DEFAULT,
         "source": {"images": "synthetic, for a bench"},
         "classes": list(CLASSES),
         "tile_size": side,

@@ -26,13 +26,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.data import images
 from raytrain.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
 
+# Several labels per tile on 8-bit RGB pixels, and a known target for every tile.
 SCHEMA_VERSION = 1
+# Whatever else there is. Programs of before refuse it, as they would misread it.
+EXTENDED_VERSION = 2
+# What dataset.json says only of tiles that are not 8-bit RGB: number of channels, type of their
+# values, and which bands of the files they are.
+TILE_KEYS = ("channels", "dtype", "bands")
 SHARD_SCHEMA = pa.schema(
     [
         ("image_name", pa.string()),
@@ -72,6 +78,11 @@ class Dataset:
     manifest: dict[str, Any]
 
     @property
+    def task(self) -> str:
+        """Name of the task, see `raytrain.registry`."""
+        return str(self.manifest.get("task", registry.DEFAULT))
+
+    @property
     def classes(self) -> list[str]:
         """The K label names in the order of the target columns."""
         return list(self.manifest["classes"])
@@ -107,11 +118,11 @@ class Dataset:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of shards and classes.
+        """SHA-256 of shards and classes, and of what else decides how they are read.
 
         Datasets with equal hashes have equal pictures and labels in equal order.
         """
-        return dataset_hash(self.manifest["shards"], self.classes)
+        return dataset_hash(self.manifest)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -231,23 +242,45 @@ def open_dataset(path: str) -> Dataset:
     missing = sorted(MANIFEST_KEYS - manifest.keys())
     if missing:
         raise _damaged_manifest(path, f"it has no {missing[0]}")
-    return Dataset(path, manifest)
+    dataset = Dataset(path, manifest)
+    registry.check(dataset.task)
+    return dataset
 
 
 def _damaged_manifest(path: str, reason: str) -> DataError:
     return DataError(f"{path}/dataset.json is damaged: {reason}", "", f"ingest {path} again")
 
 
+def schema_version(manifest: Mapping[str, Any]) -> int:
+    """Returns the schema version that a manifest is written with.
+
+    Args:
+        manifest: content of dataset.json, whatever its own version says.
+    """
+    if _extensions(manifest) or any("unknown" in shard for shard in manifest["shards"]):
+        return EXTENDED_VERSION
+    return SCHEMA_VERSION
+
+
+def _extensions(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decides how shards are read, as far as it is not what version 1 means."""
+    found = {key: manifest[key] for key in TILE_KEYS if key in manifest}
+    task = manifest.get("task", registry.DEFAULT)
+    if task != registry.DEFAULT:
+        found["task"] = task
+    return found
+
+
 def _check_version(path: str, version: Any) -> None:
-    """Refuses a dataset of any other schema version, also of one that does not exist yet."""
-    if version == SCHEMA_VERSION:
+    """Refuses a dataset of a schema version that this program cannot read."""
+    if version in (SCHEMA_VERSION, EXTENDED_VERSION):
         return
-    fix = f"raytrain ingest into a new directory, which writes schema version {SCHEMA_VERSION}"
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    fix = "raytrain ingest into a new directory"
+    if isinstance(version, int) and version > EXTENDED_VERSION:
         fix = f"update raytrain to a release that reads schema version {version}, or {fix}"
     raise DataError(
         f"{path} has schema version {version}, "
-        f"this version of raytrain reads schema version {SCHEMA_VERSION}",
+        f"this version of raytrain reads schema versions {SCHEMA_VERSION} and {EXTENDED_VERSION}",
         "rows could be misread",
         fix,
     )
@@ -408,18 +441,22 @@ def _targets(table: pa.Table, width: int) -> list[Array]:
     return list(flat.reshape(-1, width))
 
 
-def dataset_hash(shards: Sequence[dict[str, Any]], classes: Sequence[str]) -> str:
+def dataset_hash(manifest: Mapping[str, Any]) -> str:
     """Returns the hash of a dataset.
 
     Args:
-        shards: entries of the shards in dataset.json.
-        classes: label names in target order.
+        manifest: content of dataset.json. Shards, classes, and what else decides how shards are
+            read count; splits and source do not.
     """
     content: list[Any] = []
-    for shard in shards:
+    for shard in manifest["shards"]:
         content.append([shard["file"], shard["rows"], shard["sha256"]])
-    content.append(list(classes))
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    content.append(list(manifest["classes"]))
+    extensions = _extensions(manifest)
+    # Left out for datasets of version 1, whose hashes stand in checkpoints.
+    if extensions:
+        content.append(extensions)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_shard(path: str, columns: list[str], sha256: str | None = None) -> pa.Table:

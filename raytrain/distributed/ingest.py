@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, splits
 from raytrain.data.bands import BandRule, as_picture
@@ -657,9 +657,8 @@ def _finish(
     if unlisted:
         lines = [masked(picture) + "\n" for picture in unlisted]
         storage.write_text(storage.join(path, "unlisted.txt"), "".join(lines))
-    manifest = {
-        "schema_version": ds.SCHEMA_VERSION,
-        "task": "multi-label",
+    manifest: Record = {
+        "task": registry.DEFAULT,
         "classes": tiles.tiles.classes,
         "tile_size": _tile_size(_total(written, "sizes")),
         "shards": _shard_entries(written),
@@ -667,6 +666,7 @@ def _finish(
         "source": source,
         "gate": _gate_counts(tiles, len(kept), bad, written),
     }
+    manifest = {"schema_version": ds.schema_version(manifest), **manifest}
     storage.remove(storage.join(path, "progress"))
     storage.write_json(storage.join(path, "dataset.json"), manifest)
 

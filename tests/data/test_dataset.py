@@ -82,13 +82,13 @@ def test_a_manifest_that_is_none_is_refused(data, content, words):
 
 def test_a_newer_schema_version_is_refused_with_both_versions_and_the_fix(data):
     path = Path(data.path) / "dataset.json"
-    newer = ds.SCHEMA_VERSION + 1
+    newer = ds.EXTENDED_VERSION + 1
     # A newer version may have other keys, so nothing but the version is looked at.
     path.write_text(json.dumps({"schema_version": newer, "shards": "elsewhere"}))
     with pytest.raises(DataError) as error:
         ds.open_dataset(data.path)
     assert f"has schema version {newer}" in error.value.what
-    assert f"reads schema version {ds.SCHEMA_VERSION}" in error.value.what
+    assert f"reads schema versions {ds.SCHEMA_VERSION} and" in error.value.what
     assert f"update raytrain to a release that reads schema version {newer}" in error.value.fix
     assert error.value.exit_code == 3
 
@@ -118,3 +118,25 @@ def test_a_dataset_without_shards_has_one_start():
 def test_a_file_is_no_dataset(data):
     with pytest.raises(DataError, match=r"has no dataset\.json"):
         ds.open_dataset(data.shards[0])
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [{"channels": 4}, {"dtype": "uint16"}, {"bands": [1, 2, 3, 4]}],
+)
+def test_what_earlier_programs_would_misread_has_another_version_and_hash(data, extension):
+    plain = ds.open_dataset(data.path).manifest
+    other = plain | extension
+    assert (ds.schema_version(plain), ds.schema_version(other)) == (1, 2)
+    assert ds.dataset_hash(other) != ds.dataset_hash(plain)
+
+
+def test_an_unknown_task_is_refused_with_those_that_exist(data):
+    path = Path(data.path) / "dataset.json"
+    manifest = json.loads(path.read_text()) | {"task": "multi-labels", "schema_version": 2}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        DataError, match=r'no task "multi-labels". Did you mean "?multi-label'
+    ) as error:
+        ds.open_dataset(data.path)
+    assert "multi-label" in error.value.fix
