@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.bench.check_common import temporary_directory, whole_run
 from raytrain.bench.verdicts import Found, Setting, Verdict, need_gpu, tried
 from raytrain.checkpoints.history import read_epochs
@@ -130,7 +130,9 @@ def _stepper(setting: Setting, how: str, batch: int, passes: int) -> Stepper:
     )
     targets = torch.zeros(STORED, OUTPUTS, dtype=torch.uint8, device=device)
     source = Source(CacheFeed(pixels, device), targets)
-    return Stepper(recipe, 1, Trained(model.train(), optimizer), source, setting.worker)
+    trained = Trained(model.train(), optimizer)
+    loss = registry.training(registry.DEFAULT).Loss(recipe.train)
+    return Stepper(recipe, 1, trained, source, loss, setting.worker)
 
 
 def resume(setting: Setting) -> Iterator[Verdict]:

@@ -2,7 +2,7 @@
 
     python -m raytrain.bench.schedule DATASET RECIPE.json RUN
 
-trains every stage of the recipe as `raytrain train` does: with validation and F2 after each epoch,
+trains every stage of the recipe as `raytrain train` does: with validation after each epoch,
 checkpoints, history and predictions. It writes the report too, if the packages for it are
 installed.
 """
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from raytrain import registry
 from raytrain.bench.figures import Figure
 from raytrain.bench.sides import alone
 from raytrain.checkpoints.history import read_epochs
@@ -141,14 +142,15 @@ def _figures(
     first_about = f"{about}; decodes what is not cached"
     epoch_seconds = tuple(row.seconds for row in epochs)
     rates = tuple(row.images_per_s for row in epochs)
-    f2 = tuple(row.f2 for row in epochs)
+    score = registry.evaluation(dataset.task).SCORE
+    scores = tuple(row.scores[score.key] for row in epochs)
     first = (first_step_s,)
     return [
         Figure("schedule", "command to last file", "s", (seconds,), about),
         Figure("schedule.first-step", "command to first step", "s", first, first_about),
         Figure("schedule.epoch", "an epoch with validation and files", "s", epoch_seconds, about),
         Figure("schedule.rate", "training of an epoch", "tiles/s", rates, about),
-        Figure("schedule.f2", "F2 after each epoch", "", f2, about),
+        Figure(f"schedule.{score.key}", f"{score.name} after each epoch", "", scores, about),
     ]
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
 from raytrain import storage
+from raytrain.evaluation.score import BEST_SUFFIX
 
 EPOCHS_FILE = "history.csv"
 STEPS_FILE = "metrics.jsonl"
@@ -36,9 +38,7 @@ class EpochRow:
         lr: learning rate of the head at the last step.
         train_loss: smoothed mean over tiles, see `smoothed`.
         valid_loss: mean over validation tiles.
-        accuracy: share of right answers among all tiles and labels.
-        f2: F2 of the validation.
-        f2_best: highest F2 of the run so far.
+        scores: metrics of the validation by the name of their column; the task says which.
         images_per_s: training tiles per second.
         seconds: duration of the epoch.
     """
@@ -49,11 +49,19 @@ class EpochRow:
     lr: float
     train_loss: float
     valid_loss: float
-    accuracy: float
-    f2: float
-    f2_best: float
+    scores: dict[str, float]
     images_per_s: float
     seconds: float
+
+    def cells(self) -> dict[str, float]:
+        """Returns the values by column, in the order of the columns."""
+        found: dict[str, float] = {}
+        for name, value in vars(self).items():
+            if name == "scores":
+                found.update(value)
+            else:
+                found[name] = value
+        return found
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,9 @@ class History:
             return 0
         return self.steps[-1].step + 1
 
-    @property
-    def best(self) -> float:
-        """Highest F2 so far; -1 before the first epoch."""
-        return max((row.f2 for row in self.epochs), default=-1.0)
+    def values(self, key: str) -> list[float]:
+        """Returns a score of all epochs so far, by the name of its column."""
+        return [row.scores[key] for row in self.epochs]
 
     def add(self, row: EpochRow, steps: list[StepRow], ranks: list[RankRow]) -> None:
         """Records an epoch in memory; `write` writes it to the files."""
@@ -160,14 +167,14 @@ class History:
         new_ranks = self.ranks[self.written.ranks :]
         new_epochs = self.epochs[self.written.epochs :]
         new_steps = self.steps[self.written.steps :]
-        self._append(RANKS_FILE, _csv_rows(RankRow, new_ranks), durable)
-        self._append(EPOCHS_FILE, _csv_rows(EpochRow, new_epochs), durable)
+        self._append(RANKS_FILE, _csv_rows(_rank_cells(new_ranks)), durable)
+        self._append(EPOCHS_FILE, _csv_rows(_epoch_cells(new_epochs)), durable)
         self._append(STEPS_FILE, _lines(new_steps), durable)
         self.written = self._rows()
 
     def _rewrite(self) -> None:
-        self._replace(RANKS_FILE, _csv(RankRow, self.ranks))
-        self._replace(EPOCHS_FILE, _csv(EpochRow, self.epochs))
+        self._replace(RANKS_FILE, _csv(_rank_cells(self.ranks), list(_types(RankRow))))
+        self._replace(EPOCHS_FILE, _csv(_epoch_cells(self.epochs), list(_types(EpochRow))))
         self._replace(STEPS_FILE, _lines(self.steps))
         self.written = self._rows()
 
@@ -200,14 +207,15 @@ class History:
             # Numbered over the whole run, like the steps.
             for number, row in enumerate(self.epochs, 1):
                 writer.add_scalar("valid/valid_loss", row.valid_loss, number)
-                writer.add_scalar("valid/accuracy", row.accuracy, number)
-                writer.add_scalar("valid/f2", row.f2, number)
+                for name, value in row.scores.items():
+                    if not name.endswith(BEST_SUFFIX):
+                        writer.add_scalar(f"valid/{name}", value, number)
                 writer.add_scalar("valid/images_per_s", row.images_per_s, number)
 
 
 AnyRow = TypeVar("AnyRow", EpochRow, StepRow, RankRow)
-# A row of a CSV file.
-CsvRow = TypeVar("CsvRow", EpochRow, RankRow)
+# The values of a row of a CSV file by column.
+Cells = dict[str, Any]
 
 
 def _rows_upto(position: tuple[int, int], rows: list[AnyRow]) -> list[AnyRow]:
@@ -221,12 +229,23 @@ def _rows_upto(position: tuple[int, int], rows: list[AnyRow]) -> list[AnyRow]:
 
 def read_epochs(run: str) -> list[EpochRow]:
     """Reads the rows of a run's history.csv. Returns an empty list if there is no such file."""
-    return _read_csv(EpochRow, storage.join(run, EPOCHS_FILE))
+    rows = []
+    for texts in _read_csv(storage.join(run, EPOCHS_FILE)):
+        known = {name: kind(texts.pop(name)) for name, kind in _types(EpochRow).items()}
+        # Whatever other columns there are, they are scores.
+        scores = {name: float(text) for name, text in texts.items()}
+        rows.append(EpochRow(**known, scores=scores))
+    return rows
 
 
 def read_ranks(run: str) -> list[RankRow]:
     """Reads the rows of a run's ranks.csv. Returns an empty list if there is no such file."""
-    return _read_csv(RankRow, storage.join(run, RANKS_FILE))
+    types = _types(RankRow)
+    rows = []
+    for texts in _read_csv(storage.join(run, RANKS_FILE)):
+        values = {name: kind(texts[name]) for name, kind in types.items()}
+        rows.append(RankRow(**values))
+    return rows
 
 
 def read_steps(run: str) -> list[StepRow]:
@@ -255,18 +274,26 @@ def smoothed(losses: list[float], beta: float = SMOOTHING) -> float:
     return mean / (1 - beta ** len(losses))
 
 
-def _csv(kind: type[CsvRow], rows: list[CsvRow]) -> str:
-    names = [field.name for field in fields(kind)]
-    header = ",".join(names)
-    return f"{header}\n{_csv_rows(kind, rows)}"
+def _epoch_cells(rows: list[EpochRow]) -> list[Cells]:
+    return [row.cells() for row in rows]
 
 
-def _csv_rows(kind: type[CsvRow], rows: list[CsvRow]) -> str:
+def _rank_cells(rows: list[RankRow]) -> list[Cells]:
+    return [asdict(row) for row in rows]
+
+
+def _csv(rows: list[Cells], empty: Sequence[str]) -> str:
+    """Returns rows below their header; `empty` is the header where there are no rows."""
+    header = ",".join(rows[0] if rows else empty)
+    return f"{header}\n{_csv_rows(rows)}"
+
+
+def _csv_rows(rows: list[Cells]) -> str:
+    if not rows:
+        return ""
     text = io.StringIO()
-    names = [field.name for field in fields(kind)]
-    writer: Any = csv.DictWriter(text, names, lineterminator="\n")
-    for row in rows:
-        writer.writerow(asdict(row))
+    writer: Any = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writerows(rows)
     return text.getvalue()
 
 
@@ -291,14 +318,15 @@ def _whole_lines(path: str) -> list[str]:
     return text[:end].splitlines()
 
 
-def _read_csv(kind: type[CsvRow], path: str) -> list[CsvRow]:
+def _read_csv(path: str) -> list[dict[str, str]]:
+    """Reads the whole lines of a CSV file: the texts of each row by column."""
+    return list(csv.DictReader(_whole_lines(path)))
+
+
+def _types(kind: type) -> dict[str, type]:
+    """Returns the type of each plain attribute of a row, by name."""
     types = {}
     for field in fields(kind):
-        types[field.name] = FIELD_TYPES[str(field.type)]
-    rows = []
-    for texts in csv.DictReader(_whole_lines(path)):
-        values = {}
-        for name, text in texts.items():
-            values[name] = types[name](text)
-        rows.append(kind(**values))
-    return rows
+        if str(field.type) in FIELD_TYPES:
+            types[field.name] = FIELD_TYPES[str(field.type)]
+    return types

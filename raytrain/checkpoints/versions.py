@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from raytrain import registry
 from raytrain.errors import ConfigError
 
 VERSION = 2
+# Of networks for another task or other tiles than 8-bit RGB: programs that know neither refuse it.
+EXTENDED_VERSION = 3
 KEY = "schema_version"
 
 Values = dict[str, Any]
@@ -40,15 +43,16 @@ def lifted_meta(meta: Values, path: str) -> Values:
         KeyError, TypeError, ValueError: it does not say what the checkpoint is.
     """
     version = version_of(meta)
-    if version > VERSION:
+    if version > EXTENDED_VERSION:
         raise ConfigError(
-            f"the checkpoint {path} has format {version}, this raytrain reads up to {VERSION}",
+            f"the checkpoint {path} has format {version}, this raytrain reads up to "
+            f"{EXTENDED_VERSION}",
             "a newer raytrain wrote it; what it means cannot be known here",
             "pip install --upgrade raytrain, or give another checkpoint",
         )
     if version == 1:
         meta = _meta_from_1(meta)
-    return meta
+    return _with_score(meta)
 
 
 def lifted_train_state(state: Values, version: int) -> Values:
@@ -72,6 +76,14 @@ def _meta_from_1(meta: Values) -> Values:
         "ema_updates": 0,
     }
     return added | meta | {KEY: VERSION}
+
+
+def _with_score(meta: Values) -> Values:
+    """Adds which metric judged it. Files up to 29 November 2026 have its value alone."""
+    if "metric" in meta:
+        return meta
+    key = registry.evaluation(meta.get("task", registry.DEFAULT)).SCORE.key
+    return meta | {"metric": key, "score": meta.get(key)}
 
 
 def _train_state_from_1(state: Values) -> Values:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from raytrain import registry
 from raytrain.cli.flags import BandFlags, SourceFlags
 from raytrain.cli.job import check_written
 from raytrain.cli.split_flags import SPLIT_HELP, SplitBy, SplitFlags
-from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
+from raytrain.data.label_format import LabelFormat
 from raytrain.data.sources import Images, Tiles
 from raytrain.data.text import listed
 from raytrain.distributed.environment import check_session
-from raytrain.errors import ConfigError, masked, typed
+from raytrain.errors import ConfigError, did_you_mean, masked, typed
 
 if TYPE_CHECKING:
     from raytrain.distributed.ingest import Ingested
@@ -43,10 +44,15 @@ class PathFlags:
 
 @dataclass(frozen=True)
 class LabelFlags:
-    """How labels are written in the label file."""
+    """What labels mean, and how they are written in the label file."""
 
+    task: Annotated[str, Parameter(help=f"what a tile has: {', '.join(registry.MODULES)}")] = (
+        registry.DEFAULT
+    )
     name_column: Annotated[str, Parameter(help="column with the tile name")] = "image_name"
-    tags_column: Annotated[str, Parameter(help="column with the labels")] = "tags"
+    tags_column: Annotated[
+        str | None, Parameter(help="column with the labels; default: tags, or label for one label")
+    ] = None
     separator: Annotated[
         str, Parameter(help="column separator of a CSV, one character or `tab`")
     ] = ","
@@ -111,9 +117,14 @@ class LabelFlags:
             classes = listed(self.classes, "--classes")
         if labels == "folders":
             self._check_folders()
-            return found.label_from_folders(classes)
+            return found.label_from_folders(classes, task=self.task)
         return found.label_from_file(
-            labels, self._format(), classes, allow_empty=self.allow_empty, force=self.force
+            labels,
+            self._format(registry.targets(self.task).FORMAT),
+            classes,
+            task=self.task,
+            allow_empty=self.allow_empty,
+            force=self.force,
         )
 
     def _check_folders(self) -> None:
@@ -129,11 +140,12 @@ class LabelFlags:
                 "leave it out",
             )
 
-    def _format(self) -> LabelFormat:
+    def _format(self, usual: LabelFormat) -> LabelFormat:
+        """How the file is read, where `usual` is the task's own format."""
         columns: tuple[str, ...] = ()
         if self.label_columns:
             columns = tuple(listed(self.label_columns, "--label-columns"))
-        if columns and self.tags_column != KAGGLE_FORMAT.tags_column:
+        if columns and self.tags_column is not None:
             raise ConfigError(
                 f"--tags-column {self.tags_column} with --label-columns",
                 "all labels are in one column, or each has a column of its own",
@@ -141,7 +153,7 @@ class LabelFlags:
             )
         return LabelFormat(
             self.name_column,
-            self.tags_column,
+            self.tags_column or usual.tags_column,
             self.mark(),
             self.tags_separator,
             columns,
@@ -173,6 +185,7 @@ def ingest(
     bands: Annotated[BandFlags, Parameter(name="*")] = NO_BAND_FLAGS,
 ) -> None:
     """Make a dataset of Parquet shards from tiles and labels; resumes an interrupted ingest."""
+    check_task(form.task)
     check_written("--out", paths.out)
     check_session()
     rule = split_flags.rule(split)
@@ -191,8 +204,24 @@ def ingest(
     chosen = ""
     if split != "random":
         chosen = f" --data.split {split}"
-    command = f"raytrain train --config planet-resnet18 --dataset {typed(paths.out)}"
+    recipe = registry.targets(form.task).RECIPE
+    command = f"raytrain train --config {recipe} --dataset {typed(paths.out)}"
     print(f"next: {command}{chosen}")
+
+
+def check_task(task: str) -> None:
+    """Refuses a task that does not exist.
+
+    Raises:
+        ConfigError: with the tasks that do.
+    """
+    if task in registry.MODULES:
+        return
+    raise ConfigError(
+        f"--task {task}.{did_you_mean(task, registry.MODULES)}",
+        "the task decides what labels, loss and metrics mean",
+        f"--task {' or '.join(registry.MODULES)}",
+    )
 
 
 def _print_dataset(done: Ingested) -> None:

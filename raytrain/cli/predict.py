@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from raytrain import runs, storage
+from raytrain import registry, runs, storage
 from raytrain.cli.flags import BandFlags, SourceFlags, Storage
 from raytrain.cli.ingest import NO_BAND_FLAGS, NO_SOURCE_FLAGS
 from raytrain.cli.job import check_written
@@ -110,17 +110,18 @@ def evaluate(
     *,
     out: Annotated[str, Parameter(help="directory for thresholds, tables and the report")],
 ) -> None:
-    """Evaluate predictions: F2 at 0.2, best thresholds, per-label table, report."""
+    """Evaluate predictions: scores, best thresholds, per-label table, report."""
     check_written("--out", out)
     from raytrain.evaluation.predictions import read
-    from raytrain.evaluation.thresholds import judge, table, write
     from raytrain.report.page import write_evaluation
 
     path = storage.absolute(out)
-    judgement = judge(read(storage.absolute(predictions)))
-    write(judgement, path)
+    found = read(storage.absolute(predictions))
+    task = registry.evaluation(found.task)
+    judgement = task.judge(found)
+    task.write(judgement, path)
     report = write_evaluation(path, storage.absolute(predictions), judgement)
-    print(table(judgement))
+    print(task.table(judgement))
     print(f"report: {report}")
 
 
@@ -128,7 +129,10 @@ def submission(
     predictions: Annotated[list[str], Parameter(negative="")],
     /,
     *,
-    out: Annotated[str, Parameter(help="CSV file to write: image_name,tags")],
+    out: Annotated[
+        str,
+        Parameter(help="CSV file to write: image_name, and tags or label"),
+    ],
     thresholds: Annotated[
         str | None,
         Parameter(help="thresholds.json of a run or an evaluation; default: 0.2 for all labels"),
@@ -149,13 +153,13 @@ def submission(
     labels = _missing_labels(missing, sample)
     from raytrain.evaluation.predictions import read
     from raytrain.evaluation.submission import build, write
-    from raytrain.evaluation.thresholds import read_thresholds
 
     # Several files: the tiles of several predictions, such as test-jpg and test-jpg-additional.
     found = [read(storage.absolute(path)) for path in predictions]
     cuts = None
     if thresholds:
-        cuts = read_thresholds(storage.absolute(thresholds), found[0].classes)
+        task = registry.evaluation(found[0].task)
+        cuts = task.read_thresholds(storage.absolute(thresholds), found[0].classes)
     sample_path = None
     if sample:
         sample_path = storage.absolute(sample)

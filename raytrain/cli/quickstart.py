@@ -1,6 +1,6 @@
 """The command `raytrain quickstart`: synthetic tiles to a report; no data, GPU or account needed.
 
-Next to the network's F2 it prints two scores on the same validation tiles that need no network:
+Next to the network's score it prints two scores on the same validation tiles that need no network:
 of the best constant set of labels, and of a logistic regression on the mean and standard deviation
 of each colour channel. Heavy modules are imported inside the functions.
 """
@@ -61,6 +61,7 @@ def run_quickstart(out: str, num_workers: int | None) -> None:
         ResourceError: there is too little memory; nothing was started.
     """
     from raytrain.distributed import preflight, train
+    from raytrain.evaluation.baselines import summary
     from raytrain.report.conclude import conclude
 
     began = time.monotonic()
@@ -75,7 +76,7 @@ def run_quickstart(out: str, num_workers: int | None) -> None:
     scores = compare(dataset, run.path)
     storage.write_json(storage.join(run.path, "baselines.json"), scores)
     report = conclude(run.path).report
-    for line in _summary(scores, len(dataset.part_rows("random", "valid"))):
+    for line in summary(scores, len(dataset.part_rows("random", "valid"))):
         logger.info(line)
     logger.info(f"done in {duration(time.monotonic() - began)}\nreport: {report}")
     program = _program()
@@ -132,7 +133,7 @@ def _workers(asked: int | None) -> int:
 
 
 def compare(dataset: Dataset, run: str) -> dict[str, Any]:
-    """F2 at threshold 0.2 of the network and of two baselines, on the validation part of a run.
+    """Scores of the network and of two baselines, on the validation part of a run.
 
     Args:
         dataset: the dataset with the split `random`.
@@ -143,10 +144,9 @@ def compare(dataset: Dataset, run: str) -> dict[str, Any]:
     """
     from raytrain.data import images
     from raytrain.data.dataset import read_images
-    from raytrain.evaluation import baselines, metrics, predictions
+    from raytrain.evaluation import baselines, predictions
 
     found = predictions.read(storage.join(run, "predictions.parquet"))
-    assert found.target is not None  # a run's own predictions have targets
     contents = read_images(dataset, range(dataset.rows))
     features = baselines.colour_features(images.decode(content) for content in contents)
     train_rows = dataset.part_rows("random", "train")
@@ -156,19 +156,4 @@ def compare(dataset: Dataset, run: str) -> dict[str, Any]:
         (features[valid_rows], dataset.targets[valid_rows]),
         dataset.classes,
     )
-    return scores | {"model": {"f2": metrics.f2(found.logits, found.target)}}
-
-
-def _summary(scores: dict[str, Any], tiles: int) -> list[str]:
-    network = scores["model"]["f2"]
-    constant = scores["constant"]["f2"]
-    logistic = scores["logistic"]["f2"]
-    labels = " ".join(scores["constant"]["labels"])
-    # What the network gains over each baseline is in brackets.
-    return [
-        f"F2 on {tiles} synthetic validation tiles (no Planet result):",
-        f"  {network:.4f}  the network, threshold 0.2",
-        f"  {logistic:.4f}  logistic regression on colour mean and deviation "
-        f"({network - logistic:+.4f})",
-        f"  {constant:.4f}  always {labels} ({network - constant:+.4f})",
-    ]
+    return scores | baselines.of_model(found)

@@ -6,7 +6,7 @@ import csv
 
 from cyclopts import App
 
-from raytrain import runs, storage
+from raytrain import registry, runs, storage
 from raytrain.cli.flags import Storage
 from raytrain.cli.job import check_written
 from raytrain.data.names import visible
@@ -16,13 +16,12 @@ runs_app = App(name="runs", help="List runs, show their history, write their rep
 
 @runs_app.command(name="list")
 def list_runs(*, where: Storage = "runs") -> None:
-    """List all runs under a storage path with their best F2."""
+    """List all runs under a storage path with their best score."""
     for run in runs.every(where):
         rows = _history(run)
         best = "no epoch yet"
         if rows:
-            f2 = max(float(row["f2"]) for row in rows)
-            best = f"best F2 {f2:.4f} after {len(rows)} epochs"
+            best = f"{_best(rows)} after {len(rows)} epochs"
         print(f"{visible(run.name)}  {best}")
 
 
@@ -43,6 +42,16 @@ def report(run: str, /, *, where: Storage = "runs") -> None:
     from raytrain.report.conclude import conclude
 
     print(f"report: {conclude(runs.find(run, where).path).report}")
+
+
+def _best(rows: list[dict[str, str]]) -> str:
+    """The best score in the rows of history.csv, with its name.
+
+    It is found by its column, so that no dataset has to be opened to list runs.
+    """
+    last = rows[-1]
+    score = registry.evaluation(registry.judged_by(last)).SCORE
+    return f"best {score.name} {float(last[score.best_key]):.4f}"
 
 
 def _history(run: runs.Run) -> list[dict[str, str]]:

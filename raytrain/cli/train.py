@@ -149,11 +149,10 @@ def _refuse_flags_of_new_runs(name: str, flags: RecipeFlags, run: RunFlags) -> N
 
 def _conclude(run: runs.Run) -> None:
     """Writes a run's thresholds and report, and prints its scores and the next command."""
-    from raytrain.evaluation.thresholds import table
     from raytrain.report.conclude import conclude
 
     done = conclude(run.path)
-    print(table(done.judgement))
+    print(done.table)
     print(f"report: {done.report}")
     checkpoint = typed(storage.join(run.path, "checkpoints", "last"))
     print(f"next: raytrain predict --checkpoint {checkpoint} --images DIR --out test.parquet")

@@ -132,8 +132,8 @@ class Train(Settings):
     threads: int | None = Field(
         None, ge=1, le=512, description="torch threads per worker; default: CPUs / workers"
     )
-    # asymmetric: Ridnik et al. 2021; soft-f2: 1 - F2 of the probabilities.
-    loss: Literal["bce", "asymmetric", "soft-f2"] = Field("bce", description="loss function")
+    # Checked against the task that the dataset states.
+    loss: str | None = Field(None, description="loss function; default: the task's own")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="label smoothing: fraction by which targets move towards 0.5"
     )

@@ -167,7 +167,8 @@ class Dataset:
                 "training and validation rows would be undefined",
                 fix,
             )
-        content = self._verified("splits", f"{name}.parquet", entries[name]["sha256"])
+        file = storage.join(self.path, "splits", f"{name}.parquet")
+        content = _verified(self.path, file, entries[name]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
     def part_rows(self, split: str, part: str) -> Array:
@@ -195,24 +196,24 @@ class Dataset:
         """The entries of the splits in the manifest, by name; see `split_entry`."""
         return {entry["name"]: entry for entry in self.manifest["splits"]}
 
-    def _verified(self, folder: str, file: str, sha256: str) -> bytes:
-        """Reads a file of the dataset and compares its hash with that of the manifest."""
-        path = storage.join(self.path, folder, file)
-        state = "damaged"
-        try:
-            content = storage.read_bytes(path)
-        except FileNotFoundError:
-            content = b""
-        if not content:
-            # An empty file counts as missing, too.
-            state = "missing"
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise DataError(
-                f"{path} is {state}: it is not the file that dataset.json names",
-                "labels or pictures would be silently wrong",
-                f"raytrain data check {self.path}",
-            )
-        return content
+
+def _verified(dataset: str, path: str, sha256: str) -> bytes:
+    """Reads a file of a dataset and compares its hash with that of the manifest."""
+    state = "damaged"
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        content = b""
+    if not content:
+        # An empty file counts as missing, too.
+        state = "missing"
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{path} is {state}: it is not the file that dataset.json names",
+            "labels or pictures would be silently wrong",
+            f"raytrain data check {dataset}",
+        )
+    return content
 
 
 def open_dataset(path: str) -> Dataset:
@@ -257,12 +258,12 @@ def schema_version(manifest: Mapping[str, Any]) -> int:
     Args:
         manifest: content of dataset.json, whatever its own version says.
     """
-    if _extensions(manifest) or any("unknown" in shard for shard in manifest["shards"]):
+    if extensions(manifest) or any("unknown" in shard for shard in manifest["shards"]):
         return EXTENDED_VERSION
     return SCHEMA_VERSION
 
 
-def _extensions(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def extensions(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what decides how shards are read, as far as it is not what version 1 means."""
     found = {key: manifest[key] for key in TILE_KEYS if key in manifest}
     task = manifest.get("task", registry.DEFAULT)
@@ -452,10 +453,10 @@ def dataset_hash(manifest: Mapping[str, Any]) -> str:
     for shard in manifest["shards"]:
         content.append([shard["file"], shard["rows"], shard["sha256"]])
     content.append(list(manifest["classes"]))
-    extensions = _extensions(manifest)
+    found = extensions(manifest)
     # Left out for datasets of version 1, whose hashes stand in checkpoints.
-    if extensions:
-        content.append(extensions)
+    if found:
+        content.append(found)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ class LabelFormat:
             names are the labels.
         join_rows: a tile has one row for each of its labels. A cell is then one label, unless
             `tags_separator` is given.
+        one_label: a cell is one label, whatever white space it has.
     """
 
     name_column: str = "image_name"
@@ -27,6 +28,7 @@ class LabelFormat:
     tags_separator: str | None = None
     label_columns: tuple[str, ...] = ()
     join_rows: bool = False
+    one_label: bool = False
 
     def content(self) -> dict[str, Any]:
         """Returns the format as dataset.json stores it, in the types that JSON gives back.
@@ -36,7 +38,11 @@ class LabelFormat:
         found = asdict(self)
         # An ingest compares these values with those of the dataset that is already there. With
         # the newer fields in every dataset, each older one would look like another source.
-        newer = {"label_columns": list(self.label_columns), "join_rows": self.join_rows}
+        newer = {
+            "label_columns": list(self.label_columns),
+            "join_rows": self.join_rows,
+            "one_label": self.one_label,
+        }
         for key, value in newer.items():
             del found[key]
             if value:
@@ -45,3 +51,5 @@ class LabelFormat:
 
 
 KAGGLE_FORMAT = LabelFormat()
+# The usual column of tables with one label per tile.
+ONE_LABEL_COLUMN = "label"

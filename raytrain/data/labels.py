@@ -112,7 +112,12 @@ def labels_in(
 
 
 def labels_of(
-    names: Sequence[str], cells: Sequence[Cell], source: str, classes: Sequence[str] | None = None
+    names: Sequence[str],
+    cells: Sequence[Cell],
+    source: str,
+    classes: Sequence[str] | None = None,
+    *,
+    one_label: bool = False,
 ) -> Labels:
     """Treats labels in memory like those of a file.
 
@@ -121,6 +126,7 @@ def labels_of(
         cells: labels of each tile: a text, in which white space separates them, or a list.
         source: words for messages, such as "the labels of the function".
         classes: the labels in target order; by default all of them, sorted.
+        one_label: a text is one label, whatever white space it has.
 
     Raises:
         DataError: no rows, lists that cannot be read, or a label that is not in `classes`.
@@ -129,7 +135,8 @@ def labels_of(
         raise DataError(
             f"{source} have no rows", "there is nothing to learn from", "check where they come from"
         )
-    tags = tags_of(cells, Source(source, _row_numbers(names)), None, classes)
+    rows = Source(source, _row_numbers(names))
+    tags = tags_of(cells, rows, None, classes, whole=one_label)
     return tidied(_tagged(names, tags, source), classes)
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raytrain import storage
-from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
+from raytrain import registry, storage
+from raytrain.data.label_format import LabelFormat
 from raytrain.data.labels import Labels, labels_in, labels_of, labels_of_folders, read_labels
 from raytrain.data.listing import LeftOut, Listing, pictures_in
 from raytrain.data.names import SUFFIXES, KnownNames, is_listed_junk, spelling, visible
@@ -67,44 +67,61 @@ class Images:
     def label_from_file(
         self,
         path: str,
-        form: LabelFormat = KAGGLE_FORMAT,
+        form: LabelFormat | None = None,
         classes: Sequence[str] | None = None,
         *,
+        task: str = registry.DEFAULT,
         allow_empty: bool = False,
         force: bool = False,
     ) -> Tiles:
         """Reads labels from a CSV or Parquet file.
 
-        Arguments and errors are those of `labels.read_labels`.
+        Arguments and errors are those of `labels.read_labels`; `form` is by default the usual one
+        of the task.
+
+        Raises:
+            ConfigError: the task cannot have what is asked for.
         """
         path = storage.absolute(path)
+        targets = registry.targets(task)
+        targets.check_empty(allow_empty)
+        form = targets.adapted(form or targets.FORMAT)
         labels = read_labels(path, form, classes, allow_empty=allow_empty, force=force)
-        return self._label(labels, {"file": storage.name_of(path), "form": form.content()})
+        origin = {"file": storage.name_of(path), "form": form.content()}
+        return self._label(labels, origin, task)
 
     def label_from_table(
         self,
         table: pd.DataFrame,
-        form: LabelFormat = KAGGLE_FORMAT,
+        form: LabelFormat | None = None,
         classes: Sequence[str] | None = None,
+        *,
+        task: str = registry.DEFAULT,
     ) -> Tiles:
         """Reads labels from a table in memory.
 
         Args:
             table: its tags column holds texts or lists of texts.
-            form: names of the columns.
+            form: names of the columns; by default the usual ones of the task.
             classes: the labels in target order; by default all of them, sorted.
+            task: what a tile has, see `raytrain.registry`.
 
         Raises:
             DataError: see `labels.read_labels`.
         """
+        targets = registry.targets(task)
+        form = targets.adapted(form or targets.FORMAT)
         labels = labels_in(FrameTable(table), form, classes)
-        return self._label(labels, {"table": form.content()})
+        return self._label(labels, {"table": form.content()}, task)
 
-    def label_from_folders(self, classes: Sequence[str] | None = None) -> Tiles:
+    def label_from_folders(
+        self, classes: Sequence[str] | None = None, *, task: str = registry.DEFAULT
+    ) -> Tiles:
         """Uses the name of the folder of each picture as its label.
 
         Args:
             classes: the labels in target order; by default all of them, sorted.
+            task: what a tile has, see `raytrain.registry`.
 
         Raises:
             DataError: a picture is directly in the source folder, or a label is not in `classes`.
@@ -122,17 +139,22 @@ class Images:
         # The innermost folder: the outer ones may be parts, as in train/forest/1.png.
         folders = [name.split("/")[-2] for name in names]
         labels = labels_of_folders(names, folders, classes)
-        return self._label(labels, {"made from": "the folder names"})
+        return self._label(labels, {"made from": "the folder names"}, task)
 
     def label_with(
-        self, function: Callable[[str], str | Iterable[str]], classes: Sequence[str] | None = None
+        self,
+        function: Callable[[str], str | Iterable[str]],
+        classes: Sequence[str] | None = None,
+        *,
+        task: str = registry.DEFAULT,
     ) -> Tiles:
         """Calls a function for the labels of each picture.
 
         Args:
             function: gets an image_name; returns one text, in which white space separates the
-                labels, or several texts.
+                labels if the task has several, or several texts.
             classes: the labels in target order; by default all of them, sorted.
+            task: what a tile has, see `raytrain.registry`.
 
         Raises:
             DataError: a label is not in `classes`.
@@ -143,10 +165,13 @@ class Images:
         for name in names:
             where = f"{source}, for {visible(name)},"
             cells.append(cell_of(function(name), where))
-        return self._label(labels_of(names, cells, source, classes), {"made from": source})
+        one_label = registry.targets(task).FORMAT.one_label
+        labels = labels_of(names, cells, source, classes, one_label=one_label)
+        return self._label(labels, {"made from": source}, task)
 
-    def _label(self, labels: Labels, origin: dict[str, Any]) -> Tiles:
+    def _label(self, labels: Labels, origin: dict[str, Any], task: str) -> Tiles:
         """Joins labels and pictures; `origin` is what dataset.json stores about the labels."""
+        labels = registry.targets(task).checked(labels)
         table = _with_pictures(labels, self.table)
         if (table["path"] == "").all():
             raise DataError(
@@ -159,13 +184,23 @@ class Images:
         source["pictures_sha256"] = _pictures_hash(table)
         source["labels"] = origin | {"sha256": labels.sha256}
         source["classes"] = labels.classes
+        # An older dataset has no task in its source, and is another one's input only if it differs.
+        if task != registry.DEFAULT:
+            source["task"] = task
         labelled = set(table["path"])
         unlisted = []
         for path in sorted(self.table["path"]):
             if path not in labelled:
                 unlisted.append(path)
         return Tiles(
-            table, labels.classes, source, labels.notes, unlisted, labels.remarks, self.left_out
+            table,
+            labels.classes,
+            source,
+            labels.notes,
+            unlisted,
+            labels.remarks,
+            self.left_out,
+            task,
         )
 
 
@@ -184,6 +219,7 @@ class Tiles:
         unlisted: paths of pictures without labels.
         remarks: sentences that a user should read about how the labels were read.
         left_out: files and folders that were found and cannot be tiles.
+        task: what a tile has, see `raytrain.registry`.
     """
 
     table: pd.DataFrame
@@ -193,6 +229,7 @@ class Tiles:
     unlisted: list[str]
     remarks: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    task: str = registry.DEFAULT
 
     def __str__(self) -> str:
         usable = self.table["problem"] == ""

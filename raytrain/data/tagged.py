@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raytrain.data.cells import Source, Tags, tags_of
-from raytrain.data.label_format import KAGGLE_FORMAT, LabelFormat
+from raytrain.data.label_format import KAGGLE_FORMAT, ONE_LABEL_COLUMN, LabelFormat
 from raytrain.data.names import visible, without_invisible
 from raytrain.data.tables import Column, Row, Rows, Table, read_rows, without_headers
 from raytrain.errors import DataError
@@ -104,7 +104,8 @@ def _of_tags_column(table: Table, form: LabelFormat, classes: Sequence[str] | No
     lines = [row.line for row in rows.rows]
     source = Source(table.path, lines)
     # A table with one row for each label has one label in a cell.
-    tags = tags_of(cells, source, form.tags_separator, classes, whole=form.join_rows)
+    whole = form.join_rows or form.one_label
+    tags = tags_of(cells, source, form.tags_separator, classes, whole=whole)
     found = _tagged(table, rows, tags)
     return replace(found, remarks=tuple(_only_flags(tags, form.tags_column)))
 
@@ -228,7 +229,10 @@ def _layout(table: Table, form: LabelFormat) -> LabelFormat:
 
 def _possible_flags(table: Table, form: LabelFormat) -> list[str]:
     """Returns the columns that may be names and flags; none if the table is clearly another."""
-    chosen = form.label_columns or form.tags_column != KAGGLE_FORMAT.tags_column
+    usual = KAGGLE_FORMAT.tags_column
+    if form.one_label:
+        usual = ONE_LABEL_COLUMN
+    chosen = form.label_columns or form.tags_column != usual
     if chosen or form.tags_column in table.header:
         return []
     columns = []

@@ -22,6 +22,7 @@ from pathlib import Path
 import ray
 import torch
 
+from raytrain import registry
 from raytrain.bench import growth
 from raytrain.bench.figures import Figure
 from raytrain.bench.files import write_labelled
@@ -36,7 +37,6 @@ from raytrain.distributed.predict import predict, processes
 from raytrain.distributed.session import cpus, session
 from raytrain.distributed.train import train
 from raytrain.log import heard
-from raytrain.models import networks
 from raytrain.models.precision import agreed_precision
 from raytrain.tiles.cache import stored_size
 from raytrain.training import transforms
@@ -269,10 +269,10 @@ def _checkpoint(recipe: Recipe, dataset: Dataset, path: str) -> str:
     """
     number = recipe.selected[1]
     stage = recipe.stage(number)
-    model = networks.build(recipe.model.arch, len(dataset.classes), recipe.model.dropout)
+    model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
     size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     meta = {
-        "task": "multi-label",
+        "task": dataset.task,
         "arch": recipe.model.arch,
         "classes": dataset.classes,
         "split": recipe.data.split,

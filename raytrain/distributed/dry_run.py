@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 
+from raytrain import registry
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed import gpus
@@ -31,6 +32,7 @@ from raytrain.distributed.session import cpus
 from raytrain.log import duration
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
+from raytrain.registry import Loss
 from raytrain.tiles import cache, placement, sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training.stage import stage_network
@@ -65,11 +67,12 @@ def dry_run(recipe: Recipe) -> None:
     logger.info(tiles_line)
     source, read = _two_batches(recipe, dataset, size, device)
     logger.info(f"read two batches: {read} tiles decoded at {size} px")
+    loss = registry.training(dataset.task).Loss(recipe.train)
     total_s = 0.0
     for number, stage in _selected_stages(recipe):
         # `source` holds only the tiles that were read, so a step takes its rows from 0 on.
         rows = np.arange(min(recipe.batch_size(stage), read))
-        step_s = _step_seconds(recipe, number, model, source, rows, device)
+        step_s = _step_seconds(recipe, number, model, source, loss, rows)
         steps = _steps(recipe, dataset, stage)
         logger.info(_stage_line(recipe, number, steps, step_s))
         total_s += step_s * steps * stage.epochs
@@ -100,9 +103,7 @@ def _network(recipe: Recipe, dataset: Dataset, device: torch.device) -> networks
     """The network of the recipe with random weights, on the device."""
     keep_fp32()
     networks.check_batch_norm(recipe.model.batch_norm, device.type)
-    model = networks.build(
-        recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
-    )
+    model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
     networks.to_device(model, device, dtype_of(recipe.train.precision))
     return model
 
@@ -130,8 +131,8 @@ def _two_batches(
     batch = max(recipe.batch_size(stage) for _, stage in _selected_stages(recipe))
     rows = dataset.part_rows(recipe.data.split, "train")[: 2 * batch]
     pixels = _decoded(dataset, rows, size)
-    # uint8 (N, K), as in training.
-    targets = torch.from_numpy(dataset.targets[rows]).to(device)
+    task = registry.training(dataset.task)
+    targets = task.device_targets(dataset.targets[rows], device)
     return Source(CacheFeed(pixels, device), targets), len(rows)
 
 
@@ -223,8 +224,8 @@ def _step_seconds(
     number: int,
     model: networks.Network,
     source: Source,
+    loss: Loss,
     rows: sampling.Rows,
-    device: torch.device,
 ) -> float:
     """Takes a training step and returns its seconds. The weights of `model` change.
 
@@ -232,14 +233,16 @@ def _step_seconds(
         recipe: complete.
         number: of the stage, from 1.
         model: on `device`.
-        source: pictures and targets.
+        source: pictures and targets, on the device that the step is taken on.
+        loss: of a batch.
         rows: int64 (B,), the rows of `source` in the batch.
-        device: where the step is taken.
     """
     stage = recipe.stage(number)
+    device = source.targets.device
     worker = Worker(device=device)
     network, optimizer = stage_network(recipe, number, model, stage.lr, worker)
-    step = Stepper(recipe, number, Trained(network.train(), optimizer), source, worker)
+    trained = Trained(network.train(), optimizer)
+    step = Stepper(recipe, number, trained, source, loss, worker)
     if device.type == "cuda":
         # The first step also loads the kernels of CUDA and cuDNN, which a run does only once.
         step(rows, stage.epochs, 0).values.tolist()

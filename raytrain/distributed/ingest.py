@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raytrain import registry, storage
+from raytrain import storage
 from raytrain.data import dataset as ds
 from raytrain.data import images, splits
 from raytrain.data.bands import BandRule, as_picture
@@ -71,6 +71,10 @@ ADVICE = {
     ),
     "16-bit": ("values above 255 would become white, or lose their lower bits", _TIFF_FLAGS),
     "bands": ("it is not clear which bands are red, green and blue", _TIFF_FLAGS),
+    "several-labels": (
+        "a tile of this task has exactly one label",
+        "correct the labels, or choose another --task",
+    ),
     "no-labels": (
         "a tile without labels teaches nothing, unless it is meant so",
         "label the tiles, or give --allow-empty",
@@ -658,7 +662,7 @@ def _finish(
         lines = [masked(picture) + "\n" for picture in unlisted]
         storage.write_text(storage.join(path, "unlisted.txt"), "".join(lines))
     manifest: Record = {
-        "task": registry.DEFAULT,
+        "task": tiles.tiles.task,
         "classes": tiles.tiles.classes,
         "tile_size": _tile_size(_total(written, "sizes")),
         "shards": _shard_entries(written),

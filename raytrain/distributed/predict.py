@@ -22,8 +22,9 @@ import pandas as pd
 import ray
 import torch
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.checkpoints import fitting, reading
+from raytrain.config import Model
 from raytrain.data import images
 from raytrain.data.bands import BandRule, as_picture
 from raytrain.data.contents import contents, trouble
@@ -165,8 +166,10 @@ def _check_resize(checkpoint: reading.Checkpoint) -> None:
 
 def _network(checkpoint: reading.Checkpoint) -> torch.nn.Sequential:
     """The network of a checkpoint with the weights that its validation used."""
+    meta = checkpoint.meta
     # Dropout does nothing in evaluation, so its probability does not matter here.
-    model = networks.build(checkpoint.meta["arch"], len(checkpoint.meta["classes"]), 0.0)
+    settings = Model(arch=meta["arch"], dropout=0.0)
+    model = registry.training(meta["task"]).network(settings, len(meta["classes"]))
     initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.path)
     return model
 
@@ -232,7 +235,13 @@ class Predictor:
         if self.meta["precision"] == "bf16" and default_precision(device) == "bf16":
             precision = "bf16"
         symmetries = SYMMETRIES if tta else 1
-        self.how = Inference(self.meta["size"], self.meta["normalize"], precision, symmetries)
+        self.how = Inference(
+            self.meta["size"],
+            self.meta["normalize"],
+            precision,
+            symmetries,
+            registry.training(self.meta["task"]).undone,
+        )
 
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
         """Predicts the tiles of a block.

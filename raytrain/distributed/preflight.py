@@ -9,7 +9,7 @@ from pathlib import Path
 import ray
 import torch
 
-from raytrain import runs, storage
+from raytrain import registry, runs, storage
 from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset, open_dataset
@@ -26,6 +26,7 @@ from raytrain.distributed.nodes import (
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.models import initial_weights, networks
+from raytrain.tasks.choice import resolved
 from raytrain.tiles.sampling import check_batches
 from raytrain.training.start import initial
 
@@ -67,9 +68,8 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     train_rows = dataset.part_rows(split, "train")
     valid_rows = dataset.part_rows(split, "valid")
     check_batches(recipe, len(train_rows), len(valid_rows))
-    model = networks.build(
-        recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
-    )
+    recipe = resolved(recipe, dataset.task)
+    model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
     networks.check_sizes(model, recipe.model.arch, _image_sizes(recipe))
     if run is None or not run.checkpoints:
         recipe = _check_start(recipe, dataset, model)

@@ -27,7 +27,7 @@ import ray.tune
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.config import Recipe, validate, with_fields
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import gpus
@@ -36,7 +36,8 @@ from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
-from raytrain.evaluation import metrics, predictions, thresholds
+from raytrain.evaluation import predictions, thresholds
+from raytrain.evaluation.score import Score
 from raytrain.training.loop import fit
 from raytrain.training.services import Hooks
 from raytrain.worker import Worker, compute_device
@@ -76,7 +77,7 @@ def search(
         num_samples: number of trials.
 
     Returns:
-        One row per trial, best F2 first: trial, f2, epochs, and a column per path.
+        One row per trial, the best first: trial, epochs, its score, and a column per path.
 
     Raises:
         ConfigError: a path or a sampler that does not exist, a drawn value out of range, or keys
@@ -87,7 +88,8 @@ def search(
     samplers = {path: sampler(path, how) for path, how in space.items()}
     # Refuses a path that does not exist before any trial starts.
     apply_draw(recipe, {path: _first_value(how) for path, how in space.items()})
-    classes = open_dataset(str(recipe.dataset)).classes
+    dataset = open_dataset(str(recipe.dataset))
+    score = registry.evaluation(dataset.task).SCORE
     trials = Trials(
         function=_trial,
         # Plain values: a trial may run on another machine, and validates them again.
@@ -99,15 +101,16 @@ def search(
             time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2
         ),
         use_gpu=recipe.use_gpu,
-        most_at_once=trials_that_fit(recipe, len(classes)),
+        most_at_once=trials_that_fit(recipe, len(dataset.classes)),
+        score=score,
     )
     results = run_trials(trials)
-    table = _table(results)
+    table = _table(results, score)
     storage.write_text(storage.join(directory, "trials.csv"), table.to_csv(index=False))
     best = results[table["trial"].iloc[0]].config
     chosen = storage.join(directory, "best.yaml")
     header = (
-        f"# best of {len(table)} trials: F2 {table['f2'].iloc[0]:.4f}\n"
+        f"# best of {len(table)} trials: {score.name} {table[score.key].iloc[0]:.4f}\n"
         f"# raytrain train --config {typed(chosen)}\n"
     )
     storage.write_text(chosen, header + apply_draw(recipe, best).to_yaml())
@@ -118,7 +121,7 @@ def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
     """Searches thresholds over a predictions file with Tune trials; nothing is trained.
 
     Each trial draws a first threshold and an order of the classes. It fits the thresholds on one
-    half of the tiles and is evaluated on the other. The start with the highest F2 on the fitted
+    half of the tiles and is evaluated on the other. The start with the best score on the fitted
     half is chosen, never the one that is best on the other half: that would fit it too. Writes
     `trials.csv`, and `thresholds.json` fitted from that start on all tiles, into `out`.
 
@@ -128,27 +131,29 @@ def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
         num_samples: number of trials.
 
     Returns:
-        One row per trial, best F2 first: trial, epochs, f2, f2_fitted, start and seed.
+        One row per trial, the best first: trial, epochs, score, fitted score, start and seed.
 
     Raises:
         DataError: not a predictions file, or one without targets.
     """
     found = predictions.read(path)
+    score = registry.evaluation(found.task).SCORE
     judgement = thresholds.judge(found)
     assert found.target is not None  # judge refuses a file without targets
     trials = Trials(
         function=_threshold_trial,
         # The arrays are sent instead of the path: the file may exist on this machine only.
-        given=(found.logits, found.target),
+        given=(found.logits, found.target, score.key),
         space={"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)},
         directory=out,
         num_samples=num_samples,
         # NumPy on a few thousand rows: a GPU has nothing to do.
         use_gpu=False,
+        score=score,
     )
-    table = _table(run_trials(trials))
+    table = _table(run_trials(trials), score)
     storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
-    best = table.sort_values("f2_fitted", ascending=False).iloc[0]
+    best = table.sort_values(_fitted(score.key), ascending=False).iloc[0]
     cuts, _ = thresholds.best_per_class(
         found.logits, found.target, start=best["start"], seed=int(best["seed"])
     )
@@ -238,46 +243,58 @@ def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], 
     run = storage.join(directory, "trials", ray.tune.get_context().get_trial_id())
     storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     assert recipe.dataset is not None
-    fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks(report=_report_f2))
+    dataset = open_dataset(recipe.dataset)
+    key = registry.evaluation(dataset.task).SCORE.key
+
+    def report(metrics: Mapping[str, Any]) -> None:
+        ray.tune.report({key: metrics[key]})
+
+    fit(recipe, dataset, run, worker, Hooks(report=report))
 
 
-def _report_f2(metrics: Mapping[str, Any]) -> None:
-    ray.tune.report({"f2": metrics["f2"]})
+def _fitted(key: str) -> str:
+    """Column of the score on the tiles that thresholds were fitted on."""
+    return f"{key}_fitted"
 
 
 def _threshold_trial(
-    config: dict[str, Any], worker: Worker, given: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+    config: dict[str, Any],
+    worker: Worker,
+    given: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str],
 ) -> None:
     """One search of thresholds.
 
     Args:
         config: the first threshold `start`, and the `seed` of the order of classes.
         worker: unused; every trial gets one.
-        given: logits and targets, each (rows, classes).
+        given: logits and targets, each (rows, classes), and the key of the score.
     """
-    logits, target = given
+    logits, target, key = given
     # Every other row, because the rows may be sorted.
     fitting = slice(0, None, 2)
     judging = slice(1, None, 2)
     chosen, fitted = thresholds.best_per_class(
         logits[fitting], target[fitting], start=config["start"], seed=config["seed"]
     )
-    f2 = metrics.f2(logits[judging], target[judging], chosen)
-    ray.tune.report({"f2": f2, "f2_fitted": fitted})
+    judged = thresholds.score(logits[judging], target[judging], chosen)
+    ray.tune.report({key: judged, _fitted(key): fitted})
 
 
 class _Progress(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
     """Logs a line for each report of a trial and for its end."""
 
-    def __init__(self, trials: int) -> None:
+    def __init__(self, trials: int, score: Score) -> None:
         self.trials = trials
+        self.score = score
         self.finished = 0
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         epoch = result["training_iteration"]
-        logger.info(f"trial {trial.trial_id}  epoch {epoch}  F2 {result['f2']:.4f}")
+        logger.info(
+            f"trial {trial.trial_id}  epoch {epoch}  {self.score.name} {result[self.score.key]:.4f}"
+        )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.finished += 1
@@ -294,6 +311,7 @@ class Trials:
         space: Tune's samplers by name or path.
         directory: directory or URI of the search.
         num_samples: number of trials.
+        score: what says which trial is best.
         scheduler: stops weak trials early; None runs every trial to its end.
         use_gpu: as in a recipe.
         most_at_once: how many trials fit into memory; None if that is no limit.
@@ -304,6 +322,7 @@ class Trials:
     space: dict[str, Any]
     directory: str
     num_samples: int
+    score: Score
     scheduler: ASHAScheduler | None = None
     use_gpu: bool | None = None
     most_at_once: int | None = None
@@ -349,8 +368,8 @@ def _tuner(trials: Trials, folder: str) -> Any:
         ray.tune.with_resources(function, resources),
         param_space=trials.space,
         tune_config=ray.tune.TuneConfig(
-            metric="f2",
-            mode="max",
+            metric=trials.score.key,
+            mode=trials.score.mode,
             num_samples=trials.num_samples,
             max_concurrent_trials=at_once,
             scheduler=trials.scheduler,
@@ -361,7 +380,7 @@ def _tuner(trials: Trials, folder: str) -> Any:
             name="ray",
             storage_path=folder,
             verbose=0,
-            callbacks=[_Progress(trials.num_samples)],
+            callbacks=[_Progress(trials.num_samples, trials.score)],
         ),
     )
 
@@ -384,14 +403,15 @@ def _folder_of_tune(directory: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _table(results: dict[str, ray.tune.Result]) -> pd.DataFrame:
-    """One row per trial, best F2 first."""
+def _table(results: dict[str, ray.tune.Result], score: Score) -> pd.DataFrame:
+    """One row per trial, the best first."""
     rows = []
     for trial, result in results.items():
         row = {"trial": trial, "epochs": result.metrics["training_iteration"]}
         for key, value in result.metrics.items():
-            if key.startswith("f2"):
+            if key in (score.key, _fitted(score.key)):
                 row[key] = value
         row.update(result.config)
         rows.append(row)
-    return pd.DataFrame(rows).sort_values("f2", ascending=False, ignore_index=True)
+    table = pd.DataFrame(rows)
+    return table.sort_values(score.key, ascending=not score.higher_is_better, ignore_index=True)

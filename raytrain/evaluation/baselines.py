@@ -7,7 +7,7 @@ and targets (N, K) of 0 and 1. Imports neither torch nor ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 
 from raytrain.evaluation import metrics, thresholds
 from raytrain.evaluation.metrics import Array
+from raytrain.evaluation.predictions import Predictions
 
 # Rows and columns of a picture.
 _PIXELS = (0, 1)
@@ -194,3 +195,34 @@ def compare(
     constant = {"labels": labels, "f2": float(constant_f2)}
     logistic = {"threshold": threshold, "f2": logistic_f2}
     return {"constant": constant, "logistic": logistic}
+
+
+def of_model(predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Returns what baselines.json holds of the network: its F2 at 0.2.
+
+    Args:
+        predictions: of the validation part, with targets.
+    """
+    assert predictions.target is not None  # a run's own predictions have targets
+    return {"model": {"f2": metrics.f2(predictions.logits, predictions.target)}}
+
+
+def summary(scores: Mapping[str, Mapping[str, Any]], tiles: int) -> list[str]:
+    """Returns lines for the terminal that compare the network with both baselines.
+
+    Args:
+        scores: content of baselines.json.
+        tiles: number of validation tiles.
+    """
+    network = scores["model"]["f2"]
+    constant = scores["constant"]["f2"]
+    logistic = scores["logistic"]["f2"]
+    labels = " ".join(scores["constant"]["labels"])
+    # What the network gains over each baseline is in brackets.
+    return [
+        f"F2 on {tiles} synthetic validation tiles (no Planet result):",
+        f"  {network:.4f}  the network, threshold 0.2",
+        f"  {logistic:.4f}  logistic regression on colour mean and deviation "
+        f"({network - logistic:+.4f})",
+        f"  {constant:.4f}  always {labels} ({network - constant:+.4f})",
+    ]

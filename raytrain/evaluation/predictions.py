@@ -23,11 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.errors import DataError, masked
-from raytrain.evaluation.metrics import Array, sigmoid
+from raytrain.evaluation.metrics import Array
 
+# Of several labels per tile.
 SCHEMA_VERSION = 1
+# Of other tasks: programs that know none of them refuse it.
+EXTENDED_VERSION = 2
 KEY = b"raytrain"
 TYPES = {
     "image_name": pa.string(),
@@ -72,9 +75,14 @@ class Predictions:
             )
 
     @property
+    def task(self) -> str:
+        """Name of the task, see `raytrain.registry`."""
+        return self.meta.get("task", registry.DEFAULT)
+
+    @property
     def probability(self) -> Array:
-        """The sigmoid of the logits, float64 (N, K)."""
-        return sigmoid(self.logits)
+        """The probability of each class, float64 (N, K), as the task computes it."""
+        return registry.evaluation(self.task).probabilities(self.logits)
 
 
 def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
@@ -95,7 +103,7 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
     if predictions.target is not None:
         columns["target"] = _lists(predictions.target, np.uint8)
     known = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": _schema_version(predictions),
         "classes": predictions.classes,
         "meta": predictions.meta,
     }
@@ -111,6 +119,12 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
         write_page_checksum=True,
     )
     storage.write_bytes(path, sink.getvalue(), durable=durable)
+
+
+def _schema_version(predictions: Predictions) -> int:
+    if predictions.task == registry.DEFAULT:
+        return SCHEMA_VERSION
+    return EXTENDED_VERSION
 
 
 def read(path: str) -> Predictions:
@@ -136,6 +150,7 @@ def read(path: str) -> Predictions:
         target = _matrix(path, table, "target", classes)
         _check_binary(path, target)
     names = table.column("image_name").to_pylist()
+    registry.check(known["meta"].get("task", registry.DEFAULT))
     return Predictions(
         names=tuple(names),
         logits=logits,
@@ -212,7 +227,8 @@ def _known(path: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """The object under the key `raytrain`: classes (list of str) and meta (str to str)."""
     try:
         known = json.loads(metadata[KEY])
-        is_right = known["schema_version"] == SCHEMA_VERSION and len(known["classes"]) > 0
+        version = known["schema_version"]
+        is_right = version in (SCHEMA_VERSION, EXTENDED_VERSION) and len(known["classes"]) > 0
         words = [*known["classes"], *known["meta"].values()]
     except (KeyError, ValueError, TypeError, AttributeError):
         is_right = False
@@ -220,7 +236,8 @@ def _known(path: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     if not is_right or not all(isinstance(word, str) for word in words):
         raise _unusable(
             path,
-            f"its metadata is not that of raytrain's schema version {SCHEMA_VERSION}",
+            f"its metadata is not that of raytrain's schema versions {SCHEMA_VERSION} and "
+            f"{EXTENDED_VERSION}",
             "classes are unknown",
         )
     return dict(known)

@@ -1,7 +1,7 @@
-"""Builds the competition's file from predictions: `image_name,tags`, one row for each tile.
+"""Builds the file of answers from predictions, one row for each tile.
 
-Tags are separated by spaces. Every tile gets at least its most probable label, because an empty
-field scores 0. Imports neither torch nor ray.
+The competition's is `image_name,tags`. The task says how the second column is called and what an
+answer is (`evaluation/tasks`). Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 
-import numpy as np
 import pandas as pd
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.data.names import KnownNames, stem, visible
 from raytrain.data.tables import Column, open_table, read_rows
 from raytrain.data.text import FileKind
 from raytrain.errors import ConfigError, DataError, did_you_mean
-from raytrain.evaluation.metrics import THRESHOLD, Array
+from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
+from raytrain.registry import Evaluation
 
 # The fix in messages about tiles that are missing or repeated.
 ANOTHER = (
@@ -42,7 +41,7 @@ class Submission:
     """The rows to submit.
 
     Attributes:
-        table: image_name, tags (labels in class order, separated by spaces).
+        table: image_name, and the answers in the column that the task names.
         filled: names of the sample's tiles that were not predicted and got `labels`.
         labels: for tiles that were not predicted.
     """
@@ -71,7 +70,7 @@ class Submission:
 
 def build(
     predictions: Sequence[Predictions],
-    thresholds: float | Array | None = None,
+    thresholds: Array | None = None,
     sample: str | None = None,
     missing: Sequence[str] = (),
 ) -> Submission:
@@ -79,8 +78,7 @@ def build(
 
     Args:
         predictions: one for each folder of test tiles, all with the same classes.
-        thresholds: probability that a label must exceed; one for all labels, (K,), or None for
-            0.2.
+        thresholds: of each label, (K,); None for the task's own rule.
         sample: path of the competition's sample file. It gives the order and spelling of the
             names, and exactly its tiles must be predicted. Without it, names have no suffix and
             are sorted, numbers in them by value.
@@ -89,19 +87,18 @@ def build(
 
     Raises:
         ConfigError: one of the labels in `missing` is no class.
-        DataError: different classes, a label with a space, a repeated tile, or names that differ
-            from the sample's.
+        DataError: different tasks or classes, a name that cannot be written, a repeated tile, or
+            names that differ from the sample's.
     """
     classes = _classes(predictions)
+    task = _task(predictions)
+    task.check_answers(classes)
     _check_labels(missing, classes)
-    cut = thresholds
-    if cut is None:
-        cut = THRESHOLD
-    tags = _tags_by_name(predictions, cut, classes)
+    tags = _answers_by_name(predictions, thresholds, task)
     if sample is None:
         names = sorted(tags, key=_natural)
         rows = [tags[name] for name in names]
-        table = pd.DataFrame({"image_name": names, "tags": rows})
+        table = pd.DataFrame({"image_name": names, task.ANSWER_COLUMN: rows})
         return Submission(table)
 
     names = _sample_names(sample)
@@ -117,7 +114,7 @@ def build(
             rows.append(" ".join(labels))
         else:
             rows.append(tags[tile])
-    table = pd.DataFrame({"image_name": names, "tags": rows})
+    table = pd.DataFrame({"image_name": names, task.ANSWER_COLUMN: rows})
     return Submission(table, filled=tuple(filled), labels=labels)
 
 
@@ -130,6 +127,18 @@ def write(path: str, table: pd.DataFrame) -> None:
     storage.write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
+def _task(predictions: Sequence[Predictions]) -> Evaluation:
+    """The module of the task that all predictions share."""
+    tasks = {part.task for part in predictions}
+    if len(tasks) != 1:
+        raise DataError(
+            f"the predictions are of different tasks: {', '.join(sorted(tasks))}",
+            "their answers cannot stand in one column",
+            "predict all folders with one checkpoint",
+        )
+    return registry.evaluation(tasks.pop())
+
+
 def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:
     """The classes that all predictions share."""
     found = {part.classes for part in predictions}
@@ -139,44 +148,25 @@ def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:
             "a label's column would mean another label in the next file",
             "predict all folders with one checkpoint",
         )
-    classes = found.pop()
-    for label in classes:
-        if not label or re.search(r"\s", label):
-            raise DataError(
-                f'the label "{label}" has a space, or is empty',
-                "spaces separate the tags of a tile in the competition's file",
-                "rename it in the labels, then ingest and train again",
-            )
-    return classes
+    return found.pop()
 
 
-def _tags_by_name(
-    predictions: Sequence[Predictions], cut: float | Array, classes: Sequence[str]
+def _answers_by_name(
+    predictions: Sequence[Predictions], cut: Array | None, task: Evaluation
 ) -> dict[str, str]:
-    """The tags of every predicted tile, by its name without suffix."""
-    tags: dict[str, str] = {}
+    """The answer for every predicted tile, by its name without suffix."""
+    answers: dict[str, str] = {}
     for part in predictions:
         names = map(stem, part.names)
-        for name, words in zip(names, _tags(part, cut, classes), strict=True):
-            if name in tags:
+        for name, answer in zip(names, task.answers(part, cut), strict=True):
+            if name in answers:
                 raise DataError(
                     f"the tile {visible(name)} comes twice in the predictions",
                     "only one of the two answers would count",
                     ANOTHER,
                 )
-            tags[name] = words
-    return tags
-
-
-def _tags(part: Predictions, cut: float | Array, classes: Sequence[str]) -> Iterator[str]:
-    """The tags of each tile: labels in class order, separated by spaces."""
-    predicted = part.probability > cut  # bool (N, K)
-    # argmax fails for a part without tiles.
-    if len(predicted):
-        empty = ~predicted.any(axis=1)
-        predicted[empty, np.argmax(part.logits[empty], axis=1)] = True
-    for row in predicted.tolist():
-        yield " ".join(compress(classes, row))
+            answers[name] = answer
+    return answers
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

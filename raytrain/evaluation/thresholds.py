@@ -161,6 +161,11 @@ def best_per_class(
     return cuts, metrics.f2(logits, target, cuts)
 
 
+def score(logits: Array, target: Array, cuts: Array) -> float:
+    """Returns the F2 of some tiles with thresholds (K,): what searches compare."""
+    return metrics.f2(logits, target, cuts)
+
+
 def fit(logits: Array, target: Array, seed: int = 0) -> Fitted:
     """Fits both kinds of thresholds; the classes start from the best global one."""
     threshold, _ = best_global(logits, target)

@@ -6,19 +6,20 @@ conclude(run)    evaluates predictions.parquet of a run directory and writes all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.errors import DataError
-from raytrain.evaluation import thresholds
 from raytrain.report import page
 from raytrain.report.record import read_run
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """The judgement of a run's predictions, and the path of the report."""
+    """The judgement of a run's predictions, the same as text, and the path of the report."""
 
-    judgement: thresholds.Judgement
+    judgement: Any
+    table: str
     report: str
 
 
@@ -42,8 +43,9 @@ def conclude(run: str) -> Conclusion:
             "training writes predictions.parquet after each epoch; there is nothing to judge",
             f"raytrain runs show {storage.name_of(run)} --storage {storage.parent(run)}",
         )
-    thresholds.write(record.judgement, run)
+    task = registry.evaluation(record.task)
+    task.write(record.judgement, run)
     page.write_card(record)
     # The report comes last: its presence shows that all other files are complete.
     report = page.write_report(record)
-    return Conclusion(record.judgement, report)
+    return Conclusion(record.judgement, task.table(record.judgement), report)

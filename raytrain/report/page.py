@@ -1,11 +1,12 @@
 """Writes the report of a run as one HTML file that needs no network and no script, and its card.
 
     write(run)                               <run>/report.html and its pictures as PNG files:
-                                             losses.png, lr.png, f2.png, per_label.png
+                                             losses.png, lr.png, and those of the task
     write_evaluation(out, predictions_path)  <out>/report.html, per_label.png, without a run
     model_card(run)                          <run>/model_card.md
 
-Shows what training and evaluation wrote (raytrain/report/record.py); computes no new results.
+Shows what training and evaluation wrote (raytrain/report/record.py); computes no new results. What
+depends on the task comes from `registry.drawing`.
 Imports neither torch nor ray.
 """
 
@@ -13,44 +14,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Hashable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.config import Recipe, Stage
-from raytrain.errors import DataError, StorageError
-from raytrain.evaluation import metrics
-from raytrain.evaluation.metrics import THRESHOLD
-from raytrain.evaluation.thresholds import Judgement
-from raytrain.report import plots, rates, tiles
+from raytrain.report import plots, rates
 from raytrain.report.record import Record, read_evaluation, read_run
-from raytrain.report.templates import NOTHING, Draw, Plot, count, render
+from raytrain.report.sections import Drawing, Sections
+from raytrain.report.templates import NOTHING, Plot, count, render
 
-# The page calls the scores of a label uncertain if it was judged on fewer tiles than this.
-RARE = 20
 # What a stage trains, by the number of its frozen layer groups.
 TRAINED = ("all", "head and late layers", "head")
-LABELS_NOTE = "Precision, recall and F2 hold at the threshold in the last column."
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A score between 0 and 1, with its name and an explanation."""
-
-    name: str
-    value: float
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture that is still to be drawn in each theme, and a description of it."""
-
-    draw: Draw
-    alt: str
 
 
 def write(run: str) -> str:
@@ -74,7 +51,7 @@ def write_report(record: Record) -> str:
     return _write_page(record, "training report")
 
 
-def write_evaluation(out: str, predictions_path: str, judgement: Judgement | None = None) -> str:
+def write_evaluation(out: str, predictions_path: str, judgement: Any = None) -> str:
     """Writes the parts of the report that need only a predictions file.
 
     Args:
@@ -111,51 +88,51 @@ def model_card(run: str) -> str:
 def write_card(record: Record) -> str:
     """As `model_card`, for a caller that has read the run directory already."""
     path = storage.join(record.path, "model_card.md")
-    text = render("model_card.md.j2", _context(record, "model card"), autoescape=False)
+    sections = registry.drawing(record.task).sections(record)
+    text = render("model_card.md.j2", _context(record, sections, "model card"), autoescape=False)
     storage.write_text(path, text)
     return path
 
 
 def _write_page(record: Record, kind: str) -> str:
-    context = _context(record, kind)
-    context |= _sheet(record)
-    context["plots"] = _plots(record)
+    sections = registry.drawing(record.task).sections(record)
+    context = _context(record, sections, kind)
+    context["sheet"] = sections.sheet
+    context["plots"] = _plots(record, sections)
+    context["captions"] = {name: drawing.caption for name, drawing in sections.pictures.items()}
     path = storage.join(record.path, "report.html")
     storage.write_text(path, render("page.html.j2", context))
     return path
 
 
-def _context(record: Record, kind: str) -> dict[str, Any]:
+def _context(record: Record, sections: Sections, kind: str) -> dict[str, Any]:
     """The variables that the page and the model card have in common."""
-    labels = _label_rows(record)
-    rare = []
-    for row in labels:
-        if row["count"] < RARE:
-            rare.append(str(row["label"]))
     env = []
     for key, value in record.env.items():
         env.append((key, _plain(value)))
     tiles_judged = 0
-    if record.predictions is not None:
-        tiles_judged = len(record.predictions.names)
+    if record.judgement is not None:
+        tiles_judged = record.judgement.tiles
     config = ""
     if record.recipe is not None:
         config = record.recipe.to_yaml()
+    task = registry.evaluation(record.task)
     return {
         "name": record.name,
         "kind": kind,
         "synthetic": record.synthetic,
         "summary": _summary(record),
-        "headline": _headline(record),
-        "metrics": _baseline_metrics(record),
+        "headline": sections.headline,
+        "metrics": sections.baselines,
+        "scores": task.METRICS,
+        "score": task.SCORE,
         "stages": _stage_rows(record),
         "unfinished": _unfinished(record),
-        "labels": labels,
-        "labels_note": LABELS_NOTE,
-        "rare": rare,
+        "table": sections.table,
+        "decision": sections.decision,
+        "limits": sections.limits,
         "tiles_judged": tiles_judged,
-        "threshold": THRESHOLD,
-        "commands": _commands(record),
+        "commands": _commands(record, sections),
         "env": env,
         "config": config,
         "dataset": record.dataset,
@@ -202,99 +179,6 @@ def _dataset_sentence(record: Record, dataset: str) -> str:
     if record.recipe is not None:
         words.append(f'split "{record.recipe.data.split}"')
     return ", ".join(words) + "."
-
-
-def _headline(record: Record) -> Metric | None:
-    """The F2 to compare runs by: at threshold 0.2, over all tiles of the validation part."""
-    threshold = f"threshold {THRESHOLD:g} for every label"
-    if record.predictions is not None and record.judgement is not None:
-        tiles_judged = count(len(record.predictions.names))
-        note = f"F2, mean over {tiles_judged} {_part(record)} tiles, {threshold}"
-        return Metric("F2", record.judgement.scores["default"].f2, note)
-    if len(record.history):
-        note = f"F2 on the validation part after the last epoch, {threshold}"
-        last_epoch = record.history.iloc[-1]
-        return Metric("F2", float(last_epoch["f2"]), note)
-    return None
-
-
-def _part(record: Record) -> str:
-    """The part of the split that was predicted, in words."""
-    if record.predictions is None:
-        return ""
-    part = str(record.predictions.meta.get("part", ""))
-    if part == "valid":
-        return "validation"
-    return part
-
-
-def _baseline_metrics(record: Record) -> list[Metric]:
-    """The scores next to the headline: what simple methods reach without a network."""
-    found = []
-    constant = record.baselines.get("constant") or {}
-    if "f2" in constant:
-        labels = [str(label) for label in constant.get("labels", [])]
-        found.append(
-            Metric(
-                name="F2 of the best constant answer",
-                value=float(constant["f2"]),
-                note=", ".join(labels),
-            )
-        )
-    logistic = record.baselines.get("logistic") or {}
-    if "f2" in logistic:
-        found.append(
-            Metric(
-                name="F2 of logistic regression",
-                value=float(logistic["f2"]),
-                note="mean and standard deviation of each channel",
-            )
-        )
-    return found
-
-
-def _label_rows(record: Record) -> list[dict[str, Any]]:
-    """The rows of per_label.csv, best F2 first."""
-    if record.judgement is None:
-        return []
-    table = record.judgement.per_label
-    ranked = table.sort_values(["f2", "label"], ascending=[False, True])
-    return list(ranked.to_dict("records"))
-
-
-def _sheet(record: Record) -> dict[str, Any]:
-    """The tiles to show by kind, and the sentence that explains why there are none."""
-    empty = {"sheet": {}, "sheet_note": ""}
-    if record.predictions is None or record.predictions.target is None:
-        return empty
-    if record.dataset is None:
-        note = "No tiles are shown, since no file names the dataset of the predictions."
-        return empty | {"sheet_note": note}
-    try:
-        return empty | {"sheet": _cards(record, record.dataset)}
-    except (DataError, StorageError) as error:
-        # Datasets are moved and deleted; the rest of the report does not need one.
-        return empty | {"sheet_note": f"No tiles are shown: {error.what}."}
-
-
-def _cards(record: Record, dataset: str) -> dict[str, list[tiles.Card]]:
-    """The cards of the best, the median and the worst tiles."""
-    predictions = record.predictions
-    assert predictions is not None
-    target = predictions.target
-    assert target is not None
-    # bool (N, K)
-    predicted = predictions.probability > THRESHOLD
-    # float64 (N,)
-    f2 = metrics.f2_per_tile(predicted, target)
-    judged = tiles.JudgedTiles(predictions, predicted, f2)
-    chosen = tiles.choose(f2, target)
-    found = {}
-    for kind, rows in chosen.items():
-        # A kind has no rows if there are fewer than three tiles.
-        if rows:
-            found[kind] = tiles.cards(judged, rows, dataset)
-    return found
 
 
 def _stage_rows(record: Record) -> list[dict[str, Any]]:
@@ -365,31 +249,29 @@ def _unfinished(record: Record) -> str:
     )
 
 
-def _commands(record: Record) -> list[dict[str, str]]:
+def _commands(record: Record, sections: Sections) -> list[dict[str, str]]:
     """The next commands to type, with the paths of this run; the reader replaces the capitals."""
     checkpoint = "CHECKPOINT"
     if record.recipe is not None:
         checkpoint = record.path  # predict takes the last checkpoint of a run directory
     elif record.predictions is not None:
         checkpoint = str(record.predictions.meta.get("checkpoint") or checkpoint)
-    thresholds = storage.join(record.path, "thresholds.json")
     predict = {
         "why": "Predict a folder of tiles without labels:",
         "line": f"raytrain predict --checkpoint {shlex.quote(checkpoint)} "
         "--images DIR --out test.parquet",
     }
     submission = {
-        "why": "Turn the predictions into the competition's file, with the thresholds found here:",
-        "line": f"raytrain submission test.parquet --thresholds {shlex.quote(thresholds)} "
-        "--out submission.csv",
+        "why": "Turn the predictions into a file of answers, as decided here:",
+        "line": f"raytrain submission test.parquet{sections.submission} --out submission.csv",
     }
     return [predict, submission]
 
 
-def _plots(record: Record) -> dict[str, Plot]:
+def _plots(record: Record, sections: Sections) -> dict[str, Plot]:
     """Draws every picture that there is data for, and writes the light ones as PNG files."""
     found = {}
-    for name, drawing in _drawings(record).items():
+    for name, drawing in (_drawings(record) | sections.pictures).items():
         light = drawing.draw(plots.LIGHT)
         path = storage.join(record.path, f"{name}.png")
         storage.write_bytes(path, light)
@@ -398,16 +280,14 @@ def _plots(record: Record) -> dict[str, Plot]:
 
 
 def _drawings(record: Record) -> dict[str, Drawing]:
-    """The pictures by the name of their PNG file, without its ending."""
+    """The pictures that every task has, by the name of their PNG file, without its ending."""
     history = record.history
     steps = record.steps
     names = record.stage_names
     found = {}
     if len(history):
         draw_losses = partial(plots.losses, steps, history, names)
-        draw_scores = partial(plots.scores, history, names)
         found["losses"] = Drawing(draw_losses, "losses")
-        found["f2"] = Drawing(draw_scores, "F2 and accuracy by epoch")
     # Without metrics.jsonl the rates of single steps are unknown.
     if len(steps):
         draw_schedule = partial(plots.schedule, steps, names)
@@ -417,9 +297,6 @@ def _drawings(record: Record) -> dict[str, Drawing]:
         name = f"lr-find/{test.stage}"
         draw_test = partial(plots.range_test, test.curve, test.suggestions)
         found[name] = Drawing(draw_test, f"range test of {test.stage}")
-    if record.judgement is not None:
-        draw_labels = partial(plots.per_label, record.judgement.per_label)
-        found["per_label"] = Drawing(draw_labels, "F2 of each label")
     return found
 
 

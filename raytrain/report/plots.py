@@ -3,8 +3,9 @@
     losses(steps, history, stage_names)    loss of every batch (smoothed) and of every epoch
     schedule(steps, stage_names)           learning rate of each layer group, and momentum
     range_test(curve, suggestions)         loss over the learning rate, with the suggested rates
-    scores(history, stage_names)           F2 and accuracy by epoch, the best one marked
-    per_label(table)                       F2 of each label with its count, best first
+    scores(history, stage_names, ...)      scores by epoch, the best one marked
+    per_label(table, score)                a score of each label with its count, best first
+    confusion(counts, classes)             heat map of true and predicted classes
     label_counts(table)                    tiles of each label in the parts of a split
     cooccurrence(counts, labels)           heat map of labels that occur together
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -32,6 +33,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from raytrain.evaluation.score import Score
 
 Array = np.ndarray[Any, Any]
 
@@ -241,12 +244,20 @@ def _group_name(group: int, count: int) -> str:
     return f"layer group {group + 1}"
 
 
-def scores(history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIGHT) -> bytes:
-    """Draws F2 and accuracy on the validation part by epoch, and marks the best F2.
+def scores(
+    history: pd.DataFrame,
+    stage_names: Sequence[str],
+    names: Mapping[str, str],
+    score: Score,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Draws the scores on the validation part by epoch, and marks the best one.
 
     Args:
-        history: columns stage, accuracy and f2.
+        history: column stage, and one for each of `names`.
         stage_names: name of stage n at n - 1.
+        names: of the scores, by their column.
+        score: the one that says which epoch is best.
         theme: colours.
 
     Returns:
@@ -254,12 +265,15 @@ def scores(history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     """
     figure, (ax,) = _figure(2.9, theme)
     epochs = np.arange(1, len(history) + 1)
-    accuracy = history["accuracy"]
-    f2 = history["f2"]
-    ax.plot(epochs, accuracy, "o-", color=theme.train, ms=2.5, lw=1, label="accuracy")
-    ax.plot(epochs, f2, "o-", color=theme.valid, ms=3.5, lw=1.5, label="F2")
-    if f2.notna().any():
-        _mark_best(ax, f2, theme)
+    styles = iter(("-", "--", ":"))
+    for key, name in names.items():
+        if key != score.key:
+            line = f"o{next(styles, ':')}"
+            ax.plot(epochs, history[key], line, color=theme.train, ms=2.5, lw=1, label=name)
+    values = history[score.key]
+    ax.plot(epochs, values, "o-", color=theme.valid, ms=3.5, lw=1.5, label=score.name)
+    if values.notna().any():
+        _mark_best(ax, values, score, theme)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch")
     ax.set_ylabel("score")
@@ -270,18 +284,18 @@ def scores(history: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     return _png(figure)
 
 
-def _mark_best(ax: Axes, f2: pd.Series, theme: Theme) -> None:
-    """Draws a ring around the best epoch and writes its F2 below."""
-    best = int(f2.to_numpy().argmax())
-    value = float(f2.iloc[best])
+def _mark_best(ax: Axes, values: pd.Series, score: Score, theme: Theme) -> None:
+    """Draws a ring around the best epoch and writes its score below."""
+    best = int(np.nanargmax(values) if score.higher_is_better else np.nanargmin(values))
+    value = float(values.iloc[best])
     epoch = float(best + 1)
     ax.plot(epoch, value, "o", ms=9, mfc="none", mec=theme.mark, mew=1.4)
     # The text grows towards the middle, so that it does not leave the picture.
     align = "left"
-    if best > len(f2) / 2:
+    if best > len(values) / 2:
         align = "right"
     ax.annotate(
-        f"best F2 {value:.4f}",
+        f"best {score.name} {value:.4f}",
         (epoch, value),
         (0, -17),
         textcoords="offset points",
@@ -338,31 +352,32 @@ def _limits_around(losses: pd.Series) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
-    """Draws the F2 of each label as a bar, with its value and the number of tiles with the label.
+def per_label(table: pd.DataFrame, score: Score, theme: Theme = LIGHT) -> bytes:
+    """Draws a score of each label as a bar, with its value and the number of tiles of the label.
 
     Args:
-        table: columns label, f2 (0 to 1, NaN where it is undefined) and count.
+        table: columns label, count, and the score (0 to 1, NaN where it is undefined).
+        score: which one.
         theme: colours.
 
     Returns:
         PNG bytes.
     """
     # Bars are drawn from the bottom, so the best label comes last.
-    ranked = table.sort_values(["f2", "label"], ascending=[True, False], na_position="first")
+    ranked = table.sort_values([score.key, "label"], ascending=[True, False], na_position="first")
     labels = len(ranked)
     rows = np.arange(labels)
     height = 0.9 + 0.24 * labels
     figure, (ax,) = _figure(height, theme)
-    f2_scores = ranked["f2"]
-    lengths = f2_scores.fillna(0.0)
+    values = ranked[score.key]
+    lengths = values.fillna(0.0)
     ax.barh(rows, lengths, height=0.62, color=theme.valid, alpha=0.85)
     _name_labels(ax, "y", ranked["label"])
-    # F2 ends at 1; the counts are written in the rest.
+    # The score ends at 1; the counts are written in the rest.
     right = 1.14
-    for row, f2, count in zip(rows, f2_scores, ranked["count"], strict=True):
+    for row, value, count in zip(rows, values, ranked["count"], strict=True):
         y = float(row)
-        _write_score(ax, y, f2, theme)
+        _write_score(ax, y, value, theme)
         count_text = f"{count:,}"
         ax.text(right, y, count_text, va="center", ha="right", fontsize=8, color=theme.muted)
     # The heading of the counts.
@@ -370,18 +385,18 @@ def per_label(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     ax.set_xlim(0, right)
     ax.set_ylim(-0.6, labels - 0.3)
     ax.set_xticks(np.linspace(0, 1, 6))
-    ax.set_xlabel("F2 of the label")
+    ax.set_xlabel(f"{score.name} of the label")
     return _png(figure)
 
 
-def _write_score(ax: Axes, row: float, f2: float, theme: Theme) -> None:
-    """Writes an F2 at the end of its bar."""
-    if pd.isna(f2):
+def _write_score(ax: Axes, row: float, value: float, theme: Theme) -> None:
+    """Writes a score at the end of its bar."""
+    if pd.isna(value):
         text = "–"
         end = 0.0
     else:
-        text = f"{f2:.3f}"
-        end = f2
+        text = f"{value:.3f}"
+        end = value
     ax.text(end + 0.012, row, text, va="center", fontsize=8, color=theme.ink)
 
 
@@ -458,11 +473,37 @@ def cooccurrence(counts: Array, labels: Sequence[str], theme: Theme = LIGHT) -> 
         PNG bytes.
     """
     counts = counts[:MAX_LABELS, :MAX_LABELS]
-    names = labels[:MAX_LABELS]
     tiles = np.diag(counts)
     # (K, K); row k is divided by the tiles of label k. A label without tiles gives zeros.
     divisors = np.maximum(tiles, 1)
     share = counts / divisors[:, None]
+    # The diagonal is always 100.
+    return _heat_map(share, labels, tiles, theme, diagonal=False)
+
+
+def confusion(counts: Array, classes: Sequence[str], theme: Theme = LIGHT) -> bytes:
+    """Draws a heat map: of the tiles of the row's class, the share taken for the column's class.
+
+    Args:
+        counts: int (K, K), tiles by true class (row) and predicted class (column). The first
+            MAX_LABELS classes are drawn, up to MAX_NUMBERS of them with percentages.
+        classes: K names.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
+    tiles = counts.sum(axis=1)
+    # A class without tiles gives zeros.
+    share = counts / np.maximum(tiles, 1)[:, None]
+    return _heat_map(share[:MAX_LABELS, :MAX_LABELS], classes, tiles, theme, diagonal=True)
+
+
+def _heat_map(
+    share: Array, names: Sequence[str], tiles: Array, theme: Theme, *, diagonal: bool
+) -> bytes:
+    """Draws shares (K, K) of the rows' tiles (K,); `diagonal`: whether its numbers are written."""
+    names = names[: len(share)]
     # Rows shrink beyond 17 labels, so that the picture still fits on a screen.
     scale = min(1.0, max(0.35, len(names) / 17))
     height = 1.2 + 5.6 * scale
@@ -471,23 +512,23 @@ def cooccurrence(counts: Array, labels: Sequence[str], theme: Theme = LIGHT) -> 
     ax.grid(visible=False)
     font_size = min(8.0, 200 / len(names))  # points; MAX_LABELS rows still fit into the height
     rows = []
-    for name, count in zip(names, tiles, strict=True):
+    for name, count in zip(names, tiles[: len(share)], strict=True):
         rows.append(f"{short(name)}  {count:,}")
     ax.set_yticks(np.arange(len(names)), rows, parse_math=False)
     _name_labels(ax, "x", names, font_size)
     ax.tick_params(axis="y", length=0, labelsize=font_size)
     ax.tick_params(axis="x", labelrotation=90, labeltop=True, labelbottom=False)
     if len(names) <= MAX_NUMBERS:
-        _write_percentages(ax, share, theme)
+        _write_percentages(ax, share, theme, diagonal=diagonal)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return _png(figure)
 
 
-def _write_percentages(ax: Axes, share: Array, theme: Theme) -> None:
-    """Writes the percentage into each cell that is not 0, except on the diagonal (always 100)."""
+def _write_percentages(ax: Axes, share: Array, theme: Theme, *, diagonal: bool) -> None:
+    """Writes the percentage into each cell that is not 0."""
     for row, column in np.argwhere(share > 0):
-        if row == column:
+        if row == column and not diagonal:
             continue
         value = share[row, column]
         color = theme.ink

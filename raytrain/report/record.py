@@ -13,13 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.config import Recipe, parse_yaml, validate
 from raytrain.errors import DataError, typed
 from raytrain.evaluation import predictions as prediction_files
 from raytrain.evaluation.predictions import Predictions
-from raytrain.evaluation.thresholds import Judgement, judge
 
+# Those of every task; the task's own scores follow.
 HISTORY_COLUMNS = (
     "stage",
     "size",
@@ -27,9 +27,6 @@ HISTORY_COLUMNS = (
     "lr",
     "train_loss",
     "valid_loss",
-    "accuracy",
-    "f2",
-    "f2_best",
     "images_per_s",
     "seconds",
 )
@@ -54,10 +51,11 @@ class Record:
         path: the run directory, or the output directory of the evaluation.
         recipe: content of config.yaml.
         env: content of env.json.
-        history: columns HISTORY_COLUMNS, one row for each epoch; no rows without a run.
+        history: columns HISTORY_COLUMNS and the scores, one row for each epoch; no rows without
+            a run.
         steps: columns STEP_COLUMNS, one row for each step; no rows without metrics.jsonl.
         predictions: of the validation part, or of the evaluated file.
-        judgement: of these predictions, if they have targets.
+        judgement: of these predictions by their task, if they have targets.
         baselines: content of baselines.json.
     """
 
@@ -67,13 +65,30 @@ class Record:
     history: pd.DataFrame = field(default_factory=_no_history)
     steps: pd.DataFrame = field(default_factory=_no_steps)
     predictions: Predictions | None = None
-    judgement: Judgement | None = None
+    judgement: Any = None
     baselines: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The run's name: the last part of its path."""
         return storage.name_of(self.path)
+
+    @property
+    def task(self) -> str:
+        """Name of the task, as the predictions or the columns of the history tell it."""
+        if self.predictions is not None:
+            return self.predictions.task
+        return registry.judged_by(self.history.columns)
+
+    @property
+    def part(self) -> str:
+        """The part of the split that was predicted, in words."""
+        if self.predictions is None:
+            return ""
+        part = str(self.predictions.meta.get("part", ""))
+        if part == "valid":
+            return "validation"
+        return part
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -136,7 +151,7 @@ def read_run(path: str) -> Record:
     return _with_predictions(record, predictions)
 
 
-def read_evaluation(out: str, predictions_path: str, judgement: Judgement | None = None) -> Record:
+def read_evaluation(out: str, predictions_path: str, judgement: Any = None) -> Record:
     """Reads a predictions file without its run.
 
     Args:
@@ -153,10 +168,10 @@ def read_evaluation(out: str, predictions_path: str, judgement: Judgement | None
     return _with_predictions(Record(path=storage.absolute(out)), predictions_path, judgement)
 
 
-def _with_predictions(record: Record, path: str, judgement: Judgement | None = None) -> Record:
+def _with_predictions(record: Record, path: str, judgement: Any = None) -> Record:
     predictions = prediction_files.read(path)
     if judgement is None and predictions.target is not None:
-        judgement = judge(predictions)
+        judgement = registry.evaluation(predictions.task).judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)
 
 
@@ -177,7 +192,8 @@ def _read_history(path: str) -> pd.DataFrame:
             f"raytrain runs list --storage {typed(storage.parent(storage.absolute(path)))}",
         )
     table = pd.read_csv(io.BytesIO(content))
-    for column in HISTORY_COLUMNS:
+    task = registry.evaluation(registry.judged_by(table.columns))
+    for column in (*HISTORY_COLUMNS, *task.METRICS, task.SCORE.best_key):
         if column not in table.columns:
             raise DataError(
                 f"{storage.join(path, 'history.csv')} has no column {column}",

@@ -1,7 +1,7 @@
-"""The tiles of a report: chooses which to show, and compares the prediction of each to its labels.
+"""The tiles of a report: chooses which to show, and makes their cards.
 
-    choose(f2, target)            the best, the median and the worst tiles
-    cards(judged, rows, dataset)  picture and labels of these tiles
+    choose(score, wealth)          the best, the median and the worst tiles
+    sheet(record, chosen, ...)     picture and lines of these tiles
 
 All pictures are decoded by raytrain/data/images.py and stored again, since browsers show the
 4-component JPEGs of Planet with wrong colours. Imports neither torch nor ray.
@@ -11,77 +11,42 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from raytrain.data import images
 from raytrain.data.dataset import open_dataset, read_images
-from raytrain.errors import DataError
+from raytrain.errors import DataError, StorageError
 from raytrain.evaluation.metrics import Array
-from raytrain.evaluation.predictions import Predictions
+from raytrain.report.record import Record
+from raytrain.report.sections import Card, Line, Sheet
 
 SIDE = 160  # pixels
 QUALITY = 80  # of the JPEGs: about 5 KB a tile, and no visible blocks at this size
 
 
-@dataclass(frozen=True)
-class JudgedTiles:
-    """Predictions with targets, and what a threshold makes of them.
-
-    Attributes:
-        predictions: of N tiles and K labels, with targets.
-        predicted: bool (N, K), the labels above the threshold.
-        f2: float (N,), F2 of each tile.
-    """
-
-    predictions: Predictions
-    predicted: Array
-    f2: Array
-
-
-@dataclass(frozen=True)
-class Card:
-    """A tile of the report.
-
-    Attributes:
-        name: of the tile.
-        picture: a data: URI.
-        f2: of this tile alone.
-        right: labels that are true and were predicted.
-        missed: labels that are true and were not predicted.
-        false: labels that were predicted and are not true.
-    """
-
-    name: str
-    picture: str
-    f2: float
-    right: tuple[str, ...]
-    missed: tuple[str, ...]
-    false: tuple[str, ...]
-
-
-def choose(f2: Array, target: Array, each: int = 4) -> dict[str, list[int]]:
+def choose(score: Array, wealth: Array, each: int = 4) -> dict[str, list[int]]:
     """Chooses the best, the median and the worst tiles. No tile is chosen twice.
 
     Args:
-        f2: float (N,), F2 of each tile.
-        target: uint8 (N, K). Of tiles with equal F2, those with more labels show more, so they
-            come first among the best and among the worst.
+        score: float (N,), of each tile.
+        wealth: (N,), such as the number of labels. Of tiles with equal score, those with more come
+            first among the best and among the worst, since they show more.
         each: tiles of a kind; fewer if there are not enough tiles.
 
     Returns:
         Row numbers by kind: best, median, worst.
     """
-    each = min(each, len(f2) // 3)
-    # The last key of lexsort counts first: F2, then the number of labels.
-    fewer_labels = -target.sum(axis=1)
-    best_first = np.lexsort((fewer_labels, -f2)).tolist()
-    worst_first = np.lexsort((fewer_labels, f2)).tolist()
+    each = min(each, len(score) // 3)
+    # The last key of lexsort counts first: the score, then the wealth. As signed numbers, since
+    # minus an unsigned one would be large.
+    poorer = -np.asarray(wealth, np.float64)
+    best_first = np.lexsort((poorer, -score)).tolist()
+    worst_first = np.lexsort((poorer, score)).tolist()
     best = best_first[:each]
-    # Tiles of equal F2 may be at the beginning of both orders.
+    # Tiles of equal score may be at the beginning of both orders.
     taken = set(best)
     worst = [row for row in worst_first if row not in taken][:each]
     taken |= set(worst)
@@ -94,32 +59,65 @@ def choose(f2: Array, target: Array, each: int = 4) -> dict[str, list[int]]:
     return {"best": best, "median": median, "worst": worst}
 
 
-def cards(judged: JudgedTiles, rows: Sequence[int], path: str) -> list[Card]:
-    """Makes the cards of some tiles.
+def sheet(
+    record: Record,
+    chosen: Mapping[str, list[int]],
+    score: Array,
+    lines: Callable[[int], tuple[Line, ...]],
+    intro: tuple[Line, ...],
+) -> Sheet:
+    """Makes the cards of the chosen tiles, or says why there are none.
 
     Args:
-        judged: predictions and their F2.
-        rows: row numbers of the predictions, in the order wanted.
-        path: the dataset of the tiles.
+        record: with predictions.
+        chosen: row numbers of the predictions by kind.
+        score: float (N,), of each tile.
+        lines: what stands below the tile of a row.
+        intro: what stands above the cards.
+    """
+    if record.dataset is None:
+        return Sheet(note="No tiles are shown, since no file names the dataset of the predictions.")
+    found = {}
+    try:
+        for kind, rows in chosen.items():
+            # A kind has no rows if there are fewer than three tiles.
+            if rows:
+                found[kind] = _cards(record, record.dataset, rows, score, lines)
+    except (DataError, StorageError) as error:
+        # Datasets are moved and deleted; the rest of the report does not need one.
+        return Sheet(note=f"No tiles are shown: {error.what}.")
+    return Sheet(found, intro)
+
+
+def _cards(
+    record: Record,
+    path: str,
+    rows: Sequence[int],
+    score: Array,
+    lines: Callable[[int], tuple[Line, ...]],
+) -> list[Card]:
+    """The cards of some rows of the predictions, in the order wanted.
 
     Raises:
         DataError: the dataset no longer exists, is damaged, or does not contain these tiles.
         StorageError: the dataset's file system cannot be reached.
     """
+    assert record.predictions is not None
     dataset = open_dataset(path)
     row_of_name = {}
     for row, name in enumerate(dataset.table["image_name"]):
         row_of_name[name] = row
     dataset_rows = []
     for row in rows:
-        name = judged.predictions.names[row]
+        name = record.predictions.names[row]
         if name not in row_of_name:
             raise DataError(f"{path} does not contain the tile {name}")
         dataset_rows.append(row_of_name[name])
     contents = read_images(dataset, dataset_rows)
     found = []
     for row, content in zip(rows, contents, strict=True):
-        found.append(_card(judged, row, content))
+        name = record.predictions.names[row]
+        found.append(Card(name, thumbnail(content), float(score[row]), lines(row)))
     return found
 
 
@@ -142,24 +140,3 @@ def thumbnail(content: bytes) -> str:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, format="JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
-
-
-def _card(judged: JudgedTiles, row: int, content: bytes) -> Card:
-    predictions = judged.predictions
-    assert predictions.target is not None
-    # bool (K,)
-    true = predictions.target[row] != 0
-    predicted = judged.predicted[row]
-    return Card(
-        name=predictions.names[row],
-        picture=thumbnail(content),
-        f2=float(judged.f2[row]),
-        right=_names(predictions.classes, true & predicted),
-        missed=_names(predictions.classes, true & ~predicted),
-        false=_names(predictions.classes, predicted & ~true),
-    )
-
-
-def _names(classes: Sequence[str], chosen: Array) -> tuple[str, ...]:
-    """The classes where `chosen`, bool (K,), is True."""
-    return tuple(classes[k] for k in np.flatnonzero(chosen).tolist())

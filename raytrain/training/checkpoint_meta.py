@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 
 from raytrain.checkpoints import versions
+from raytrain.data.dataset import extensions
 from raytrain.training import transforms
 from raytrain.training.job import Job
 from raytrain.training.state import Metrics, TrainState
-
-# Stands in every checkpoint until thresholds are fitted on predictions: the lesson's own.
-DEFAULT_THRESHOLD = 0.2
 
 
 def checkpoint_meta(
@@ -20,8 +18,15 @@ def checkpoint_meta(
     next epoch.
     """
     recipe = job.recipe
+    score = job.task.SCORE
+    version = versions.VERSION
+    if extensions(job.dataset.manifest):
+        version = versions.EXTENDED_VERSION
+    value = None  # within an epoch nothing was judged yet
+    if not steps:
+        value = state.history.epochs[-1].scores[score.key]
     return {
-        versions.KEY: versions.VERSION,
+        versions.KEY: version,
         "recipe": recipe.model_dump(mode="json"),
         "stage": number,
         "epoch": epochs,
@@ -31,19 +36,20 @@ def checkpoint_meta(
         "step": state.history.step + steps,
         "arch": recipe.model.arch,
         "classes": job.dataset.classes,
-        "task": job.task.name,
+        "task": job.dataset.task,
         "normalize": recipe.data.normalize,
         "precision": recipe.train.precision,
         "window": job.tiles.window,
         "resize": {"stored_size": job.tiles.size, "rule": transforms.RESIZE_RULE},
-        "thresholds": {"default": DEFAULT_THRESHOLD},
+        **job.task.CHECKPOINT_FACTS,
         "dataset": job.dataset.path,
         "dataset_hash": job.dataset.hash,
         "split": recipe.data.split,
         "split_hash": job.dataset.split_hash(recipe.data.split),
         "parent": job.start.parent,
-        # Within an epoch nothing was judged yet.
-        "f2": None if steps else state.history.epochs[-1].f2,
+        "metric": score.key,
+        "score": value,
+        score.key: value,
         "lr": state.lr,
         "lr_scale": state.lr_scale,
         "ema_updates": state.ema.updates if state.ema else 0,

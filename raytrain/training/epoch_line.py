@@ -7,9 +7,13 @@ import time
 from raytrain.checkpoints.history import EpochRow
 from raytrain.config import LAYER_GROUPS
 from raytrain.log import duration
+from raytrain.registry import Evaluation
 from raytrain.training import waits
 from raytrain.training.job import Job
 from raytrain.training.pace import Paces
+
+# A line has many columns.
+SHORT_NAMES = {"accuracy": "acc", "balanced accuracy": "balanced", "top-5 accuracy": "top-5"}
 
 
 def line_of_epoch(job: Job, row: EpochRow, paces: Paces) -> str:
@@ -21,6 +25,7 @@ def line_of_epoch(job: Job, row: EpochRow, paces: Paces) -> str:
         epochs=stage.epochs,
         frozen=stage.frozen_groups == LAYER_GROUPS - 1,
         remaining_s=_remaining_seconds(job, row),
+        task=job.task,
     )
     contention = waits.sentence(paces.waits)
     if not contention:
@@ -39,7 +44,15 @@ def _remaining_seconds(job: Job, row: EpochRow) -> float:
     return row.seconds * pixels / row.size**2
 
 
-def formatted(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remaining_s: float) -> str:
+def formatted(
+    row: EpochRow,
+    *,
+    stages: int,
+    epochs: int,
+    frozen: bool,
+    remaining_s: float,
+    task: Evaluation,
+) -> str:
     """Returns the line that is logged after each epoch.
 
     Args:
@@ -48,11 +61,9 @@ def formatted(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remainin
         epochs: number of epochs of this stage.
         frozen: whether only the head trains.
         remaining_s: estimated seconds until the end of the run.
+        task: which scores there are, and which one says that an epoch is the best.
     """
     # All variants have the same width, so that the columns of successive lines are aligned.
-    best = "      "
-    if row.f2 >= row.f2_best:
-        best = " *best"
     state = "unfrozen"
     if frozen:
         state = "frozen  "
@@ -64,10 +75,23 @@ def formatted(row: EpochRow, *, stages: int, epochs: int, frozen: bool, remainin
         f"lr {row.lr:.1e}",
         f"train {row.train_loss:.4f}",
         f"valid {row.valid_loss:.4f}",
-        f"acc {row.accuracy:.4f}",
-        f"F2 {row.f2:.4f}{best}",
+        *_scores(row, task),
         f"{row.images_per_s:.0f} img/s",
         duration(row.seconds),
         f"end {time.strftime('%H:%M:%S', end)} (in {duration(remaining_s)})",
     ]
     return "  ".join(parts)
+
+
+def _scores(row: EpochRow, task: Evaluation) -> list[str]:
+    """The scores of an epoch with their names; the one that says `best` has a mark."""
+    score = task.SCORE
+    parts = []
+    for key, name in task.METRICS.items():
+        mark = ""
+        if key == score.key:
+            mark = "      "
+            if row.scores[key] == row.scores[score.best_key]:
+                mark = " *best"
+        parts.append(f"{SHORT_NAMES.get(name, name)} {row.scores[key]:.4f}{mark}")
+    return parts

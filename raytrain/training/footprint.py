@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from raytrain import registry
 from raytrain.config import Recipe, Stage
-from raytrain.models import layer_groups, networks
+from raytrain.models import layer_groups
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.tiles import sampling
 
@@ -31,18 +32,19 @@ class Footprint:
         return self.state + self.step
 
 
-def footprint(recipe: Recipe, classes: int, device: torch.device) -> Footprint:
+def footprint(
+    recipe: Recipe, classes: int, device: torch.device, task: str = registry.DEFAULT
+) -> Footprint:
     """The memory of a worker at its largest stage.
 
     Args:
         recipe: complete, with its precision resolved.
         classes: of the dataset.
         device: that trains.
+        task: of the dataset.
     """
     with torch.device("meta"):
-        model = networks.build(
-            recipe.model.arch, classes, recipe.model.dropout, recipe.model.batch_norm
-        )
+        model = registry.training(task).network(recipe.model, classes)
     model.to(dtype_of(recipe.train.precision))
     first, last = recipe.selected
     stages = recipe.stages[first - 1 : last]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from raytrain.models.precision import autocast, dtype_of
+from raytrain.tasks.classification import unchanged
 from raytrain.training import transforms
 
 
@@ -21,12 +23,14 @@ class Inference:
         precision: fp64, fp32 or bf16.
         symmetries: of the square, over which the logits are averaged; 1 for the tile as it is, 8
             for all.
+        undone: turns the outputs of a symmetry back into those of the tile, see `raytrain.tasks`.
     """
 
     size: int
     normalize: str
     precision: str
     symmetries: int = 1
+    undone: Callable[[torch.Tensor, int], torch.Tensor] = unchanged
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,5 +60,5 @@ def logits_of(model: nn.Module, images: torch.Tensor, how: Inference) -> torch.T
             view = transforms.symmetry(pixels, number)
             # A symmetry is a view with other strides. Convolutions are fast on channels-last.
             view = view.contiguous(memory_format=torch.channels_last)
-            views.append(model(view).to(how.dtype))
+            views.append(how.undone(model(view).to(how.dtype), number))
         return torch.stack(views).mean(0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset
+from raytrain.registry import Evaluation, Loss
 from raytrain.tiles import sampling
 from raytrain.tiles.feeds import Source
 from raytrain.tiles.placement import Tiles
 from raytrain.training.start import Start
-from raytrain.training.tasks import MultiLabel
 from raytrain.worker import Worker
 
 
@@ -31,7 +31,8 @@ class Job:
         tiles: decoded tiles in front of the network.
         source: tiles and targets of batches, by row.
         train_rows, valid_rows: int64 rows of the dataset, ascending.
-        task: loss and metrics.
+        loss: of a batch, the sum over its tiles.
+        task: metrics of a validation, and what says which epoch is best.
     """
 
     recipe: Recipe
@@ -44,7 +45,8 @@ class Job:
     source: Source
     train_rows: sampling.Rows
     valid_rows: sampling.Rows
-    task: MultiLabel
+    loss: Loss
+    task: Evaluation
 
     def stage(self, number: int) -> Stage:
         """A stage by its number, which counts from 1 over the whole list of the recipe."""

@@ -139,7 +139,7 @@ def validate(
             "checkpoint",
         )
     target = job.dataset.targets[rows]
-    return validation.Judged(job.task.metrics(logits, target), names, logits, target)
+    return validation.Judged(job.task.epoch_metrics(logits, target), names, logits, target)
 
 
 def begin_epoch(
@@ -250,7 +250,8 @@ def fit(
             the peak rates.
 
     Returns:
-        The metrics of the last validation: stage, epoch, f2, valid_loss, accuracy, checkpoint.
+        The metrics of the last validation: stage, epoch, valid_loss, scores of the task,
+        checkpoint.
         Where `hooks.stop` gave a reason, also `stopped` with it; then `checkpoint` is where the run
         resumes from.
 

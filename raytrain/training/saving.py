@@ -52,7 +52,7 @@ def save_epoch(
     kept in memory: a run of short epochs would otherwise spend its time on files.
     """
     record = result.record
-    best = is_best(result.judged.metrics, state.history)
+    best = is_best(result.judged.metrics, state.history, job.task.SCORE)
     stage_ends = record.epoch == job.stage(record.number).epochs
     save = save or stage_ends
     row = _epoch_row(job, state, result)
@@ -167,9 +167,8 @@ def _save(
 def _epoch_row(job: Job, state: TrainState, result: EpochResult) -> EpochRow:
     record = result.record
     metrics = result.judged.metrics
-    history = state.history
     # fastai starts its smoothed loss anew at each `fit`, that is at each stage, not at each epoch.
-    losses = [step.loss for step in history.steps if step.stage == record.number]
+    losses = [step.loss for step in state.history.steps if step.stage == record.number]
     return EpochRow(
         stage=record.number,
         size=job.stage(record.number).size,
@@ -177,18 +176,25 @@ def _epoch_row(job: Job, state: TrainState, result: EpochResult) -> EpochRow:
         lr=record.rates[-1][0][-1],  # the head's, at the last step
         train_loss=smoothed(losses + record.losses),
         valid_loss=metrics["valid_loss"],
-        accuracy=metrics["accuracy"],
-        f2=metrics["f2"],
-        f2_best=max(history.best, metrics["f2"]),
+        scores=_scores(job, state, metrics),
         images_per_s=record.tiles / record.seconds,
         seconds=time.monotonic() - record.began,
     )
 
 
+def _scores(job: Job, state: TrainState, metrics: Metrics) -> dict[str, float]:
+    """The scores of an epoch by their column in history.csv, with the best one so far."""
+    score = job.task.SCORE
+    scores = {key: metrics[key] for key in job.task.METRICS}
+    best = score.best([*state.history.values(score.key), metrics[score.key]])
+    assert best is not None  # this epoch has one
+    return scores | {score.best_key: best}
+
+
 def _write_predictions(job: Job, record: EpochRecord, judged: Judged, *, durable: bool) -> None:
     """Writes the logits of the validation part, the very ones that were judged."""
     meta = {
-        "task": job.task.name,
+        "task": job.dataset.task,
         "split": job.recipe.data.split,
         "part": "valid",
         "dataset": job.dataset.path,

@@ -19,13 +19,14 @@ from collections.abc import Iterator
 
 import torch
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.checkpoints.history import History
 from raytrain.checkpoints.saver import Saver
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
+from raytrain.tasks.choice import resolved
 from raytrain.tiles import sampling
 from raytrain.tiles.cache import stored_size
 from raytrain.tiles.feeds import Source
@@ -37,7 +38,6 @@ from raytrain.training.memory import keep_freed_memory
 from raytrain.training.services import Hooks, Services
 from raytrain.training.start import Start
 from raytrain.training.state import TrainState
-from raytrain.training.tasks import MultiLabel
 from raytrain.training.watchdog import Watchdog
 from raytrain.worker import Worker
 
@@ -68,17 +68,18 @@ def opened(
     Raises:
         ConfigError, DataError, ResourceError, StorageError: see the steps.
     """
-    recipe = _prepared_process(recipe, worker)
+    recipe = resolved(_prepared_process(recipe, worker), dataset.task)
     train_rows = dataset.part_rows(recipe.data.split, "train")
     valid_rows = dataset.part_rows(recipe.data.split, "valid")
     sampling.check_batches(recipe, len(train_rows), len(valid_rows))
     networks.check_batch_norm(recipe.model.batch_norm, worker.device.type)
-    model = _seeded_network(recipe, len(dataset.classes))
+    model = _seeded_network(recipe, dataset)
     start, source = starting.begin(recipe, dataset, run, model, worker)
     networks.to_device(model, worker.device, dtype_of(recipe.train.precision))
     ema = starting.averages(model, recipe.train.ema, source)
     tiles = _opened_tiles(recipe, dataset, worker, start)
-    targets = torch.from_numpy(dataset.targets).to(worker.device)
+    task = registry.training(dataset.task)
+    targets = task.device_targets(dataset.targets, worker.device)
     job = Job(
         recipe=recipe,
         dataset=dataset,
@@ -90,7 +91,8 @@ def opened(
         source=Source(tiles.feed, targets),
         train_rows=train_rows,
         valid_rows=valid_rows,
-        task=MultiLabel(recipe.train),
+        loss=task.Loss(recipe.train),
+        task=registry.evaluation(dataset.task),
     )
     history = History(run, (start.position.stage, start.position.epochs))
     state = TrainState(model, ema, history, start.lr_scale * backoff, newest=start.parent)
@@ -113,11 +115,10 @@ def _prepared_process(recipe: Recipe, worker: Worker) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def _seeded_network(recipe: Recipe, classes: int) -> networks.Network:
+def _seeded_network(recipe: Recipe, dataset: Dataset) -> networks.Network:
     """The network with random weights from the recipe's seed, the same on every rank."""
     torch.manual_seed(sampling.seed_of(recipe.train.seed, 0))
-    settings = recipe.model
-    return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm)
+    return registry.training(dataset.task).network(recipe.model, len(dataset.classes))
 
 
 def _opened_tiles(recipe: Recipe, dataset: Dataset, worker: Worker, start: Start) -> Tiles:

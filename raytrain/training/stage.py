@@ -50,6 +50,7 @@ def begin_stage(job: Job, state: TrainState, services: Services, number: int) ->
         number,
         Trained(network, optimizer, state.ema),
         job.source,
+        job.loss,
         job.worker,
         services.watchdog.beat,
     )
@@ -130,7 +131,7 @@ def range_test(job: Job, state: TrainState, services: Services, number: int) -> 
         network, optimizer = stage_network(recipe, number, state.model, planned, job.worker)
         trained = Trained(network, optimizer)
         beat = services.watchdog.beat
-        stepper = Stepper(recipe, number, trained, job.source, job.worker, beat)
+        stepper = Stepper(recipe, number, trained, job.source, job.loss, job.worker, beat)
         state.model.train()
         outcomes = _endless(job, stepper)
 

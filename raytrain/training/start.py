@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from raytrain import storage
+from raytrain import registry, storage
 from raytrain.checkpoints import fitting, layout, reading
 from raytrain.checkpoints.layout import BEGINNING, Position
 from raytrain.checkpoints.reading import Checkpoint
@@ -109,8 +109,8 @@ def begin(
         _check_same_data(own, recipe, dataset)
     weights = source.judged_weights()
     if own is not None or recipe.train.ema > 0:
-        # Averages are kept apart here. A run that keeps none starts from them instead: the F2 is
-        # theirs.
+        # Averages are kept apart here. A run that keeps none starts from them instead: the score
+        # is theirs.
         weights = source.weights()
     model.load_state_dict(weights)
     if own is None:
@@ -239,10 +239,11 @@ def _is_of(checkpoint: Checkpoint, recipe: Recipe, dataset: Dataset) -> bool:
 
 
 def _origin(checkpoint: Checkpoint) -> str:
-    f2 = checkpoint.meta["f2"]
-    if f2 is None:
+    score = checkpoint.meta["score"]
+    if score is None:
         return f"{checkpoint.path} (not judged)"
-    return f"{checkpoint.path} (F2 {f2:.4f})"
+    name = registry.evaluation(checkpoint.meta["task"]).SCORE.name
+    return f"{checkpoint.path} ({name} {score:.4f})"
 
 
 def _readable(position: Position) -> str:

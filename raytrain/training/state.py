@@ -62,9 +62,8 @@ def epoch_metrics(job: Job, row: EpochRow) -> Metrics:
     return {
         "stage": row.stage,
         "epoch": row.epoch,
-        "f2": row.f2,
+        **{key: row.scores[key] for key in job.task.METRICS},
         "valid_loss": row.valid_loss,
-        "accuracy": row.accuracy,
         "train_loss": row.train_loss,
         "checkpoint": storage.join(job.path, "checkpoints", LAST),
     }

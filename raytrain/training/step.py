@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raytrain.config import Recipe
 from raytrain.models.precision import autocast, dtype_of
+from raytrain.registry import Loss
 from raytrain.tiles import sampling
 from raytrain.tiles.feeds import Source, moved
 from raytrain.training import execution, out_of_memory, transforms
 from raytrain.training.batch_plan import BatchPlan, plan_batch
 from raytrain.training.pace import Pace
-from raytrain.training.tasks import MultiLabel
 from raytrain.training.trained import Trained
 from raytrain.worker import Worker
 
@@ -58,6 +58,7 @@ class Stepper:
         number: int,
         trained: Trained,
         source: Source,
+        loss: Loss,
         worker: Worker,
         beat: Callable[[], None] = _nothing,
     ) -> None:
@@ -68,6 +69,7 @@ class Stepper:
             number: of the stage, from 1.
             trained: what a step moves.
             source: of tiles and targets.
+            loss: of a batch, the sum over its tiles.
             worker: this process.
             beat: called when the tiles of a pass are there, for the watchdog.
         """
@@ -80,9 +82,9 @@ class Stepper:
         self.optimizer = trained.optimizer
         self.ema = trained.ema
         self.source = source
+        self.loss = loss
         self.worker = worker
         self.beat = beat
-        self.task = MultiLabel(recipe.train)
         self.precision = recipe.train.precision
         self.pace = Pace(worker.device)
         self.weights = trained.weights
@@ -173,7 +175,7 @@ class Stepper:
         with self._synchronised(is_last):
             with autocast(self.precision, self.worker.device):
                 logits = self.network(pixels)
-            share = self.task.loss_sum(logits, target) / len(plan.rows)
+            share = self.loss(logits, target) / len(plan.rows)
             if is_last:
                 # Gradients travel in the backward pass: from here on ranks wait for each other.
                 self.pace.alone()

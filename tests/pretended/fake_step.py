@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain.config import LAYER_GROUPS, load_recipe
 from raytrain.models import networks
+from raytrain.tasks.multi_label import Loss
 from raytrain.tiles import feeds
 from raytrain.training import optim, step
 from raytrain.training.ema import Ema
@@ -80,7 +81,8 @@ def copies_of(settings):
         averages = Ema(model, 0.9) if "ema" in settings else None
         worker = step.Worker(device=GPU)
         trained = Trained(model.train(), optimizer, averages)
-        one = step.Stepper(recipe, 1, trained, feeds.Source(tiles, targets), worker)
+        source = feeds.Source(tiles, targets)
+        one = step.Stepper(recipe, 1, trained, source, Loss(recipe.train), worker)
         outcomes = one.epoch([np.arange(12)] * 3, 1)
         next(outcomes)
         with Copies() as copies:

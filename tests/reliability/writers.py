@@ -149,7 +149,8 @@ def _readable(path: Path) -> bool:
 
 
 def _row(epoch: int) -> tuple[EpochRow, list[StepRow], list[RankRow]]:
-    row = EpochRow(1, 64, epoch, 0.1, 0.5, 0.5, 0.9, 0.8, 0.8, 100.0, 1.0)
+    scores = {"accuracy": 0.9, "f2": 0.8, "f2_best": 0.8}
+    row = EpochRow(1, 64, epoch, 0.1, 0.5, 0.5, scores, 100.0, 1.0)
     steps = [StepRow(1, epoch, 2 * (epoch - 1) + i, [0.1], 0.9, 0.5) for i in range(2)]
     return row, steps, [RankRow(1, epoch, rank, "host", 2, 0.1) for rank in range(2)]
 

@@ -24,6 +24,7 @@ from raytrain.errors import DataError
 from raytrain.evaluation import predictions as prediction_files
 from raytrain.evaluation import thresholds
 from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.tasks import multi_label
 from raytrain.report import page, plots, tiles
 
 CLASSES = ("<b>", "clear", "primary", "road & rail", "water|$x$")
@@ -310,9 +311,9 @@ def test_cmyk_tiles_are_shown_in_their_own_colours():
 
 def test_choose_takes_best_median_and_worst_without_a_tile_twice():
     f2 = np.array([0.1, 0.9, 0.5, 0.3, 1.0, 0.6, 0.2])
-    chosen = tiles.choose(f2, np.ones((7, 2), np.uint8), each=2)
+    chosen = tiles.choose(f2, np.ones(7), each=2)
     assert chosen == {"best": [4, 1], "median": [5, 2], "worst": [0, 6]}
-    few = tiles.choose(np.ones(5), np.ones((5, 2), np.uint8))
+    few = tiles.choose(np.ones(5), np.ones(5))
     rows = [row for rows in few.values() for row in rows]
     assert len(rows) == len(set(rows)) == 3
 
@@ -336,7 +337,8 @@ def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
     assert counts["clear"] == str(predictions.target[:, 1].sum())
     assert f"{tile_f2(predictions.logits, predictions.target).mean():.4f}" in card
     for part in (
-        "## Labels and thresholds",
+        "## Labels",
+        "above the threshold",
         "## Limits",
         "## Data licence",
         "rules of that Kaggle competition",
@@ -365,9 +367,9 @@ def test_pictures_differ_when_the_data_differ():
     table = pd.DataFrame({"label": CLASSES, "f2": [0.1, 0.2, 0.3, 0.4, np.nan], "count": range(5)})
     draws = [
         (lambda h, s, t: plots.losses(s, h, STAGE_NAMES), 496),
-        (lambda h, s, t: plots.scores(h, STAGE_NAMES), 464),
+        (lambda h, s, t: plots.scores(h, STAGE_NAMES, multi_label.METRICS, multi_label.SCORE), 464),
         (lambda h, s, t: plots.schedule(s, STAGE_NAMES), 624),
-        (lambda h, s, t: plots.per_label(t), 336),
+        (lambda h, s, t: plots.per_label(t, multi_label.SCORE), 336),
     ]
     other = (
         history.assign(f2=0.5, valid_loss=0.9),
@@ -387,7 +389,9 @@ def test_pictures_survive_a_loss_that_is_not_finite_and_frozen_groups():
     steps["lr"] = [[0.0, 0.0]] * len(steps)
     assert png_size(plots.losses(steps, history.assign(valid_loss=np.inf), STAGE_NAMES))
     assert png_size(plots.schedule(steps, STAGE_NAMES))
-    assert png_size(plots.scores(history.assign(f2=np.nan), STAGE_NAMES))
+    assert png_size(
+        plots.scores(history.assign(f2=np.nan), STAGE_NAMES, multi_label.METRICS, multi_label.SCORE)
+    )
 
 
 def test_epochs_are_drawn_at_their_last_step():

@@ -214,10 +214,12 @@ def test_predictions_say_which_epoch_they_are_of(recipe, tmp_path):
 
 # The record
 
+SCORES = {"accuracy": 0.5, "f2": 0.5, "f2_best": 0.5}
+
 
 def rows(epoch):
     return (
-        EpochRow(1, 32, epoch, 0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 10.0, 1.0),
+        EpochRow(1, 32, epoch, 0.1, 0.5, 0.5, SCORES, 10.0, 1.0),
         [StepRow(1, epoch, 2 * (epoch - 1) + i, [0.1], 0.9, 0.5) for i in range(2)],
         [RankRow(1, epoch, 0, "host", 2, 0.1)],
     )

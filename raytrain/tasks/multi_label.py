@@ -1,16 +1,25 @@
-"""Losses of a tile, by the name that a recipe gives them: (N, K) logits and targets to (N,)."""
+"""Multi-label: a sigmoid output and a loss of its own for each label.
+
+Losses take logits (N, K) and targets (N, K), which mixup and smoothing make numbers between 0 and
+1, and give the loss of each tile, (N,).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional as F
+
+from raytrain.config import Train
+from raytrain.tasks.classification import LossOfTile, built, targets_on, unchanged
 
 # Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", section 3: focusing of
 # negatives and margin.
 ASYMMETRIC_GAMMA, ASYMMETRIC_MARGIN = 4, 0.05
 BETA_SQUARED = 4
+
+network = built
+device_targets = targets_on
+undone = unchanged
 
 
 def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -43,8 +52,32 @@ def soft_f2(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 - (1 + BETA_SQUARED) * (target * p).sum(1) / size
 
 
-LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+LOSSES: dict[str, LossOfTile] = {
     "bce": bce,
     "asymmetric": asymmetric,
     "soft-f2": soft_f2,
 }
+# What `train.loss` means where it is left out.
+OWN_LOSS = "bce"
+
+
+class Loss:
+    """The loss that a recipe asks for, over the tiles of a batch.
+
+    Args:
+        settings: `loss`, which must be one of `LOSSES`, and `label_smoothing`.
+    """
+
+    def __init__(self, settings: Train) -> None:
+        self.loss = LOSSES[settings.loss or OWN_LOSS]
+        self.smoothing = settings.label_smoothing
+
+    def __call__(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Sum over tiles of the loss of logits (N, K) against target (N, K), so that unequal shares
+        of a batch add up.
+
+        Computed in the type of the target. Label smoothing moves every target to t (1 - s) + s / 2.
+        """
+        if self.smoothing:
+            target = target * (1 - self.smoothing) + self.smoothing / 2
+        return self.loss(logits.to(target.dtype), target).sum()

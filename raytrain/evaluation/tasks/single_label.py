@@ -1,0 +1,279 @@
+"""Single label: every tile has exactly one, judged by the accuracy. No torch, no ray.
+
+All functions take `logits` float (N, K) and one-hot `target` (N, K) of 0 and 1, for N tiles and K
+classes, and compute in float64. The predicted class is the one with the largest logit, the first of
+equal ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax, softmax
+
+from raytrain import storage
+from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation.metrics import Array
+from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.score import Score
+
+SCORE = Score("accuracy", "accuracy")
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "top5": "top-5 accuracy",
+}
+ANSWER_COLUMN = "label"
+CHECKPOINT_FACTS: dict[str, Any] = {}
+# The true class must be among so many predicted ones.
+TOP = 5
+# The normal distribution's quantile of 97.5 %, for 95 % intervals.
+Z = 1.959963984540054
+_WEAKEST = 4  # classes that `table` names
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """The evaluation of predictions.
+
+    Attributes:
+        classes: names of the K classes.
+        tiles: number of tiles that were judged.
+        accuracy: share of tiles whose class is right.
+        low, high: ends of its 95 % interval, see `wilson`.
+        balanced_accuracy: see there.
+        top5: see `top_accuracy`.
+        cross_entropy: mean over tiles.
+        confusion: int64 (K, K), tiles by true class (row) and predicted class (column).
+        per_class: see there.
+    """
+
+    classes: tuple[str, ...]
+    tiles: int
+    accuracy: float
+    low: float
+    high: float
+    balanced_accuracy: float
+    top5: float
+    cross_entropy: float
+    confusion: Array
+    per_class: pd.DataFrame
+
+
+def cross_entropy(logits: Array, target: Array) -> float:
+    """Returns the cross entropy of the softmax, the mean over tiles.
+
+    Equals torch's `cross_entropy`.
+    """
+    log_probability = log_softmax(np.asarray(logits, np.float64), axis=1)
+    each = -(log_probability * (target != 0)).sum(axis=1)
+    return float(each.mean())
+
+
+def accuracy(logits: Array, target: Array) -> float:
+    """Returns the share of tiles whose class is right."""
+    return float((_classes_of(logits) == _classes_of(target)).mean())
+
+
+def confusion_matrix(logits: Array, target: Array) -> Array:
+    """Counts tiles by their true class (row) and their predicted class (column), int64 (K, K)."""
+    classes = target.shape[1]
+    cells = _classes_of(target) * classes + _classes_of(logits)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def balanced_accuracy(confusion: Array) -> float:
+    """Returns the mean over classes of their recall; a class without tiles is left out.
+
+    Equals sklearn's `balanced_accuracy_score`.
+    """
+    tiles = confusion.sum(axis=1)
+    recall = np.diag(confusion)[tiles > 0] / tiles[tiles > 0]
+    return float(recall.mean())
+
+
+def top_accuracy(logits: Array, target: Array, top: int = TOP) -> float:
+    """Returns the share of tiles whose class is among the `top` largest logits.
+
+    A class whose logit equals the last of them counts only if it comes before it, so that constant
+    logits do not score 1. With at most `top` classes it is 1.
+    """
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    found = ranked == _classes_of(target)[:, None]
+    return float(found.any(axis=1).mean())
+
+
+def wilson(share: float, tiles: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a share of independent tiles.
+
+    (p + z²/2n ± z sqrt(p (1 - p)/n + z²/4n²)) / (1 + z²/n), E. B. Wilson 1927, "Probable
+    Inference, the Law of Succession, and Statistical Inference". It holds for few tiles and near 1
+    too.
+    """
+    square = Z**2 / tiles
+    middle = share + square / 2
+    half = Z * math.sqrt(share * (1 - share) / tiles + square / (4 * tiles))
+    low = (middle - half) / (1 + square)
+    high = (middle + half) / (1 + square)
+    return max(0.0, low), min(1.0, high)
+
+
+def per_class(confusion: Array, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Computes a table with one row for each class, in class order.
+
+    Returns:
+        Columns label, count (tiles that have the class), precision, recall and f1. A score that
+        would be 0 / 0 is NaN.
+    """
+    right = np.diag(confusion)
+    count = confusion.sum(axis=1)
+    predicted = confusion.sum(axis=0)
+    # 0 / 0 gives the NaN that is wanted here.
+    with np.errstate(invalid="ignore"):
+        precision = right / predicted
+        recall = right / count
+        f1 = 2 * right / (count + predicted)
+    return pd.DataFrame(
+        {
+            "label": list(classes),
+            "count": count,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+        }
+    )
+
+
+def epoch_metrics(logits: Array, target: Array) -> dict[str, float]:
+    """Computes the metrics of a validation.
+
+    Returns:
+        valid_loss (cross entropy), accuracy, balanced_accuracy and top5.
+    """
+    return {
+        "valid_loss": cross_entropy(logits, target),
+        "accuracy": accuracy(logits, target),
+        "balanced_accuracy": balanced_accuracy(confusion_matrix(logits, target)),
+        "top5": top_accuracy(logits, target),
+    }
+
+
+def probabilities(logits: Array) -> Array:
+    """Returns the probability of each class, float64 (N, K); a row sums to 1."""
+    found: Array = softmax(np.asarray(logits, np.float64), axis=1)
+    return found
+
+
+def judge(predictions: Predictions) -> Judgement:
+    """Evaluates predictions with known targets.
+
+    Raises:
+        DataError: there are no targets, no tiles, or a tile without exactly one label.
+    """
+    target = predictions.target
+    if target is None or len(target) == 0:
+        raise DataError(
+            "the predictions have no targets",
+            "without them nothing shows which classes are right",
+            "predict a part of a labelled --dataset",
+        )
+    several = np.flatnonzero(target.sum(axis=1) != 1)
+    if len(several):
+        raise DataError(
+            f"the tile {predictions.names[several[0]]} does not have exactly one label",
+            "the predictions are those of the task single-label",
+            "predict the dataset that was ingested with --task single-label",
+        )
+    logits = predictions.logits
+    confusion = confusion_matrix(logits, target)
+    share = accuracy(logits, target)
+    low, high = wilson(share, len(target))
+    return Judgement(
+        classes=predictions.classes,
+        tiles=len(target),
+        accuracy=share,
+        low=low,
+        high=high,
+        balanced_accuracy=balanced_accuracy(confusion),
+        top5=top_accuracy(logits, target),
+        cross_entropy=cross_entropy(logits, target),
+        confusion=confusion,
+        per_class=per_class(confusion, predictions.classes),
+    )
+
+
+def to_json(judgement: Judgement) -> dict[str, Any]:
+    """Returns the content of metrics.json."""
+    return {
+        "tiles": judgement.tiles,
+        "accuracy": judgement.accuracy,
+        "low": judgement.low,
+        "high": judgement.high,
+        "balanced_accuracy": judgement.balanced_accuracy,
+        "top5": judgement.top5,
+        "cross_entropy": judgement.cross_entropy,
+    }
+
+
+def write(judgement: Judgement, out: str) -> None:
+    """Writes metrics.json, per_label.csv and confusion.csv (rows: true class) into a directory.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    storage.write_json(storage.join(out, "metrics.json"), to_json(judgement))
+    classes = judgement.per_class.to_csv(index=False, lineterminator="\n")
+    storage.write_text(storage.join(out, "per_label.csv"), classes)
+    names = list(judgement.classes)
+    confusion = pd.DataFrame(judgement.confusion, index=names, columns=names)
+    text = confusion.to_csv(index_label="true", lineterminator="\n")
+    storage.write_text(storage.join(out, "confusion.csv"), text)
+
+
+def table(judgement: Judgement) -> str:
+    """Returns the judgement as text for the terminal."""
+    lines = [
+        f"accuracy of {judgement.tiles:,} tiles: {judgement.accuracy:.4f}   "
+        f"95 % interval {judgement.low:.4f}-{judgement.high:.4f}",
+        f"balanced accuracy {judgement.balanced_accuracy:.4f}   "
+        f"top-{TOP} {judgement.top5:.4f}   loss {judgement.cross_entropy:.4f}",
+    ]
+    present = judgement.per_class[judgement.per_class["count"] > 0]
+    weakest = []
+    for row in present.nsmallest(_WEAKEST, "recall").itertuples(index=False, name="Row"):
+        weakest.append(f"{row.label} {row.recall:.2f} ({row.count:,} tiles)")
+    lines.append(f"weakest classes, recall: {', '.join(weakest)}")
+    return "\n".join(lines)
+
+
+def check_answers(classes: tuple[str, ...]) -> None:
+    """Does nothing: the whole cell is the label, whatever characters it has."""
+
+
+def read_thresholds(path: str, classes: tuple[str, ...]) -> Array:
+    """Refuses thresholds: the most probable class is the answer.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        f"--thresholds {path} for predictions of the task single-label",
+        "every tile has exactly one label: the most probable class",
+        "leave --thresholds out",
+    )
+
+
+def answers(predictions: Predictions, cut: Array | None) -> Iterator[str]:
+    """Yields the answer for each tile: its most probable class. There are no thresholds."""
+    for index in _classes_of(predictions.logits).tolist():
+        yield predictions.classes[index]
+
+
+def _classes_of(values: Array) -> Array:
+    """The column of the largest value of each row, int64 (N,)."""
+    return np.asarray(values.argmax(axis=1), np.int64)

@@ -1,0 +1,40 @@
+"""What tasks share that give a tile a number for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from raytrain.config import Model
+from raytrain.models import networks
+
+# Logits (N, K) and targets (N, K) to the loss of each tile, (N,).
+LossOfTile = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def built(settings: Model, classes: int) -> networks.Network:
+    """Returns a network with one output for each class and random weights.
+
+    The weights come from torch's global generator.
+
+    Args:
+        settings: of the recipe.
+        classes: number of classes, K.
+
+    Raises:
+        ConfigError: there is no such architecture.
+    """
+    return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm)
+
+
+def targets_on(targets: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """Returns the targets of all rows of a dataset, uint8 (N, K), on a device."""
+    return torch.from_numpy(targets).to(device)
+
+
+def unchanged(logits: torch.Tensor, symmetry: int) -> torch.Tensor:
+    """Returns the logits of a turned or mirrored tile as those of the tile: they have no place."""
+    return logits

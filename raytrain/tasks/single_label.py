@@ -1,0 +1,50 @@
+"""Single label: a softmax over the classes.
+
+Losses take logits (N, K) and targets (N, K), one-hot before mixup and smoothing, and give the loss
+of each tile, (N,).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from raytrain.config import Train
+from raytrain.tasks.classification import LossOfTile, built, targets_on, unchanged
+
+network = built
+device_targets = targets_on
+undone = unchanged
+
+
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of the softmax, -sum(t log p): (N, K) to (N,)."""
+    return -(target * F.log_softmax(logits, dim=1)).sum(1)
+
+
+LOSSES: dict[str, LossOfTile] = {"cross-entropy": cross_entropy}
+# What `train.loss` means where it is left out.
+OWN_LOSS = "cross-entropy"
+
+
+class Loss:
+    """The loss that a recipe asks for, over the tiles of a batch.
+
+    Args:
+        settings: `loss`, which must be one of `LOSSES`, and `label_smoothing`.
+    """
+
+    def __init__(self, settings: Train) -> None:
+        self.loss = LOSSES[settings.loss or OWN_LOSS]
+        self.smoothing = settings.label_smoothing
+
+    def __call__(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Sum over tiles of the loss of logits (N, K) against target (N, K), so that unequal shares
+        of a batch add up.
+
+        Computed in the type of the target. Label smoothing moves every target to t (1 - s) + s / K
+        (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
+        """
+        if self.smoothing:
+            target = target * (1 - self.smoothing) + self.smoothing / target.shape[1]
+        return self.loss(logits.to(target.dtype), target).sum()
