@@ -128,6 +128,26 @@ def test_moving_tiles_imports_no_torch():
     )
 
 
+# What may name a task or its score. Of the rest, titles of papers alone do.
+OF_TASKS = re.compile(
+    r"registry\.py|evaluation/|recipes/|(tasks|report|data/targets)/(multi|single)_label\.py"
+)
+TITLES = ("Stratification of Multi-Label Data",)
+
+
+def test_only_the_files_of_a_task_name_it():
+    found = []
+    for path in sorted((ROOT / "raytrain").rglob("*.*")):
+        name = str(path.relative_to(ROOT / "raytrain"))
+        if path.suffix not in (".py", ".j2", ".csv", ".yaml") or OF_TASKS.match(name):
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            says = re.search(r"multi.?label|single.?label|\bf2\b", line, re.IGNORECASE)
+            if says and not any(title in line for title in TITLES):
+                found.append(f"{name}:{number}: {line.strip()}")
+    assert found == []
+
+
 # Jobs and cluster
 
 

@@ -9,7 +9,7 @@ MANIFEST = "MANIFEST.json"
 # All files that a manifest may name.
 FILES = {"model.safetensors", "ema.safetensors", "train_state.pt", "meta.json"}
 
-# The checkpoint of the last epoch, and that of the epoch with the best F2.
+# The checkpoint of the last epoch, and that of the epoch with the best score.
 LAST = "last"
 BEST = "best"
 # Prefix of the names of checkpoints within an epoch.

@@ -109,19 +109,28 @@ def evaluate(
     /,
     *,
     out: Annotated[str, Parameter(help="directory for thresholds, tables and the report")],
+    metrics: Annotated[
+        list[str] | None,
+        Parameter(help="further metrics, module:function each; may be repeated", negative=""),
+    ] = None,
 ) -> None:
     """Evaluate predictions: scores, best thresholds, per-label table, report."""
     check_written("--out", out)
+    from raytrain.evaluation import own_metrics
     from raytrain.evaluation.predictions import read
     from raytrain.report.page import write_evaluation
 
     path = storage.absolute(out)
     found = read(storage.absolute(predictions))
     task = registry.evaluation(found.task)
+    own = own_metrics.combined(metrics or (), (), found.task)
     judgement = task.judge(found)
     task.write(judgement, path)
     report = write_evaluation(path, storage.absolute(predictions), judgement)
     print(task.table(judgement))
+    # After the judgement, which refuses predictions without targets.
+    for name, value in own_metrics.add(own, found, path).items():
+        print(f"{name} {value:.4f}")
     print(f"report: {report}")
 
 

@@ -276,6 +276,11 @@ class Recipe(Settings):
         pattern=f"^{SELECTION}$",
         description="train only these stages of the list, such as 3 or 3-4",
     )
+    metrics: tuple[str, ...] = Field(
+        (),
+        description="further metrics of the validation, module:function each, "
+        "on (probabilities, targets)",
+    )
     dataset: str | None = Field(
         None, description="dataset directory or URI written by `raytrain ingest`"
     )

@@ -646,7 +646,8 @@ def damages(dataset: Dataset) -> list[str]:
         found += _shard_damages(dataset, entry)
     for entry in dataset.manifest["splits"]:
         try:
-            dataset._verified("splits", f"{entry['name']}.parquet", entry["sha256"])
+            file = storage.join(dataset.path, "splits", f"{entry['name']}.parquet")
+            _verified(dataset.path, file, entry["sha256"])
         except DataError as error:
             found.append(error.what)
     return found
@@ -655,7 +656,8 @@ def damages(dataset: Dataset) -> list[str]:
 def _shard_damages(dataset: Dataset, entry: dict[str, Any]) -> list[str]:
     file = entry["file"]
     try:
-        content = dataset._verified("shards", file, entry["sha256"])
+        path = storage.join(dataset.path, "shards", file)
+        content = _verified(dataset.path, path, entry["sha256"])
     except DataError as error:
         return [error.what]
     found = []

@@ -25,6 +25,7 @@ from raytrain.distributed.nodes import (
 )
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
+from raytrain.evaluation import own_metrics
 from raytrain.models import initial_weights, networks
 from raytrain.tasks.choice import resolved
 from raytrain.tiles.sampling import check_batches
@@ -69,6 +70,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     valid_rows = dataset.part_rows(split, "valid")
     check_batches(recipe, len(train_rows), len(valid_rows))
     recipe = resolved(recipe, dataset.task)
+    own_metrics.combined(recipe.metrics, (), dataset.task)
     model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
     networks.check_sizes(model, recipe.model.arch, _image_sizes(recipe))
     if run is None or not run.checkpoints:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +22,9 @@ import ray.train
 import ray.train.torch
 import torch
 
-from raytrain import runs, storage
+from raytrain import registry, runs, storage
 from raytrain.checkpoints import layout, reading
+from raytrain.checkpoints.history import read_epochs
 from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.memory import check_memory
@@ -40,7 +41,15 @@ from raytrain.distributed.preflight import check_cluster, check_group, check_rec
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.session import cpus, own_cause, session
 from raytrain.distributed.unused_actors import leave_unused_actors_out
-from raytrain.errors import Interrupted, NoRoomError, StorageError, UnfinishedError, exit_code_of
+from raytrain.errors import (
+    ConfigError,
+    Interrupted,
+    NoRoomError,
+    StorageError,
+    UnfinishedError,
+    exit_code_of,
+)
+from raytrain.evaluation.own_metrics import Metric, combined
 from raytrain.log import send_messages
 from raytrain.runlock import held
 from raytrain.training import loop
@@ -67,12 +76,14 @@ class Trained:
     metrics: Metrics
 
 
-def train(recipe: Recipe, *, name: str) -> Trained:
+def train(recipe: Recipe, *, name: str, metrics: Sequence[Metric] = ()) -> Trained:
     """Trains a new run.
 
     Args:
         recipe: its `dataset` is set; paths may be relative.
         name: of the run directory under `recipe.storage`.
+        metrics: further functions on (probabilities, targets), beside those that the recipe names.
+            No file holds them: resuming asks for them again.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -92,22 +103,23 @@ def train(recipe: Recipe, *, name: str) -> Trained:
             check_cluster(recipe)
             run = runs.create(recipe, name, dataset)
             logger.info(f"run {run.name} in {run.path}")
-            return _attempt(run, recipe)
+            return _attempt(run, recipe, metrics)
 
 
-def resume(run: runs.Run, overrides: dict[str, Any]) -> Trained:
+def resume(run: runs.Run, overrides: dict[str, Any], *, metrics: Sequence[Metric] = ()) -> Trained:
     """Resumes a run from its latest checkpoint.
 
     Args:
         run: an existing run.
         overrides: nested values of the fields that may change, `runs.PLACEMENT`: the workers, where
             tiles are kept, how often checkpoints are written.
+        metrics: the functions that `train` was given.
 
     Returns:
         The run and the metrics of its last epoch.
 
     Raises:
-        ConfigError: another field would change.
+        ConfigError: another field would change, or the metrics are not those of the run.
         DataError: the dataset is not the one that the run was trained on.
         RaytrainError: as `train`.
     """
@@ -117,18 +129,39 @@ def resume(run: runs.Run, overrides: dict[str, Any]) -> Trained:
     recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
     recipe, dataset = check_recipe(recipe, run)
     check_memory(recipe, len(dataset.classes))
+    _check_metrics(run, recipe, dataset, metrics)
     with held(run.path), session():
         check_cluster(recipe)
         runs.write_paths(run, recipe)
         storage.remove(storage.join(run.path, "failure.json"))
         logger.info(f"run {run.name} in {run.path}")
-        return _attempt(run, recipe)
+        return _attempt(run, recipe, metrics)
 
 
-def _attempt(run: runs.Run, recipe: Recipe) -> Trained:
+def _check_metrics(
+    run: runs.Run, recipe: Recipe, dataset: Dataset, metrics: Sequence[Metric]
+) -> None:
+    """Refuses other metrics than those whose values the run has recorded so far."""
+    given = set(combined(recipe.metrics, metrics, dataset.task))
+    rows = read_epochs(run.path)
+    if not rows:
+        return
+    task = registry.evaluation(dataset.task)
+    recorded = set(rows[-1].scores) - {*task.METRICS, task.SCORE.best_key}
+    missing = sorted(recorded ^ given)
+    if missing:
+        raise ConfigError(
+            f"{run.name} was trained with other metrics: {', '.join(missing)} differ",
+            "a metric that was given in Python is in no file, and its column would have gaps",
+            f"from raytrain.distributed.train import resume; resume(run, {{}}, metrics=[...]) with "
+            f"{', '.join(sorted(recorded)) or 'none'}",
+        )
+
+
+def _attempt(run: runs.Run, recipe: Recipe, own: Sequence[Metric]) -> Trained:
     """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
     try:
-        metrics = _train_while_progressing(run, recipe)
+        metrics = _train_while_progressing(run, recipe, own)
         signal_name = metrics.get("stopped")
         if signal_name:
             raise _stopped(run, signal.Signals[signal_name], metrics["checkpoint"])
@@ -143,7 +176,7 @@ def _attempt(run: runs.Run, recipe: Recipe) -> Trained:
         raise error from None
 
 
-def _train_while_progressing(run: runs.Run, recipe: Recipe) -> Metrics:
+def _train_while_progressing(run: runs.Run, recipe: Recipe, own: Sequence[Metric]) -> Metrics:
     """Trains, again after waits for free CPUs or GPUs as long as each start gets the run further.
 
     Ray counts such waits over the whole run, and ends it after `START_ATTEMPTS` of them. A long run
@@ -156,7 +189,7 @@ def _train_while_progressing(run: runs.Run, recipe: Recipe) -> Metrics:
     while True:
         reached = reading.furthest(checkpoints)
         try:
-            metrics: Metrics = _group(train_worker, run.path, recipe)
+            metrics: Metrics = _group(train_worker, run.path, recipe, own)
             return metrics
         except NoRoomError as error:
             if reading.furthest(checkpoints) == reached:
@@ -235,6 +268,7 @@ def _group(
     function: Callable[[dict[str, Any]], Any],
     path: str,
     recipe: Recipe,
+    own: Sequence[Metric] = (),
 ) -> Any:
     """Starts the worker group and runs a function in every worker.
 
@@ -242,6 +276,7 @@ def _group(
         function: `train_worker` or `lr_find_worker`.
         path: the run directory.
         recipe: complete, with absolute paths.
+        own: metrics that were given in Python.
 
     Returns:
         What the function returned on rank 0.
@@ -260,6 +295,7 @@ def _group(
             "run": path,
             "mailbox": box,
             "device": compute_device(gpu).type,
+            "metrics": tuple(own),
         }
         # Not as `train_loop_config`: Ray shows and exports that, with keys that URIs may hold.
         trainer = ray.train.torch.TorchTrainer(
@@ -401,7 +437,7 @@ def _hooks(config: dict[str, Any], rank: int) -> Hooks:
     """
     # Ray hears of an epoch only when its checkpoint is written. A report takes 7 ms, but a second
     # one waits until Ray next looks at the group.
-    hooks = Hooks(saved=ray.train.report)
+    hooks = Hooks(saved=ray.train.report, metrics=config.get("metrics", ()))
     box = config["mailbox"]
     if box is None:
         # Ray's local mode: this process is the driver as well.

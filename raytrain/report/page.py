@@ -124,7 +124,7 @@ def _context(record: Record, sections: Sections, kind: str) -> dict[str, Any]:
         "summary": _summary(record),
         "headline": sections.headline,
         "metrics": sections.baselines,
-        "scores": task.METRICS,
+        "scores": record.score_names,
         "score": task.SCORE,
         "stages": _stage_rows(record),
         "unfinished": _unfinished(record),

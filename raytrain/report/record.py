@@ -81,6 +81,16 @@ class Record:
         return registry.judged_by(self.history.columns)
 
     @property
+    def score_names(self) -> dict[str, str]:
+        """The scores of the history by column, with their names: the task's and the user's own."""
+        module = registry.evaluation(self.task)
+        names = dict(module.METRICS)
+        for column in self.history.columns:
+            if column not in (*HISTORY_COLUMNS, *names, module.SCORE.best_key):
+                names[column] = column
+        return names
+
+    @property
     def part(self) -> str:
         """The part of the split that was predicted, in words."""
         if self.predictions is None:

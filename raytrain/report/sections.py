@@ -1,7 +1,7 @@
 """What a task adds to a report: score, table of labels, pictures, tiles, limits. Neither torch nor
 ray.
 
-`raytrain/report/multi_label.py` and the like fill these; `page.py` and the templates show them
+The module of each task in this folder fills these; `page.py` and the templates show them
 without knowing the task.
 """
 

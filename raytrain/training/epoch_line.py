@@ -27,6 +27,8 @@ def line_of_epoch(job: Job, row: EpochRow, paces: Paces) -> str:
         remaining_s=_remaining_seconds(job, row),
         task=job.task,
     )
+    for name in job.own_metrics:
+        line += f"  {name} {row.scores[name]:.4f}"
     contention = waits.sentence(paces.waits)
     if not contention:
         return line

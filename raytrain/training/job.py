@@ -4,10 +4,12 @@ trains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset
+from raytrain.evaluation.own_metrics import Metric
 from raytrain.registry import Evaluation, Loss
 from raytrain.tiles import sampling
 from raytrain.tiles.feeds import Source
@@ -33,6 +35,7 @@ class Job:
         train_rows, valid_rows: int64 rows of the dataset, ascending.
         loss: of a batch, the sum over its tiles.
         task: metrics of a validation, and what says which epoch is best.
+        own_metrics: further metrics by name, which decide nothing.
     """
 
     recipe: Recipe
@@ -47,6 +50,7 @@ class Job:
     valid_rows: sampling.Rows
     loss: Loss
     task: Evaluation
+    own_metrics: Mapping[str, Metric]
 
     def stage(self, number: int) -> Stage:
         """A stage by its number, which counts from 1 over the whole list of the recipe."""

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
+from raytrain.evaluation import own_metrics
 from raytrain.models.networks import running_statistics
 from raytrain.tiles import sampling
 from raytrain.training import lr_find, optim, pace, saving, validation
@@ -139,7 +140,11 @@ def validate(
             "checkpoint",
         )
     target = job.dataset.targets[rows]
-    return validation.Judged(job.task.epoch_metrics(logits, target), names, logits, target)
+    metrics = job.task.epoch_metrics(logits, target)
+    if job.own_metrics:
+        probabilities = job.task.probabilities(logits)
+        metrics |= own_metrics.values(job.own_metrics, probabilities, target)
+    return validation.Judged(metrics, names, logits, target)
 
 
 def begin_epoch(

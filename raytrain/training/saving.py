@@ -188,7 +188,8 @@ def _scores(job: Job, state: TrainState, metrics: Metrics) -> dict[str, float]:
     scores = {key: metrics[key] for key in job.task.METRICS}
     best = score.best([*state.history.values(score.key), metrics[score.key]])
     assert best is not None  # this epoch has one
-    return scores | {score.best_key: best}
+    own = {name: metrics[name] for name in job.own_metrics}
+    return scores | {score.best_key: best} | own
 
 
 def _write_predictions(job: Job, record: EpochRecord, judged: Judged, *, durable: bool) -> None:

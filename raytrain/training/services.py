@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raytrain.checkpoints.saver import Saver
+from raytrain.evaluation.own_metrics import Metric
 from raytrain.training.decision import Decisions, Wishes
 from raytrain.training.state import Metrics
 from raytrain.training.watchdog import Saves, Watchdog
@@ -30,6 +31,7 @@ class Hooks:
         stalled: called from another thread when no batch has begun for long, after the stacks were
             written.
         saves: what other ranks are writing.
+        metrics: of the user's own, given in Python; those that the recipe names are added.
     """
 
     report: Callable[[Metrics], None] = _nothing
@@ -38,6 +40,7 @@ class Hooks:
     keep: Callable[[], bool] = lambda: False
     stalled: Callable[[], None] = lambda: None
     saves: Saves = field(default_factory=Saves)
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True)

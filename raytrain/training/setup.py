@@ -24,6 +24,7 @@ from raytrain.checkpoints.history import History
 from raytrain.checkpoints.saver import Saver
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
+from raytrain.evaluation import own_metrics
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tasks.choice import resolved
@@ -93,6 +94,7 @@ def opened(
         valid_rows=valid_rows,
         loss=task.Loss(recipe.train),
         task=registry.evaluation(dataset.task),
+        own_metrics=own_metrics.combined(recipe.metrics, hooks.metrics, dataset.task),
     )
     history = History(run, (start.position.stage, start.position.epochs))
     state = TrainState(model, ema, history, start.lr_scale * backoff, newest=start.parent)

@@ -62,7 +62,7 @@ def epoch_metrics(job: Job, row: EpochRow) -> Metrics:
     return {
         "stage": row.stage,
         "epoch": row.epoch,
-        **{key: row.scores[key] for key in job.task.METRICS},
+        **{key: row.scores[key] for key in (*job.task.METRICS, *job.own_metrics)},
         "valid_loss": row.valid_loss,
         "train_loss": row.train_loss,
         "checkpoint": storage.join(job.path, "checkpoints", LAST),
