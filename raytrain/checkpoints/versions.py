@@ -12,6 +12,8 @@ from typing import Any
 from raytrain.errors import ConfigError
 
 VERSION = 2
+# Of what older programs would misread, and therefore refuse: tiles other than 8-bit RGB.
+EXTENDED_VERSION = 3
 KEY = "schema_version"
 
 Values = dict[str, Any]
@@ -28,6 +30,17 @@ def version_of(meta: Values) -> int:
     return int(meta.get(KEY, 1))
 
 
+def written_version(*, extended: bool) -> int:
+    """The version that a checkpoint is written in.
+
+    Args:
+        extended: whether its `meta.json` says what older programs do not know.
+    """
+    if extended:
+        return EXTENDED_VERSION
+    return VERSION
+
+
 def lifted_meta(meta: Values, path: str) -> Values:
     """The content of a `meta.json` as this version writes it.
 
@@ -40,9 +53,10 @@ def lifted_meta(meta: Values, path: str) -> Values:
         KeyError, TypeError, ValueError: it does not say what the checkpoint is.
     """
     version = version_of(meta)
-    if version > VERSION:
+    if version > EXTENDED_VERSION:
         raise ConfigError(
-            f"the checkpoint {path} has format {version}, this raytrain reads up to {VERSION}",
+            f"the checkpoint {path} has format {version}, "
+            f"this raytrain reads up to {EXTENDED_VERSION}",
             "a newer raytrain wrote it; what it means cannot be known here",
             "pip install --upgrade raytrain, or give another checkpoint",
         )

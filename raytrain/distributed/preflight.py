@@ -12,6 +12,7 @@ import torch
 from raytrain import runs, storage
 from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
+from raytrain.data import bands
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, gpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
@@ -27,6 +28,7 @@ from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.models import initial_weights, networks
 from raytrain.tiles.sampling import check_batches
+from raytrain.training import normalization
 from raytrain.training.start import initial
 
 # A checkpoint holds weights and buffers in fp32, and both of Adam's moments of each weight.
@@ -48,7 +50,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
             the checkpoint it was started from nor pretrained weights.
 
     Returns:
-        The recipe with absolute paths, and its dataset.
+        The recipe with absolute paths and the numbers of its normalisation, and its dataset.
 
     Raises:
         ConfigError, DataError, StorageError, RemoteError: what is wrong with the recipe.
@@ -67,10 +69,19 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     train_rows = dataset.part_rows(split, "train")
     valid_rows = dataset.part_rows(split, "valid")
     check_batches(recipe, len(train_rows), len(valid_rows))
+    tiles = dataset.tile_format
+    if not tiles.is_plain:
+        bands.reader()  # refuses where the package is missing
+    normalization.check(recipe, tiles)
     model = networks.build(
-        recipe.model.arch, len(dataset.classes), recipe.model.dropout, recipe.model.batch_norm
+        recipe.model.arch,
+        len(dataset.classes),
+        recipe.model.dropout,
+        recipe.model.batch_norm,
+        tiles.channels,
     )
     networks.check_sizes(model, recipe.model.arch, _image_sizes(recipe))
+    recipe = normalization.resolved(recipe, dataset)
     if run is None or not run.checkpoints:
         recipe = _check_start(recipe, dataset, model)
     # After the checks, whose messages show paths as the user has typed them.
@@ -107,7 +118,9 @@ def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> R
     recipe = recipe.model_copy(update={"init_from": path})
     source = initial(recipe, dataset)
     assert source is not None
-    fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+    fitting.check_fits(
+        source, dataset.classes, recipe.model.arch, recipe.data.normalize, dataset.tile_format
+    )
     initial_weights.load_weights(model, source.weights(), source.path)
     return recipe
 

@@ -37,6 +37,7 @@ from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import metrics, predictions, thresholds
+from raytrain.training import normalization
 from raytrain.training.loop import fit
 from raytrain.training.services import Hooks
 from raytrain.worker import Worker, compute_device
@@ -87,7 +88,7 @@ def search(
     samplers = {path: sampler(path, how) for path, how in space.items()}
     # Refuses a path that does not exist before any trial starts.
     apply_draw(recipe, {path: _first_value(how) for path, how in space.items()})
-    classes = open_dataset(str(recipe.dataset)).classes
+    dataset = open_dataset(str(recipe.dataset))
     trials = Trials(
         function=_trial,
         # Plain values: a trial may run on another machine, and validates them again.
@@ -99,7 +100,7 @@ def search(
             time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2
         ),
         use_gpu=recipe.use_gpu,
-        most_at_once=trials_that_fit(recipe, len(classes)),
+        most_at_once=trials_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels),
     )
     results = run_trials(trials)
     table = _table(results)
@@ -235,10 +236,13 @@ def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], 
     recipe = apply_draw(Recipe.model_validate(base), config)
     # A trial is one process, whatever the recipe says of workers.
     recipe = recipe.model_copy(update={"num_workers": 1})
+    assert recipe.dataset is not None
+    dataset = open_dataset(recipe.dataset)
+    # A space may draw `dataset` for data.normalize.
+    recipe = normalization.resolved(recipe, dataset)
     run = storage.join(directory, "trials", ray.tune.get_context().get_trial_id())
     storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
-    assert recipe.dataset is not None
-    fit(recipe, open_dataset(recipe.dataset), run, worker, Hooks(report=_report_f2))
+    fit(recipe, dataset, run, worker, Hooks(report=_report_f2))
 
 
 def _report_f2(metrics: Mapping[str, Any]) -> None:

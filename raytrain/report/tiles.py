@@ -3,8 +3,8 @@
     choose(f2, target)            the best, the median and the worst tiles
     cards(judged, rows, dataset)  picture and labels of these tiles
 
-All pictures are decoded by raytrain/data/images.py and stored again, since browsers show the
-4-component JPEGs of Planet with wrong colours. Imports neither torch nor ray.
+All pictures are decoded by raytrain/data/pixels.py and stored again, since browsers show the
+4-component JPEGs of Planet with wrong colours, and no TIFF. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from raytrain.data import images
+from raytrain.data import drawing, images, pixels
 from raytrain.data.dataset import open_dataset, read_images
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 
 SIDE = 160  # pixels
+RGB = TileFormat()
 QUALITY = 80  # of the JPEGs: about 5 KB a tile, and no visible blocks at this size
 
 
@@ -119,15 +121,17 @@ def cards(judged: JudgedTiles, rows: Sequence[int], path: str) -> list[Card]:
     contents = read_images(dataset, dataset_rows)
     found = []
     for row, content in zip(rows, contents, strict=True):
-        found.append(_card(judged, row, content))
+        found.append(_card(judged, row, thumbnail(content, dataset.tile_format)))
     return found
 
 
-def thumbnail(content: bytes) -> str:
+def thumbnail(content: bytes, tiles: TileFormat = RGB) -> str:
     """Decodes a tile and stores it as a small JPEG.
 
     Args:
         content: the encoded picture.
+        tiles: format of the dataset's tiles. Of other than RGB three channels are drawn, see
+            `drawing`.
 
     Returns:
         A data: URI of an RGB JPEG of SIDE × SIDE pixels.
@@ -136,15 +140,15 @@ def thumbnail(content: bytes) -> str:
         DataError: the bytes are not a picture.
     """
     try:
-        pixels = images.decode(content, SIDE)
+        tile = pixels.decode(content, tiles, SIDE)
     except images.BadImage as error:
         raise DataError(f"a tile cannot be decoded: {error.detail}") from None
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format="JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(drawing.drawn(tile)).save(sink, format="JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()
 
 
-def _card(judged: JudgedTiles, row: int, content: bytes) -> Card:
+def _card(judged: JudgedTiles, row: int, picture: str) -> Card:
     predictions = judged.predictions
     assert predictions.target is not None
     # bool (K,)
@@ -152,7 +156,7 @@ def _card(judged: JudgedTiles, row: int, content: bytes) -> Card:
     predicted = judged.predicted[row]
     return Card(
         name=predictions.names[row],
-        picture=thumbnail(content),
+        picture=picture,
         f2=float(judged.f2[row]),
         right=_names(predictions.classes, true & predicted),
         missed=_names(predictions.classes, true & ~predicted),

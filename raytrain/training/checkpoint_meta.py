@@ -20,9 +20,11 @@ def checkpoint_meta(
     next epoch.
     """
     recipe = job.recipe
+    tiles = job.dataset.tile_format
+    values = recipe.model_dump(mode="json")
     return {
-        versions.KEY: versions.VERSION,
-        "recipe": recipe.model_dump(mode="json"),
+        versions.KEY: versions.written_version(extended=not tiles.is_plain),
+        "recipe": values,
         "stage": number,
         "epoch": epochs,
         "stage_name": recipe.stage_names[number - 1],
@@ -32,7 +34,8 @@ def checkpoint_meta(
         "arch": recipe.model.arch,
         "classes": job.dataset.classes,
         "task": job.task.name,
-        "normalize": recipe.data.normalize,
+        "normalize": values["data"]["normalize"],
+        **tiles.content(),
         "precision": recipe.train.precision,
         "window": job.tiles.window,
         "resize": {"stored_size": job.tiles.size, "rule": transforms.RESIZE_RULE},

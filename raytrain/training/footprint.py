@@ -31,17 +31,18 @@ class Footprint:
         return self.state + self.step
 
 
-def footprint(recipe: Recipe, classes: int, device: torch.device) -> Footprint:
+def footprint(recipe: Recipe, classes: int, device: torch.device, channels: int = 3) -> Footprint:
     """The memory of a worker at its largest stage.
 
     Args:
         recipe: complete, with its precision resolved.
         classes: of the dataset.
         device: that trains.
+        channels: of the tiles.
     """
     with torch.device("meta"):
         model = networks.build(
-            recipe.model.arch, classes, recipe.model.dropout, recipe.model.batch_norm
+            recipe.model.arch, classes, recipe.model.dropout, recipe.model.batch_norm, channels
         )
     model.to(dtype_of(recipe.train.precision))
     first, last = recipe.selected
@@ -74,9 +75,8 @@ def _step_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe, device: torc
     )
     share = passes[0]  # no other is larger
     dtype = dtype_of(recipe.train.precision)
-    pixels = torch.empty(
-        (share.stop - share.start, 3, stage.size, stage.size), dtype=dtype, device="meta"
-    )
+    shape = (share.stop - share.start, networks.in_channels(model), stage.size, stage.size)
+    pixels = torch.empty(shape, dtype=dtype, device="meta")
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

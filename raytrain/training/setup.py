@@ -30,6 +30,7 @@ from raytrain.tiles import sampling
 from raytrain.tiles.cache import stored_size
 from raytrain.tiles.feeds import Source
 from raytrain.tiles.placement import Tiles, open_tiles
+from raytrain.training import normalization
 from raytrain.training import start as starting
 from raytrain.training.decision import Decisions, Wishes
 from raytrain.training.job import Job
@@ -68,12 +69,12 @@ def opened(
     Raises:
         ConfigError, DataError, ResourceError, StorageError: see the steps.
     """
-    recipe = _prepared_process(recipe, worker)
+    recipe = normalization.resolved(_prepared_process(recipe, worker), dataset)
     train_rows = dataset.part_rows(recipe.data.split, "train")
     valid_rows = dataset.part_rows(recipe.data.split, "valid")
     sampling.check_batches(recipe, len(train_rows), len(valid_rows))
     networks.check_batch_norm(recipe.model.batch_norm, worker.device.type)
-    model = _seeded_network(recipe, len(dataset.classes))
+    model = _seeded_network(recipe, len(dataset.classes), dataset.tile_format.channels)
     start, source = starting.begin(recipe, dataset, run, model, worker)
     networks.to_device(model, worker.device, dtype_of(recipe.train.precision))
     ema = starting.averages(model, recipe.train.ema, source)
@@ -113,11 +114,11 @@ def _prepared_process(recipe: Recipe, worker: Worker) -> Recipe:
     return recipe.model_copy(update={"train": train})
 
 
-def _seeded_network(recipe: Recipe, classes: int) -> networks.Network:
+def _seeded_network(recipe: Recipe, classes: int, channels: int) -> networks.Network:
     """The network with random weights from the recipe's seed, the same on every rank."""
     torch.manual_seed(sampling.seed_of(recipe.train.seed, 0))
     settings = recipe.model
-    return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm)
+    return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm, channels)
 
 
 def _opened_tiles(recipe: Recipe, dataset: Dataset, worker: Worker, start: Start) -> Tiles:

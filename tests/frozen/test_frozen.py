@@ -92,11 +92,13 @@ def test_a_run_is_read_and_resumed_to_its_end(folder):
 
 def test_a_checkpoint_of_a_newer_version_is_refused(folder):
     last = folder / "runs" / "frozen" / "checkpoints" / "last"
-    meta = json.loads((last / "meta.json").read_text()) | {versions.KEY: versions.VERSION + 1}
+    meta = json.loads((last / "meta.json").read_text()) | {
+        versions.KEY: versions.EXTENDED_VERSION + 1
+    }
     (last / "meta.json").write_text(json.dumps(meta))
     manifest = json.loads((last / "MANIFEST.json").read_text())
     manifest["meta.json"] = hashlib.sha256((last / "meta.json").read_bytes()).hexdigest()
     (last / "MANIFEST.json").write_text(json.dumps(manifest))
     # Not passed over as damaged: the run would be trained again from before it.
-    with pytest.raises(ConfigError, match=r"has format 3, this raytrain reads up to 2"):
+    with pytest.raises(ConfigError, match=r"has format 4, this raytrain reads up to 3"):
         reading.find_latest(str(last.parent))
