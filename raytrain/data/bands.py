@@ -183,7 +183,10 @@ def all_bands(content: bytes) -> Array:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             axes = _checked_axes(file)
-            pixels = file.series[0].asarray()
+            series = file.series[0]
+            pixels = series.asarray()
+            if pixels.shape != series.shape:  # it only warns where values are missing
+                raise BadImage("truncated", f"shape {pixels.shape} instead of {series.shape}")
     except tifffile.TiffFileError as error:
         raise BadImage("not-an-image", str(error)) from None
     except BadImage:
