@@ -117,7 +117,7 @@ class Training(Protocol):
     LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
     OWN_LOSS: str
 
-    def network(self, settings: Model, classes: int) -> Network:
+    def network(self, settings: Model, classes: int, channels: int = 3) -> Network:
         """Returns a network with random weights."""
 
     def device_targets(self, targets: Array, device: torch.device) -> torch.Tensor:

@@ -55,7 +55,7 @@ ROOMS = {
     "models": {"worker"},
     "tasks": {"data", "evaluation", "worker", "models"},
     "tiles": {"data", "worker"},
-    "checkpoints": {"evaluation", "worker"},
+    "checkpoints": {"data", "evaluation", "worker"},
     "training": {"data", "evaluation", "worker", "models", "tasks", "tiles", "checkpoints"},
     "report": {"data", "evaluation"},
     "bench": {"data", "worker", "models", "tiles", "checkpoints", "training", "report"},

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raytrain.checkpoints.reading import Checkpoint
-from raytrain.errors import ConfigError
+from raytrain.config import Normalization, normalization
+from raytrain.data.tile_format import TileFormat
+from raytrain.errors import ConfigError, typed
 
 # Classes that an error message names.
 NAMED_CLASSES = 3
@@ -29,7 +31,11 @@ def remapped(checkpoint: Checkpoint, classes: list[str]) -> Checkpoint:
 
 
 def check_fits(
-    checkpoint: Checkpoint, classes: list[str], arch: str, normalize: str | None = None
+    checkpoint: Checkpoint,
+    classes: list[str],
+    arch: str,
+    normalize: Normalization | None = None,
+    tiles: TileFormat | None = None,
 ) -> None:
     """Compares what a checkpoint was made for with what is wanted, before any weight is loaded.
 
@@ -38,10 +44,11 @@ def check_fits(
         classes: the classes of the dataset, in order.
         arch: the architecture of the configuration.
         normalize: the normalisation of the configuration; None to leave it unchecked.
+        tiles: format of the dataset's tiles; None for RGB of 8 bits.
 
     Raises:
-        ConfigError: other classes, another order of them, another architecture, or another
-            normalisation.
+        ConfigError: other classes, another order of them, another architecture, other tiles, or
+            another normalisation.
     """
     _check_classes(checkpoint, classes)
     meta = checkpoint.meta
@@ -51,13 +58,31 @@ def check_fits(
             "its weights do not fit",
             f"--model.arch {meta['arch']}",
         )
-    if normalize is not None and meta["normalize"] != normalize:
+    _check_tiles(checkpoint, tiles or TileFormat())
+    trained_on = normalization(meta["normalize"])
+    if normalize is not None and trained_on != normalize:
         raise ConfigError(
             f"the checkpoint {checkpoint.path} was trained on pixels normalised by "
-            f"{meta['normalize']}, the configuration says {normalize}",
+            f"{trained_on}, the configuration says {normalize}",
             "its weights expect pixels in another range",
-            f"--data.normalize {meta['normalize']}",
+            f"--data.normalize {typed(str(trained_on))}",
         )
+
+
+def _check_tiles(checkpoint: Checkpoint, tiles: TileFormat) -> None:
+    trained_on = checkpoint.tile_format
+    if trained_on == tiles:
+        return
+    fix = "a dataset of such tiles"
+    if trained_on.bands is not None:
+        listed = ",".join(str(band) for band in trained_on.bands)
+        fix = f"raytrain ingest --bands {listed} makes a dataset of such tiles"
+    raise ConfigError(
+        f"the checkpoint {checkpoint.path} was trained on tiles of {trained_on}, "
+        f"the dataset holds {tiles}",
+        "its first layer would read other values than it was trained on",
+        f"{fix}; or start from --model.weights imagenet",
+    )
 
 
 def _check_classes(checkpoint: Checkpoint, classes: list[str]) -> None:

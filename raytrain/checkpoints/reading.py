@@ -14,6 +14,7 @@ import torch
 from raytrain import storage
 from raytrain.checkpoints.layout import BEGINNING, BEST, FILES, MANIFEST, Position, goes_on_within
 from raytrain.checkpoints.versions import VERSION, lifted_meta, lifted_train_state, version_of
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import ConfigError
 
 # Every checkpoint has these files.
@@ -51,6 +52,11 @@ class Checkpoint:
     def position(self) -> Position:
         """Position of the run, counted over the whole list of stages."""
         return _position(self.meta)
+
+    @property
+    def tile_format(self) -> TileFormat:
+        """Format of the tiles that the network takes."""
+        return TileFormat.from_manifest(self.meta)
 
     def weights(self) -> Tensors:
         """Returns parameters and buffers by name, on the CPU.
@@ -182,8 +188,9 @@ def read(path: str) -> Checkpoint:
         written = json.loads(files["meta.json"])
         version = version_of(written)
         meta = lifted_meta(written, path)
-        # Checked here, so that every Checkpoint has a position.
+        # Checked here, so that every Checkpoint has a position and a format.
         _position(meta)
+        TileFormat.from_manifest(meta)
     except (ValueError, TypeError, KeyError):
         file = storage.join(path, "meta.json")
         raise DamagedCheckpoint(f"{file} does not say what the checkpoint is") from None

@@ -31,6 +31,17 @@ def version_of(meta: Values) -> int:
     return int(meta.get(KEY, 1))
 
 
+def written_version(*, extended: bool) -> int:
+    """The version that a checkpoint is written in.
+
+    Args:
+        extended: whether its `meta.json` says what older programs do not know.
+    """
+    if extended:
+        return EXTENDED_VERSION
+    return VERSION
+
+
 def lifted_meta(meta: Values, path: str) -> Values:
     """The content of a `meta.json` as this version writes it.
 

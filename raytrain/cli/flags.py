@@ -10,9 +10,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import field_validator
 
-from raytrain.config import LESSON_STAGES, Recipe, Stage, load_recipe, parse_assignments
-from raytrain.data.bands import BandRule
+from raytrain.config import (
+    IMAGENET,
+    LESSON_STAGES,
+    Data,
+    Recipe,
+    Stage,
+    load_recipe,
+    normalization,
+    parse_assignments,
+)
+from raytrain.data.bands import BandRule, KeptBands
 from raytrain.data.bands import parse as parse_bands
 from raytrain.data.listing import is_list, listed_pictures
 from raytrain.data.names import SUFFIXES
@@ -29,8 +39,23 @@ Storage = Annotated[
 ]
 
 
+class DataFields(Data):
+    """The fields of `data` as flags."""
+
+    # As one flag, whose text is read as a recipe's: cyclopts would make flags of mean and std.
+    normalize: Annotated[str, Parameter(help=Data.model_fields["normalize"].description)] = IMAGENET
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _known_normalization(cls, value: Any) -> Any:
+        normalization(value)
+        return value
+
+
 class Fields(Recipe):
     """The fields of a recipe as flags, each with the help text of its field."""
+
+    data: DataFields = DataFields()
 
     # A list of stages is too much for a flag: it comes from a file, and --stages selects from it.
     stages: Annotated[tuple[Stage, ...], Parameter(parse=False)] = LESSON_STAGES
@@ -139,15 +164,21 @@ class BandFlags:
 
     bands: Annotated[
         str | None,
-        Parameter(help="TIFF bands to use as red,green,blue, counted from 1, such as 3,2,1"),
+        Parameter(
+            help="TIFF bands to keep as they are, of 8 or 16 bits, counted from 1: 1,2,3,4; "
+            "with --scale: red,green,blue"
+        ),
     ] = None
-    scale: Annotated[str, Parameter(help="TIFF values that are mapped to 0 and 255")] = "0,255"
+    scale: Annotated[
+        str | None,
+        Parameter(help="make 8-bit RGB: the TIFF values that become 0 and 255, such as 0,10000"),
+    ] = None
 
-    def rule(self) -> BandRule | None:
-        """The rule that the flags state, or None without --bands.
+    def rule(self) -> BandRule | KeptBands | None:
+        """What becomes of the bands, or None without --bands.
 
         Raises:
-            ConfigError: the flags are not three bands and two values.
+            ConfigError: as `bands.parse`.
         """
         return parse_bands(self.bands, self.scale)
 

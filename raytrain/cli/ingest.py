@@ -204,6 +204,9 @@ def ingest(
     chosen = ""
     if split != "random":
         chosen = f" --data.split {split}"
+    if not done.dataset.tile_format.is_plain:
+        # ImageNet's statistics are of 8-bit RGB.
+        chosen += " --data.normalize dataset"
     recipe = registry.targets(form.task).RECIPE
     command = f"raytrain train --config {recipe} --dataset {typed(paths.out)}"
     print(f"next: {command}{chosen}")
@@ -236,6 +239,8 @@ def _print_dataset(done: Ingested) -> None:
         f"dataset {masked(dataset.path)} {verb}: "
         f"{dataset.rows} tiles, {len(dataset.classes)} classes"
     )
+    if not dataset.tile_format.is_plain:
+        print(f"  tiles keep {dataset.tile_format}")
     for key, count in done.counts.items():
         print(f"  {key}: {count}")
     for example in examples(dataset):

@@ -96,9 +96,9 @@ def _check_tiles(tiles: TileFlags, bands: BandFlags) -> None:
         )
     if tiles.dataset is None:
         return
-    if tiles.source != NO_SOURCE_FLAGS or bands.bands is not None:
+    if tiles.source != NO_SOURCE_FLAGS or bands != NO_BAND_FLAGS:
         raise ConfigError(
-            "--subfolders, --suffix, --folders and --bands cannot be used with --dataset",
+            "--subfolders, --suffix, --folders, --bands and --scale cannot be used with --dataset",
             "they say how images in folders are found and read; a dataset holds its own",
             "leave them out, or give --images",
         )

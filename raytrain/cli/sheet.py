@@ -237,14 +237,15 @@ def _sheet_rows(
 
 
 def _cells(dataset: Dataset, rows: list[int], size: int) -> dict[int, Cell]:
-    """The cell of each row, with the decoded tile as uint8 (size, size, 3)."""
+    """The cell of each row, with the tile as it is drawn, uint8 (size, size, 3)."""
     from raytrain.data.dataset import decoded_images, labels_of
+    from raytrain.data.drawing import drawn
     from raytrain.report.sheet import Cell
 
     names = dataset.table["image_name"]
     cells = {}
     for row, pixels in zip(rows, decoded_images(dataset, rows, size), strict=True):
-        cells[row] = Cell(pixels, names[row], labels_of(dataset, row))
+        cells[row] = Cell(drawn(pixels), names[row], labels_of(dataset, row))
     return cells
 
 

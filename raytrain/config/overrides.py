@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -313,10 +313,13 @@ def nested_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     options: Sequence[Any] = (annotation,)
     # `Augment | None`, but not tuple[Stage, ...]: a list is no nested model.
     if isinstance(annotation, UnionType):
-        options = get_args(annotation)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
+        options = [option for option in get_args(annotation) if option is not NoneType]
+    # A field that may also be a word, such as data.normalize, is set as a whole.
+    if len(options) != 1:
+        return None
+    only = options[0]
+    if isinstance(only, type) and issubclass(only, BaseModel):
+        return only
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -11,6 +12,7 @@ from pydantic import (
     Field,
     StrictBool,
     StrictInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -28,6 +30,71 @@ class Settings(BaseModel):
     """Base of all configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# Normalisations by name. `dataset` becomes `Statistics` when a run starts.
+IMAGENET = "imagenet"
+OF_DATASET = "dataset"
+NORMALIZATIONS = (IMAGENET, "none", OF_DATASET)
+
+
+class Statistics(Settings):
+    """Mean and standard deviation that normalise each channel, of values from 0 to 1."""
+
+    mean: tuple[float, ...] = Field(min_length=1)
+    std: tuple[float, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _of_the_same_channels(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations")
+        if min(self.std) <= 0:
+            raise ValueError("a standard deviation must be greater than 0")
+        return self
+
+    def __str__(self) -> str:
+        """YAML and JSON, as a recipe and a flag take it."""
+        return json.dumps(self.model_dump(mode="json"))
+
+
+# How pixels are normalised: one of `NORMALIZATIONS`, or numbers of one's own.
+Normalization = str | Statistics
+
+
+def normalization(value: Any) -> Normalization:
+    """Reads a normalisation, as a recipe, a flag or meta.json of a checkpoint gives it.
+
+    Args:
+        value: a name, a mapping of mean and std, or YAML text of one.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = _mapping(value)
+    if isinstance(value, Statistics) or value in NORMALIZATIONS:
+        found: Normalization = value
+        return found
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"one of {', '.join(NORMALIZATIONS)}, or {{mean: [...], std: [...]}} "
+            "with a number for each channel"
+        )
+    try:
+        return Statistics.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{key}: " for key in first["loc"][:1])
+        raise ValueError(where + first["msg"].removeprefix("Value error, ")) from None
+
+
+def _mapping(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError("this is not valid YAML, such as {mean: [0.5], std: [0.2]}") from None
 
 
 class Augment(Settings):
@@ -86,8 +153,11 @@ class Data(Settings):
     split: str = Field(
         "random", description="name of the dataset's split to train on", pattern=SPLIT_NAME
     )
-    normalize: Literal["imagenet", "none"] = Field(
-        "imagenet", description="mean and standard deviation that normalise each channel"
+    normalize: Normalization = Field(
+        IMAGENET,
+        description="mean and standard deviation that normalise each channel: imagenet "
+        "(three channels), none, dataset (those of the training tiles), "
+        "or {mean: [...], std: [...]}",
     )
     # 2 GB hold all of Planet's encoded training tiles: its order is then as if cached.
     window_gb: float = Field(
@@ -96,6 +166,11 @@ class Data(Settings):
         description="shuffle window for streamed tiles, gigabytes of encoded tiles",
     )
     augment: Augment = Augment()
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _known_normalization(cls, value: Any) -> Normalization:
+        return normalization(value)
 
 
 class Train(Settings):

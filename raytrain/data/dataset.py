@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raytrain import registry, storage
-from raytrain.data import images
+from raytrain.data import images, pixels
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError, did_you_mean
 
 Array = np.ndarray[Any, Any]
@@ -91,6 +92,11 @@ class Dataset:
     def tile_size(self) -> int:
         """Side of the stored tiles in pixels: the most frequent one."""
         return int(self.manifest["tile_size"])
+
+    @property
+    def tile_format(self) -> TileFormat:
+        """Channels of the tiles, type of their values, and the bands that they come from."""
+        return TileFormat.from_manifest(self.manifest)
 
     @property
     def shards(self) -> list[str]:
@@ -245,6 +251,10 @@ def open_dataset(path: str) -> Dataset:
         raise _damaged_manifest(path, f"it has no {missing[0]}")
     dataset = Dataset(path, manifest)
     registry.check(dataset.task)
+    try:
+        _ = dataset.tile_format
+    except ValueError as error:
+        raise _damaged_manifest(path, str(error)) from None
     return dataset
 
 
@@ -536,7 +546,7 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
 
 
 def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator[Array]:
-    """Yields the tiles of single rows, uint8 (size, size, 3).
+    """Yields the tiles of single rows, (size, size, C) of the type of the dataset's tiles.
 
     Args:
         dataset: an opened dataset.
@@ -549,7 +559,7 @@ def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator
     """
     for row, content in zip(rows, read_images(dataset, rows), strict=True):
         try:
-            yield images.decode(content, size)
+            yield pixels.decode(content, dataset.tile_format, size)
         except images.BadImage as error:
             name = dataset.table["image_name"].iloc[row]
             raise DataError(

@@ -27,10 +27,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _FORMAT_OF = dict(
     zip(SUFFIXES, ("JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "TIFF"), strict=True)
 )
+# Said of a file whose suffix promises another format.
+MISLABELLED = "mislabelled"
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 4096 * 4096
 MIN_SIDE = 16
-# Part of the key of the tile cache: raise it whenever `decode` may give other pixels.
+# Part of the key of the tile cache: raise it whenever `decode`, here or in `pixels`, may give other
+# pixels.
 DECODER_VERSION = 2
 # The tag of the camera's orientation (Exif 2.3); 1 means upright.
 _EXIF_ORIENTATION = 0x0112
@@ -39,7 +42,9 @@ _UPRIGHT = 1
 # and phones add.
 _JPEG_WITH_MORE = "MPO"
 _MODES_WITH_ALPHA = ("RGBA", "LA", "PA")
-_BANDS_FLAGS = "give --bands and --scale, which say how bands become red, green and blue of 8 bits"
+_BANDS_FLAGS = (
+    "give --bands to keep its bands, or with --scale to make red, green and blue of 8 bits"
+)
 
 
 class BadImage(Exception):
@@ -100,19 +105,24 @@ def inspect(content: bytes, name: str = "") -> Picture:
 
 
 def _odd(image: Image.Image, name: str) -> tuple[str, ...]:
-    suffix = "." + name.lower().rpartition(".")[2]
     has_more = image.format == _JPEG_WITH_MORE
-    actual = image.format
+    actual = str(image.format)
     if has_more:
         actual = "JPEG"
     found = []
-    if suffix in SUFFIXES and _FORMAT_OF[suffix] != actual:
-        found.append("mislabelled")
+    if is_mislabelled(name, actual):
+        found.append(MISLABELLED)
     if _is_turned(image):
         found.append("orientation applied")
     if has_more:
         found.append("further pictures in the file left out")
     return tuple(found)
+
+
+def is_mislabelled(name: str, actual: str) -> bool:
+    """Whether the suffix of a file's name promises another of `FORMATS` than the file has."""
+    suffix = "." + name.lower().rpartition(".")[2]
+    return suffix in SUFFIXES and _FORMAT_OF[suffix] != actual
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -152,7 +162,7 @@ def _open(content: bytes) -> Image.Image:
         raise BadImage("too-large", f"over {MAX_BYTES} bytes")
     image = _read_header(content)
     if image is not None:
-        _check_size(image)
+        check_sides(image.width, image.height)
     if is_tiff(content):
         _check_tiff(content, known=image is not None)
     if image is None:
@@ -179,11 +189,19 @@ def _read_header(content: bytes) -> Image.Image | None:
         raise BadImage("not-an-image", str(error)) from None
 
 
-def _check_size(image: Image.Image) -> None:
-    size = f"{image.width}x{image.height}"
-    if image.width * image.height > MAX_PIXELS:
+def check_sides(width: int, height: int) -> None:
+    """Refuses a picture that is too small or too large.
+
+    Args:
+        width, height: in pixels.
+
+    Raises:
+        BadImage: of kind too-many-pixels or too-small.
+    """
+    size = f"{width}x{height}"
+    if width * height > MAX_PIXELS:
         raise BadImage("too-many-pixels", f"{size}, at most {MAX_PIXELS} pixels")
-    if min(image.size) < MIN_SIDE:
+    if min(width, height) < MIN_SIDE:
         raise BadImage("too-small", f"{size}, at least {MIN_SIDE} pixels a side")
 
 

@@ -54,7 +54,7 @@ def dry_run(recipe: Recipe) -> None:
     """
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
-    check_memory(recipe, len(dataset.classes))
+    check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     device = _device(recipe)
     recipe = _with_resolved_precision(recipe, device)
     model = _network(recipe, dataset, device)
@@ -103,7 +103,9 @@ def _network(recipe: Recipe, dataset: Dataset, device: torch.device) -> networks
     """The network of the recipe with random weights, on the device."""
     keep_fp32()
     networks.check_batch_norm(recipe.model.batch_norm, device.type)
-    model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
+    model = registry.training(dataset.task).network(
+        recipe.model, len(dataset.classes), dataset.tile_format.channels
+    )
     networks.to_device(model, device, dtype_of(recipe.train.precision))
     return model
 
@@ -137,7 +139,7 @@ def _two_batches(
 
 
 def _decoded(dataset: Dataset, rows: sampling.Rows, size: int) -> np.ndarray[Any, Any]:
-    """The tiles of these rows as uint8 (N, size, size, 3)."""
+    """The tiles of these rows as uint8 or uint16 (N, size, size, C)."""
     return np.stack(list(decoded_images(dataset, rows.tolist(), size)))
 
 
@@ -158,7 +160,7 @@ def _plan(recipe: Recipe, dataset: Dataset, model: networks.Network) -> list[str
     parameters = networks.parameter_count(model)
     return [
         f"dataset: {dataset.path}, {train_tiles} training and {valid_tiles} validation tiles, "
-        f"{len(dataset.classes)} classes",
+        f"{len(dataset.classes)} classes, {dataset.tile_format}",
         f"model: {recipe.model.arch}, {parameters:,} parameters, weights {recipe.model.weights}, "
         f"{recipe.train.precision}",
         _workers_line(recipe),
@@ -196,7 +198,7 @@ def _checkpoints_line(recipe: Recipe, parameters: int) -> str:
 
 def _memory_line(recipe: Recipe, dataset: Dataset) -> str:
     """What the run needs and what there is."""
-    need = needed(recipe, len(dataset.classes))
+    need = needed(recipe, len(dataset.classes), dataset.tile_format.channels)
     bound = available()
     if bound is None:
         return f"memory: {need}; this system does not report how much there is"

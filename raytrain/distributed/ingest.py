@@ -29,13 +29,14 @@ import pandas as pd
 
 from raytrain import storage
 from raytrain.data import dataset as ds
-from raytrain.data import images, splits
-from raytrain.data.bands import BandRule, as_picture
+from raytrain.data import images, pixels, splits
+from raytrain.data.bands import BandRule, KeptBands, as_picture
 from raytrain.data.contents import contents, trouble
 from raytrain.data.images import BadImage
 from raytrain.data.inspection import weather_rules
 from raytrain.data.listing import left_out_lines
 from raytrain.data.sources import DividedTiles
+from raytrain.data.tile_format import TileFormat
 from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.session import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError, StorageError, masked
@@ -48,10 +49,18 @@ Record = dict[str, Any]
 # A row of a shard, in the order of `ds.SHARD_SCHEMA`: image_name, image, width, height, crc32,
 # target (uint8 (K,)).
 ShardRow = tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]
+# What becomes of the bands of TIFF files: 8-bit RGB by a rule, or tiles of a format; without either
+# the gate refuses other files than pictures.
+Bands = BandRule | TileFormat | None
+# Files that a broken disk or store may refuse before the search for a usable one ends.
+FIRST_FILES = 64
 # Seconds between two lines about the progress.
 PROGRESS_SECONDS = 1.0
 # By the kind of most bad files: what many of them mean, and what to do about it.
-_TIFF_FLAGS = "give --bands 3,2,1 --scale 0,10000 for TIFF files, or store the tiles with 8 bits"
+_TIFF_FLAGS = (
+    "give --bands 1,2,3,4 to keep the bands of TIFF files as they are, or --bands 3,2,1 --scale "
+    "0,10000 to make RGB of them, or store the tiles with 8 bits"
+)
 ADVICE = {
     "contradicting-labels": (
         "rows of one tile have different labels, as in a table with one row for each label",
@@ -109,7 +118,11 @@ class Ingested:
 
 
 def ingest(
-    tiles: DividedTiles, out: str, *, max_bad: int | None = None, bands: BandRule | None = None
+    tiles: DividedTiles,
+    out: str,
+    *,
+    max_bad: int | None = None,
+    bands: BandRule | KeptBands | None = None,
 ) -> Ingested:
     """Makes a dataset directory, or opens it if it is already there.
 
@@ -120,7 +133,8 @@ def ingest(
         out: dataset directory or URI to make.
         max_bad: how many files may be unusable. With more of them nothing is written. The default
             is 10 or 0.1 % of the rows, whichever is larger.
-        bands: how TIFF files become pictures, unless their pixels are 8-bit grey or RGB.
+        bands: what becomes of the bands of TIFF files, unless their pixels are 8-bit grey or RGB.
+            Kept bands have the type of the first usable file, in the order of the labels.
 
     Returns:
         The dataset and how it was made.
@@ -144,7 +158,12 @@ def ingest(
     _check_budget(tiles.unusable(), budget, out, len(tiles.table))
     ds.check_parts(tiles.rule.by, tiles.usable()["part"].value_counts().to_dict())
     _log_input(tiles)
-    written = _build(out, tiles, source, budget, bands)
+    chosen: Bands
+    if isinstance(bands, KeptBands):
+        chosen = _format_of_first(tiles.usable(), bands)
+    else:
+        chosen = bands
+    written = _build(out, tiles, source, budget, chosen)
     # From an earlier ingest that had too many bad files.
     storage.remove(_quarantine_path(out))
     dataset = ds.open_dataset(out)
@@ -161,6 +180,38 @@ def _log_input(tiles: DividedTiles) -> None:
         logger.info(f"labels: {line}")
     for line in left_out_lines(tiles.tiles.left_out):
         logger.info(line)
+
+
+def _format_of_first(index: pd.DataFrame, kept: KeptBands) -> TileFormat:
+    """The format of tiles that keep bands: that of the first usable file.
+
+    It depends on the order of the labels alone, not on the processes. If no file can be used, the
+    gate says why of each.
+
+    Args:
+        index: rows of the index table.
+        kept: the bands.
+
+    Raises:
+        StorageError, OSError: the disk or the store is broken.
+        ConfigError: a package that reads TIFF files is not installed.
+    """
+    refused: list[BadImage] = []
+    paths = index["path"].to_list()
+    for path, content in zip(paths, contents(paths), strict=True):
+        try:
+            if isinstance(content, BadImage):
+                raise content
+            found = pixels.format_of(content, kept.bands)
+        except BadImage as error:
+            refused.append(error)
+            cause = trouble(refused, FIRST_FILES)
+            if cause is not None:
+                raise cause from None
+            continue
+        logger.info(f"tiles keep {found}, as in {masked(storage.name_of(path))}")
+        return found
+    return TileFormat(len(kept.bands), bands=kept.bands)
 
 
 def _broken_rules(tiles: DividedTiles) -> Iterator[str]:
@@ -212,7 +263,7 @@ def _existing_dataset(out: str, source: Record) -> ds.Dataset | None:
 
 
 def _build(
-    out: str, tiles: DividedTiles, source: Record, budget: int, bands: BandRule | None
+    out: str, tiles: DividedTiles, source: Record, budget: int, bands: Bands
 ) -> list[Record]:
     """Writes the dataset to `<out>.partial` and renames it.
 
@@ -233,7 +284,8 @@ def _build(
             for record in written:
                 bad += record["bad"]
             _check_budget(bad, budget, out, len(tiles.table))
-            _finish(partial, index, bad + tiles.left_out(), written, tiles, source)
+            form = bands if isinstance(bands, TileFormat) else TileFormat()
+            _finish(partial, index, bad + tiles.left_out(), written, tiles, source, form)
         except DataError:
             storage.remove(partial)
             raise
@@ -294,13 +346,13 @@ def rows_per_shard(rows: int) -> int:
     return int(np.clip(sixteenth, 64, 1024))
 
 
-def _blocks(index: pd.DataFrame, seed: int, bands: BandRule | None) -> list[pd.DataFrame]:
+def _blocks(index: pd.DataFrame, seed: int, bands: Bands) -> list[pd.DataFrame]:
     """The rows of each shard, with the shard's number (`shard`) and `_key` (`key`).
 
     Args:
         index: rows that can be used, as `DividedTiles.usable` returns them.
         seed: of the shuffle.
-        bands: how TIFF files become pictures.
+        bands: what becomes of the bands of TIFF files.
     """
     # Shuffled once, so that a shard is a random sample of the tiles.
     order = np.random.default_rng([seed, len(index)]).permutation(len(index))
@@ -347,7 +399,7 @@ def _cut(
         yield order[start:]
 
 
-def _key(block: pd.DataFrame, bands: BandRule | None) -> str:
+def _key(block: pd.DataFrame, bands: Bands) -> str:
     """A hash of everything that a shard is made from: files, labels, rule for TIFF files, schema.
 
     Empty where the time of change of a file is unknown, as in an object store.
@@ -359,7 +411,7 @@ def _key(block: pd.DataFrame, bands: BandRule | None) -> str:
     return hashlib.sha256(f"{ds.SCHEMA_VERSION} {bands} {files}".encode() + targets).hexdigest()
 
 
-def _write_shards(blocks: list[pd.DataFrame], path: str, bands: BandRule | None) -> list[Record]:
+def _write_shards(blocks: list[pd.DataFrame], path: str, bands: Bands) -> list[Record]:
     """Writes the shards that are not there yet. Returns the records of all, in their order."""
     written = _written_before(path, blocks)
     done_before = {record["shard"] for record in written}
@@ -391,7 +443,7 @@ def _write_shards(blocks: list[pd.DataFrame], path: str, bands: BandRule | None)
     return written
 
 
-def _gated(blocks: list[pd.DataFrame], path: str, bands: BandRule | None) -> Iterator[Record]:
+def _gated(blocks: list[pd.DataFrame], path: str, bands: Bands) -> Iterator[Record]:
     """Runs `gate_shard` for each block in a Ray session. Yields the records as shards are done."""
     if not blocks:
         return
@@ -486,7 +538,7 @@ class Gate:
     A fixed pool of processes shares the shards. Ray would run short tasks all in one process.
     """
 
-    def __init__(self, path: str, bands: BandRule | None) -> None:
+    def __init__(self, path: str, bands: Bands) -> None:
         self.path = path
         self.bands = bands
 
@@ -499,13 +551,13 @@ class Gate:
         return pd.DataFrame([{"record": json.dumps(record)}])
 
 
-def gate_shard(block: pd.DataFrame, path: str, bands: BandRule | None = None) -> Record:
+def gate_shard(block: pd.DataFrame, path: str, bands: Bands = None) -> Record:
     """Checks the files of one shard, writes the shard and then its record.
 
     Args:
         block: rows of the index table with the number (`shard`) and the key (`key`) of their shard.
         path: the directory that the dataset is written to.
-        bands: how TIFF files become pictures.
+        bands: what becomes of the bands of TIFF files.
 
     Returns:
         The record: shard, key, bytes, file, rows, sha256, labels, sizes, counts, bad, names, pid.
@@ -552,9 +604,7 @@ def gate_shard(block: pd.DataFrame, path: str, bands: BandRule | None = None) ->
     return record
 
 
-def _accepted(
-    content: bytes | BadImage, path: str, bands: BandRule | None
-) -> tuple[bytes, images.Picture]:
+def _accepted(content: bytes | BadImage, path: str, bands: Bands) -> tuple[bytes, images.Picture]:
     """The bytes to store for a file, and what the gate found out about them.
 
     Raises:
@@ -562,6 +612,9 @@ def _accepted(
     """
     if isinstance(content, BadImage):
         raise content
+    if isinstance(bands, TileFormat):
+        # The original file is stored, and its values are kept.
+        return content, pixels.inspect(content, bands, storage.name_of(path))
     image = as_picture(content, path, bands)
     # The suffix is compared with the format, and a TIFF that was converted has become a PNG.
     name = storage.name_of(path) if image is content else ""
@@ -626,6 +679,7 @@ def _finish(
     written: list[Record],
     tiles: DividedTiles,
     source: Record,
+    form: TileFormat,
 ) -> None:
     """Writes the split, the lists and, last of all, the manifest, which makes it a dataset.
 
@@ -636,6 +690,7 @@ def _finish(
         written: records of the shards, in their order.
         tiles: the input.
         source: what the manifest records about the input.
+        form: of the tiles.
 
     Raises:
         StorageError: a shard is no longer there.
@@ -665,6 +720,7 @@ def _finish(
         "task": tiles.tiles.task,
         "classes": tiles.tiles.classes,
         "tile_size": _tile_size(_total(written, "sizes")),
+        **form.content(),
         "shards": _shard_entries(written),
         "splits": [ds.split_entry(split_name, split_content, split)],
         "source": source,

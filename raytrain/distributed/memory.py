@@ -55,17 +55,18 @@ class Need:
         )
 
 
-def needed(recipe: Recipe, classes: int) -> Need:
+def needed(recipe: Recipe, classes: int, channels: int = 3) -> Need:
     """The memory that a run needs on this machine.
 
     Args:
         recipe: complete.
         classes: number of classes of the dataset.
+        channels: of its tiles.
     """
     cpu = torch.device("cpu")
     precision = agreed_precision(recipe.train.precision, cpu, world=1)
     train = recipe.train.model_copy(update={"precision": precision})
-    found = footprint(recipe.model_copy(update={"train": train}), classes, cpu)
+    found = footprint(recipe.model_copy(update={"train": train}), classes, cpu, channels)
     if recipe.use_gpu is not False and gpus.seen().count > 0:
         # Activations stay on the GPU. The host holds the copies that a checkpoint is written from,
         # which are no larger than the state.
@@ -86,23 +87,24 @@ def available() -> machine.Memory | None:
     return replace(found, free=min(found.whole, found.free + machine.resident()))
 
 
-def check_memory(recipe: Recipe, classes: int) -> None:
+def check_memory(recipe: Recipe, classes: int, channels: int = 3) -> None:
     """Refuses a run that cannot fit into the memory of this machine.
 
     Args:
         recipe: complete.
         classes: number of classes of the dataset.
+        channels: of its tiles.
 
     Raises:
         ResourceError: with flags under which the run would fit, if there are some.
     """
     if _uses_cluster():
         return
-    need = needed(recipe, classes)
+    need = needed(recipe, classes, channels)
     bound = _available_after_wait(need.total)
     if bound is None or need.total <= bound.free:
         return
-    fix = _smaller_run(recipe, classes, bound.free)
+    fix = _smaller_run(recipe, classes, channels, bound.free)
     if not fix:
         fix = f"a machine or a container with {need.total / 1e9:.0f} GB"
     raise ResourceError(
@@ -155,17 +157,18 @@ def workers_that_fit(recipe: Recipe, classes: int) -> int:
     if bound is None:
         return recipe.num_workers
     for workers in range(recipe.num_workers, 0, -1):
-        if _fits(recipe, classes, bound.free, workers):
+        if _fits(recipe, classes, 3, bound.free, workers):
             return workers
     return 0
 
 
-def trials_that_fit(recipe: Recipe, classes: int) -> int | None:
+def trials_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | None:
     """How many trials of one worker each fit into this machine's memory at the same time.
 
     Args:
         recipe: complete.
         classes: number of classes of the dataset.
+        channels: of its tiles.
 
     Returns:
         None where the memory is unknown or a cluster is used.
@@ -174,35 +177,35 @@ def trials_that_fit(recipe: Recipe, classes: int) -> int | None:
         ResourceError: not even one trial fits.
     """
     trial = recipe.model_copy(update={"num_workers": 1})
-    check_memory(trial, classes)
+    check_memory(trial, classes, channels)
     bound = _local_bound()
     if bound is None:
         return None
     # At least one, since `check_memory` has passed; the free memory may have shrunk since then.
-    return max(1, (bound.free - RAY_BYTES) // needed(trial, classes).worker)
+    return max(1, (bound.free - RAY_BYTES) // needed(trial, classes, channels).worker)
 
 
-def _smaller_run(recipe: Recipe, classes: int, free: int) -> str:
+def _smaller_run(recipe: Recipe, classes: int, channels: int, free: int) -> str:
     """Flags under which the run fits into `free` bytes, or an empty string where none are found.
 
     Fewer workers are tried first, because each one holds all weights. A single worker can save
     memory only by splitting its batch into more passes.
     """
     for workers in range(recipe.num_workers - 1, 0, -1):
-        if _fits(recipe, classes, free, workers):
+        if _fits(recipe, classes, channels, free, workers):
             return f"--num-workers {workers}"
     # A pass of a single tile has no statistics for BatchNorm, so 2 tiles are the smallest.
     most = min(MOST_ACCUMULATE, recipe.train.batch_size // 2)
     passes = 2 * recipe.train.accumulate
     while passes <= most:
         train = recipe.train.model_copy(update={"accumulate": passes})
-        if _fits(recipe.model_copy(update={"train": train}), classes, free, workers=1):
+        if _fits(recipe.model_copy(update={"train": train}), classes, channels, free, workers=1):
             return f"--num-workers 1 --train.accumulate {passes}"
         passes *= 2
     return ""
 
 
-def _fits(recipe: Recipe, classes: int, free: int, workers: int) -> bool:
+def _fits(recipe: Recipe, classes: int, channels: int, free: int, workers: int) -> bool:
     """Whether the recipe with this number of workers needs at most `free` bytes."""
-    need = needed(recipe.model_copy(update={"num_workers": workers}), classes)
+    need = needed(recipe.model_copy(update={"num_workers": workers}), classes, channels)
     return need.total <= free

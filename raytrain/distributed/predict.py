@@ -24,9 +24,9 @@ import torch
 
 from raytrain import registry, storage
 from raytrain.checkpoints import fitting, reading
-from raytrain.config import Model
-from raytrain.data import images
-from raytrain.data.bands import BandRule, as_picture
+from raytrain.config import Model, normalization
+from raytrain.data import images, pixels
+from raytrain.data.bands import BandRule, KeptBands, as_picture
 from raytrain.data.contents import contents, trouble
 from raytrain.data.dataset import Dataset, open_dataset, read_shard
 from raytrain.data.listing import LeftOut
@@ -54,7 +54,7 @@ CPU = torch.device("cpu")
 # Encoded pictures in memory for each thread that decodes.
 WINDOW = 4
 
-# A decoded tile, uint8 (S, S, 3).
+# A decoded tile, uint8 or uint16 (S, S, C).
 Tile = np.ndarray[Any, Any]
 # Checkpoint path, test-time augmentation and rule for TIFF files: the first arguments of Predictor.
 PredictorArguments = tuple[str, bool, BandRule | None]
@@ -83,7 +83,7 @@ def predict(
     part: str = "valid",
     sources: Sequence[Images] = (),
     tta: bool = False,
-    bands: BandRule | None = None,
+    bands: BandRule | KeptBands | None = None,
 ) -> Predicted:
     """Writes the logits of a part of a dataset, or of pictures in folders, to a Parquet file.
 
@@ -94,21 +94,24 @@ def predict(
         part: part of that split: train, valid, test, or all for the whole dataset.
         sources: pictures in folders or lists, if no dataset is given. Their labels are unknown.
         tta: test-time augmentation: the mean of the logits over the 8 symmetries of the square.
-        bands: how TIFF files become pictures, as at the ingest of the training tiles.
+        bands: what becomes of the bands of TIFF files, as at the ingest of the training tiles.
+            A checkpoint that was trained on kept bands names them itself.
 
     Returns:
         Where the predictions are, how many, and which files were left out.
 
     Raises:
-        ConfigError: the checkpoint is missing or has other classes than the dataset.
+        ConfigError: the checkpoint is missing, or has other classes or tiles than the dataset, or
+            other bands than `bands`.
         DataError: there are no usable tiles, or two folders hold a file of the same name.
     """
     checkpoint = reading.load(checkpoint_path)
+    rule = _rule(checkpoint, bands)
     blocks, origin = _blocks_and_origin(checkpoint, dataset_path, part, sources)
     _check_resize(checkpoint)
     # Loaded here only to refuse weights that do not fit before any process starts.
     _network(checkpoint)
-    table = _run(blocks, (checkpoint.path, tta, bands))
+    table = _run(blocks, (checkpoint.path, tta, rule))
     usable, refused = _divided(table)
     # Pictures outside of a dataset have no labels.
     target = np.stack(list(usable["target"])) if dataset_path is not None else None
@@ -143,10 +146,41 @@ def _blocks_and_origin(
         origin = {"images": json.dumps([source.origin for source in sources])}
         return _picture_blocks(sources), origin
     dataset = open_dataset(dataset_path)
-    fitting.check_fits(checkpoint, dataset.classes, checkpoint.meta["arch"])
+    fitting.check_fits(
+        checkpoint, dataset.classes, checkpoint.meta["arch"], tiles=dataset.tile_format
+    )
     split = checkpoint.meta["split"]
     origin = {"dataset": dataset.path, "split": split, "part": part}
     return _dataset_blocks(dataset, split, part), origin
+
+
+def _rule(checkpoint: reading.Checkpoint, bands: BandRule | KeptBands | None) -> BandRule | None:
+    """How TIFF files become 8-bit RGB; None where the checkpoint keeps bands, and names them.
+
+    Raises:
+        ConfigError: the flags ask for other tiles than the checkpoint was trained on.
+    """
+    tiles = checkpoint.tile_format
+    if tiles.is_plain:
+        if not isinstance(bands, KeptBands):
+            return bands
+        raise ConfigError(
+            f"--bands {bands} without --scale keeps bands as they are, but the checkpoint "
+            f"{checkpoint.path} was trained on {tiles}",
+            "its first layer would read other values than it was trained on",
+            f"--bands {bands} --scale LOW,HIGH, as at the ingest of its tiles "
+            "(without a --scale that was 0,255)",
+        )
+    if bands is None or (isinstance(bands, KeptBands) and bands.bands == tiles.file_bands):
+        return None
+    given = f"--bands {bands}"
+    if isinstance(bands, BandRule):
+        given = f"--bands {KeptBands(bands.bands)} --scale {bands.low:g},{bands.high:g}"
+    raise ConfigError(
+        f"{given}, but the checkpoint {checkpoint.path} was trained on {tiles}",
+        "its first layer would read other values than it was trained on",
+        "leave the flags out: the checkpoint itself says which bands it reads",
+    )
 
 
 def _check_resize(checkpoint: reading.Checkpoint) -> None:
@@ -169,7 +203,9 @@ def _network(checkpoint: reading.Checkpoint) -> torch.nn.Sequential:
     meta = checkpoint.meta
     # Dropout does nothing in evaluation, so its probability does not matter here.
     settings = Model(arch=meta["arch"], dropout=0.0)
-    model = registry.training(meta["task"]).network(settings, len(meta["classes"]))
+    model = registry.training(meta["task"]).network(
+        settings, len(meta["classes"]), checkpoint.tile_format.channels
+    )
     initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.path)
     return model
 
@@ -227,6 +263,7 @@ class Predictor:
         self.pool = ThreadPoolExecutor(decoders)
         checkpoint = reading.load(path)
         self.meta = checkpoint.meta
+        self.tiles = checkpoint.tile_format
         self.model = _network(checkpoint)
         networks.to_device(self.model, device).eval()
         # As the network was trained, where this processor computes in bf16. One that only emulates
@@ -237,7 +274,7 @@ class Predictor:
         symmetries = SYMMETRIES if tta else 1
         self.how = Inference(
             self.meta["size"],
-            self.meta["normalize"],
+            normalization(self.meta["normalize"]),
             precision,
             symmetries,
             registry.training(self.meta["task"]).undone,
@@ -295,7 +332,7 @@ class Predictor:
             return content
         try:
             picture = as_picture(content, path, self.bands)
-            return images.decode(picture, self.meta["resize"]["stored_size"])
+            return pixels.decode(picture, self.tiles, self.meta["resize"]["stored_size"])
         except images.BadImage as error:
             return error
 
@@ -306,7 +343,7 @@ class Predictor:
 
     def _logits(self, tiles: list[Tile]) -> np.ndarray[Any, Any]:
         """The logits of one batch, float32 (B, K). All tiles have the same size."""
-        # uint8 (B, S, S, 3) -> (B, 3, S, S)
+        # (B, S, S, C) -> (B, C, S, S)
         pictures = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).to(self.device)
         values: np.ndarray[Any, Any] = logits_of(self.model, pictures, self.how).cpu().numpy()
         return values

@@ -12,6 +12,7 @@ import torch
 from raytrain import registry, runs, storage
 from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
+from raytrain.data import bands
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, gpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
@@ -29,6 +30,7 @@ from raytrain.evaluation import own_metrics
 from raytrain.models import initial_weights, networks
 from raytrain.tasks.choice import resolved
 from raytrain.tiles.sampling import check_batches
+from raytrain.training import normalization
 from raytrain.training.start import initial
 
 # A checkpoint holds weights and buffers in fp32, and both of Adam's moments of each weight.
@@ -50,7 +52,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
             the checkpoint it was started from nor pretrained weights.
 
     Returns:
-        The recipe with absolute paths, and its dataset.
+        The recipe with absolute paths and the numbers of its normalisation, and its dataset.
 
     Raises:
         ConfigError, DataError, StorageError, RemoteError: what is wrong with the recipe.
@@ -71,8 +73,15 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     check_batches(recipe, len(train_rows), len(valid_rows))
     recipe = resolved(recipe, dataset.task)
     own_metrics.combined(recipe.metrics, (), dataset.task)
-    model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
+    tiles = dataset.tile_format
+    if not tiles.is_plain:
+        bands.reader()  # refuses where the package is missing
+    normalization.check(recipe, tiles)
+    model = registry.training(dataset.task).network(
+        recipe.model, len(dataset.classes), tiles.channels
+    )
     networks.check_sizes(model, recipe.model.arch, _image_sizes(recipe))
+    recipe = normalization.resolved(recipe, dataset)
     if run is None or not run.checkpoints:
         recipe = _check_start(recipe, dataset, model)
     # After the checks, whose messages show paths as the user has typed them.
@@ -109,7 +118,9 @@ def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> R
     recipe = recipe.model_copy(update={"init_from": path})
     source = initial(recipe, dataset)
     assert source is not None
-    fitting.check_fits(source, dataset.classes, recipe.model.arch, recipe.data.normalize)
+    fitting.check_fits(
+        source, dataset.classes, recipe.model.arch, recipe.data.normalize, dataset.tile_format
+    )
     initial_weights.load_weights(model, source.weights(), source.path)
     return recipe
 

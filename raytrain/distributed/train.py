@@ -95,7 +95,7 @@ def train(recipe: Recipe, *, name: str, metrics: Sequence[Metric] = ()) -> Train
     runs.check_name(name)
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
-    check_memory(recipe, len(dataset.classes))
+    check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     with held(storage.join(recipe.storage, name)):
         # With the lock held: of two commands that start at the same time, one is refused.
         runs.refuse_taken(name, recipe.storage)
@@ -128,7 +128,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], *, metrics: Sequence[Metric
     # The run directory may have been moved since its recipe was written.
     recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
     recipe, dataset = check_recipe(recipe, run)
-    check_memory(recipe, len(dataset.classes))
+    check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     _check_metrics(run, recipe, dataset, metrics)
     with held(run.path), session():
         check_cluster(recipe)
@@ -256,7 +256,7 @@ def find_rates(recipe: Recipe, name: str) -> dict[int, Curve]:
     """
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
-    check_memory(recipe, len(dataset.classes))
+    check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     path = storage.join(recipe.storage, name)
     with session():
         check_cluster(recipe)

@@ -38,6 +38,7 @@ from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
 from raytrain.evaluation import predictions, thresholds
 from raytrain.evaluation.score import Score
+from raytrain.training import normalization
 from raytrain.training.loop import fit
 from raytrain.training.services import Hooks
 from raytrain.worker import Worker, compute_device
@@ -101,7 +102,7 @@ def search(
             time_attr="training_iteration", max_t=MOST_EPOCHS, reduction_factor=2
         ),
         use_gpu=recipe.use_gpu,
-        most_at_once=trials_that_fit(recipe, len(dataset.classes)),
+        most_at_once=trials_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels),
         score=score,
     )
     results = run_trials(trials)
@@ -240,10 +241,12 @@ def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], 
     recipe = apply_draw(Recipe.model_validate(base), config)
     # A trial is one process, whatever the recipe says of workers.
     recipe = recipe.model_copy(update={"num_workers": 1})
-    run = storage.join(directory, "trials", ray.tune.get_context().get_trial_id())
-    storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     assert recipe.dataset is not None
     dataset = open_dataset(recipe.dataset)
+    # A space may draw `dataset` for data.normalize.
+    recipe = normalization.resolved(recipe, dataset)
+    run = storage.join(directory, "trials", ray.tune.get_context().get_trial_id())
+    storage.write_text(storage.join(run, "config.yaml"), recipe.to_yaml())
     key = registry.evaluation(dataset.task).SCORE.key
 
     def report(metrics: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ TIMM = "timm:"
 # ResNet that is after six children (conv1 to layer2), elsewhere after four blocks of `features`.
 EARLY_CHILDREN = 6
 EARLY_FEATURES = 4
+# Channels of the pictures that torchvision's and timm's weights were trained on.
+RGB_CHANNELS = 3
 # Side in pixels of the tile that shows the output shape of a timm network.
 PROBE_SIZE = 64
 # Name of a part of a network, and the part.
@@ -29,7 +31,7 @@ Child = tuple[str, nn.Module]
 
 
 class Body(nn.Sequential):
-    """Turns pictures (B, 3, S, S) into a feature map (B, `channels`, H, W).
+    """Turns pictures (B, C, S, S) into a feature map (B, `channels`, H, W).
 
     Attributes:
         channels: channels of the feature map.
@@ -48,8 +50,12 @@ class ChannelsFirst(nn.Module):
         return features.permute(0, 3, 1, 2)
 
 
-def torchvision_body(arch: str) -> Body:
+def torchvision_body(arch: str, inputs: int = RGB_CHANNELS) -> Body:
     """Builds the body of a torchvision network with random weights.
+
+    Args:
+        arch: name of the network.
+        inputs: channels of its pictures.
 
     Raises:
         ConfigError: the architecture is unknown.
@@ -63,10 +69,41 @@ def torchvision_body(arch: str) -> Body:
             f"one of: {', '.join(known)}; or timm:NAME",
         )
     network: Any = torchvision.models.get_model(arch, weights=None)
+    if inputs != RGB_CHANNELS:
+        _take_channels(network, inputs)
     # Only the ResNets, with ResNeXt and Wide ResNet, have a layer of this name.
     if hasattr(network, "fc"):
         return _resnet_body(network)
     return _features_body(network)
+
+
+def _take_channels(network: nn.Module, inputs: int) -> None:
+    """Replaces the first convolution by one of so many input channels, in place.
+
+    Its random weights have the deviation that torchvision gives the layer.
+    """
+    name, layer = _first_convolution(network)
+    fresh = nn.Conv2d(
+        inputs,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        bias=layer.bias is not None,
+    )
+    with torch.no_grad():
+        fresh.weight.copy_(torch.randn_like(fresh.weight) * layer.weight.std())
+        if fresh.bias is not None:
+            fresh.bias.copy_(layer.bias)
+    network.set_submodule(name, fresh)
+
+
+def _first_convolution(network: nn.Module) -> tuple[str, Any]:
+    """The name of the layer that sees the pictures, and the layer."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            return name, layer
+    raise TypeError(f"{type(network).__name__} has no convolution")
 
 
 def _resnet_body(network: Any) -> Body:
@@ -126,15 +163,19 @@ def timm_package() -> Any:
     return timm
 
 
-def timm_body(name: str) -> Body:
+def timm_body(name: str, inputs: int = RGB_CHANNELS) -> Body:
     """Builds the body of a timm network with random weights.
+
+    Args:
+        name: its name in timm.
+        inputs: channels of its pictures.
 
     Raises:
         ConfigError: there is no such network, or its output is not a feature map.
     """
-    network = timm_network(name)
+    network = timm_network(name, inputs=inputs)
     children: list[Child] = [("network", network)]
-    _, first, second, third = _probed_shape(network, name)
+    _, first, second, third = _probed_shape(network, name, inputs)
     channels = first
     # Tiles are square, so the axis whose length differs from the other two is the channels.
     if first == second != third:
@@ -165,7 +206,7 @@ def _early_names(network: Any, name: str) -> list[str]:
     return early
 
 
-def timm_network(name: str, pretrained: bool = False) -> Any:
+def timm_network(name: str, pretrained: bool = False, inputs: int = RGB_CHANNELS) -> Any:
     """Builds a timm network without classifier and pooling.
 
     It takes tiles of any size if timm offers that for the network.
@@ -173,6 +214,7 @@ def timm_network(name: str, pretrained: bool = False) -> Any:
     Args:
         name: its name in timm.
         pretrained: whether to download timm's default weights.
+        inputs: channels of its pictures.
 
     Raises:
         ConfigError: there is no such network, or it cannot be built without its pooling.
@@ -186,7 +228,12 @@ def timm_network(name: str, pretrained: bool = False) -> Any:
             "a name of timm.list_models()",
         )
     create = functools.partial(
-        timm.create_model, name, pretrained=pretrained, num_classes=0, global_pool=""
+        timm.create_model,
+        name,
+        pretrained=pretrained,
+        num_classes=0,
+        global_pool="",
+        in_chans=inputs,
     )
     try:
         # Swin takes tiles of another size than it was trained on only with this option. Most other
@@ -199,13 +246,13 @@ def timm_network(name: str, pretrained: bool = False) -> Any:
         raise _not_a_feature_map(name, what) from None
 
 
-def _probed_shape(network: nn.Module, name: str) -> tuple[int, ...]:
+def _probed_shape(network: nn.Module, name: str, inputs: int) -> tuple[int, ...]:
     """Returns the shape of the feature map of one small tile: four numbers."""
     # Evaluation mode, so that the probe does not move running statistics.
     network.eval()
     try:
         with torch.no_grad():
-            features = network(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+            features = network(torch.zeros(1, inputs, PROBE_SIZE, PROBE_SIZE))
     except (AssertionError, RuntimeError, ValueError) as error:
         what = f"does not take tiles of {PROBE_SIZE} px ({first_line(error)})"
         raise _not_a_feature_map(name, what) from None

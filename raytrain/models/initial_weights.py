@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from raytrain.errors import ConfigError, RemoteError
-from raytrain.models.bodies import TIMM, first_line, timm_network, timm_package
+from raytrain.models.bodies import RGB_CHANNELS, TIMM, first_line, timm_network, timm_package
+from raytrain.models.networks import in_channels
 
 # Name of the child of a body that holds a whole timm network.
 TIMM_PREFIX = "network."
@@ -55,6 +56,9 @@ def _state(arch: str, weights: str) -> dict[str, torch.Tensor]:
 def load_body(model: nn.Sequential, state: dict[str, torch.Tensor], source: str) -> None:
     """Loads initial weights into the body of a network, in place. Drops those of a classifier.
 
+    Where the network takes other than three channels, the first layer of RGB weights is spread
+    over them, see `spread`.
+
     Args:
         model: the network; its first child is the body.
         state: tensors by name, from `body_weights`.
@@ -69,6 +73,9 @@ def load_body(model: nn.Sequential, state: dict[str, torch.Tensor], source: str)
         # Not by name alone: the `head` of timm's ConvNeXt also holds the last norm of the body.
         if key in wanted or not key.removeprefix(TIMM_PREFIX).startswith(CLASSIFIERS):
             kept[key] = value
+    channels = in_channels(model)
+    if channels != RGB_CHANNELS:
+        kept = _with_first_layer(kept, wanted, channels)
     differing = _differing(wanted, kept)
     if differing:
         raise ConfigError(
@@ -79,6 +86,49 @@ def load_body(model: nn.Sequential, state: dict[str, torch.Tensor], source: str)
         )
     # Not strict: the number of batches seen may be missing.
     model[0].load_state_dict(kept, strict=False)
+
+
+def spread(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """Returns the weight of a first convolution for another number of channels.
+
+    Added channels begin as the mean of red, green and blue; fewer than three all do. Then all is
+    scaled by 3 / channels. So the weights of a filter keep their sum, and a picture whose channels
+    are all equal gets the response of the RGB network.
+
+    Args:
+        weight: float (F, 3, H, W).
+        channels: their new number.
+
+    Returns:
+        float (F, channels, H, W).
+    """
+    exact = weight.double()
+    mean = exact.mean(1, keepdim=True)
+    added = channels - RGB_CHANNELS
+    parts = [exact, mean.expand(-1, max(added, 0), -1, -1)]
+    if added < 0:
+        parts = [mean.expand(-1, channels, -1, -1)]
+    return (torch.cat(parts, 1) * RGB_CHANNELS / channels).to(weight.dtype)
+
+
+def _with_first_layer(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], channels: int
+) -> dict[str, torch.Tensor]:
+    """The same weights with a first layer of RGB spread over the channels of the network."""
+    changed = {}
+    for key, value in found.items():
+        if key in wanted and _is_rgb_of(value, wanted[key], channels):
+            value = spread(value, channels)
+        changed[key] = value
+    return changed
+
+
+def _is_rgb_of(found: torch.Tensor, wanted: torch.Tensor, channels: int) -> bool:
+    """Whether two weights are of convolutions that differ only in their input channels."""
+    if found.ndim != 4 or wanted.ndim != 4:
+        return False
+    filters, inputs, *kernel = wanted.shape
+    return inputs == channels and tuple(found.shape) == (filters, RGB_CHANNELS, *kernel)
 
 
 def _differing(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from raytrain.errors import ConfigError
 from raytrain.models.bodies import (
+    RGB_CHANNELS,
     TIMM,
     Body,
     first_line,
@@ -30,9 +31,11 @@ class Network(nn.Sequential):
     """A network of two children, `body` and `head`.
 
     With `fixed_statistics`, BatchNorm normalises by its running statistics and never updates them.
+    `in_channels` are the channels of its pictures.
     """
 
     fixed_statistics = False
+    in_channels = RGB_CHANNELS
 
     def train(self, mode: bool = True) -> Network:
         """Sets training mode. With fixed statistics, normalisation stays in evaluation mode."""
@@ -63,7 +66,13 @@ class ConcatPool(nn.Module):
         return torch.cat([maximum, mean], 1)
 
 
-def build(arch: str, outputs: int, dropout: float, batch_norm: str = "worker") -> Network:
+def build(
+    arch: str,
+    outputs: int,
+    dropout: float,
+    batch_norm: str = "worker",
+    channels: int = RGB_CHANNELS,
+) -> Network:
     """Builds a network with random weights from torch's global generator.
 
     Its state dict has the same keys for every value of `batch_norm`.
@@ -74,23 +83,31 @@ def build(arch: str, outputs: int, dropout: float, batch_norm: str = "worker") -
         dropout: probability before the last layer; half of it is used before the first layer.
         batch_norm: worker (statistics of each rank), sync (statistics over all ranks) or fixed
             (running statistics, never updated).
+        channels: of the pictures.
 
     Raises:
         ConfigError: `arch` is unknown, or its output is not a feature map.
     """
-    body = _body(arch)
+    body = _body(arch, channels)
     head = _head(body.channels, outputs, dropout)
     model = Network(OrderedDict(body=body, head=head))
     if batch_norm == "sync":
         model = _synchronised(model, arch)
     model.fixed_statistics = batch_norm == "fixed"
+    model.in_channels = channels
     return model.train()
 
 
-def _body(arch: str) -> Body:
+def _body(arch: str, channels: int) -> Body:
     if arch.startswith(TIMM):
-        return timm_body(arch.removeprefix(TIMM))
-    return torchvision_body(arch)
+        return timm_body(arch.removeprefix(TIMM), channels)
+    return torchvision_body(arch, channels)
+
+
+def in_channels(model: nn.Module) -> int:
+    """Returns the channels of a network's pictures; three where it does not say."""
+    found: int = getattr(model, "in_channels", RGB_CHANNELS)
+    return found
 
 
 def check_batch_norm(batch_norm: str, device_type: str) -> None:
@@ -180,7 +197,7 @@ def check_sizes(model: nn.Sequential, arch: str, sizes: Iterable[int]) -> None:
 def _check_size(model: nn.Sequential, arch: str, size: int) -> None:
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, size, size))
+            model(torch.zeros(1, in_channels(model), size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{arch} cannot take tiles of {size} px ({first_line(error)})",

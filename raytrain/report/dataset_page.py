@@ -238,7 +238,7 @@ def _cards(found: Inspection, rows: list[int]) -> dict[int, Card]:
     for row, content in zip(rows, contents, strict=True):
         cards[row] = Card(
             name=names[row],
-            picture=tiles.thumbnail(content),
+            picture=tiles.thumbnail(content, found.dataset.tile_format),
             note=_note(found, row),
             labels=labels_of(found.dataset, row),
         )

@@ -3,8 +3,8 @@
     choose(score, wealth)          the best, the median and the worst tiles
     sheet(record, chosen, ...)     picture and lines of these tiles
 
-All pictures are decoded by raytrain/data/images.py and stored again, since browsers show the
-4-component JPEGs of Planet with wrong colours. Imports neither torch nor ray.
+All pictures are decoded by raytrain/data/pixels.py and stored again, since browsers show the
+4-component JPEGs of Planet with wrong colours, and no TIFF. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from raytrain.data import images
+from raytrain.data import drawing, images, pixels
 from raytrain.data.dataset import open_dataset, read_images
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError, StorageError
 from raytrain.evaluation.metrics import Array
 from raytrain.report.record import Record
 from raytrain.report.sections import Card, Line, Sheet
 
 SIDE = 160  # pixels
+RGB = TileFormat()
 QUALITY = 80  # of the JPEGs: about 5 KB a tile, and no visible blocks at this size
 
 
@@ -117,15 +119,18 @@ def _cards(
     found = []
     for row, content in zip(rows, contents, strict=True):
         name = record.predictions.names[row]
-        found.append(Card(name, thumbnail(content), float(score[row]), lines(row)))
+        picture = thumbnail(content, dataset.tile_format)
+        found.append(Card(name, picture, float(score[row]), lines(row)))
     return found
 
 
-def thumbnail(content: bytes) -> str:
+def thumbnail(content: bytes, tiles: TileFormat = RGB) -> str:
     """Decodes a tile and stores it as a small JPEG.
 
     Args:
         content: the encoded picture.
+        tiles: format of the dataset's tiles. Of other than RGB three channels are drawn, see
+            `drawing`.
 
     Returns:
         A data: URI of an RGB JPEG of SIDE × SIDE pixels.
@@ -134,9 +139,9 @@ def thumbnail(content: bytes) -> str:
         DataError: the bytes are not a picture.
     """
     try:
-        pixels = images.decode(content, SIDE)
+        tile = pixels.decode(content, tiles, SIDE)
     except images.BadImage as error:
         raise DataError(f"a tile cannot be decoded: {error.detail}") from None
     sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, format="JPEG", quality=QUALITY, optimize=True)
+    Image.fromarray(drawing.drawn(tile)).save(sink, format="JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(sink.getvalue()).decode()

@@ -15,7 +15,7 @@ from raytrain.models import networks
 LossOfTile = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def built(settings: Model, classes: int) -> networks.Network:
+def built(settings: Model, classes: int, channels: int = 3) -> networks.Network:
     """Returns a network with one output for each class and random weights.
 
     The weights come from torch's global generator.
@@ -23,11 +23,12 @@ def built(settings: Model, classes: int) -> networks.Network:
     Args:
         settings: of the recipe.
         classes: number of classes, K.
+        channels: of the tiles.
 
     Raises:
         ConfigError: there is no such architecture.
     """
-    return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm)
+    return networks.build(settings.arch, classes, settings.dropout, settings.batch_norm, channels)
 
 
 def targets_on(targets: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:

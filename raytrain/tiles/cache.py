@@ -1,6 +1,6 @@
 """Keeps the decoded tiles of a dataset on a local disk, memory-mapped by every training process.
 
-    <cache>/<key>/tiles.u8           uint8 (rows, size, size, 3)
+    <cache>/<key>/tiles.u8           uint8 (rows, size, size, C), or tiles.u16 of uint16
     <cache>/<key>/shard-00000.json   crc32 of the pixels of that shard, written when it is complete
     <cache>/<key>/store.json         what the store holds; its mtime is when it was last opened
 
@@ -10,8 +10,9 @@ Planet at 256 px, which training reads next anyway. It takes 1.2 s on one core (
 Changes while a run has the store open are not detected.
 
 The first process that needs a shard decodes it under a kernel lock. The lock ends with the process,
-so a killed process leaves nothing locked. The key covers the hash of the dataset, the tile size and
-the version of the decoder, so a second run decodes nothing.
+so a killed process leaves nothing locked. The key covers the hash of the dataset, the tile size,
+the version of the decoder, and channels and type of tiles other than 8-bit RGB. So a second run
+decodes nothing.
 
 `RAYTRAIN_CACHE` names the folder. `RAYTRAIN_CACHE_GB` limits its size (default 100). When space is
 needed, the least recently opened stores are removed first, but never one that is in use.
@@ -33,7 +34,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -41,20 +42,52 @@ import numpy as np
 from raytrain import storage
 from raytrain.data import images
 from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, read_shard
+from raytrain.data.pixels import decode
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import ConfigError, DataError, StorageError
 
 logger = logging.getLogger(__name__)
 
 # Held while stores are made or removed.
 CACHE_LOCK = "cache.lock"
-PIXELS_FILE = "tiles.u8"
+# By the type of the pixels.
+PIXELS_FILES = {"uint8": "tiles.u8", "uint16": "tiles.u16"}
 CONTENT_FILE = "store.json"
 # Every process that has a store open holds a shared lock on this file of the store.
 LEASE_FILE = "in-use.lock"
 # Between two checks whether other processes have finished their shards.
 WAIT_S = 0.05
-# Shape of a store: (rows, size, size, 3).
-Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a store holds its pixels.
+
+    Attributes:
+        rows: number of tiles.
+        size: their side in pixels.
+        tiles: their format.
+    """
+
+    rows: int
+    size: int
+    tiles: TileFormat
+
+    @property
+    def file(self) -> str:
+        """Name of the file with the pixels."""
+        return PIXELS_FILES[self.tiles.dtype]
+
+    @property
+    def bytes(self) -> int:
+        """Size of that file."""
+        values = self.rows * self.size * self.size * self.tiles.channels
+        return values * self.tiles.bytes_per_value
+
+    def mapped(self, root: Path, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+        """Maps the pixels, (rows, size, size, C), to read them or to write them too."""
+        shape = (self.rows, self.size, self.size, self.tiles.channels)
+        return np.memmap(root / self.file, self.tiles.dtype, mode, shape=shape)
 
 
 @dataclass(frozen=True)
@@ -74,7 +107,7 @@ class Store:
 
     Attributes:
         directory: the folder of the store.
-        pixels: uint8 (rows, size, size, 3), a read-only memory map.
+        pixels: uint8 or uint16 (rows, size, size, C), a read-only memory map.
         decoded: number of tiles that this process decoded when it opened the store.
         lease: the open lock file that keeps the store from being removed.
     """
@@ -118,7 +151,11 @@ def default_directory() -> Path:
 
 def store_bytes(dataset: Dataset, size: int) -> int:
     """Returns the bytes on disk of the decoded tiles of a dataset, with a side of `size` pixels."""
-    return dataset.rows * size * size * 3
+    return _layout(dataset, size).bytes
+
+
+def _layout(dataset: Dataset, size: int) -> Layout:
+    return Layout(dataset.rows, size, dataset.tile_format)
 
 
 def open_store(
@@ -150,13 +187,13 @@ def open_store(
     with _storage_errors(directory):
         root, lease = _make_store(dataset, size, directory)
         shards = _shards(dataset)
-        shape = (dataset.rows, size, size, 3)
-        pixels = np.memmap(root / PIXELS_FILE, np.uint8, "r", shape=shape)
+        layout = _layout(dataset, size)
+        pixels = layout.mapped(root, "r")
         for shard in shards[position::callers]:
             _drop_if_damaged(root, shard, pixels)
         # Each process begins at its own position, so that they do not compete for the same shard.
         rotated = shards[position:] + shards[:position]
-        decoded = _fill(root, rotated, shape, processes)
+        decoded = _fill(root, rotated, layout, processes)
         return Store(root, pixels, decoded, lease)
 
 
@@ -221,8 +258,9 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[
     directory.mkdir(parents=True, exist_ok=True)
     with storage.file_lock(directory / CACHE_LOCK):
         if not (root / CONTENT_FILE).exists():
-            _make_room(directory, store_bytes(dataset, size))
-            _reserve(root, store_bytes(dataset, size))
+            layout = _layout(dataset, size)
+            _make_room(directory, layout.bytes)
+            _reserve(root, layout)
             storage.write_json(str(root / CONTENT_FILE), content)
         # The lease keeps other processes from removing the store for as long as this one lives.
         lease = (root / LEASE_FILE).open("ab")
@@ -232,27 +270,32 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[
 
 
 def _content(dataset: Dataset, size: int) -> dict[str, Any]:
-    return {
+    content: dict[str, Any] = {
         "dataset": dataset.hash,
         "size": size,
         "decoder": images.DECODER_VERSION,
         "rows": dataset.rows,
     }
+    tiles = dataset.tile_format
+    # Not of RGB of 8 bits, whose stores keep the keys that they have.
+    if not tiles.is_plain:
+        content |= {"channels": tiles.channels, "dtype": tiles.dtype}
+    return content
 
 
 def _key(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def _reserve(root: Path, size: int) -> None:
-    """Makes the folder of a store anew, with a file of `size` bytes for the pixels."""
+def _reserve(root: Path, layout: Layout) -> None:
+    """Makes the folder of a store anew, with a file for all of its pixels."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     try:
-        with (root / PIXELS_FILE).open("wb") as file:
+        with (root / layout.file).open("wb") as file:
             # Not a sparse file: writing into the map of one on a full disk kills the process
             # with SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file.fileno(), 0, layout.bytes)
     except OSError:
         shutil.rmtree(root, ignore_errors=True)
         raise
@@ -293,7 +336,7 @@ def _store_sizes(directory: Path) -> dict[Path, int]:
     sizes = {}
     for content_file in sorted(directory.glob(f"*/{CONTENT_FILE}"), key=last_opened):
         root = content_file.parent
-        sizes[root] = (root / PIXELS_FILE).stat().st_size
+        sizes[root] = sum(file.stat().st_size for file in root.glob("tiles.u*"))
     return sizes
 
 
@@ -355,7 +398,7 @@ def _drop_if_damaged(root: Path, shard: Shard, pixels: np.ndarray[Any, Any]) -> 
             marker.unlink()
 
 
-def _fill(root: Path, shards: list[Shard], shape: Shape, processes: int) -> int:
+def _fill(root: Path, shards: list[Shard], layout: Layout, processes: int) -> int:
     """Decodes the missing shards together with other processes, and waits until all are complete.
 
     Returns:
@@ -368,49 +411,54 @@ def _fill(root: Path, shards: list[Shard], shape: Shape, processes: int) -> int:
         if not missing:
             return decoded
         before = decoded
-        for rows in _decode_shards(missing, root, shape, processes):
+        for rows in _decode_shards(missing, root, layout, processes):
             decoded += rows
             if time.monotonic() - logged_at > PROGRESS_EVERY_S:
                 logged_at = time.monotonic()
-                logger.info(f"  tiles: {decoded} of {shape[0]} decoded by this process")
+                logger.info(f"  tiles: {decoded} of {layout.rows} decoded by this process")
         if decoded == before:
             # Other processes are decoding all that is missing.
             time.sleep(WAIT_S)
 
 
-def _decode_shards(missing: list[Shard], root: Path, shape: Shape, processes: int) -> Iterator[int]:
+def _decode_shards(
+    missing: list[Shard], root: Path, layout: Layout, processes: int
+) -> Iterator[int]:
     """Decodes shards, in a process pool if there are many tiles. Yields the tiles of each one."""
     tiles = sum(shard.rows for shard in missing)
     if processes <= 1 or tiles < POOL_FROM_TILES:
         for shard in missing:
-            yield _decode_shard(shard, root, shape)
+            yield _decode_shard(shard, root, layout)
         return
     # spawn: a forked copy of a process that runs Ray's threads may inherit a lock that nobody
     # will ever release.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         count = len(missing)
-        yield from pool.map(_decode_shard, missing, [root] * count, [shape] * count)
+        yield from pool.map(_decode_shard, missing, [root] * count, [layout] * count)
 
 
-def _decode_shard(shard: Shard, root: Path, shape: Shape) -> int:
+def _decode_shard(shard: Shard, root: Path, layout: Layout) -> int:
     """Decodes a shard unless another process has its lock. Returns the number of tiles decoded."""
     with storage.file_lock(_shard_lock(root, shard), wait=False) as locked:
         if not locked or _marker(root, shard).exists():
             return 0
-        pixels = np.memmap(root / PIXELS_FILE, np.uint8, "r+", shape=shape)
+        pixels = layout.mapped(root, "r+")
         view = pixels[shard.first : shard.first + shard.rows]
         table = read_shard(shard.path, ["image_name", "image", "crc32"], shard.sha256)
         columns = [column.to_pylist() for column in table.columns]
         for row, (name, content, check) in enumerate(zip(*columns, strict=True)):
-            view[row] = decode_checked(content, check, shape[1], f"{name} in {shard.path}")
+            where = f"{name} in {shard.path}"
+            view[row] = decode_checked(content, check, layout.size, where, layout.tiles)
         # The marker comes last: it promises that the pixels are complete.
         pixels.flush()
         storage.write_json(str(_marker(root, shard)), _checksum(view))
         return shard.rows
 
 
-def decode_checked(content: bytes, check: int, size: int, where: str) -> np.ndarray[Any, Any]:
+def decode_checked(
+    content: bytes, check: int, size: int, where: str, tiles: TileFormat
+) -> np.ndarray[Any, Any]:
     """Decodes a tile after comparing its encoded bytes with their checksum.
 
     Args:
@@ -418,16 +466,17 @@ def decode_checked(content: bytes, check: int, size: int, where: str) -> np.ndar
         check: crc32 of `content` that was written at ingest.
         size: side of the decoded tile, pixels.
         where: name of the tile in an error message.
+        tiles: format of the dataset's tiles.
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 or uint16 (size, size, C).
 
     Raises:
         DataError: the picture is damaged.
     """
     try:
         if crc32(content) == check:
-            return images.decode(content, size)
+            return decode(content, tiles, size)
         reason = "its bytes do not match the crc32 written at ingest"
     except images.BadImage as error:
         reason = f"{error.kind}: {error.detail}"

@@ -4,8 +4,8 @@ The feed that reads the shards instead is in `stream`.
 
 A feed is called with an iterable of row numbers, one array per batch, and yields the pictures of
 each batch in the same order. It may run ahead of the training step that uses them. Pictures are
-uint8 (B, 3, S, S) on the device that trains. Their memory format is channels-last, which is how the
-tiles are stored.
+uint8 or uint16 (B, C, S, S) on the device that trains. Their memory format is channels-last, which
+is how the tiles are stored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Feed(Protocol):
     """Yields the pictures of batches."""
 
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
-        """Yields the pictures of each array of row numbers in turn, uint8 (B, 3, S, S)."""
+        """Yields the pictures of each array of row numbers in turn, uint8 or uint16
+        (B, C, S, S).
+        """
 
     def close(self) -> None:
         """Ends all background work."""
@@ -64,8 +66,8 @@ class Source:
             dtype: type of the targets.
 
         Yields:
-            A dictionary of `image` uint8 (B, 3, S, S), `target` (B, K) of type `dtype`, and `index`
-            int64 (B,), all on the device that trains.
+            A dictionary of `image` uint8 or uint16 (B, C, S, S), `target` (B, K) of type `dtype`,
+            and `index` int64 (B,), all on the device that trains.
         """
         # Filled by the feed, perhaps in a thread of its own that is some batches ahead.
         asked: deque[Rows] = deque()
@@ -93,12 +95,12 @@ class CacheFeed:
     """Gathers batches from decoded tiles in host memory.
 
     Args:
-        pixels: uint8 (N, S, S, 3), such as the memory map of a store.
+        pixels: uint8 or uint16 (N, S, S, C), such as the memory map of a store.
         device: where the pictures go.
     """
 
     def __init__(self, pixels: np.ndarray[Any, Any], device: torch.device) -> None:
-        self.pixels = _as_tensor(pixels)
+        self.pixels = _gatherable(_as_tensor(pixels))
         self.device = device
         self.stream = copying_stream(device)
 
@@ -117,35 +119,36 @@ class CacheFeed:
         """Does nothing: no background work outlives an epoch."""
 
     def _gathered(self, rows: Rows) -> torch.Tensor:
-        """The pictures of one batch, uint8 (B, 3, S, S)."""
+        """The pictures of one batch, uint8 or uint16 (B, C, S, S)."""
         shape = (len(rows), *self.pixels.shape[1:])
-        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        batch = torch.empty(shape, dtype=self.pixels.dtype, pin_memory=self.device.type == "cuda")
         torch.index_select(self.pixels, 0, torch.from_numpy(rows), out=batch)
         # torch's allocator of pinned memory reuses this block only after the copy has finished.
-        return batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return _as_pictures(batch.to(self.device, non_blocking=True))
 
 
 class DeviceFeed:
     """Gathers batches from decoded tiles that were copied to the GPU once.
 
     Args:
-        pixels: uint8 (N, S, S, 3) in host memory.
+        pixels: uint8 or uint16 (N, S, S, C) in host memory.
         device: the GPU that holds the copy.
     """
 
     def __init__(self, pixels: np.ndarray[Any, Any], device: torch.device) -> None:
         self.device = device
-        self.pixels = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+        source = _gatherable(_as_tensor(pixels))
+        self.pixels = torch.empty(source.shape, dtype=source.dtype, device=device)
         # In parts: each one is first copied into a temporary tensor on the GPU.
-        for start in range(0, len(pixels), UPLOAD_ROWS):
-            part = pixels[start : start + UPLOAD_ROWS]
-            self.pixels[start : start + len(part)] = _as_tensor(part).to(device)
+        for start in range(0, len(source), UPLOAD_ROWS):
+            part = source[start : start + UPLOAD_ROWS]
+            self.pixels[start : start + len(part)] = part.to(device)
 
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
         """See `Feed`."""
         for rows in wanted:
             index = moved(torch.from_numpy(rows), self.device)
-            yield self.pixels[index].permute(0, 3, 1, 2)
+            yield _as_pictures(self.pixels[index])
 
     def close(self) -> None:
         """Does nothing: there is no background work."""
@@ -157,6 +160,24 @@ def _as_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
         # into it.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(pixels)
+
+
+def _gatherable(pixels: torch.Tensor) -> torch.Tensor:
+    """The same memory in a type that torch can gather from; `_as_pictures` undoes it.
+
+    torch has uint16, but few operations on it. Gathering only moves bytes, so that the sign of
+    int16 does not matter.
+    """
+    if pixels.dtype == torch.uint16:
+        return pixels.view(torch.int16)
+    return pixels
+
+
+def _as_pictures(gathered: torch.Tensor) -> torch.Tensor:
+    """uint8, or int16 of `_gatherable`, (B, S, S, C) to uint8 or uint16 (B, C, S, S)."""
+    if gathered.dtype == torch.int16:
+        gathered = gathered.view(torch.uint16)
+    return gathered.permute(0, 3, 1, 2)
 
 
 def copying_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raytrain import storage
 from raytrain.data.dataset import Dataset, read_shard
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError
 from raytrain.tiles.cache import decode_checked
 from raytrain.tiles.feeds import ahead, ahead_on_gpu, copying_stream
@@ -56,7 +57,7 @@ def stream_window(dataset: Dataset, gigabytes: float) -> int | None:
 
 
 class StreamFeed:
-    """Yields pictures as a `Feed`, uint8 (B, 3, S, S) in channels-last memory.
+    """Yields pictures as a `Feed`, uint8 or uint16 (B, C, S, S) in channels-last memory.
 
     Only one iteration can be active at a time: a new one ends the one before.
 
@@ -83,7 +84,8 @@ class StreamFeed:
         self.device = device
         self.stream = copying_stream(device)
         self.encoded = _CurrentBatches()
-        self.loader: DataLoader[Any] | None = _loader(self.encoded, size, processes)
+        decoder = _Decoder(size, dataset.tile_format)
+        self.loader: DataLoader[Any] | None = _loader(self.encoded, decoder, processes)
 
     def __call__(self, wanted: Iterable[Rows]) -> Iterator[torch.Tensor]:
         """See `Feed`."""
@@ -110,7 +112,7 @@ class StreamFeed:
                     raise pixels
                 if self.device.type == "cuda":
                     pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-                # From (B, S, S, 3) to (B, 3, S, S).
+                # From (B, S, S, C) to (B, C, S, S).
                 yield pixels.permute(0, 3, 1, 2)
 
 
@@ -189,11 +191,12 @@ class _CurrentBatches(Sampler[Encoded]):
 class _Decoder(TorchDataset[Any]):
     """Decodes batches in a process of the loader."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, tiles: TileFormat) -> None:
         self.size = size
+        self.tiles = tiles
 
     def __getitem__(self, encoded: Encoded) -> torch.Tensor | DataError:
-        """Decodes a batch to uint8 (B, S, S, 3).
+        """Decodes a batch to uint8 or uint16 (B, S, S, C).
 
         Returns a DataError instead of raising it: the loader would raise a new one from its text
         alone, without its three parts.
@@ -201,13 +204,13 @@ class _Decoder(TorchDataset[Any]):
         pixels = []
         try:
             for content, check, where in encoded:
-                pixels.append(decode_checked(content, check, self.size, where))
+                pixels.append(decode_checked(content, check, self.size, where, self.tiles))
         except DataError as error:
             return error
         return torch.from_numpy(np.stack(pixels))
 
 
-def _loader(batches: _CurrentBatches, size: int, processes: int) -> DataLoader[Any]:
+def _loader(batches: _CurrentBatches, decoder: _Decoder, processes: int) -> DataLoader[Any]:
     options: dict[str, Any] = {}
     # torch refuses these options for a loader without processes.
     if processes:
@@ -218,6 +221,4 @@ def _loader(batches: _CurrentBatches, size: int, processes: int) -> DataLoader[A
             "persistent_workers": True,
             "prefetch_factor": DECODED_AHEAD,
         }
-    return DataLoader(
-        _Decoder(size), sampler=batches, batch_size=None, num_workers=processes, **options
-    )
+    return DataLoader(decoder, sampler=batches, batch_size=None, num_workers=processes, **options)

@@ -19,15 +19,13 @@ def checkpoint_meta(
     """
     recipe = job.recipe
     score = job.task.SCORE
-    version = versions.VERSION
-    if extensions(job.dataset.manifest):
-        version = versions.EXTENDED_VERSION
     value = None  # within an epoch nothing was judged yet
     if not steps:
         value = state.history.epochs[-1].scores[score.key]
+    values = recipe.model_dump(mode="json")
     return {
-        versions.KEY: version,
-        "recipe": recipe.model_dump(mode="json"),
+        versions.KEY: versions.written_version(extended=bool(extensions(job.dataset.manifest))),
+        "recipe": values,
         "stage": number,
         "epoch": epochs,
         "stage_name": recipe.stage_names[number - 1],
@@ -37,7 +35,8 @@ def checkpoint_meta(
         "arch": recipe.model.arch,
         "classes": job.dataset.classes,
         "task": job.dataset.task,
-        "normalize": recipe.data.normalize,
+        "normalize": values["data"]["normalize"],
+        **job.dataset.tile_format.content(),
         "precision": recipe.train.precision,
         "window": job.tiles.window,
         "resize": {"stored_size": job.tiles.size, "rule": transforms.RESIZE_RULE},

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raytrain.models.networks import in_channels
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.worker import Worker
 
@@ -60,7 +61,8 @@ def _warm_up(
     bits than one that was never stopped.
     """
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    pixels = torch.zeros((WARM_UP_TILES, 3, size, size), dtype=dtype_of(precision), device=device)
+    shape = (WARM_UP_TILES, in_channels(network.module), size, size)
+    pixels = torch.zeros(shape, dtype=dtype_of(precision), device=device)
     network.train()
     for _ in range(WARM_UP_PASSES):
         with autocast(precision, device):

@@ -16,7 +16,7 @@ from raytrain.models.precision import autocast, dtype_of
 logger = logging.getLogger(__name__)
 
 
-# Pixels (B, 3, S, S) to logits (B, K).
+# Pixels (B, C, S, S) to logits (B, K).
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 # Capturing graphs takes about as long as 20 steps; compiling takes a minute, and earns a tenth of a
@@ -76,7 +76,7 @@ def set_execution(
     Args:
         model: before DDP wraps it; a way it was given earlier is taken back.
         how: eager, graphs or compiled.
-        shape: of the pixels (B, 3, S, S) of a pass.
+        shape: of the pixels (B, C, S, S) of a pass.
         precision: as in the recipe.
         device: where it trains.
     """

@@ -9,7 +9,7 @@ from torch import nn
 
 from raytrain import registry
 from raytrain.config import Recipe, Stage
-from raytrain.models import layer_groups
+from raytrain.models import layer_groups, networks
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.tiles import sampling
 
@@ -32,19 +32,18 @@ class Footprint:
         return self.state + self.step
 
 
-def footprint(
-    recipe: Recipe, classes: int, device: torch.device, task: str = registry.DEFAULT
-) -> Footprint:
+def footprint(recipe: Recipe, classes: int, device: torch.device, channels: int = 3) -> Footprint:
     """The memory of a worker at its largest stage.
 
     Args:
         recipe: complete, with its precision resolved.
         classes: of the dataset.
         device: that trains.
-        task: of the dataset.
+        channels: of the tiles.
     """
     with torch.device("meta"):
-        model = registry.training(task).network(recipe.model, classes)
+        # Heads of other tasks differ by little.
+        model = registry.training(registry.DEFAULT).network(recipe.model, classes, channels)
     model.to(dtype_of(recipe.train.precision))
     first, last = recipe.selected
     stages = recipe.stages[first - 1 : last]
@@ -76,9 +75,8 @@ def _step_bytes(model: nn.Sequential, stage: Stage, recipe: Recipe, device: torc
     )
     share = passes[0]  # no other is larger
     dtype = dtype_of(recipe.train.precision)
-    pixels = torch.empty(
-        (share.stop - share.start, 3, stage.size, stage.size), dtype=dtype, device="meta"
-    )
+    shape = (share.stop - share.start, networks.in_channels(model), stage.size, stage.size)
+    pixels = torch.empty(shape, dtype=dtype, device="meta")
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

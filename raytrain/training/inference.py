@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from raytrain.config import Normalization
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.tasks.classification import unchanged
 from raytrain.training import transforms
@@ -19,7 +20,7 @@ class Inference:
 
     Args:
         size: side of the network's pixels.
-        normalize: name of the normalisation, see `transforms.NORMALIZE`.
+        normalize: a name of `transforms.NORMALIZE`, or mean and deviation of each channel.
         precision: fp64, fp32 or bf16.
         symmetries: of the square, over which the logits are averaged; 1 for the tile as it is, 8
             for all.
@@ -27,7 +28,7 @@ class Inference:
     """
 
     size: int
-    normalize: str
+    normalize: Normalization
     precision: str
     symmetries: int = 1
     undone: Callable[[torch.Tensor, int], torch.Tensor] = unchanged
@@ -44,7 +45,7 @@ def logits_of(model: nn.Module, images: torch.Tensor, how: Inference) -> torch.T
     Args:
         model: in evaluation mode, without DDP: no collective may depend on how many batches a rank
             has.
-        images: uint8 (B, 3, H, W), on the network's device.
+        images: uint8 or uint16 (B, C, H, W), on the network's device.
         how: see there.
 
     Returns:

@@ -8,6 +8,7 @@ import torch
 
 from raytrain.config import Recipe, Stage
 from raytrain.errors import ResourceError
+from raytrain.models.networks import in_channels
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.tiles import sampling
 from raytrain.training import execution
@@ -74,7 +75,8 @@ def passes_that_fit(
         trained.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         largest_pass = -(-tiles // factor)  # rounded up
-        if _fits(trained, precision, device, (largest_pass, 3, size, size)):
+        shape = (largest_pass, in_channels(trained.model), size, size)
+        if _fits(trained, precision, device, shape):
             return factor
         factor *= 2
     return 0

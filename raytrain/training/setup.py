@@ -32,6 +32,7 @@ from raytrain.tiles import sampling
 from raytrain.tiles.cache import stored_size
 from raytrain.tiles.feeds import Source
 from raytrain.tiles.placement import Tiles, open_tiles
+from raytrain.training import normalization
 from raytrain.training import start as starting
 from raytrain.training.decision import Decisions, Wishes
 from raytrain.training.job import Job
@@ -70,6 +71,7 @@ def opened(
         ConfigError, DataError, ResourceError, StorageError: see the steps.
     """
     recipe = resolved(_prepared_process(recipe, worker), dataset.task)
+    recipe = normalization.resolved(recipe, dataset)
     train_rows = dataset.part_rows(recipe.data.split, "train")
     valid_rows = dataset.part_rows(recipe.data.split, "valid")
     sampling.check_batches(recipe, len(train_rows), len(valid_rows))
@@ -120,7 +122,9 @@ def _prepared_process(recipe: Recipe, worker: Worker) -> Recipe:
 def _seeded_network(recipe: Recipe, dataset: Dataset) -> networks.Network:
     """The network with random weights from the recipe's seed, the same on every rank."""
     torch.manual_seed(sampling.seed_of(recipe.train.seed, 0))
-    return registry.training(dataset.task).network(recipe.model, len(dataset.classes))
+    return registry.training(dataset.task).network(
+        recipe.model, len(dataset.classes), dataset.tile_format.channels
+    )
 
 
 def _opened_tiles(recipe: Recipe, dataset: Dataset, worker: Worker, start: Start) -> Tiles:

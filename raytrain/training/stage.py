@@ -14,7 +14,7 @@ from torch import nn
 
 from raytrain import storage
 from raytrain.config import LAYER_GROUPS, Recipe
-from raytrain.models import layer_groups
+from raytrain.models import layer_groups, networks
 from raytrain.tiles import sampling
 from raytrain.training import ddp, execution, lr_find, optim
 from raytrain.training.decision import Action
@@ -111,7 +111,7 @@ def choose_execution(
     how = execution.chosen(train.execution, worker.device, steps, worker.world)
     passes = sampling.pass_slices(len(batches[0]), worker.rank, worker.world, train.accumulate)
     tiles = passes[0].stop - passes[0].start
-    shape = (tiles, 3, stage.size, stage.size)
+    shape = (tiles, networks.in_channels(state.model), stage.size, stage.size)
     execution.set_execution(state.model, how, shape, train.precision, worker.device)
 
 

@@ -126,7 +126,7 @@ class Stepper:
         return batch
 
     def augmented(self, images: torch.Tensor, draws: transforms.Draws, epoch: int) -> torch.Tensor:
-        """uint8 (B, 3, H, W) to the pixels (B, 3, S, S) that the network sees in an epoch."""
+        """uint8 or uint16 (B, C, H, W) to the pixels (B, C, S, S) that the network sees."""
         return transforms.train_pixels(
             images,
             draws.to(self.worker.device),

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from raytrain.config import Augment
+from raytrain.config import Augment, Normalization, Statistics
+from raytrain.data.tile_format import LARGEST
 
 # Uniform numbers for each tile.
 DRAWS = 10
@@ -25,8 +26,10 @@ DRAWS = 10
 RESIZE_RULE = "bilinear, align_corners, no antialias"
 NORMALIZE = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "none": ((0.0,), (1.0,)),  # for any number of channels
 }
+# The value of a stored pixel that becomes 1.
+SCALE = {torch.uint8: LARGEST["uint8"], torch.uint16: LARGEST["uint16"]}
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,13 @@ def train_pixels(
     images: torch.Tensor,
     draws: Draws,
     size: int,
-    normalize: str,
+    normalize: Normalization,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to augmented, normalised `dtype` (B, 3, size, size)."""
-    pixels = images.to(dtype).div_(255)
-    grid = F.affine_grid(draws.affine.to(dtype), [len(images), 3, size, size], align_corners=True)
+    """uint8 or uint16 (B, C, H, W) to augmented, normalised `dtype` (B, C, size, size)."""
+    pixels = images.to(dtype).div_(SCALE[images.dtype])
+    shape = [*images.shape[:2], size, size]
+    grid = F.affine_grid(draws.affine.to(dtype), shape, align_corners=True)
     pixels = F.grid_sample(
         pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True
     )
@@ -86,10 +90,12 @@ def train_pixels(
 
 
 def valid_pixels(
-    images: torch.Tensor, size: int, normalize: str, dtype: torch.dtype = torch.float32
+    images: torch.Tensor, size: int, normalize: Normalization, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to resized, normalised `dtype` (B, 3, size, size); nothing random."""
-    pixels = images.to(dtype).div_(255)
+    """uint8 or uint16 (B, C, H, W) to resized, normalised `dtype` (B, C, size, size); nothing
+    random.
+    """
+    pixels = images.to(dtype).div_(SCALE[images.dtype])
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(
             pixels, (size, size), mode="bilinear", align_corners=True, antialias=False
@@ -198,20 +204,25 @@ def _lit(pixels: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor)
     return logits.sigmoid_()
 
 
-def _normalized(pixels: torch.Tensor, normalize: str) -> torch.Tensor:
+def _normalized(pixels: torch.Tensor, normalize: Normalization) -> torch.Tensor:
     mean, std = _constants(normalize, pixels.dtype, pixels.device)
     return pixels.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 @functools.cache
 def _constants(
-    normalize: str, dtype: torch.dtype, device: torch.device
+    normalize: Normalization, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation (1, 3, 1, 1), kept: to make them for every batch, the host would wait for
+    """Mean and deviation (1, C, 1, 1), kept: to make them for every batch, the host would wait for
     a GPU.
     """
-    mean, std = NORMALIZE[normalize]
-    shape = (1, 3, 1, 1)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if isinstance(normalize, Statistics):
+        mean, std = normalize.mean, normalize.std
+    else:
+        mean, std = NORMALIZE[normalize]
+    shape = (1, len(mean), 1, 1)
     return (
         torch.tensor(mean, dtype=dtype, device=device).view(shape),
         torch.tensor(std, dtype=dtype, device=device).view(shape),

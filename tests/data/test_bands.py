@@ -1,14 +1,16 @@
 """TIFF tiles of other bands and 16 bits: which values become which pixels, and what is refused."""
 
+import importlib.util
 import io
 
 import numpy as np
 import pytest
 import tifffile
 from odd_images import PNG, four_bands
+from PIL import Image
 
 from raytrain.data import bands, images
-from raytrain.data.bands import BandRule
+from raytrain.data.bands import BandRule, KeptBands
 from raytrain.errors import ConfigError
 
 RULE = BandRule((3, 2, 1), 100, 300)
@@ -71,13 +73,33 @@ def test_what_cannot_be_used_is_named_by_its_kind(content, kind):
 
 def test_the_flags_state_a_rule():
     assert bands.parse("3,2,1", "0,10000") == BandRule((3, 2, 1), 0, 10000)
-    assert bands.parse(None, "0,255") is None
+    assert bands.parse(None, None) is None
     for flags in (
         ("3,2", "0,255"),
         ("3,2,0", "0,255"),
         ("a,b,c", "0,255"),
         ("3,2,1", "5,5"),
         ("3,2,1", "9"),
+        (None, "0,255"),
     ):
         with pytest.raises(ConfigError, match="three bands, counted from 1"):
             bands.parse(*flags)
+
+
+def test_bands_without_a_scale_are_kept():
+    assert bands.parse("1,2,3,4", None) == KeptBands((1, 2, 3, 4))
+    assert bands.parse("3,2,1", None) == KeptBands((3, 2, 1))
+    assert bands.parse("5", None) == KeptBands((5,))
+    for flag in ("1,0", "1,1", "red", "", "1,,2"):
+        with pytest.raises(ConfigError, match="each is named once"):
+            bands.parse(flag, None)
+
+
+def test_a_compression_that_needs_another_package_is_no_fault_of_the_file():
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(sink, "TIFF", compression="tiff_lzw")
+    if importlib.util.find_spec("imagecodecs"):
+        assert bands.all_bands(sink.getvalue()).shape == (20, 20, 3)
+        return
+    with pytest.raises(ConfigError, match="need the package imagecodecs"):
+        bands.all_bands(sink.getvalue())

@@ -259,6 +259,71 @@ def test_weights_of_another_width_are_refused():
         initial_weights.load_body(network("resnet18"), state, "four-bands.pth")
 
 
+# Other channels than three
+
+
+def first_of(body):
+    return next(layer for layer in body.modules() if isinstance(layer, nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("arch", "channels"),
+    [
+        *((arch, 4) for arch in FAMILIES),
+        *((f"timm:{name}", 4) for name in TIMM),
+        *(("resnet18", channels) for channels in (1, 2, 13)),
+        ("timm:resnet26", 1),
+    ],
+)
+def test_rgb_weights_answer_pictures_of_equal_channels_as_before(arch, channels):
+    rgb, model = network(arch), networks.build(arch, 5, 0.0, channels=channels)
+    assert networks.in_channels(model) == channels
+    initial_weights.load_body(model, rgb.body.state_dict(), "rgb.pth")
+    own, theirs = first_of(model.body), first_of(rgb.body)
+    assert own.weight.shape[1] == channels
+    # All other weights are those of the file.
+    state = rgb.body.state_dict()
+    different = [k for k, v in model.body.state_dict().items() if not torch.equal(v, state[k])]
+    assert len(different) == 1 and model.body.state_dict()[different[0]].shape[1] == channels
+    # In float64: sums of float32 alone differ by more than the weights do.
+    equal = torch.rand(2, 1, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        wanted = theirs.double()(equal.expand(-1, 3, -1, -1))
+        found = own.double()(equal.expand(-1, channels, -1, -1))
+    assert wanted.std() > 0
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_added_channels_begin_as_the_mean_of_the_given_ones():
+    weight = torch.rand(8, 3, 7, 7)
+    found = initial_weights.spread(weight, 5) * 5 / 3
+    torch.testing.assert_close(found[:, :3], weight)
+    for channel in (3, 4):
+        torch.testing.assert_close(found[:, channel], weight.mean(1))
+    torch.testing.assert_close(initial_weights.spread(weight, 1)[:, 0], weight.sum(1))
+
+
+def test_weights_of_as_many_channels_are_taken_as_they_are():
+    model, other = (networks.build("resnet18", 5, 0.0, channels=4) for _ in range(2))
+    initial_weights.load_body(model, other.body.state_dict(), "four.pth")
+    assert torch.equal(model.body.conv1.weight, other.body.conv1.weight)
+
+
+def test_a_new_first_layer_has_the_deviation_of_the_one_it_replaces():
+    torch.manual_seed(0)
+    four = networks.build("resnet18", 5, 0.0, channels=4).body.conv1
+    three = built("resnet18").body.conv1
+    assert four.bias is None and four.stride == three.stride and four.padding == three.padding
+    assert float(four.weight.std()) == pytest.approx(float(three.weight.std()), rel=0.05)
+    assert abs(float(four.weight.mean())) < 0.01
+
+
+def test_a_network_of_four_channels_is_made_without_memory():
+    with torch.device("meta"):
+        model = networks.build("resnet18", 5, 0.0, channels=4)
+    assert model.body.conv1.weight.shape == (64, 4, 7, 7)
+
+
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
     (tmp_path / "x.pth").write_text("hello")
     with pytest.raises(ConfigError, match="cannot be read as weights"):
