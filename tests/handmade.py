@@ -36,16 +36,15 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
 
     Args:
         path: directory to make.
-        tiles: {name: (encoded picture, labels separated by spaces)}, in the order of the rows.
+        tiles: {name: (encoded picture, labels separated by spaces, or None where they are unknown)}, in the order of
+            the rows.
         splits: {name: parts in the order of the tiles}.
         rows_per_shard: rows of each shard; the last may have fewer.
         tile_size: side that most pictures have.
     """
     (path / "shards").mkdir(parents=True)
     (path / "splits").mkdir()
-    rows = [
-        _row(name, picture, labels.split(), classes) for name, (picture, labels) in tiles.items()
-    ]
+    rows = [_row(name, picture, labels, classes) for name, (picture, labels) in tiles.items()]
     shards, entries = [], []
     for number, start in enumerate(range(0, len(rows), rows_per_shard)):
         some = rows[start : start + rows_per_shard]
@@ -63,20 +62,22 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
         (path / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
     manifest = {
-        "schema_version": 1,
         "classes": classes,
         "tile_size": tile_size,
         "shards": shards,
         "splits": entries,
         "source": {"images": "by hand"},
     }
+    manifest = {"schema_version": ds.schema_version(manifest), **manifest}
     (path / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(path))
 
 
 def _row(name, picture, labels, classes):
     width, height = Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")).size
-    target = [int(label in labels) for label in classes]
+    target = None
+    if labels is not None:
+        target = [int(label in labels.split()) for label in classes]
     return {
         "image_name": name,
         "image": picture,

@@ -133,8 +133,9 @@ def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
     Raises:
         DataError: not a predictions file, or one without targets.
     """
-    found = predictions.read(path)
-    judgement = thresholds.judge(found)
+    everything = predictions.read(path)
+    judgement = thresholds.judge(everything)
+    found = everything.judged()
     assert found.target is not None  # judge refuses a file without targets
     trials = Trials(
         function=_threshold_trial,

@@ -154,7 +154,8 @@ def read_evaluation(out: str, predictions_path: str, judgement: Judgement | None
 
 
 def _with_predictions(record: Record, path: str, judgement: Judgement | None = None) -> Record:
-    predictions = prediction_files.read(path)
+    # A report judges: tiles without a target are left out, unless no tile has one.
+    predictions = prediction_files.read(path).judged()
     if judgement is None and predictions.target is not None:
         judgement = judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)

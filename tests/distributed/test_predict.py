@@ -54,6 +54,7 @@ def block(paths):
         "row": -1,
         "shard": 0,
         "key": "",
+        "known": True,
     }
     return pd.DataFrame(columns).assign(target=[np.zeros(3, np.uint8)] * len(paths))
 

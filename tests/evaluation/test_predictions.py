@@ -141,7 +141,7 @@ def test_a_column_of_another_type_is_named(path):
         b"[]",
         b'{"schema_version": 1, "classes": [], "meta": {}}',
         b'{"schema_version": 1, "classes": ["a", "b", 3], "meta": {}}',
-        b'{"schema_version": 2, "classes": ["a", "b", "c"], "meta": {}}',
+        b'{"schema_version": 3, "classes": ["a", "b", "c"], "meta": {}}',
         b'{"schema_version": 1, "classes": ["a", "b", "c"], "meta": []}',
     ],
 )
