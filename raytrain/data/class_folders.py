@@ -70,9 +70,11 @@ def _shared_folders(folders: Iterable[str]) -> int:
 
 
 def _refused(doubtful: Sequence[str], pictures: Counter[str], *, is_at_top: bool) -> DataError:
-    shown = [f"{visible(folder)} ({pictures[folder]} pictures)" for folder in doubtful[:SHOWN]]
+    shown = []
+    for folder in doubtful[:SHOWN]:
+        shown.append(f'the folder "{visible(folder)}" with its {pictures[folder]} pictures')
     if len(doubtful) > SHOWN:
-        shown.append(f"{len(doubtful) - SHOWN} more")
+        shown.append(f"{len(doubtful) - SHOWN} more folders")
     first = visible(doubtful[0])
     ways = [f"--test-folder {first}, whose tiles are predicted and never trained on"]
     tops = {folder.split("/")[0] for folder in pictures}
@@ -83,7 +85,7 @@ def _refused(doubtful: Sequence[str], pictures: Counter[str], *, is_at_top: bool
         ways.append(f"{flags} to leave it out")
     ways.append(f"--classes with all classes, if {visible(_label(doubtful[0]))} is one of them")
     return DataError(
-        f"a folder would become a class without a word: {', '.join(shown)}",
+        f"{', '.join(shown)} would become a class",
         "its pictures are usually not labelled, and the network would learn that they are alike",
         "; or ".join(ways),
     )

@@ -155,7 +155,7 @@ class Dataset:
     @cached_property
     def known(self) -> Array:
         """bool (rows,): whether the target of the tile is known."""
-        return self.table["known"].to_numpy(bool)
+        return np.asarray(self.table["known"], np.bool_)
 
     def split(self, name: str) -> pd.DataFrame:
         """Reads a named split.
