@@ -75,17 +75,31 @@ def _refused(doubtful: Sequence[str], pictures: Counter[str], *, is_at_top: bool
         shown.append(f'the folder "{visible(folder)}" with its {pictures[folder]} pictures')
     if len(doubtful) > SHOWN:
         shown.append(f"{len(doubtful) - SHOWN} more folders")
+    return DataError(
+        f"{', '.join(shown)} would become a class",
+        "its pictures are usually not labelled, and the network would learn that they are alike",
+        "; or ".join(_ways_out(doubtful, pictures, is_at_top)),
+    )
+
+
+def _ways_out(doubtful: Sequence[str], folders: Iterable[str], is_at_top: bool) -> list[str]:
+    """Returns what the user may have meant, and what to do then.
+
+    Args:
+        doubtful: the folders that would become classes.
+        folders: all folders that hold pictures.
+        is_at_top: whether class folders and their parts lie directly in the image folder.
+    """
     first = visible(doubtful[0])
+    own_class = f"--classes with all classes, if {visible(_label(doubtful[0]))} is one of them"
+    if any(folder.startswith(f"{doubtful[0]}/") for folder in folders):
+        # As a test folder it would take the class folders in it along.
+        return [f"move the pictures that lie in {first} itself to their class folders", own_class]
     ways = [f"--test-folder {first}, whose tiles are predicted and never trained on"]
-    tops = {folder.split("/")[0] for folder in pictures}
+    tops = {folder.split("/")[0] for folder in folders}
     others = sorted(tops.difference(doubtful))
     # --folders chooses among the folders at the top, and a long list of them helps nobody.
     if is_at_top and 0 < len(others) <= SHOWN:
         flags = " ".join(f"--folders {visible(top)}" for top in others)
         ways.append(f"{flags} to leave it out")
-    ways.append(f"--classes with all classes, if {visible(_label(doubtful[0]))} is one of them")
-    return DataError(
-        f"{', '.join(shown)} would become a class",
-        "its pictures are usually not labelled, and the network would learn that they are alike",
-        "; or ".join(ways),
-    )
+    return [*ways, own_class]

@@ -192,7 +192,6 @@ def test_another_list_of_test_folders_is_another_source(digits):
         ([*DIGITS, "test/0.png", "test/1.png"], "test", 2),
         ([*DIGITS, "Test/0.png"], "Test", 1),
         ([*DIGITS, "unlabelled/0.png"], "unlabelled", 1),
-        ([*DIGITS, "train/0.png"], "train", 1),
         (["cats/0.png", "dogs/0.png", "TEST/0.png"], "TEST", 1),
         (["train/cats/0.png", "train/test/0.png"], "train/test", 1),
         (["all/train/3/0.png", "all/train/7/0.png", "all/more/0.png"], "all/more", 1),
@@ -219,6 +218,15 @@ def test_a_folder_that_is_probably_not_labelled_is_never_a_class_without_a_word(
         kept = [flags[i + 1] for i, flag in enumerate(flags) if flag == "--folders"]
         chosen = images_in(str(tmp_path), folders=kept)
         assert chosen.label_from_folders().classes == rest
+
+
+def test_a_folder_that_also_holds_class_folders_is_no_test_folder(tmp_path):
+    images = images_in(make(tmp_path, *DIGITS, "train/0.png"), subfolders=True)
+    with pytest.raises(DataError, match='the folder "train" with its 1 pictures') as error:
+        images.label_from_folders()
+    assert error.value.fix.startswith("move the pictures that lie in train itself")
+    assert "--test-folder" not in error.value.fix
+    assert images.label_from_folders(["3", "7", "train"]).classes == ["3", "7", "train"]
 
 
 @pytest.mark.parametrize(
