@@ -48,7 +48,8 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
 
     Args:
         path: directory to make.
-        tiles: {name: (encoded picture, labels separated by spaces)}, in the order of the rows.
+        tiles: {name: (encoded picture, labels separated by spaces, or None where they are unknown)}, in the order of
+            the rows.
         splits: {name: parts in the order of the tiles}.
         rows_per_shard: rows of each shard; the last may have fewer.
         tile_size: side that most pictures have.
@@ -56,10 +57,7 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
     """
     (path / "shards").mkdir(parents=True)
     (path / "splits").mkdir()
-    rows = [
-        _row(name, picture, labels.split(), classes, form)
-        for name, (picture, labels) in tiles.items()
-    ]
+    rows = [_row(name, picture, labels, classes, form) for name, (picture, labels) in tiles.items()]
     shards, entries = [], []
     for number, start in enumerate(range(0, len(rows), rows_per_shard)):
         some = rows[start : start + rows_per_shard]
@@ -77,7 +75,6 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
         (path / "splits" / f"{name}.parquet").write_bytes(content)
         entries.append(ds.split_entry(name, content, split))
     manifest = {
-        "schema_version": 1,
         "classes": classes,
         "tile_size": tile_size,
         "shards": shards,
@@ -85,14 +82,16 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
         "source": {"images": "by hand"},
         **form.content(),
     }
-    manifest["schema_version"] = ds.schema_version(manifest)
+    manifest = {"schema_version": ds.schema_version(manifest), **manifest}
     (path / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(path))
 
 
 def _row(name, picture, labels, classes, form):
     height, width = pixels.decode(picture, form).shape[:2]
-    target = [int(label in labels) for label in classes]
+    target = None
+    if labels is not None:
+        target = [int(label in labels.split()) for label in classes]
     return {
         "image_name": name,
         "image": picture,

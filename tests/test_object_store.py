@@ -113,6 +113,20 @@ def test_tiles_without_labels_are_listed_without_the_keys(bucket, tiles):
     )
 
 
+def test_a_test_folder_in_a_bucket_is_given_by_its_name_or_uri(bucket):
+    for path in ("set/train/a/0.png", "set/train/b/0.png", "set/test/0.png", "more/0.png"):
+        storage.write_bytes(bucket(f"parts/{path}"), b"x")
+    images = images_in(bucket("parts/set"), subfolders=True)
+    for folder in ("test", bucket("parts/set/test")):
+        tiles = images.add_test_folder(folder).label_from_folders()
+        assert tiles.names == ["train/a/0", "train/b/0", "test/0"] and tiles.unlisted == []
+    more = tiles.add_test_folder(bucket("parts/more"))
+    assert more.names[-1] == "0" and "SECRET" not in str(more.source)
+    with pytest.raises(DataError, match=r"the test folder tset does not exist") as error:
+        images.add_test_folder("tset")
+    assert "SECRET" not in str(error.value)
+
+
 def test_errors_do_not_show_the_keys_of_a_uri(bucket):
     with pytest.raises(RaytrainError) as caught:
         open_dataset(bucket("nowhere"))

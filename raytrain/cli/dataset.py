@@ -170,8 +170,8 @@ def split(
         )
     check_written("DATASET", dataset)
     rule = flags.rule(by, folds)
-    from raytrain.data.dataset import add_splits, open_dataset
-    from raytrain.data.splits import natural_order
+    from raytrain.data.dataset import add_splits, open_dataset, unknown_tiles
+    from raytrain.data.splits import Rows, natural_order
 
     found = open_dataset(dataset)
     # Not the order of rows in the shards: a split then depends on the tiles alone, and a random
@@ -179,16 +179,21 @@ def split(
     order = natural_order(found.table["image_name"].to_list())
     names = found.table["image_name"].iloc[order].to_list()
     targets = found.targets[order]  # uint8 (tiles, classes)
+    known = found.known[order]  # bool (tiles,)
     mark = LabelFlags(separator=separator).mark()
-    groups = flags.groups(names, name_column, mark) or []
-    tables = rule.tables(name, names, targets, groups)
+    groups = flags.groups(names, known, name_column, mark) or []
+    rows = Rows(names, targets, groups, known)
+    tables = rule.tables(name, rows)
     new = add_splits(found, tables)
-    unmatched = rule.unmatched(names)
+    unmatched = rule.unmatched(rows)
     if unmatched:
         print(f"{len(unmatched)} listed names are no tiles: {visible(', '.join(unmatched[:3]))}")
-    for made, rows in tables.items():
-        _print_split(made, rows["part"], made in new)
-        _print_unlearned(rows["part"], targets, found.classes)
+    for made, table in tables.items():
+        _print_split(made, table["part"], made in new)
+        _print_unlearned(table["part"], targets, found.classes)
+    unknown = unknown_tiles(found)
+    if unknown:
+        print(f"  {unknown} tiles without a target stay in the part test")
     first = next(iter(tables))
     command = f"raytrain train --config planet-resnet18 --dataset {typed(dataset)}"
     print(f"next: {command} --data.split {first}")

@@ -15,6 +15,7 @@ from raytrain.cli.flags import BandFlags, SourceFlags
 from raytrain.cli.job import check_written
 from raytrain.cli.split_flags import SPLIT_HELP, SplitBy, SplitFlags
 from raytrain.data.label_format import LabelFormat
+from raytrain.data.names import SUFFIXES
 from raytrain.data.sources import Images, Tiles
 from raytrain.data.text import listed
 from raytrain.distributed.environment import check_session
@@ -40,6 +41,14 @@ class PathFlags:
         ),
     ]
     out: Annotated[str, Parameter(help="directory or URI of the new dataset")]
+    test_folder: Annotated[
+        list[str] | None,
+        Parameter(
+            help="folder of tiles without labels, below --images or elsewhere: "
+            "predicted, never trained on; may be repeated",
+            negative="",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -192,9 +201,10 @@ def ingest(
     band_rule = bands.rule()
     # With --labels folders the tiles are in subfolders by definition.
     found = source.find(paths.images, below=paths.labels == "folders")
+    for folder in paths.test_folder or ():
+        found = found.add_test_folder(folder, source.suffix or SUFFIXES)
     tiles = form.label(found, paths.labels)
-    names = tiles.table["image_name"].to_list()
-    groups = split_flags.groups(names, form.name_column, form.mark())
+    groups = split_flags.groups(tiles.names, tiles.known, form.name_column, form.mark())
     divided = tiles.divide(rule, groups)
     # Only here, where nothing can be wrong with the flags any more: it imports Ray.
     from raytrain.distributed.ingest import ingest as run_ingest

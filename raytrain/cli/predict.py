@@ -77,7 +77,9 @@ def predict(
     for line in left_out_lines(done.left_out):
         print(line)
     print(f"{done.tiles} predictions in {done.path}")
-    if tiles.dataset:
+    if tiles.dataset and done.known < done.tiles:
+        print(f"{done.tiles - done.known} of these tiles have no target to be judged by")
+    if tiles.dataset and done.known:
         print(f"next: raytrain evaluate {typed(out)} --out evaluation")
         return
     fill = ""

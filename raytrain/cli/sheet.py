@@ -114,7 +114,7 @@ def show(dataset: str, /, *, flags: Annotated[ShowFlags, Parameter(name="*")] = 
     recipe = None
     if flags.augmented:
         recipe = load_recipe(flags.config)
-    from raytrain.data.dataset import open_dataset
+    from raytrain.data.dataset import open_dataset, unknown_tiles
     from raytrain.report import sheet
 
     found = open_dataset(dataset)
@@ -125,6 +125,10 @@ def show(dataset: str, /, *, flags: Annotated[ShowFlags, Parameter(name="*")] = 
     path = storage.absolute(flags.out or f"{storage.name_of(found.path)}-tiles.png")
     storage.write_bytes(path, sheet.draw(drawn, _title(found, len(every), flags)))
     _print_tiles(found, every)
+    unknown = unknown_tiles(found)
+    if unknown:
+        known = found.rows - unknown
+        print(f"the dataset has {known:,} tiles with a target, {unknown:,} without one")
     print(f"sheet of {len(every)} tiles: {masked(path)}")
 
 
@@ -182,6 +186,7 @@ def _has_label(dataset: Dataset, rows: Rows, label: str) -> Rows:
     """Those of some rows whose tile has a label."""
     from raytrain.data.inspection import class_index
 
+    # Where the target is unknown it is zeros, so such a tile has no label.
     kept: Rows = rows[dataset.targets[rows, class_index(dataset, label)] != 0]
     return kept
 
@@ -238,14 +243,14 @@ def _sheet_rows(
 
 def _cells(dataset: Dataset, rows: list[int], size: int) -> dict[int, Cell]:
     """The cell of each row, with the tile as it is drawn, uint8 (size, size, 3)."""
-    from raytrain.data.dataset import decoded_images, labels_of
+    from raytrain.data.dataset import decoded_images, shown_labels
     from raytrain.data.drawing import drawn
     from raytrain.report.sheet import Cell
 
     names = dataset.table["image_name"]
     cells = {}
     for row, pixels in zip(rows, decoded_images(dataset, rows, size), strict=True):
-        cells[row] = Cell(drawn(pixels), names[row], labels_of(dataset, row))
+        cells[row] = Cell(drawn(pixels), names[row], shown_labels(dataset, row))
     return cells
 
 
@@ -305,10 +310,10 @@ def _title(dataset: Dataset, count: int, flags: ShowFlags) -> str:
 
 def _print_tiles(dataset: Dataset, rows: list[int]) -> None:
     """Prints a line per tile: its name, its stored size and its labels."""
-    from raytrain.data.dataset import labels_of, sides
+    from raytrain.data.dataset import shown_labels, sides
 
     names = [str(dataset.table["image_name"][row]) for row in rows]
     width = max(map(len, names))
     for name, (w, h), row in zip(names, sides(dataset)[rows], rows, strict=True):
         size = f"{w}x{h}"
-        print(f"{name:{width}}  {size:>9}  {' '.join(labels_of(dataset, row))}")
+        print(f"{name:{width}}  {size:>9}  {' '.join(shown_labels(dataset, row))}")

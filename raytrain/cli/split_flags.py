@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from itertools import compress
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from cyclopts import Parameter
 
 from raytrain import storage
@@ -16,6 +18,7 @@ from raytrain.data.text import NAMES, read_lines
 from raytrain.data.tile_values import column_of
 from raytrain.errors import ConfigError
 
+Array = np.ndarray[Any, Any]
 SplitBy = Literal["random", "stratified", "group", "folder", "column", "list"]
 SPLIT_HELP = (
     "how tiles are split; stratified: keep the proportion of every label; group: keep groups "
@@ -102,18 +105,33 @@ class SplitFlags:
             valid = ["valid"]
         return Rule(by, self.valid, folds, tuple(valid), tuple(test), self.seed)
 
-    def groups(self, names: Sequence[str], name_column: str, separator: str) -> list[str] | None:
+    def groups(
+        self, names: Sequence[str], known: Array, name_column: str, separator: str
+    ) -> list[str] | None:
         """The value of --column for each tile, or None if no table is given.
 
         Args:
             names: names of the tiles.
+            known: bool (tiles,). A tile without a target may be missing in the table; its value is
+                then an empty text.
             name_column: the table's column with them; if it has none of this name, image_name.
             separator: character between the columns of a CSV.
         """
         if self.table is None or self.column is None:
             return None
-        name_columns = (name_column, KAGGLE_FORMAT.name_column)
-        return column_of(names, storage.absolute(self.table), self.column, name_columns, separator)
+        # First the tiles with a target, then the others, as `column_of` returns the values.
+        order = np.argsort(~known, kind="stable")
+        values = column_of(
+            list(compress(names, known)),
+            storage.absolute(self.table),
+            self.column,
+            (name_column, KAGGLE_FORMAT.name_column),
+            separator,
+            optional=list(compress(names, ~known)),
+        )
+        found = np.empty(len(names), dtype=object)
+        found[order] = values
+        return [str(value) for value in found]
 
     def _check(self, by: str, folds: int | None) -> None:
         check_seed(self.seed)

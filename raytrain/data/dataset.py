@@ -1,7 +1,7 @@
 """The dataset on disk: its schema, its manifest, its splits, and checks of its content.
 
     DATASET/shards/part-00000.parquet ...   image_name, image (encoded bytes), width, height,
-                                            crc32, target
+                                            crc32, target (null where it is unknown)
     DATASET/splits/<name>.parquet           image_name, part (train, valid or test), fold
     DATASET/dataset.json                    the manifest, written last; without it there is no
                                             dataset
@@ -64,6 +64,8 @@ POOL_FROM_TILES = 3000
 PROGRESS_EVERY_S = 10.0
 MANIFEST_KEYS = {"schema_version", "classes", "tile_size", "shards", "splits"}
 ROW_GROUP = 256  # rows in each row group of a shard
+# Drawn in place of labels where the target is unknown.
+UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
@@ -132,25 +134,34 @@ class Dataset:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """All rows without the pictures: image_name and target, uint8 (K,).
+        """All rows without the pictures: image_name, target (uint8 (K,)) and known (bool).
+
+        Where the target is unknown, known is False, and target is zeros that mean nothing.
 
         Raises:
             DataError: a shard is missing or damaged, or has other labels than were written.
         """
         names: list[str] = []
         targets: list[Array] = []
+        known: list[bool] = []
         for path, entry in zip(self.shards, self.manifest["shards"], strict=True):
             shard = _read_labels(path, entry)
             names += shard.column("image_name").to_pylist()
             targets += _targets(shard, len(self.classes))
-        return pd.DataFrame({"image_name": names, "target": targets})
+            known += _known(shard).tolist()
+        return pd.DataFrame({"image_name": names, "target": targets, "known": known})
 
     @cached_property
     def targets(self) -> Array:
-        """uint8 (rows, K): 1 if the tile has the label."""
+        """uint8 (rows, K): 1 if the tile has the label. Of use only together with `known`."""
         if self.rows == 0:
             return np.zeros((0, len(self.classes)), np.uint8)
         return np.stack(list(self.table["target"]))
+
+    @cached_property
+    def known(self) -> Array:
+        """bool (rows,): whether the target of the tile is known."""
+        return np.asarray(self.table["known"], np.bool_)
 
     def split(self, name: str) -> pd.DataFrame:
         """Reads a named split.
@@ -173,8 +184,7 @@ class Dataset:
                 "training and validation rows would be undefined",
                 fix,
             )
-        file = storage.join(self.path, "splits", f"{name}.parquet")
-        content = _verified(self.path, file, entries[name]["sha256"])
+        content = _verified(self, "splits", f"{name}.parquet", entries[name]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
     def part_rows(self, split: str, part: str) -> Array:
@@ -185,9 +195,11 @@ class Dataset:
             part: `train`, `valid` or `test`.
 
         Raises:
-            DataError: see `split` and `table`.
+            DataError: training or validation has tiles without a target; see also `split` and
+                `table`.
         """
         table = self.split(split)
+        _check_stays(self, split, table, part)
         in_part = table["part"] == part
         members = set(table.loc[in_part, "image_name"])
         is_member = self.table["image_name"].isin(members).to_numpy()
@@ -201,25 +213,6 @@ class Dataset:
     def splits(self) -> dict[str, dict[str, Any]]:
         """The entries of the splits in the manifest, by name; see `split_entry`."""
         return {entry["name"]: entry for entry in self.manifest["splits"]}
-
-
-def _verified(dataset: str, path: str, sha256: str) -> bytes:
-    """Reads a file of a dataset and compares its hash with that of the manifest."""
-    state = "damaged"
-    try:
-        content = storage.read_bytes(path)
-    except FileNotFoundError:
-        content = b""
-    if not content:
-        # An empty file counts as missing, too.
-        state = "missing"
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise DataError(
-            f"{path} is {state}: it is not the file that dataset.json names",
-            "labels or pictures would be silently wrong",
-            f"raytrain data check {dataset}",
-        )
-    return content
 
 
 def open_dataset(path: str) -> Dataset:
@@ -256,6 +249,26 @@ def open_dataset(path: str) -> Dataset:
     except ValueError as error:
         raise _damaged_manifest(path, str(error)) from None
     return dataset
+
+
+def _verified(dataset: Dataset, folder: str, file: str, sha256: str) -> bytes:
+    """Reads a file of a dataset and compares its hash with that of the manifest."""
+    path = storage.join(dataset.path, folder, file)
+    state = "damaged"
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        content = b""
+    if not content:
+        # An empty file counts as missing, too.
+        state = "missing"
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{path} is {state}: it is not the file that dataset.json names",
+            "labels or pictures would be silently wrong",
+            f"raytrain data check {dataset.path}",
+        )
+    return content
 
 
 def _damaged_manifest(path: str, reason: str) -> DataError:
@@ -309,7 +322,7 @@ def add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
 
     Raises:
         DataError: the dataset has another split of the same name, or a split has no training or no
-            validation rows.
+            validation rows, or has tiles without a target among them.
     """
     with storage.locked(dataset.path, "is dividing"):
         # Opened again under the lock, because another process may just have added a split.
@@ -332,6 +345,8 @@ def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
                 "raytrain data split with another --name",
             )
         check_parts(name, entry["parts"])
+        for part in ("train", "valid"):
+            _check_stays(dataset, name, tables[name], part)
     new = [name for name in entries if name not in present]
     if not new:
         return []
@@ -344,6 +359,30 @@ def _add_splits(dataset: Dataset, tables: dict[str, pd.DataFrame]) -> list[str]:
     manifest = dataset.manifest | {"splits": splits}
     storage.write_json(storage.join(dataset.path, "dataset.json"), manifest)
     return new
+
+
+def _check_stays(dataset: Dataset, split: str, table: pd.DataFrame, part: str) -> None:
+    """Refuses a split that has tiles without a target in training or validation.
+
+    Args:
+        dataset: an opened dataset.
+        split: name of the split.
+        table: the split, with the columns image_name and part.
+        part: train, valid or test. Tiles without a target may be in the last one.
+    """
+    # Without such tiles nothing needs to be read.
+    if part == "test" or not unknown_tiles(dataset):
+        return
+    names = dataset.table["image_name"][~dataset.known]
+    members = table.loc[table["part"] == part, "image_name"]
+    moved = sorted(members[members.isin(names)])
+    if moved:
+        raise DataError(
+            f'the split "{split}" has {len(moved)} tiles without a target in the part {part}, '
+            f"such as {moved[0]}",
+            "nothing can be learned from them or judged by them, so they stay in the part test",
+            f"raytrain data split {dataset.path} --name NAME, which puts them there",
+        )
 
 
 def check_parts(name: str, parts: Mapping[str, int]) -> None:
@@ -388,7 +427,7 @@ def split_entry(name: str, content: bytes, table: pd.DataFrame) -> dict[str, Any
 
 
 def shard_entry(
-    file: str, content: bytes | memoryview, names: Sequence[str], targets: Any
+    file: str, content: bytes | memoryview, names: Sequence[str], targets: Iterable[Any]
 ) -> dict[str, Any]:
     """Returns the entry of a shard in dataset.json.
 
@@ -396,31 +435,38 @@ def shard_entry(
         file: name of the shard's file.
         content: bytes of the file.
         names: (rows,) names of its tiles.
-        targets: uint8 (rows, K).
+        targets: (rows,), each uint8 (K,), or None where the target is unknown.
 
     Returns:
-        file, rows, sha256 of the file, and labels (the hash of names and targets).
+        file, rows, sha256 of the file, and labels (the hash of names and targets). If some targets
+        are unknown, also unknown: their number.
     """
-    return {
+    column = _target_array(targets)
+    entry: dict[str, Any] = {
         "file": file,
         "rows": len(names),
         "sha256": hashlib.sha256(content).hexdigest(),
         # Every start reads the labels. With a hash of their own, they can be checked without
         # reading the pictures too.
-        "labels": _labels_hash(names, np.asarray(targets, np.uint8)),
+        "labels": _labels_hash(names, column),
     }
+    if column.null_count:
+        entry["unknown"] = column.null_count
+    return entry
 
 
 def _read_labels(path: str, entry: dict[str, Any]) -> pa.Table:
     """Reads names and targets of a shard and compares them with its entry in the manifest."""
     table = read_shard(path, ["image_name", "target"])
     names = table.column("image_name").to_pylist()
-    found = _labels_hash(names, _flat_targets(table))
+    targets = _target_column(table)
+    found = _labels_hash(names, targets)
     expected = entry.get("labels")
     if expected is None:
         # Older datasets have no hash of their labels, so there is nothing to compare.
         expected = found
-    if table.num_rows != entry["rows"] or found != expected:
+    is_whole = table.num_rows == entry["rows"] and targets.null_count == entry.get("unknown", 0)
+    if not is_whole or found != expected:
         raise DataError(
             f"the names or labels in shard {path} are not those that were written",
             "the network would learn other labels than the dataset's",
@@ -429,27 +475,48 @@ def _read_labels(path: str, entry: dict[str, Any]) -> pa.Table:
     return table
 
 
-def _labels_hash(names: Sequence[str], targets: Array) -> str:
-    """Returns the SHA-256 of each name with a line feed, and then of all targets, uint8."""
+def _labels_hash(names: Sequence[str], targets: pa.ListArray) -> str:
+    """Returns the SHA-256 of names and targets.
+
+    It covers each name with a line feed, then all known targets, uint8. If some are unknown, the
+    word `unknown` follows, and for each row a byte that is 1 where it is.
+    """
     lines = "".join(f"{name}\n" for name in names)
-    return hashlib.sha256(lines.encode() + targets.tobytes()).hexdigest()
+    content = lines.encode() + _flat(targets).tobytes()
+    if targets.null_count:
+        is_unknown = targets.is_null().to_numpy(zero_copy_only=False)
+        content += b"unknown" + is_unknown.astype(np.uint8).tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
-def _flat_targets(table: pa.Table) -> Array:
-    """Returns the targets of all rows of a shard one after the other, uint8 (rows * K,)."""
-    column = table.column("target").combine_chunks()
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False))
+def _target_column(table: pa.Table) -> pa.ListArray:
+    """Returns the targets of a shard; null where they are unknown."""
+    return table.column("target").combine_chunks()
+
+
+def _flat(targets: pa.ListArray) -> Array:
+    """Returns all known targets one after the other, uint8 (known rows * K,)."""
+    # `flatten` leaves out the values of a null, as `values` would not.
+    return np.asarray(targets.flatten().to_numpy(zero_copy_only=False))
+
+
+def _known(table: pa.Table) -> Array:
+    """Returns whether the target of each row of a shard is known, bool (rows,)."""
+    return np.asarray(_target_column(table).is_valid().to_numpy(zero_copy_only=False))
 
 
 def _targets(table: pa.Table, width: int) -> list[Array]:
-    """Returns the target of each row of a shard, uint8 (width,)."""
-    flat = _flat_targets(table)
-    expected = table.num_rows * width
+    """Returns the target of each row of a shard, uint8 (width,); zeros where it is unknown."""
+    known = _known(table)
+    flat = _flat(_target_column(table))
+    expected = int(known.sum()) * width
     if len(flat) != expected:
         raise DataError(
             "a target has another length than the list of classes", "labels would be shifted"
         )
-    return list(flat.reshape(-1, width))
+    targets = np.zeros((len(known), width), np.uint8)
+    targets[known] = flat.reshape(-1, width)
+    return list(targets)
 
 
 def dataset_hash(manifest: Mapping[str, Any]) -> str:
@@ -581,22 +648,39 @@ def sides(dataset: Dataset) -> Array:
     return np.concatenate(found)
 
 
+def unknown_tiles(dataset: Dataset) -> int:
+    """Returns how many tiles have an unknown target: those of test folders. Reads no file."""
+    return sum(int(shard.get("unknown", 0)) for shard in dataset.manifest["shards"])
+
+
+def known_targets(dataset: Dataset) -> Array:
+    """Returns the targets that are known, uint8 (n, K), in the order of the rows."""
+    return np.asarray(dataset.targets[dataset.known])
+
+
 def labels_of(dataset: Dataset, row: int) -> tuple[str, ...]:
-    """Returns the names of the labels of a row."""
+    """Returns the names of the labels of a row; none where the target is unknown."""
     classes = dataset.classes
     columns = np.flatnonzero(dataset.targets[row])
     return tuple(classes[k] for k in columns)
 
 
+def shown_labels(dataset: Dataset, row: int) -> tuple[str, ...]:
+    """Returns the labels of a row as they are drawn: a word where the target is unknown."""
+    if not dataset.known[row]:
+        return (UNLABELLED,)
+    return labels_of(dataset, row)
+
+
 def shard_bytes(
-    rows: Sequence[tuple[str, bytes, int, int, int, Array]],
+    rows: Sequence[tuple[str, bytes, int, int, int, Array | None]],
 ) -> memoryview:
     """Makes the Parquet file of a shard, with page checksums and without clock times.
 
     Equal rows give equal bytes.
 
     Args:
-        rows: values of the columns of `SHARD_SCHEMA`.
+        rows: values of the columns of `SHARD_SCHEMA`; as target None where it is unknown.
     """
     arrays = []
     for number, field in enumerate(SHARD_SCHEMA):
@@ -618,15 +702,29 @@ def shard_bytes(
     return memoryview(sink.getvalue())
 
 
-def _target_array(targets: Iterable[Array]) -> pa.ListArray:
-    """Makes the target column from arrays; Arrow would convert them number by number."""
+def _target_array(targets: Iterable[Any]) -> pa.ListArray:
+    """Makes the target column from arrays; Arrow would convert them number by number.
+
+    Args:
+        targets: uint8 (K,) each, or None where the target is unknown.
+    """
     offsets = [0]  # where the target of each row begins in the flat array
     flat = [np.zeros(0, np.uint8)]  # concatenate needs at least one array
+    is_unknown = []
     for target in targets:
+        is_unknown.append(target is None)
+        if target is None:
+            # A null has no numbers: it ends where it begins.
+            offsets.append(offsets[-1])
+            continue
         offsets.append(offsets[-1] + len(target))
-        flat.append(target)
-    numbers = np.concatenate(flat).astype(np.uint8)
-    return pa.ListArray.from_arrays(np.array(offsets, np.int32), numbers)
+        flat.append(np.asarray(target, np.uint8))
+    numbers = np.concatenate(flat)
+    mask = None
+    # Where all are known no mask is written, so that a shard has the bytes that it always had.
+    if any(is_unknown):
+        mask = pa.array(is_unknown, pa.bool_())
+    return pa.ListArray.from_arrays(np.array(offsets, np.int32), numbers, mask=mask)
 
 
 def split_bytes(split: pd.DataFrame) -> bytes:
@@ -656,8 +754,7 @@ def damages(dataset: Dataset) -> list[str]:
         found += _shard_damages(dataset, entry)
     for entry in dataset.manifest["splits"]:
         try:
-            file = storage.join(dataset.path, "splits", f"{entry['name']}.parquet")
-            _verified(dataset.path, file, entry["sha256"])
+            _verified(dataset, "splits", f"{entry['name']}.parquet", entry["sha256"])
         except DataError as error:
             found.append(error.what)
     return found
@@ -666,8 +763,7 @@ def damages(dataset: Dataset) -> list[str]:
 def _shard_damages(dataset: Dataset, entry: dict[str, Any]) -> list[str]:
     file = entry["file"]
     try:
-        path = storage.join(dataset.path, "shards", file)
-        content = _verified(dataset.path, path, entry["sha256"])
+        content = _verified(dataset, "shards", file, entry["sha256"])
     except DataError as error:
         return [error.what]
     found = []

@@ -222,7 +222,7 @@ def dhash(grey: Image.Image) -> int:
     return int.from_bytes(bits.tobytes(), "big")
 
 
-def groups(prints: Array) -> list[Group]:
+def groups(prints: Array, among: Array | None = None) -> list[Group]:
     """Finds the groups of tiles that show the same.
 
     Near duplicates join groups: with a near b and b near c, all three are in one. Every hash is
@@ -231,10 +231,17 @@ def groups(prints: Array) -> list[Group]:
 
     Args:
         prints: FINGERPRINT (rows,); without decoded pixels only equal bytes are found.
+        among: int (n,), the rows to compare, ascending; by default all.
 
     Returns:
         Groups of two tiles or more, largest first; a tile is in one group at most.
     """
+    if among is not None and len(among) < len(prints):
+        found = []
+        for group in groups(prints[among]):
+            rows = among[list(group.rows)]
+            found.append(Group(group.kind, tuple(rows.tolist())))
+        return found
     links = star(prints["content"])
     decoded = prints["grey"].any() or prints["pixels"].any()
     if decoded:

@@ -1,7 +1,8 @@
 """Inspects a whole dataset: labels by part, label rules, duplicates, leaks, unusual sizes.
 
 `inspect(dataset, ...)` gathers all of it in one `Inspection`, which the terminal output and the
-report page show. Imports neither torch nor ray.
+report page show. Tiles without a target count among the sizes and modes. Labels, rules, duplicates
+and leaks leave them out. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from raytrain.data import duplicates
-from raytrain.data.dataset import PARTS, Dataset
+from raytrain.data.dataset import PARTS, Dataset, known_targets, unknown_tiles
 from raytrain.data.duplicates import Group
 from raytrain.errors import DataError, did_you_mean
 
@@ -108,7 +109,7 @@ class Inspection:
         default_rules: True where the rules of Planet's weather labels were added.
         prints: FINGERPRINT (rows,), see `duplicates`.
         decoded: whether pixels were read; otherwise only equal bytes can be found.
-        groups: of tiles that show the same.
+        groups: of tiles with a target that show the same.
     """
 
     dataset: Dataset
@@ -122,19 +123,18 @@ class Inspection:
     @cached_property
     def labels(self) -> pd.DataFrame:
         """Number of tiles: one row for each label; columns label, tiles, and `<split> <part>`."""
-        targets = self.dataset.targets
-        columns = {"label": self.dataset.classes, "tiles": _sums(targets)}
+        columns = {"label": self.dataset.classes, "tiles": _sums(known_targets(self.dataset))}
         for split, part, rows in self.split_parts:
-            columns[f"{split} {part}"] = _sums(targets[rows])
+            columns[f"{split} {part}"] = _sums(self.dataset.targets[rows])
         return pd.DataFrame(columns)
 
     @cached_property
     def split_parts(self) -> list[tuple[str, str, Array]]:
-        """(split, part, row numbers) of every part that has tiles."""
+        """(split, part, row numbers) of every part that has tiles with a target, and these rows."""
         found = []
         for split, part_of_row in self.parts.items():
             for part in PARTS:
-                rows = np.flatnonzero(part_of_row == part)
+                rows = np.flatnonzero((part_of_row == part) & self.dataset.known)
                 if len(rows):
                     found.append((split, part, rows))
         return found
@@ -296,6 +296,8 @@ def inspect(
     Raises:
         DataError: unknown split or label, or a picture that cannot be decoded.
     """
+    known_rows = np.flatnonzero(dataset.known)
+    targets = known_targets(dataset)
     for rule in rules:
         for label in rule.labels:
             class_index(dataset, label)
@@ -308,7 +310,7 @@ def inspect(
     all_rules = dict.fromkeys([*rules, *weather])
     broken = []
     for rule in all_rules:
-        broken.append((rule, rule.broken_by(dataset.targets, dataset.classes)))
+        broken.append((rule, known_rows[rule.broken_by(targets, dataset.classes)]))
     prints = duplicates.fingerprints(dataset, decode=decode)
     return Inspection(
         dataset=dataset,
@@ -317,7 +319,7 @@ def inspect(
         default_rules=bool(weather),
         prints=prints,
         decoded=decode,
-        groups=tuple(duplicates.groups(prints)),
+        groups=tuple(duplicates.groups(prints, known_rows)),
     )
 
 
@@ -475,6 +477,16 @@ def verdict(broken: Array) -> str:
     if not len(broken):
         return "kept by every tile"
     return f"broken by {count_of(len(broken), 'tile')}"
+
+
+def unknown_sentence(dataset: Dataset) -> str:
+    """Returns how many tiles have a target, and where the others are left out."""
+    unknown = unknown_tiles(dataset)
+    known = count_of(dataset.rows - unknown, "tile")
+    return (
+        f"{known} with a target, {unknown:,} without one; "
+        "labels, rules, duplicates and leaks leave the latter out."
+    )
 
 
 def first_of(words: Sequence[str], count: int | None = None) -> str:

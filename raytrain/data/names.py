@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_COMPONENT = 255  # bytes of one file or folder name on Linux (NAME_MAX)
@@ -137,6 +138,19 @@ def _why_part_is_unsafe(part: str) -> str:
     if len(part.encode()) > MAX_COMPONENT:
         return f"a part of the name is longer than {MAX_COMPONENT} bytes"
     return ""
+
+
+def tile_names(files: Sequence[str]) -> list[str]:
+    """Removes the suffix of each file name, except where two pictures would get the same name."""
+    stems = [file.rsplit(".", 1)[0] for file in files]
+    count = Counter(stems)
+    names = []
+    for file, base in zip(files, stems, strict=True):
+        if count[base] == 1:
+            names.append(base)
+        else:
+            names.append(file)
+    return names
 
 
 def stem(name: str) -> str:

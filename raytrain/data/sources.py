@@ -1,6 +1,7 @@
 """From pictures and labels to the table of tiles, in steps that can be printed one by one:
 
     tiles = images_in("train-jpg")                          # where the pictures are
+    tiles = tiles.add_test_folder("test-jpg")               # pictures to predict, if there are any
     tiles = tiles.label_from_file("train_v2.csv")           # which labels they have
     tiles = tiles.split(by="random", valid=0.2, seed=42)    # which tiles validate
 
@@ -13,21 +14,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from raytrain import registry, storage
+from raytrain.data import unlabelled
+from raytrain.data.class_folders import check_folders
 from raytrain.data.label_format import LabelFormat
 from raytrain.data.labels import Labels, labels_in, labels_of, labels_of_folders, read_labels
 from raytrain.data.listing import LeftOut, Listing, pictures_in
-from raytrain.data.names import SUFFIXES, KnownNames, is_listed_junk, spelling, visible
-from raytrain.data.splits import Rule, only_in_valid
+from raytrain.data.names import (
+    SUFFIXES,
+    KnownNames,
+    is_listed_junk,
+    spelling,
+    tile_names,
+    visible,
+)
+from raytrain.data.splits import Rows, Rule, only_in_valid
 from raytrain.data.tables import FrameTable, cell_of
+from raytrain.data.unlabelled import UnlabelledFolder
 from raytrain.errors import DataError, masked
 
 Array = np.ndarray[Any, Any]
@@ -35,7 +45,7 @@ Array = np.ndarray[Any, Any]
 Groups = Sequence[str] | Mapping[str, str] | Callable[[str], str] | None
 """The group of each tile: one for each row, or a mapping or function from image_name to it."""
 
-_INDEX_COLUMNS = ["image_name", "path", "stamp", "row", "part", "target"]
+_INDEX_COLUMNS = ["image_name", "path", "stamp", "row", "part", "target", "known"]
 
 
 @dataclass(frozen=True)
@@ -49,20 +59,53 @@ class Images:
         source: what dataset.json stores about where the pictures came from.
         origin: path or URI of the folder; empty for a list of pictures.
         left_out: files and folders that were found and cannot be tiles.
+        test_folders: pictures whose target is unknown; none of them is in `table`.
     """
 
     table: pd.DataFrame
     source: dict[str, Any]
     origin: str = ""
     left_out: tuple[LeftOut, ...] = ()
+    test_folders: tuple[UnlabelledFolder, ...] = ()
 
     def __str__(self) -> str:
         names = _first_names(self.table["image_name"])
         # Printed by the README's examples after each step.
         text = f"{len(self.table)} pictures in {self.source['images']}: {names}"
+        for folder in self.test_folders:
+            text += f"; {folder}"
         if self.left_out:
             text += f"; {len(self.left_out)} left out"
         return text
+
+    def add_test_folder(self, folder: str, suffixes: Iterable[str] = SUFFIXES) -> Images:
+        """Adds tiles whose target is unknown: all pictures in a folder and in the folders below it.
+
+        They are in the part `test` of every split, are predicted, and are never trained on. They
+        are no longer among the pictures that labels are looked for.
+
+        Args:
+            folder: a path or URI, or the path of a folder below the image folder.
+            suffixes: suffixes of picture files, in upper or lower case.
+
+        Raises:
+            DataError: the folder does not exist or has no pictures, or holds all pictures.
+        """
+        added = unlabelled.find(folder, self.origin, _endings(suffixes))
+        unlabelled.check_apart(self.test_folders, added)
+        is_test = np.array(added.holds(self.table["path"]))
+        if is_test.all():
+            raise DataError(
+                f"the test folder {added.path} holds all pictures of {self.source['images']}",
+                "no tile would be left to train on",
+                unlabelled.FIX,
+            )
+        return replace(
+            self,
+            table=self.table[~is_test].reset_index(drop=True),
+            left_out=_all_left_out(self.left_out, added),
+            test_folders=(*self.test_folders, added),
+        )
 
     def label_from_file(
         self,
@@ -124,7 +167,8 @@ class Images:
             task: what a tile has, see `raytrain.registry`.
 
         Raises:
-            DataError: a picture is directly in the source folder, or a label is not in `classes`.
+            DataError: a picture is directly in the source folder, a label is not in `classes`, or
+                a folder of pictures that are probably not labelled would become a class.
         """
         names = self.table["image_name"].to_list()
         bare = [name for name in names if "/" not in name]
@@ -136,6 +180,7 @@ class Images:
                 "put each into a folder named by its label "
                 "(images_in(DIR, subfolders=True)), or give --labels FILE",
             )
+        check_folders(names, classes or ())
         # The innermost folder: the outer ones may be parts, as in train/forest/1.png.
         folders = [name.split("/")[-2] for name in names]
         labels = labels_of_folders(names, folders, classes)
@@ -192,16 +237,18 @@ class Images:
         for path in sorted(self.table["path"]):
             if path not in labelled:
                 unlisted.append(path)
-        return Tiles(
-            table,
-            labels.classes,
-            source,
-            labels.notes,
-            unlisted,
-            labels.remarks,
-            self.left_out,
-            task,
+        tiles = Tiles(
+            table=table,
+            classes=labels.classes,
+            source=source,
+            notes=labels.notes,
+            unlisted=unlisted,
+            remarks=labels.remarks,
+            left_out=self.left_out,
+            task=task,
+            origin=self.origin,
         )
+        return tiles._with_test_folders(self.test_folders)
 
 
 @dataclass(frozen=True)
@@ -220,6 +267,9 @@ class Tiles:
         remarks: sentences that a user should read about how the labels were read.
         left_out: files and folders that were found and cannot be tiles.
         task: what a tile has, see `raytrain.registry`.
+        origin: path or URI of the image folder; empty for a list of pictures.
+        test_folders: pictures whose target is unknown; none of them is in `table`.
+        tests: the tiles of `test_folders`, as `unlabelled.named` returns them.
     """
 
     table: pd.DataFrame
@@ -230,6 +280,9 @@ class Tiles:
     remarks: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     task: str = registry.DEFAULT
+    origin: str = ""
+    test_folders: tuple[UnlabelledFolder, ...] = ()
+    tests: pd.DataFrame = field(default_factory=lambda: unlabelled.named((), ()))
 
     def __str__(self) -> str:
         usable = self.table["problem"] == ""
@@ -243,7 +296,49 @@ class Tiles:
                 parts.append(f"{count} {note}")
         if self.unlisted:
             parts.append(f"{len(self.unlisted)} pictures without labels left out")
+        parts += [str(folder) for folder in self.test_folders]
         return "; ".join(parts)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tiles: those of `table`, then those of `tests`."""
+        return [*self.table["image_name"], *self.tests["image_name"]]
+
+    @property
+    def known(self) -> Array:
+        """bool (tiles,): whether the target of each tile is known, in the order of `names`."""
+        return np.arange(len(self.names)) < len(self.table)
+
+    def add_test_folder(self, folder: str, suffixes: Iterable[str] = SUFFIXES) -> Tiles:
+        """Adds tiles whose target is unknown, as `Images.add_test_folder` does.
+
+        Raises:
+            DataError: the folder does not exist or has no pictures, or the labels name one of them.
+        """
+        added = unlabelled.find(folder, self.origin, _endings(suffixes))
+        unlabelled.check_apart(self.test_folders, added)
+        more = replace(self, left_out=_all_left_out(self.left_out, added))
+        return more._with_test_folders((*self.test_folders, added))
+
+    def _with_test_folders(self, folders: tuple[UnlabelledFolder, ...]) -> Tiles:
+        """Returns the tiles with these test folders, after checking that nothing contradicts."""
+        if not folders:
+            return self
+        unlisted = self.unlisted
+        entries = []
+        for folder in folders:
+            unlabelled.check_labels(self.table, folder)
+            is_test = folder.holds(unlisted)
+            unlisted = [path for path, test in zip(unlisted, is_test, strict=True) if not test]
+            content = _files_hash(folder.files)
+            entries.append({"folder": folder.folder, "pictures_sha256": content})
+        return replace(
+            self,
+            source=self.source | {"test_folders": entries},
+            unlisted=unlisted,
+            test_folders=folders,
+            tests=unlabelled.named(folders, self.table["image_name"]),
+        )
 
     def counts(self) -> str:
         """Returns every class with the number of its usable tiles, in one line."""
@@ -293,10 +388,23 @@ class Tiles:
 
     def divide(self, rule: Rule, groups: Groups = None) -> DividedTiles:
         """Decides by a rule which tiles validate. Arguments and errors are those of `split`."""
+        rows = self._rows(groups)
+        parts = rule.parts(rows)
+        # What is behind are tiles without a target, which are in the part test.
+        return DividedTiles(self.table.assign(part=parts[: len(self.table)]), self, rule)
+
+    def _rows(self, groups: Groups = None) -> Rows:
+        """Returns the tiles as a rule divides them."""
         names = self.table["image_name"].to_list()
+        others = self.tests["image_name"].to_list()
         targets = np.stack(list(self.table["target"]))
-        parts = rule.parts(names, targets, _groups_of(names, groups))
-        return DividedTiles(self.table.assign(part=parts), self, rule)
+        no_targets = np.zeros((len(others), targets.shape[1]), targets.dtype)
+        return Rows(
+            names=[*names, *others],
+            targets=np.concatenate([targets, no_targets]),
+            groups=_groups_of(names, others, groups),
+            known=self.known,
+        )
 
 
 @dataclass(frozen=True)
@@ -319,10 +427,25 @@ class DividedTiles:
         return self.tiles.source | {"split": self.rule.content()}
 
     def usable(self) -> pd.DataFrame:
-        """Returns the rows without a problem: image_name, path, stamp, row, part, target."""
+        """Returns the rows without a problem: image_name, path, stamp, row, part, target, known.
+
+        Behind the rows of the labels are the tiles of test folders, with known False, row 0 and a
+        target of zeros that mean nothing.
+        """
         is_good = self.table["problem"] == ""
-        good = self.table[is_good].rename(columns={"line": "row"})
-        return good[_INDEX_COLUMNS].reset_index(drop=True)
+        good = self.table[is_good].rename(columns={"line": "row"}).assign(known=True)
+        good = good[_INDEX_COLUMNS].reset_index(drop=True)
+        tests = self.tiles.tests
+        if tests.empty:
+            return good
+        tests = tests[tests["problem"] == ""].assign(row=0, part="test", known=False)
+        tests["target"] = [np.zeros(len(self.tiles.classes), np.uint8)] * len(tests)
+        return pd.concat([good, tests[_INDEX_COLUMNS]], ignore_index=True)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the labels and of pictures in test folders, usable or not."""
+        return len(self.table) + len(self.tiles.tests)
 
     def unusable(self) -> list[dict[str, Any]]:
         """Returns a quarantine record for each row with a problem.
@@ -336,16 +459,10 @@ class DividedTiles:
             detail = f"line {row.line} of the labels"
             if row.detail:
                 detail += f": {row.detail}"
-            records.append(
-                {
-                    "image_name": row.image_name,
-                    "path": masked(row.path),
-                    "row": row.line,
-                    "kind": row.problem,
-                    "detail": detail,
-                    "sha256": "",
-                }
-            )
+            records.append(_quarantined(row, row.line, detail))
+        tests = self.tiles.tests
+        for row in tests[tests["problem"] != ""].itertuples():
+            records.append(_quarantined(row, 0, row.detail))
         return records
 
     def left_out(self) -> list[dict[str, Any]]:
@@ -377,15 +494,50 @@ class DividedTiles:
         for part, count in sorted(tiles.items()):
             counts.append(f"{part} {count}")
         sentences = [", ".join(counts)]
+        unknown = int((~index["known"]).sum())
+        if unknown:
+            sentences[0] += f" ({unknown} without a target)"
         targets = np.stack(list(index["target"]))
         alone = only_in_valid(index["part"], targets, self.tiles.classes)
         if alone:
             sentences.append(f"only in validation, so never learned: {', '.join(alone)}")
-        lost = self.rule.unmatched(self.table["image_name"].to_list())
+        lost = self.rule.unmatched(self.tiles._rows())
         if lost:
             examples = visible(", ".join(lost[:3]))
             sentences.append(f"{len(lost)} listed names are no tiles: {examples}")
         return "; ".join(sentences)
+
+
+def _quarantined(row: Any, number: int, detail: str) -> dict[str, Any]:
+    """Returns the quarantine record of a tile that cannot be used.
+
+    Args:
+        row: with image_name, path and problem.
+        number: of its row of the labels, 0 without one.
+        detail: why it cannot be used.
+    """
+    return {
+        "image_name": row.image_name,
+        "path": masked(row.path),
+        "row": number,
+        "kind": row.problem,
+        "detail": detail,
+        "sha256": "",
+    }
+
+
+def _all_left_out(left_out: Sequence[LeftOut], added: UnlabelledFolder) -> tuple[LeftOut, ...]:
+    """Returns what was left out of the image folder and of an added test folder, each once."""
+    inside = f"{visible(added.folder)}/"
+    kept = []
+    for entry in left_out:
+        if not added.is_below or not entry.path.startswith(inside):
+            kept.append(entry)
+    return (*kept, *added.left_out)
+
+
+def _endings(suffixes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(suffix.lower() for suffix in suffixes)
 
 
 def images_in(
@@ -407,14 +559,14 @@ def images_in(
         DataError: the folder does not exist, or has no pictures.
     """
     path = storage.absolute(path)
-    endings = tuple(suffix.lower() for suffix in suffixes)
+    endings = _endings(suffixes)
     found = pictures_in(path, subfolders=subfolders, suffixes=endings, folders=tuple(folders))
     if not found.files:
         raise _no_pictures(path, found, subfolders, endings)
     files = [file.path for file in found.files]
     table = pd.DataFrame(
         {
-            "image_name": _names(files),
+            "image_name": tile_names(files),
             "file": files,
             "path": [storage.join(path, file) for file in files],
             "stamp": [f"{file.size} {file.mtime_ns}" for file in found.files],
@@ -464,7 +616,7 @@ def images_at(paths: Iterable[str]) -> Images:
         else:
             kept.append(path)
     files = [storage.name_of(path) for path in kept]
-    names = _names(files)
+    names = tile_names(files)
     _check_listed(names)
     table = pd.DataFrame(
         {
@@ -503,17 +655,9 @@ def _stamp(path: str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
-def _names(files: list[str]) -> list[str]:
-    """Removes the suffix of each file name, except where two pictures would get the same name."""
-    stems = [file.rsplit(".", 1)[0] for file in files]
-    count = Counter(stems)
-    names = []
-    for file, stem in zip(files, stems, strict=True):
-        if count[stem] == 1:
-            names.append(stem)
-        else:
-            names.append(file)
-    return names
+def _files_hash(files: pd.DataFrame) -> str:
+    """Returns the SHA-256 of the files of a test folder: their paths in it, and their sizes."""
+    return _pictures_hash(files.rename(columns={"file": "image_name"}))
 
 
 def _pictures_hash(table: pd.DataFrame) -> str:
@@ -636,15 +780,24 @@ def _where_to_look(labels: pd.DataFrame, images: pd.DataFrame, folder: str) -> s
     return "check the folder; --subfolders also looks into the folders below it"
 
 
-def _groups_of(names: Sequence[str], groups: Groups) -> Sequence[str]:
-    """Returns the group of each name; none if no groups were given."""
+def _groups_of(names: Sequence[str], others: Sequence[str], groups: Groups) -> Sequence[str]:
+    """Returns the group of each name; none if no groups were given.
+
+    Args:
+        names: of the tiles with a target.
+        others: of the tiles without a target, whose group may be missing.
+        groups: see `Groups`. A sequence has the groups of `names`, and perhaps of `others` too.
+    """
     if groups is None:
         return []
     if callable(groups):
-        return [groups(name) for name in names]
+        return [groups(name) for name in (*names, *others)]
     # What is left is a mapping, or a sequence in the order of the rows, whose length `Rule` checks.
     if not isinstance(groups, Mapping):
-        return list(groups)
+        given = list(groups)
+        if len(given) == len(names):
+            given += [""] * len(others)
+        return given
     missing = [name for name in names if name not in groups]
     if missing:
         raise DataError(
@@ -652,7 +805,8 @@ def _groups_of(names: Sequence[str], groups: Groups) -> Sequence[str]:
             "",
             "add them",
         )
-    return [groups[name] for name in names]
+    of_others = [groups.get(name, "") for name in others]
+    return [groups[name] for name in names] + of_others
 
 
 def _first_names(names: pd.Series) -> str:

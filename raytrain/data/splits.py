@@ -1,7 +1,8 @@
 """Divides tiles into training and validation: pure functions from rows to parts or folds.
 
 A part is the word "train", "valid" or "test". A fold is a number from 0: the fold in which the row
-validates. Imports neither torch nor ray.
+validates. Rows without a target are in the part "test" under every rule; the others are divided as
+if they were alone. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -223,6 +225,35 @@ def stratified_parts(targets: Array, valid: float = 0.2, seed: int = 42) -> Arra
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The tiles that a rule divides.
+
+    Attributes:
+        names: (rows,) names, in an order that never changes.
+        targets: (rows, K), not zero if the tile has the label; for a stratified division.
+        groups: (rows,) group or column value of each tile, empty if the rule needs none. That of a
+            tile without a target may be an empty text.
+        known: bool (rows,): whether the target is known.
+    """
+
+    names: Sequence[str]
+    targets: Array
+    groups: Sequence[str]
+    known: Array
+
+    def with_target(self) -> Rows:
+        """Returns the tiles whose target is known."""
+        if self.known.all():
+            return self
+        return Rows(
+            names=list(compress(self.names, self.known)),
+            targets=self.targets[self.known],
+            groups=list(compress(self.groups, self.known)),
+            known=self.known[self.known],
+        )
+
+
+@dataclass(frozen=True)
 class Rule:
     """How tiles are divided into parts or folds.
 
@@ -275,67 +306,79 @@ class Rule:
         found["test_values"] = _short(self.test_values)
         return found
 
-    def tables(
-        self, name: str, names: Sequence[str], targets: Array, groups: Sequence[str]
-    ) -> dict[str, pd.DataFrame]:
+    def tables(self, name: str, rows: Rows) -> dict[str, pd.DataFrame]:
         """Makes the splits as a dataset stores them, with the columns image_name, part and fold.
 
         Args:
             name: name of the split.
-            names: (rows,) names of the tiles, in an order that never changes.
-            targets: (rows, K), not zero if the tile has the label; for a stratified division.
-            groups: (rows,) group or column value of each tile, or empty if the rule needs none.
+            rows: the tiles to divide.
 
         Returns:
             The splits by name: `name`, or `name-1` ... `name-K` for K folds.
 
         Raises:
-            DataError: too few groups, or a value that no tile has.
+            DataError: too few groups, a value that no tile has, or a rule that names a tile
+                without a target for validation.
         """
         if self.folds is None:
-            return {name: as_split(names, self.parts(names, targets, groups))}
-        self._check_groups(names, groups)
-        folds = self._folds(targets, groups, self.folds)
+            return {name: as_split(rows.names, self.parts(rows))}
+        self._check_groups(rows)
+        folds = np.full(len(rows.names), -1)  # a tile without a target is in no fold
+        folds[rows.known] = self._folds(rows.with_target(), self.folds)
         found = {}
         for fold in range(self.folds):
             parts = np.where(folds == fold, "valid", "train")
+            parts[~rows.known] = "test"
             number = fold + 1  # the names of splits count from 1, the column `fold` from 0
-            found[f"{name}-{number}"] = as_split(names, parts, folds)
+            found[f"{name}-{number}"] = as_split(rows.names, parts, folds)
         return found
 
-    def parts(self, names: Sequence[str], targets: Array, groups: Sequence[str]) -> Array:
+    def parts(self, rows: Rows) -> Array:
         """Returns the part of each tile, str array (rows,).
 
         Arguments and errors are those of `tables`.
         """
-        self._check_groups(names, groups)
-        if self.by == "list":
-            return self._parts_of_list(names)
-        if self.by in ("column", "folder"):
-            values = self._values(names, groups)
-            self._check_values(values)
-            return parts_by_value(values, self.valid_values, self.test_values)
-        if self.by == "group":
-            return group_parts(groups, self.valid, self.seed)
-        if self.by == "stratified":
-            return stratified_parts(targets, self.valid, self.seed)
-        return random_parts(len(targets), self.valid, self.seed)
+        self._check_groups(rows)
+        if self.by in ("list", "column", "folder"):
+            parts = self._parts_by_value(rows)
+            _check_stays(rows, parts)
+        else:
+            parts = np.full(len(rows.names), "test", dtype=object)
+            parts[rows.known] = self._drawn(rows.with_target())
+        parts[~rows.known] = "test"
+        return parts
 
-    def unmatched(self, names: Sequence[str]) -> list[str]:
+    def _parts_by_value(self, rows: Rows) -> Array:
+        if self.by == "list":
+            return self._parts_of_list(rows)
+        values = self._values(rows)
+        self._check_values(values)
+        return parts_by_value(values, self.valid_values, self.test_values)
+
+    def _drawn(self, rows: Rows) -> Array:
+        """Returns the part of each tile where chance decides; all tiles have targets."""
+        if self.by == "group":
+            return group_parts(rows.groups, self.valid, self.seed)
+        if self.by == "stratified":
+            return stratified_parts(rows.targets, self.valid, self.seed)
+        return random_parts(len(rows.names), self.valid, self.seed)
+
+    def unmatched(self, rows: Rows) -> list[str]:
         """Returns the listed names that are not tiles, sorted."""
         if self.by != "list":
             return []
-        known = KnownNames(names)
+        lookup = _Lookup(rows)
         listed = set(self._listed_values())
-        return sorted(name for name in listed if not known.find(name))
+        return sorted(name for name in listed if not lookup.find(name))
 
     def _listed_values(self) -> list[str]:
         return [*self.valid_values, *self.test_values]
 
-    def _parts_of_list(self, names: Sequence[str]) -> Array:
-        known = KnownNames(names)
-        valid = _tiles_named(self.valid_values, known)
-        test = _tiles_named(self.test_values, known)
+    def _parts_of_list(self, rows: Rows) -> Array:
+        names = rows.names
+        lookup = _Lookup(rows)
+        valid = lookup.find_all(self.valid_values)
+        test = lookup.find_all(self.test_values)
         # Only now two names of one tile are found out, such as `a` and `folder/a`.
         both = sorted(valid & test)
         if both:
@@ -351,23 +394,24 @@ class Rule:
             self._raise_unknown(first, set(names))
         return parts_by_value(names, valid, test)
 
-    def _values(self, names: Sequence[str], groups: Sequence[str]) -> Sequence[str]:
+    def _values(self, rows: Rows) -> Sequence[str]:
         if self.by != "folder":
-            return groups
+            return rows.groups
         values = []
-        for name in names:
+        for name in rows.names:
             folder = ""  # a name without a slash is in no folder
             if "/" in name:
                 folder = name.split("/")[0]
             values.append(folder)
         return values
 
-    def _check_groups(self, names: Sequence[str], groups: Sequence[str]) -> None:
+    def _check_groups(self, rows: Rows) -> None:
         if self.by not in ("group", "column"):
             return
-        if len(groups) != len(names):
+        if len(rows.groups) != len(rows.names):
             raise DataError(
-                f"a division by {self.by} has {len(groups)} values for {len(names)} tiles",
+                f"a division by {self.by} has {len(rows.groups)} values "
+                f"for {len(rows.names)} tiles",
                 "it must be known where each tile belongs",
                 "groups=..., or --table FILE --column NAME",
             )
@@ -392,20 +436,50 @@ class Rule:
             fix,
         )
 
-    def _folds(self, targets: Array, groups: Sequence[str], folds: int) -> Array:
+    def _folds(self, rows: Rows, folds: int) -> Array:
         if self.by == "group":
-            return group_folds(groups, folds, self.seed)
+            return group_folds(rows.groups, folds, self.seed)
         if self.by == "stratified":
-            return stratified(targets, [1.0] * folds, self.seed)
-        return random_folds(len(targets), folds, self.seed)
+            return stratified(rows.targets, [1.0] * folds, self.seed)
+        return random_folds(len(rows.names), folds, self.seed)
 
 
-def _tiles_named(listed: Iterable[str], known: KnownNames) -> set[str]:
-    """Returns the tiles that a list of names means."""
-    tiles: set[str] = set()
-    for name in listed:
-        tiles.update(known.find(name))
-    return tiles
+class _Lookup:
+    """Finds the tiles that a list names.
+
+    A name means a tile without a target only in full, and only where no other tile has it. So a
+    test folder changes nothing for the other tiles.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._with_target = KnownNames(compress(rows.names, rows.known))
+        self._others = KnownNames(compress(rows.names, ~rows.known))
+
+    def find(self, name: str) -> list[str]:
+        """Returns the tiles that a name means; several of them differ only in suffix."""
+        return self._with_target.find(name) or self._others.whole(name)
+
+    def find_all(self, names: Iterable[str]) -> set[str]:
+        """Returns the tiles that any of the names means."""
+        tiles: set[str] = set()
+        for name in names:
+            tiles.update(self.find(name))
+        return tiles
+
+
+def _check_stays(rows: Rows, parts: Array) -> None:
+    """Refuses a rule that names a tile without a target for validation.
+
+    Where a rule says nothing about a tile, it means training; that counts as no statement.
+    """
+    moved = list(compress(rows.names, ~rows.known & (parts == "valid")))
+    if not moved:
+        return
+    raise DataError(
+        f"{len(moved)} tiles without a target are to validate, such as {visible(moved[0])}",
+        "nothing can be judged by them, so they stay in the part test",
+        "take them out of what validates",
+    )
 
 
 def only_in_valid(parts: Sequence[str], targets: Array, classes: Sequence[str]) -> list[str]:

@@ -26,6 +26,8 @@ def column_of(
     column: str,
     name_columns: Sequence[str] = ("image_name",),
     separator: str = ",",
+    *,
+    optional: Sequence[str] = (),
 ) -> list[str]:
     """Reads one column of a table, such as the scene or region of each tile.
 
@@ -37,9 +39,11 @@ def column_of(
             table has is used.
         separator: one character between the columns of a CSV. A comma is tried if it gives only
             one column.
+        optional: names of further tiles, which the table may lack. It means such a tile only by
+            its whole name, and only where no other tile has it.
 
     Returns:
-        The value of each tile.
+        The value of each tile, then that of each of `optional`: an empty text where there is none.
 
     Raises:
         DataError: the table cannot be read (see `tables.open_table`), has two different values for
@@ -53,11 +57,12 @@ def column_of(
     )
     rows = read_rows(table, [Column(name_column, "name"), Column(column, "value")], fix)
     known = KnownNames(names)
+    others = KnownNames(optional)
     values: dict[str, str] = {}
     for row in rows.rows:
         name = str(row.cells[0])
         value = " ".join(str(row.cells[1]).split())
-        for tile in known.find(name):
+        for tile in known.find(name) or others.whole(name):
             earlier = values.setdefault(tile, value)
             if earlier != value:
                 raise DataError(
@@ -74,7 +79,7 @@ def column_of(
             "it would be unknown which side of the split they belong to",
             "add them to the table",
         )
-    return [values[name] for name in names]
+    return [values.get(name, "") for name in (*names, *optional)]
 
 
 def _table_of_values(path: str, separator: str) -> Table:

@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 # A record of a shard or of a file that cannot be used, as it is written to JSON.
 Record = dict[str, Any]
 # A row of a shard, in the order of `ds.SHARD_SCHEMA`: image_name, image, width, height, crc32,
-# target (uint8 (K,)).
-ShardRow = tuple[str, bytes, int, int, int, np.ndarray[Any, Any]]
+# target (uint8 (K,), or None where it is unknown).
+ShardRow = tuple[str, bytes, int, int, int, np.ndarray[Any, Any] | None]
 # What becomes of the bands of TIFF files: 8-bit RGB by a rule, or tiles of a format; without either
 # the gate refuses other files than pictures.
 Bands = BandRule | TileFormat | None
@@ -96,6 +96,8 @@ WRONG_FOLDER = (
 )
 # Bytes of picture files in a shard. A process holds about four times as much.
 SHARD_BYTES = 2**26
+# What the manifest takes from the record of a shard, as far as it is there.
+ENTRY_KEYS = ("file", "rows", "sha256", "labels", "unknown")
 # What an ingest into an object store that was stopped may have left there.
 LEFT_IN_STORE = {"shards", "progress", "splits", "quarantine.jsonl", "unlisted.txt"}
 
@@ -154,8 +156,8 @@ def ingest(
         return Ingested(existing, True, existing.manifest["gate"], [])
     budget = max_bad
     if budget is None:
-        budget = max(10, len(tiles.table) // 1000)
-    _check_budget(tiles.unusable(), budget, out, len(tiles.table))
+        budget = max(10, tiles.rows // 1000)
+    _check_budget(tiles.unusable(), budget, out, tiles.rows)
     ds.check_parts(tiles.rule.by, tiles.usable()["part"].value_counts().to_dict())
     _log_input(tiles)
     chosen: Bands
@@ -220,10 +222,11 @@ def _broken_rules(tiles: DividedTiles) -> Iterator[str]:
     `raytrain data check` can check other rules as well.
     """
     index = tiles.usable()
+    index = index[index["known"]]
     classes = tiles.tiles.classes
     for rule in weather_rules(classes):
         targets = np.stack(list(index["target"]))  # uint8 (rows, K)
-        broken = index["image_name"][rule.broken_by(targets, classes)]
+        broken = index["image_name"].iloc[rule.broken_by(targets, classes)]
         if len(broken):
             yield f"{len(broken)} tiles break the rule {rule}, such as {broken.iloc[0]}"
 
@@ -254,7 +257,10 @@ def _existing_dataset(out: str, source: Record) -> ds.Dataset | None:
     known = dataset.manifest["source"]
     if known == source:
         return dataset
-    different = [key for key in {**known, **source} if known.get(key) != source.get(key)]
+    different = []
+    for key in {**known, **source}:
+        if known.get(key) != source.get(key):
+            different.append(key.replace("test_folders", "test folders"))
     raise DataError(
         f"{out} holds a dataset made with other {' and '.join(different)}",
         "ingest never overwrites a dataset; runs may depend on it",
@@ -283,7 +289,7 @@ def _build(
             bad = tiles.unusable()
             for record in written:
                 bad += record["bad"]
-            _check_budget(bad, budget, out, len(tiles.table))
+            _check_budget(bad, budget, out, tiles.rows)
             form = bands if isinstance(bands, TileFormat) else TileFormat()
             _finish(partial, index, bad + tiles.left_out(), written, tiles, source, form)
         except DataError:
@@ -354,14 +360,18 @@ def _blocks(index: pd.DataFrame, seed: int, bands: Bands) -> list[pd.DataFrame]:
         seed: of the shuffle.
         bands: what becomes of the bands of TIFF files.
     """
-    # Shuffled once, so that a shard is a random sample of the tiles.
-    order = np.random.default_rng([seed, len(index)]).permutation(len(index))
-    sizes = [_file_size(stamp) for stamp in index["stamp"]]
-    blocks = []
-    for number, rows in enumerate(_cut(order, sizes, rows_per_shard(len(index)))):
-        block = index.iloc[rows]
-        columns = block[["image_name", "path", "row", "target"]]
-        blocks.append(columns.assign(shard=number, key=_key(block, bands)))
+    blocks: list[pd.DataFrame] = []
+    # Tiles without a target are in shards of their own, behind all others. So a test folder changes
+    # neither the rows nor the bytes of the others, and training reads no shard in vain.
+    for known in (True, False):
+        tiles = index[index["known"] == known]
+        # Shuffled once, so that a shard is a random sample of the tiles.
+        order = np.random.default_rng([seed, len(tiles)]).permutation(len(tiles))
+        sizes = [_file_size(stamp) for stamp in tiles["stamp"]]
+        for rows in _cut(order, sizes, rows_per_shard(len(tiles))):
+            block = tiles.iloc[rows]
+            columns = block[["image_name", "path", "row", "target", "known"]]
+            blocks.append(columns.assign(shard=len(blocks), key=_key(block, bands)))
     return blocks
 
 
@@ -408,6 +418,8 @@ def _key(block: pd.DataFrame, bands: Bands) -> str:
         return ""
     files = block[["image_name", "path", "stamp"]].to_csv(index=False)
     targets = np.stack(list(block["target"])).tobytes()
+    if not block["known"].all():
+        targets = b"unknown" + block["known"].to_numpy(np.uint8).tobytes() + targets
     return hashlib.sha256(f"{ds.SCHEMA_VERSION} {bands} {files}".encode() + targets).hexdigest()
 
 
@@ -560,7 +572,7 @@ def gate_shard(block: pd.DataFrame, path: str, bands: Bands = None) -> Record:
         bands: what becomes of the bands of TIFF files.
 
     Returns:
-        The record: shard, key, bytes, file, rows, sha256, labels, sizes, counts, bad, names, pid.
+        The record: shard, key, counts, bad, names, pid, and what `_write_shard` returns.
 
     Raises:
         StorageError, OSError: no file could be read, each for the same outer reason.
@@ -623,13 +635,16 @@ def _accepted(content: bytes | BadImage, path: str, bands: Bands) -> tuple[bytes
 
 def _shard_row(entry: Record, image: bytes, picture: images.Picture) -> ShardRow:
     """The row of an accepted picture."""
+    target = None
+    if entry["known"]:
+        target = entry["target"]
     return (
         entry["image_name"],
         image,
         picture.width,
         picture.height,
         picture.crc32,
-        entry["target"],
+        target,
     )
 
 
@@ -637,7 +652,7 @@ def _write_shard(path: str, shard: int, rows: list[ShardRow]) -> Record:
     """Writes a shard, unless it has no rows.
 
     Returns:
-        What its record holds about the file: bytes, file, rows, sha256, labels, sizes.
+        What its record holds about the file: bytes, sizes, and what `ds.shard_entry` returns.
     """
     file = f"part-{shard:05}.parquet"
     content = ds.shard_bytes(rows)
@@ -765,7 +780,7 @@ def _shard_entries(written: list[Record]) -> list[Record]:
     entries = []
     for record in written:
         if record["rows"]:
-            entries.append({key: record[key] for key in ("file", "rows", "sha256", "labels")})
+            entries.append({key: record[key] for key in ENTRY_KEYS if key in record})
     return entries
 
 
@@ -781,6 +796,9 @@ def _gate_counts(
         written: records of the shards.
     """
     counts = {"rows of the labels": len(tiles.table), "tiles": kept}
+    unknown = sum(record.get("unknown", 0) for record in written)
+    if unknown:
+        counts["tiles without a target, of test folders"] = unknown
     unlisted = len(tiles.tiles.unlisted)
     if unlisted:
         counts["pictures without labels, see unlisted.txt"] = unlisted

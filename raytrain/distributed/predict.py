@@ -68,11 +68,13 @@ class Predicted:
         path: of the Parquet file.
         tiles: number of predictions in it.
         left_out: files that could not be used.
+        known: number of tiles whose target is known.
     """
 
     path: str
     tiles: int
     left_out: list[LeftOut]
+    known: int = 0
 
 
 def predict(
@@ -114,7 +116,11 @@ def predict(
     table = _run(blocks, (checkpoint.path, tta, rule))
     usable, refused = _divided(table)
     # Pictures outside of a dataset have no labels.
-    target = np.stack(list(usable["target"])) if dataset_path is not None else None
+    target = None
+    known = None
+    if dataset_path is not None:
+        target = np.stack(list(usable["target"]))
+        known = usable["known"].to_numpy(bool)
     meta = {
         "task": checkpoint.meta["task"],
         "checkpoint": checkpoint.path,
@@ -126,13 +132,14 @@ def predict(
         target,
         tuple(checkpoint.meta["classes"]),
         meta | origin,
+        known,
     )
     path = storage.absolute(out)
     predictions.write(path, outcome)
     left_out: list[LeftOut] = []
     for source in sources:
         left_out += source.left_out
-    return Predicted(path, len(usable), left_out + refused)
+    return Predicted(path, len(usable), left_out + refused, int(outcome.is_known.sum()))
 
 
 def _blocks_and_origin(
@@ -284,12 +291,14 @@ class Predictor:
         """Predicts the tiles of a block.
 
         Args:
-            block: order, image_name, target, and where each picture is: `path` of a file with `row`
-                -1, or `path` of a shard with the `row` in it.
+            block: order, image_name, target, known (whether the target is), and where each
+                picture is: `path` of a file with `row` -1, or `path` of a shard with the `row` in
+                it.
 
         Returns:
-            order, image_name and target as they were; `logits`, float32 (K,), zeros for a picture
-            that cannot be used; `kind` and `detail`, why it cannot be used, else empty; `pid`.
+            order, image_name, target and known as they were; `logits`, float32 (K,), zeros for a
+            picture that cannot be used; `kind` and `detail`, why it cannot be used, else empty;
+            `pid`.
         """
         pictures = list(self._pictures(block))
         bad = [picture for picture in pictures if isinstance(picture, images.BadImage)]
@@ -312,8 +321,8 @@ class Predictor:
                 values.append(next(logits))
                 kinds.append("")
                 details.append("")
-        known = block[["order", "image_name", "target"]]
-        return known.assign(logits=values, kind=kinds, detail=details, pid=os.getpid())
+        kept = block[["order", "image_name", "target", "known"]]
+        return kept.assign(logits=values, kind=kinds, detail=details, pid=os.getpid())
 
     def _pictures(self, block: pd.DataFrame) -> Iterator[Tile | images.BadImage]:
         """For each row in turn the decoded tile, or why there is none."""
@@ -465,6 +474,7 @@ def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFram
         block = pd.DataFrame({"order": mine, "path": path, "row": mine - starts[shard]})
         block["image_name"] = dataset.table["image_name"].iloc[mine].to_list()
         block["target"] = list(dataset.targets[mine])
+        block["known"] = dataset.known[mine]
         blocks.append(block)
     return blocks
 
@@ -489,5 +499,6 @@ def _picture_blocks(sources: Sequence[Images]) -> list[pd.DataFrame]:
         {"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()}
     )
     table["target"] = [np.zeros(0, np.uint8)] * len(table)
+    table["known"] = False
     starts = range(0, len(table), TILES_PER_BLOCK)
     return [table.iloc[start : start + TILES_PER_BLOCK] for start in starts]

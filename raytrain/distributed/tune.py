@@ -137,9 +137,10 @@ def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
     Raises:
         DataError: not a predictions file, or one without targets.
     """
-    found = predictions.read(path)
-    score = registry.evaluation(found.task).SCORE
-    judgement = thresholds.judge(found)
+    everything = predictions.read(path)
+    score = registry.evaluation(everything.task).SCORE
+    judgement = thresholds.judge(everything)
+    found = everything.judged()
     assert found.target is not None  # judge refuses a file without targets
     trials = Trials(
         function=_threshold_trial,

@@ -140,8 +140,9 @@ def add(metrics: Mapping[str, Metric], predictions: Predictions, out: str) -> di
     """
     if not metrics:
         return {}
-    assert predictions.target is not None  # they were judged
-    found = values(metrics, predictions.probability, predictions.target)
+    judged = predictions.judged()
+    assert judged.target is not None  # the caller has judged them
+    found = values(metrics, judged.probability, judged.target)
     path = storage.join(out, "metrics.json")
     # JSON has no NaN.
     own = {name: None if math.isnan(value) else value for name, value in found.items()}

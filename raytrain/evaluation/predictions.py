@@ -4,18 +4,21 @@ Evaluation, thresholds, submissions and reports read it without GPU or Ray. Its 
 
     image_name  string
     logits      list<float32>, K in each row
-    target      list<uint8>, K of 0 and 1 in each row; only where the labels are known
+    target      list<uint8>, K of 0 and 1 in each row, null where the labels are unknown; there is
+                no such column where all are unknown
 
 The file's metadata holds one JSON object under the key `raytrain`: schema_version, classes in the
 order of the logits, and meta (task, checkpoint, split, part, dataset, as far as the writer knew
-them). Equal predictions give equal bytes.
+them). Schema version 2 is that of a file where some labels are known and some are not; programs of
+before refuse it. Equal predictions give equal bytes.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ from raytrain.evaluation.metrics import Array
 
 # Of several labels per tile.
 SCHEMA_VERSION = 1
-# Of other tasks: programs that know none of them refuse it.
+# Of other tasks, or with some unknown targets: programs that know neither refuse it.
 EXTENDED_VERSION = 2
 KEY = b"raytrain"
 TYPES = {
@@ -48,9 +51,12 @@ class Predictions:
     Attributes:
         names: of N tiles.
         logits: float32 (N, K).
-        target: uint8 (N, K) of 0 and 1, or None where the labels are unknown.
+        target: uint8 (N, K) of 0 and 1, or None where all labels are unknown. Rows whose labels are
+            unknown are zeros that mean nothing.
         classes: names of the K classes.
         meta: where the predictions come from, see the module.
+        known: bool (N,), whether the labels of each tile are known, or None where all are or no
+            target is given.
 
     Raises:
         ValueError: the shapes do not fit the numbers of names and classes.
@@ -61,11 +67,40 @@ class Predictions:
     target: Array | None
     classes: tuple[str, ...]
     meta: dict[str, str] = field(default_factory=dict)
+    known: Array | None = None
 
     def __post_init__(self) -> None:
         self._check_shape("logits", self.logits)
         if self.target is not None:
             self._check_shape("target", self.target)
+        if self.known is not None and self.known.shape != (len(self.names),):
+            raise ValueError(f"known has shape {self.known.shape} for {len(self.names)} names")
+
+    @property
+    def is_known(self) -> Array:
+        """bool (N,): whether the labels of each tile are known."""
+        if self.target is None:
+            return np.zeros(len(self.names), np.bool_)
+        if self.known is None:
+            return np.ones(len(self.names), np.bool_)
+        return self.known
+
+    def judged(self) -> Predictions:
+        """The predictions that can be judged: those of tiles whose labels are known.
+
+        Without any such tile there are no targets, and all predictions stay.
+        """
+        known = self.is_known
+        if known.all() or not known.any():
+            return _without_mask(self)
+        assert self.target is not None
+        return replace(
+            self,
+            names=tuple(compress(self.names, known)),
+            logits=self.logits[known],
+            target=self.target[known],
+            known=None,
+        )
 
     def _check_shape(self, what: str, values: Array) -> None:
         shape = (len(self.names), len(self.classes))
@@ -85,6 +120,13 @@ class Predictions:
         return registry.evaluation(self.task).probabilities(self.logits)
 
 
+def _without_mask(predictions: Predictions) -> Predictions:
+    """The same predictions, of which all or none have a target, without the mask `known`."""
+    if predictions.is_known.all():
+        return replace(predictions, known=None)
+    return replace(predictions, target=None, known=None)
+
+
 def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
     """Writes the file atomically.
 
@@ -100,10 +142,12 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
         "image_name": pa.array(predictions.names, pa.string()),
         "logits": _lists(predictions.logits, np.float32),
     }
-    if predictions.target is not None:
-        columns["target"] = _lists(predictions.target, np.uint8)
+    is_known = predictions.is_known
+    # A file without rows may have targets, too.
+    if predictions.target is not None and (is_known.any() or not len(is_known)):
+        columns["target"] = _lists(predictions.target, np.uint8, is_known)
     known = {
-        "schema_version": _schema_version(predictions),
+        "schema_version": _version(columns, predictions.task),
         "classes": predictions.classes,
         "meta": predictions.meta,
     }
@@ -121,10 +165,13 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
     storage.write_bytes(path, sink.getvalue(), durable=durable)
 
 
-def _schema_version(predictions: Predictions) -> int:
-    if predictions.task == registry.DEFAULT:
-        return SCHEMA_VERSION
-    return EXTENDED_VERSION
+def _version(columns: dict[str, pa.Array], task: str) -> int:
+    """The schema version of a file with these columns."""
+    if task != registry.DEFAULT:
+        return EXTENDED_VERSION
+    if "target" in columns and columns["target"].null_count:
+        return EXTENDED_VERSION
+    return SCHEMA_VERSION
 
 
 def read(path: str) -> Predictions:
@@ -146,8 +193,12 @@ def read(path: str) -> Predictions:
     logits = _matrix(path, table, "logits", classes)
     _check_finite(path, table, logits)
     target = None
+    mask = None
     if "target" in table.column_names:
-        target = _matrix(path, table, "target", classes)
+        # Version 1 has no nulls: there they are a damage.
+        if known["schema_version"] == EXTENDED_VERSION and table.column("target").null_count:
+            mask = table.column("target").is_valid().to_numpy()
+        target = _matrix(path, table, "target", classes, mask)
         _check_binary(path, target)
     names = table.column("image_name").to_pylist()
     registry.check(known["meta"].get("task", registry.DEFAULT))
@@ -157,6 +208,7 @@ def read(path: str) -> Predictions:
         target=target,
         classes=tuple(classes),
         meta=known["meta"],
+        known=mask,
     )
 
 
@@ -184,12 +236,24 @@ def _check_binary(path: str, target: Array) -> None:
         )
 
 
-def _lists(values: Array, dtype: type[np.generic]) -> pa.ListArray:
-    """The rows of (N, K) values as a list column of N rows."""
+def _lists(values: Array, dtype: type[np.generic], known: Array | None = None) -> pa.ListArray:
+    """The rows of (N, K) values as a list column of N rows.
+
+    Args:
+        values: (N, K).
+        dtype: of the numbers in the column.
+        known: bool (N,); rows where it is False become null. By default none does.
+    """
+    lengths = np.full(len(values), values.shape[1], np.int32)
+    mask = None
+    if known is not None and not known.all():
+        values = values[known]
+        lengths[~known] = 0  # a null has no numbers
+        mask = pa.array(~known)
     # Where each row begins in the flat array, and the end of the last.
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     flat = np.ascontiguousarray(values, dtype).ravel()
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=mask)
 
 
 def _table(path: str) -> pa.Table:
@@ -227,8 +291,8 @@ def _known(path: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """The object under the key `raytrain`: classes (list of str) and meta (str to str)."""
     try:
         known = json.loads(metadata[KEY])
-        version = known["schema_version"]
-        is_right = version in (SCHEMA_VERSION, EXTENDED_VERSION) and len(known["classes"]) > 0
+        versions = (SCHEMA_VERSION, EXTENDED_VERSION)
+        is_right = known["schema_version"] in versions and len(known["classes"]) > 0
         words = [*known["classes"], *known["meta"].values()]
     except (KeyError, ValueError, TypeError, AttributeError):
         is_right = False
@@ -236,29 +300,45 @@ def _known(path: str, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     if not is_right or not all(isinstance(word, str) for word in words):
         raise _unusable(
             path,
-            f"its metadata is not that of raytrain's schema versions {SCHEMA_VERSION} and "
-            f"{EXTENDED_VERSION}",
+            "its metadata is not that of raytrain's schema version "
+            f"{SCHEMA_VERSION} or {EXTENDED_VERSION}",
             "classes are unknown",
         )
     return dict(known)
 
 
-def _matrix(path: str, table: pa.Table, name: str, classes: list[str]) -> Array:
+def _matrix(
+    path: str, table: pa.Table, name: str, classes: list[str], known: Array | None = None
+) -> Array:
     """The values of a list column as (N, K).
 
     The length of every list is checked, so neither a slice nor a null can shift a row.
+
+    Args:
+        path: of the file, for messages.
+        table: its columns.
+        name: of the list column.
+        classes: names of the K classes.
+        known: bool (N,), False for rows that may be null, whose values are zeros. By default no
+            row may be.
     """
     column = table.column(name).combine_chunks()
+    if known is None:
+        known = np.ones(len(column), np.bool_)
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     flat = column.flatten()
-    wrong = np.flatnonzero(lengths != len(classes))  # a null list has length NaN
+    wrong = np.flatnonzero((lengths != len(classes)) & known)  # a null list has length NaN
     why = "they would be read as other labels"
     if len(wrong):
         row = table.column("image_name")[int(wrong[0])].as_py()
         raise _unusable(path, f"the {name} of {row} are not {len(classes)} numbers", why)
     if flat.null_count:
         raise _unusable(path, f"{name} has empty values", why)
-    values: Array = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
+    numbers: Array = flat.to_numpy(zero_copy_only=False).reshape(-1, len(classes))
+    if known.all():
+        return numbers
+    values = np.zeros((len(known), len(classes)), numbers.dtype)
+    values[known] = numbers
     return values
 
 

@@ -84,6 +84,7 @@ class Judgement:
         accuracy: share of right decisions at 0.2.
         mean_average_precision: over the labels that any tile has; NaN if there are none.
         per_label: `metrics.per_label` at 0.2, which was fitted on nothing.
+        unknown: number of tiles that were left out because their labels are unknown.
     """
 
     classes: tuple[str, ...]
@@ -96,6 +97,7 @@ class Judgement:
     accuracy: float
     mean_average_precision: float
     per_label: pd.DataFrame
+    unknown: int = 0
 
     @property
     def f2(self) -> float:
@@ -174,14 +176,15 @@ def fit(logits: Array, target: Array, seed: int = 0) -> Fitted:
 
 
 def judge(predictions: Predictions, seed: int = 0) -> Judgement:
-    """Evaluates predictions with known targets.
+    """Evaluates predictions with known targets; those without one are left out and counted.
 
     The order of rows does not matter, and equal seeds give equal judgements.
 
     Raises:
         DataError: there are no targets, or fewer than two tiles.
     """
-    logits, target = _by_name(predictions)
+    unknown = int((~predictions.is_known).sum())
+    logits, target = _by_name(predictions.judged())
     first = _first_half(len(logits), seed)
     second = ~first
     on_first = fit(logits[first], target[first], seed)
@@ -202,6 +205,7 @@ def judge(predictions: Predictions, seed: int = 0) -> Judgement:
         accuracy=metrics.accuracy_thresh(logits, target, DEFAULT),
         mean_average_precision=float(per_label["average_precision"].mean()),
         per_label=per_label,
+        unknown=unknown,
     )
 
 
@@ -271,7 +275,7 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
             "high": score.high,
             "held_out": rule != "default",
         }
-    return {
+    content = {
         "tiles": judgement.tiles,
         "f2": judgement.f2,
         "bce": judgement.bce,
@@ -280,6 +284,10 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
         "thresholds": scores,
         "recommended": judgement.recommended,
     }
+    # Only where there are any: the file of other predictions keeps its bytes.
+    if judgement.unknown:
+        content["tiles_without_target"] = judgement.unknown
+    return content
 
 
 def write(judgement: Judgement, out: str) -> None:
@@ -332,6 +340,8 @@ def table(judgement: Judgement) -> str:
         f"loss {judgement.bce:.4f}"
     )
     lines.append(_weakest_labels(judgement.per_label))
+    if judgement.unknown:
+        lines.append(f"{judgement.unknown:,} tiles without a target were left out")
     return "\n".join(lines)
 
 

@@ -19,8 +19,15 @@ import numpy as np
 import pandas as pd
 
 from raytrain import storage
-from raytrain.data.dataset import labels_of, read_images
-from raytrain.data.inspection import Array, Inspection, companions, cooccurrence, verdict
+from raytrain.data.dataset import known_targets, read_images, shown_labels, unknown_tiles
+from raytrain.data.inspection import (
+    Array,
+    Inspection,
+    companions,
+    cooccurrence,
+    unknown_sentence,
+    verdict,
+)
 from raytrain.errors import masked
 from raytrain.report import plots, tiles
 from raytrain.report.record import SYNTHETIC_PREFIX
@@ -167,7 +174,8 @@ def _summary(found: Inspection) -> list[str]:
     dataset = found.dataset
     shards = len(dataset.shards)
     labels = len(dataset.classes)
-    labels_per_tile = dataset.targets.sum() / max(dataset.rows, 1)
+    targets = known_targets(dataset)
+    labels_per_tile = targets.sum() / max(len(targets), 1)
     # Sizes are sorted by frequency.
     usual_size = next(iter(found.sizes), "")
     contents = (
@@ -175,7 +183,10 @@ def _summary(found: Inspection) -> list[str]:
         f"{labels_per_tile:.2f} labels per tile. Most tiles have {usual_size} pixels. "
         "All bytes match their checksums."
     )
-    return [contents, f"Dataset {masked(dataset.path)}."]
+    sentences = [contents]
+    if unknown_tiles(dataset):
+        sentences.append(unknown_sentence(dataset))
+    return [*sentences, f"Dataset {masked(dataset.path)}."]
 
 
 def _tile_sections(found: Inspection) -> dict[str, Any]:
@@ -240,7 +251,7 @@ def _cards(found: Inspection, rows: list[int]) -> dict[int, Card]:
             name=names[row],
             picture=tiles.thumbnail(content, found.dataset.tile_format),
             note=_note(found, row),
-            labels=labels_of(found.dataset, row),
+            labels=shown_labels(found.dataset, row),
         )
     return cards
 
@@ -262,7 +273,7 @@ def _note(found: Inspection, row: int) -> str:
 def _label_rows(found: Inspection) -> list[LabelRow]:
     """All labels, most frequent first."""
     dataset = found.dataset
-    companion = companions(dataset.targets, dataset.classes)
+    companion = companions(known_targets(dataset), dataset.classes)
     table = found.labels.assign(companion=companion)
     ranked = table.sort_values("tiles", ascending=False, kind="stable")
     rows = []
@@ -296,10 +307,11 @@ def _heat_plots(found: Inspection) -> dict[str, Plot]:
     if len(classes) < 2:
         return {}
     # Most frequent labels first. One order for all pictures, so that they can be compared.
-    totals = targets.sum(0, dtype=np.int64)
+    known = known_targets(found.dataset)
+    totals = known.sum(0, dtype=np.int64)
     order = np.argsort(-totals, kind="stable")
     labels = [classes[k] for k in order]
-    pictures = {"all tiles": _heat_plot(targets[:, order], labels, "all tiles")}
+    pictures = {"all tiles": _heat_plot(known[:, order], labels, "all tiles")}
     shown_splits = list(found.parts)[:HEAT_SPLITS]
     for split, part, rows in found.split_parts:
         if split not in shown_splits:

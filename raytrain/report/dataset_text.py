@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raytrain.data.dataset import known_targets, unknown_tiles
 from raytrain.data.duplicates import KINDS
-from raytrain.data.inspection import Array, Inspection, companions, verdict
+from raytrain.data.inspection import Array, Inspection, companions, unknown_sentence, verdict
 from raytrain.errors import masked
 
 SPLITS = 3  # columns of more splits do not fit into a terminal; the page shows all
@@ -28,6 +29,7 @@ def summary(found: Inspection) -> str:
         f"{path}: {dataset.rows:,} tiles in {shards} shards, all bytes match their checksums",
         f"  size {_values(found, found.sizes)}",
         f"  mode {_values(found, found.modes)}",
+        *_unknown(found),
         "",
         *_label_table(found),
         "",
@@ -39,6 +41,12 @@ def summary(found: Inspection) -> str:
     if not found.warnings:
         lines.append("no warnings")
     return "\n".join(lines)
+
+
+def _unknown(found: Inspection) -> list[str]:
+    if not unknown_tiles(found.dataset):
+        return []
+    return [f"  {unknown_sentence(found.dataset)}"]
 
 
 def _values(found: Inspection, rows_by_value: dict[str, Array]) -> str:
@@ -64,7 +72,7 @@ def _label_table(found: Inspection) -> list[str]:
             parts.append(f"{split} {part}")
     rows = [["label", "tiles", *parts, "occurs with"]]
     dataset = found.dataset
-    together = companions(dataset.targets, dataset.classes)
+    together = companions(known_targets(dataset), dataset.classes)
     for k, label in enumerate(dataset.classes):
         row = [label]
         for column in ["tiles", *parts]:

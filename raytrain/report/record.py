@@ -179,7 +179,8 @@ def read_evaluation(out: str, predictions_path: str, judgement: Any = None) -> R
 
 
 def _with_predictions(record: Record, path: str, judgement: Any = None) -> Record:
-    predictions = prediction_files.read(path)
+    # A report judges: tiles without a target are left out, unless no tile has one.
+    predictions = prediction_files.read(path).judged()
     if judgement is None and predictions.target is not None:
         judgement = registry.evaluation(predictions.task).judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -522,3 +523,110 @@ def test_a_split_takes_tables_and_lists_as_ingest_does(tiles, dataset, tmp_path)
     )
     one, two = (open_dataset(str(copy)).split(name) for name in ("one", "two"))
     assert one.equals(two) and (one["part"] == "valid").sum() == len(names) // 2
+
+
+# Test folders
+
+
+@pytest.fixture
+def parted(tmp_path):
+    """Pictures in train/3, train/7, valid/3 and valid/7, 25 in each, and 70 in test: two shards of either kind."""
+    folder = tmp_path / "digits"
+    paths = [
+        f"{part}/{digit}/{i}" for part in ("train", "valid") for digit in "37" for i in range(25)
+    ]
+    paths += [f"test/{i}" for i in range(70)]
+    for seed, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{path}.png").write_bytes(encoded(noise(size=(16, 16), seed=seed), "PNG"))
+    return folder
+
+
+def by_folder(folder, out, *more):
+    """The arguments of an ingest whose folders are labels and parts."""
+    where = ["--images", str(folder), "--labels", "folders", "--out", str(out)]
+    return ["ingest", *where, "--split", "folder", "--valid-values", "valid", *more]
+
+
+def test_tiles_of_a_test_folder_are_null_in_shards_of_their_own_and_change_no_other(
+    parted, tmp_path, capsys
+):
+    (parted / "test" / "broken.png").write_bytes(b"no picture")
+    arguments = by_folder(parted, tmp_path / "out", "--test-folder", "test")
+    assert run_command(arguments) == 0
+    said = capsys.readouterr().out
+    assert "170 tiles, 2 classes" in said
+    assert "  tiles without a target, of test folders: 70\n" in said
+    assert "  quarantined: not-an-image: 1\n" in said
+    found = open_dataset(str(tmp_path / "out"))
+    names = found.table["image_name"]
+    assert found.known.tolist() == [not name.startswith("test/") for name in names]
+    assert found.known.tolist() == [True] * 100 + [False] * 70
+    assert found.manifest["schema_version"] == 2 and damages(found) == []
+    column = [pq.read_table(shard).column("target").to_pylist() for shard in found.shards]
+    assert [set(map(str, targets)) for targets in column] == [
+        {"[1, 0]", "[0, 1]"},
+        {"[1, 0]", "[0, 1]"},
+        {"None"},
+        {"None"},
+    ]
+    parts = found.split("folder").set_index("image_name")["part"]
+    assert parts.value_counts().to_dict() == {"test": 70, "train": 50, "valid": 50}
+    assert set(names[found.part_rows("folder", "test")]) == set(names[~found.known])
+    contents = dict(zip(names, read_images(found, range(found.rows)), strict=True))
+    assert contents["test/7"] == (parted / "test" / "7.png").read_bytes()
+    # The same tiles without the test folder: equal shards, as bytes.
+    plain = by_folder(parted, tmp_path / "plain", "--folders", "train", "--folders", "valid")
+    assert run_command(plain) == 0
+    shards = tree(tmp_path / "plain" / "shards")
+    assert shards.items() <= tree(tmp_path / "out" / "shards").items() and len(shards) == 2
+    assert open_dataset(str(tmp_path / "plain")).manifest["schema_version"] == 1
+
+
+def test_a_dataset_made_with_other_test_folders_is_never_overwritten(parted, tmp_path, capsys):
+    arguments = by_folder(parted, tmp_path / "out", "--test-folder", "test")
+    assert run_command(arguments) == 0 and run_command(arguments) == 0
+    assert "is there already" in capsys.readouterr().out
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "0.png").write_bytes(encoded(noise(size=(16, 16), seed=999), "PNG"))
+    assert run_command([*arguments, "--test-folder", str(tmp_path / "more")]) == 3
+    assert "holds a dataset made with other test folders" in capsys.readouterr().err
+
+
+def test_a_folder_named_test_is_no_class_and_nothing_is_written(parted, tmp_path, capsys):
+    assert run_command(by_folder(parted, tmp_path / "out")) == 3
+    said = capsys.readouterr().err
+    assert 'the folder "test" with its 70 pictures would become a class' in said
+    assert "--test-folder test" in said and "--folders train --folders valid" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+    listed = by_folder(parted, tmp_path / "out", "--classes", "3,7,test")
+    assert run_command(listed) == 0
+    assert open_dataset(str(tmp_path / "out")).classes == ["3", "7", "test"]
+
+
+def test_an_ingest_with_a_test_folder_that_was_cut_goes_on_to_the_same_bytes(
+    parted, tmp_path, monkeypatch, logged
+):
+    tiles = images_in(str(parted), subfolders=True).add_test_folder("test").label_from_folders()
+    divided_tiles = tiles.split(by="folder", valid_values=["valid"])
+    ingest(divided_tiles, str(tmp_path / "whole"))
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_finish", stop)
+        ingest(divided_tiles, str(tmp_path / "out"))
+    # One shard of either kind was not finished.
+    for number in (1, 2):
+        (tmp_path / "out.partial" / "shards" / f"part-{number:05}.parquet").unlink()
+    logged.clear()
+    ingest(divided_tiles, str(tmp_path / "out"))
+    assert "ingest: 2 shards are there from an earlier, unfinished ingest" in logged
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_the_same_pictures_with_and_without_a_target_are_different_shards():
+    row = {"image_name": "a", "path": "a.png", "stamp": "1 2", "target": np.zeros(2, np.uint8)}
+    blocks = [pd.DataFrame([row | {"known": known}]) for known in (True, False)]
+    assert len({module._key(block, None) for block in blocks}) == 2

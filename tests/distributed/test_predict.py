@@ -5,7 +5,10 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from handmade import encoded as encoded_pixels
+from handmade import scene, write_dataset
 from odd_images import COUNTED, JPEG, QUARANTINED, encoded, four_bands, noise
 
 from raytrain.cli.main import run_command
@@ -54,6 +57,7 @@ def block(paths):
         "row": -1,
         "shard": 0,
         "key": "",
+        "known": True,
     }
     return pd.DataFrame(columns).assign(target=[np.zeros(3, np.uint8)] * len(paths))
 
@@ -239,3 +243,64 @@ def test_a_source_with_no_usable_picture_says_why(tmp_path, checkpoint, cluster,
     assert (
         "none of the 1 pictures can be used; the first, deep (16-bit: " in capsys.readouterr().err
     )
+
+
+@pytest.fixture
+def partly_known(dataset, tmp_path):
+    """Six tiles with labels and four without, two of which share a shard with tiles that have some."""
+    labels = [
+        *dataset.classes[:3],
+        f"{dataset.classes[0]} {dataset.classes[4]}",
+        *dataset.classes[5:7],
+    ]
+    tiles = {
+        f"t{i}": (encoded_pixels(scene(i)), label) for i, label in enumerate([*labels, *[None] * 4])
+    }
+    parts = ["train"] * 3 + ["valid"] * 2 + ["test"] * 5
+    return write_dataset(tmp_path / "data", tiles, dataset.classes, {"random": parts})
+
+
+@pytest.mark.parametrize(
+    ("part", "known"),
+    [("test", [True, *[False] * 4]), ("all", [True] * 6 + [False] * 4), ("valid", [True] * 2)],
+)
+def test_tiles_without_a_target_are_predicted_and_have_null_there(
+    partly_known, checkpoint, cluster, tmp_path, capsys, part, known
+):
+    out = str(tmp_path / "p.parquet")
+    command = ["predict", "--checkpoint", checkpoint, "--dataset", partly_known.path]
+    assert run_command([*command, "--part", part, "--out", out]) == 0
+    found = predictions.read(out)
+    assert found.is_known.tolist() == known
+    rows = partly_known.table.set_index("image_name").loc[list(found.names)]
+    assert rows["known"].tolist() == known
+    assert found.target.tolist() == np.stack(list(rows["target"])).tolist()
+    column = pq.read_table(out).column("target").to_pylist()
+    assert [row is not None for row in column] == known
+    said = capsys.readouterr().out
+    assert ("4 of these tiles have no target" in said) == (part != "valid")
+    if part == "all":
+        assert run_command(["evaluate", out, "--out", str(tmp_path / "evaluation")]) == 0
+        said = capsys.readouterr().out
+        assert "F2 of 6 tiles" in said and "4 tiles without a target were left out" in said
+        assert run_command(["submission", out, "--out", str(tmp_path / "s.csv")]) == 0
+        assert len(pd.read_csv(tmp_path / "s.csv")) == 10
+
+
+def test_a_part_of_tiles_without_a_target_has_no_column_and_goes_to_a_submission(
+    dataset, checkpoint, cluster, tmp_path, capsys
+):
+    tiles = {
+        f"t{i}": (encoded_pixels(scene(i)), label)
+        for i, label in enumerate(["clear"] * 4 + [None] * 3)
+    }
+    parts = ["train"] * 2 + ["valid"] * 2 + ["test"] * 3
+    data = write_dataset(tmp_path / "data", tiles, dataset.classes, {"random": parts})
+    out = str(tmp_path / "p.parquet")
+    command = ["predict", "--checkpoint", checkpoint, "--dataset", data.path, "--part", "test"]
+    assert run_command([*command, "--out", out]) == 0
+    assert "next: raytrain submission" in capsys.readouterr().out
+    assert predictions.read(out).target is None and len(predictions.read(out).names) == 3
+    assert "target" not in pq.read_schema(out).names
+    assert run_command(["evaluate", out, "--out", str(tmp_path / "evaluation")]) == 3
+    assert "the predictions have no targets" in capsys.readouterr().err

@@ -188,3 +188,79 @@ def test_foreign_columns_are_left_alone(path):
     table = pq.read_table(path)
     pq.write_table(table.append_column("note", pa.array(["x"] * 5)), path)
     assert read(path).names == some().names
+
+
+# Some targets are unknown
+
+
+def partly(known, seed=0):
+    """Predictions of tiles of which some have no target; zeros stand there."""
+    known = np.array(known, bool)
+    found = some(len(known), seed=seed)
+    return replace(found, target=found.target * known[:, None], known=known)
+
+
+MIXED = [True, False, True, False, False]
+
+
+def test_unknown_targets_are_null_in_a_file_of_version_2_and_zeros_with_a_mask_when_read(tmp_path):
+    before, path = partly(MIXED), str(tmp_path / "p.parquet")
+    write(path, before)
+    table = pq.read_table(path)
+    assert json.loads(table.schema.metadata[b"raytrain"])["schema_version"] == 2
+    column = table.column("target").to_pylist()
+    assert [row is None for row in column] == [not known for known in MIXED]
+    after = read(path)
+    assert after.known.tolist() == after.is_known.tolist() == MIXED
+    assert after.target.dtype == np.uint8 and after.target.tolist() == before.target.tolist()
+    assert (after.names, after.logits.tobytes()) == (before.names, before.logits.tobytes())
+    write(str(tmp_path / "again"), after)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "p.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_all_targets_known_or_all_unknown_are_the_bytes_of_version_1(tmp_path, known):
+    write(str(tmp_path / "mask"), partly([known] * 5))
+    write(str(tmp_path / "plain"), some(target=known))
+    assert (tmp_path / "mask").read_bytes() == (tmp_path / "plain").read_bytes()
+    found = read(str(tmp_path / "mask"))
+    assert found.known is None and found.is_known.tolist() == [known] * 5
+    assert (
+        json.loads(pq.read_schema(tmp_path / "mask").metadata[b"raytrain"])["schema_version"] == 1
+    )
+
+
+def test_a_null_target_in_a_file_of_version_1_is_a_damage(tmp_path):
+    path = str(tmp_path / "p.parquet")
+    write(path, partly(MIXED))
+    known = {"schema_version": 1, "classes": ["clear", "haze", "water"], "meta": META}
+    rewrite(path, {b"raytrain": json.dumps(known).encode()})
+    with pytest.raises(DataError, match="the target of tile_1 are not 3 numbers"):
+        read(path)
+
+
+@pytest.mark.parametrize("bad", [[1], [1, 0, 1, 0], []])
+def test_a_target_of_another_length_is_found_beside_unknown_ones(tmp_path, bad):
+    path = str(tmp_path / "p.parquet")
+    write(path, partly(MIXED))
+    targets = [[1, 0, 1], None, bad, None, None]
+    rewrite(path, target=pa.array(targets, pa.list_(pa.uint8())))
+    with pytest.raises(DataError, match="the target of tile_2 are not 3 numbers"):
+        read(path)
+
+
+def test_what_can_be_judged_are_the_tiles_with_a_target():
+    found = partly(MIXED).judged()
+    assert found.names == ("tile_0", "tile_2") and found.known is None
+    whole = some()
+    assert found.target.tolist() == whole.target[[0, 2]].tolist()
+    assert found.logits.tolist() == whole.logits[[0, 2]].tolist()
+    assert partly([True] * 5).judged().names == whole.names
+    nothing = partly([False] * 5).judged()
+    assert nothing.names == whole.names and nothing.target is None
+    assert some(target=False).judged().target is None
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"known has shape \(2,\) for 5 names"):
+        replace(some(), known=np.array([True, False]))

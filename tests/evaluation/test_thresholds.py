@@ -210,6 +210,36 @@ def test_predictions_without_targets_or_with_one_tile_cannot_be_judged():
         thresholds.judge(Predictions(p.names[:1], p.logits[:1], p.target[:1], CLASSES, {}))
 
 
+def test_tiles_without_a_target_are_left_out_and_counted(tmp_path):
+    whole = some(40)
+    known = np.arange(40) % 3 != 0
+    # What stands where the target is unknown must not matter.
+    target = np.where(known[:, None], whole.target, 1).astype(np.uint8)
+    mixed = thresholds.judge(replace(whole, target=target, known=known))
+    alone = thresholds.judge(
+        Predictions(
+            tuple(np.array(whole.names)[known]),
+            whole.logits[known],
+            whole.target[known],
+            CLASSES,
+            {},
+        )
+    )
+    assert (mixed.tiles, mixed.unknown, alone.unknown) == (26, 14, 0)
+    assert mixed.scores == alone.scores and mixed.bce == alone.bce
+    assert thresholds.to_json(mixed) == thresholds.to_json(alone) | {"tiles_without_target": 14}
+    assert "tiles_without_target" not in thresholds.to_json(alone)
+    assert thresholds.table(mixed) == (
+        thresholds.table(alone) + "\n14 tiles without a target were left out"
+    )
+
+
+def test_predictions_of_which_no_target_is_known_cannot_be_judged():
+    p = replace(some(4), known=np.zeros(4, bool))
+    with pytest.raises(DataError, match="the predictions have no targets"):
+        thresholds.judge(p)
+
+
 def test_labels_that_no_tile_has_are_null_and_not_nan_in_json(tmp_path):
     p = some(4)
     judgement = thresholds.judge(replace(p, target=np.zeros_like(p.target)))

@@ -134,6 +134,7 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
     for shard, start, end in zip(data.shards, starts, starts[1:], strict=False):
         numbers = np.arange(start, end)
         block = pd.DataFrame({"order": numbers, "path": shard, "row": numbers - start, "target": 0})
+        block["known"] = True
         rows.append(
             alone(block.assign(image_name=data.table["image_name"].iloc[numbers].to_list()))
         )
@@ -145,7 +146,7 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
     block = pd.DataFrame(
         {"path": [data.shards[n] for n in (1, 0, 1)], "row": [0, 1, 1], "order": 0, "target": 0}
     )
-    again = alone(block.assign(image_name=mixed["image_name"].to_list()))
+    again = alone(block.assign(image_name=mixed["image_name"].to_list(), known=True))
     np.testing.assert_allclose(
         np.stack(list(again["logits"])), np.stack(list(mixed["logits"])), rtol=1e-4, atol=1e-5
     )

@@ -170,11 +170,12 @@ def probabilities(logits: Array) -> Array:
 
 
 def judge(predictions: Predictions) -> Judgement:
-    """Evaluates predictions with known targets.
+    """Evaluates the predictions whose targets are known.
 
     Raises:
         DataError: there are no targets, no tiles, or a tile without exactly one label.
     """
+    predictions = predictions.judged()
     target = predictions.target
     if target is None or len(target) == 0:
         raise DataError(
