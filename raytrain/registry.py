@@ -11,7 +11,7 @@ The protocols below say what each module has. A new task is these four modules a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -57,6 +57,9 @@ class Targets(Protocol):
 
     def check_empty(self, allow_empty: bool) -> None:
         """Refuses tiles without a label where the task has none such."""
+
+    def balanced_weights(self, target: Array) -> Array:
+        """Returns class weights, (K,), that make up for the frequencies of targets (N, K)."""
 
 
 class Evaluation(Protocol):
@@ -112,10 +115,12 @@ class Training(Protocol):
     Attributes:
         LOSSES: losses by the name that a recipe gives them.
         OWN_LOSS: the one that is used where the recipe names none.
+        WEIGHTED: the losses that take class weights.
     """
 
-    LOSSES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
+    LOSSES: Mapping[str, Any]
     OWN_LOSS: str
+    WEIGHTED: Sequence[str]
 
     def network(self, settings: Model, classes: int, channels: int = 3) -> Network:
         """Returns a network with random weights."""
@@ -126,7 +131,7 @@ class Training(Protocol):
     def undone(self, outputs: torch.Tensor, symmetry: int) -> torch.Tensor:
         """Returns the outputs of a turned or mirrored tile as those of the tile."""
 
-    def Loss(self, settings: Train) -> Loss:
+    def Loss(self, settings: Train, weights: torch.Tensor | None = None) -> Loss:
         """Returns the loss that a recipe asks for."""
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,8 +10,14 @@ import torch
 from raytrain.config import Model
 from raytrain.models import networks
 
-# Logits (N, K) and targets (N, K) to the loss of each tile, (N,).
-LossOfTile = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+class LossOfTile(Protocol):
+    """A loss by the name that a recipe gives it."""
+
+    def __call__(
+        self, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Returns the loss of each tile, (N,), of logits (N, K), targets (N, K), weights (K,)."""
 
 
 def built(settings: Model, classes: int, channels: int = 3) -> networks.Network:

@@ -1,7 +1,7 @@
 """Multi-label: a sigmoid output and a loss of its own for each label.
 
 Losses take logits (N, K) and targets (N, K), which mixup and smoothing make numbers between 0 and
-1, and give the loss of each tile, (N,).
+1, and give the loss of each tile, (N,). Weights (K,) are factors on the positive term of a label.
 """
 
 from __future__ import annotations
@@ -22,28 +22,37 @@ device_targets = targets_on
 undone = unchanged
 
 
-def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def bce(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Binary cross entropy, mean over labels: (N, K) to (N,)."""
-    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weights)
     return each.mean(1)
 
 
-def asymmetric(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def asymmetric(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Asymmetric loss, mean over labels: (N, K) to (N,).
 
     -t log p - (1 - t) q^4 log(1 - q) with q = max(p - 0.05, 0), Ridnik et al. 2021.
     """
     q = (logits.sigmoid() - ASYMMETRIC_MARGIN).clamp(min=0)
     positive = F.logsigmoid(logits)
+    if weights is not None:
+        positive = weights * positive
     negative = q**ASYMMETRIC_GAMMA * torch.log1p(-q)
     return -(target * positive + (1 - target) * negative).mean(1)
 
 
-def soft_f2(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def soft_f2(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """1 - F2 with probabilities in place of decisions: (N, K) to (N,).
 
-    1 - 5 sum(t p) / (4 sum(t) + sum(p)).
+    1 - 5 sum(t p) / (4 sum(t) + sum(p)). It has no positive term that weights could change.
     """
+    assert weights is None
     p = logits.sigmoid()
     size = BETA_SQUARED * target.sum(1) + p.sum(1)
     # A tile without labels and a network that is sure of it would give 0 / 0. The square of the
@@ -59,6 +68,7 @@ LOSSES: dict[str, LossOfTile] = {
 }
 # What `train.loss` means where it is left out.
 OWN_LOSS = "bce"
+WEIGHTED = ("bce", "asymmetric")
 
 
 class Loss:
@@ -66,9 +76,11 @@ class Loss:
 
     Args:
         settings: `loss`, which must be one of `LOSSES`, and `label_smoothing`.
+        weights: factor of each class, (K,), on the device that trains and in its type; None for 1.
     """
 
-    def __init__(self, settings: Train) -> None:
+    def __init__(self, settings: Train, weights: torch.Tensor | None = None) -> None:
+        self.weights = weights
         self.loss = LOSSES[settings.loss or OWN_LOSS]
         self.smoothing = settings.label_smoothing
 
@@ -80,4 +92,4 @@ class Loss:
         """
         if self.smoothing:
             target = target * (1 - self.smoothing) + self.smoothing / 2
-        return self.loss(logits.to(target.dtype), target).sum()
+        return self.loss(logits.to(target.dtype), target, self.weights).sum()

@@ -1,7 +1,7 @@
 """Single label: a softmax over the classes.
 
 Losses take logits (N, K) and targets (N, K), one-hot before mixup and smoothing, and give the loss
-of each tile, (N,).
+of each tile, (N,). Weights (K,) are factors on the loss of a tile, by its class.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ device_targets = targets_on
 undone = unchanged
 
 
-def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the softmax, -sum(t log p): (N, K) to (N,)."""
+def cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross entropy of the softmax, -sum(w t log p): (N, K) to (N,)."""
+    if weights is not None:
+        target = weights * target
     return -(target * F.log_softmax(logits, dim=1)).sum(1)
 
 
 LOSSES: dict[str, LossOfTile] = {"cross-entropy": cross_entropy}
 # What `train.loss` means where it is left out.
 OWN_LOSS = "cross-entropy"
+WEIGHTED = ("cross-entropy",)
 
 
 class Loss:
@@ -32,9 +37,11 @@ class Loss:
 
     Args:
         settings: `loss`, which must be one of `LOSSES`, and `label_smoothing`.
+        weights: factor of each class, (K,), on the device that trains and in its type; None for 1.
     """
 
-    def __init__(self, settings: Train) -> None:
+    def __init__(self, settings: Train, weights: torch.Tensor | None = None) -> None:
+        self.weights = weights
         self.loss = LOSSES[settings.loss or OWN_LOSS]
         self.smoothing = settings.label_smoothing
 
@@ -47,4 +54,4 @@ class Loss:
         """
         if self.smoothing:
             target = target * (1 - self.smoothing) + self.smoothing / target.shape[1]
-        return self.loss(logits.to(target.dtype), target).sum()
+        return self.loss(logits.to(target.dtype), target, self.weights).sum()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from raytrain.data.label_format import ONE_LABEL_COLUMN, LabelFormat
 from raytrain.data.labels import Labels
@@ -13,6 +16,10 @@ FORMAT = LabelFormat(tags_column=ONE_LABEL_COLUMN, one_label=True)
 RECIPE = "single-label-resnet18"
 # The problem of a row with several labels, as quarantine.jsonl names it.
 SEVERAL = "several-labels"
+# A class of a few tiles would otherwise be all that the network learns.
+MOST_WEIGHT = 20.0
+
+Array = np.ndarray[Any, Any]
 
 
 def adapted(form: LabelFormat) -> LabelFormat:
@@ -60,3 +67,23 @@ def check_empty(allow_empty: bool) -> None:
         "a tile of this task has exactly one label; one without could not be learned or judged",
         "leave it out; tiles to predict later come by --test-folder DIR",
     )
+
+
+def balanced_weights(target: Array) -> Array:
+    """Returns N / (K n) for a class of n tiles, at most `MOST_WEIGHT`.
+
+    All classes then weigh the same, and the mean over tiles stays 1. It is sklearn's
+    `compute_class_weight("balanced")`.
+
+    Args:
+        target: uint8 (N, K), of the training part.
+
+    Returns:
+        float64 (K,); `MOST_WEIGHT` for a class without tiles.
+    """
+    tiles, classes = target.shape
+    of_class = target.sum(axis=0, dtype=np.float64)
+    weights = np.full(classes, MOST_WEIGHT)
+    present = of_class > 0
+    weights[present] = tiles / (classes * of_class[present])
+    return np.minimum(weights, MOST_WEIGHT)

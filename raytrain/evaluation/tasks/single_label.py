@@ -51,6 +51,7 @@ class Judgement:
         cross_entropy: mean over tiles.
         confusion: int64 (K, K), tiles by true class (row) and predicted class (column).
         per_class: see there.
+        unknown: number of tiles that were left out because their class is unknown.
     """
 
     classes: tuple[str, ...]
@@ -63,6 +64,7 @@ class Judgement:
     cross_entropy: float
     confusion: Array
     per_class: pd.DataFrame
+    unknown: int = 0
 
 
 def cross_entropy(logits: Array, target: Array) -> float:
@@ -175,6 +177,7 @@ def judge(predictions: Predictions) -> Judgement:
     Raises:
         DataError: there are no targets, no tiles, or a tile without exactly one label.
     """
+    unknown = int((~predictions.is_known).sum())
     predictions = predictions.judged()
     target = predictions.target
     if target is None or len(target) == 0:
@@ -205,12 +208,13 @@ def judge(predictions: Predictions) -> Judgement:
         cross_entropy=cross_entropy(logits, target),
         confusion=confusion,
         per_class=per_class(confusion, predictions.classes),
+        unknown=unknown,
     )
 
 
 def to_json(judgement: Judgement) -> dict[str, Any]:
     """Returns the content of metrics.json."""
-    return {
+    content: dict[str, Any] = {
         "tiles": judgement.tiles,
         "accuracy": judgement.accuracy,
         "low": judgement.low,
@@ -219,6 +223,9 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
         "top5": judgement.top5,
         "cross_entropy": judgement.cross_entropy,
     }
+    if judgement.unknown:
+        content["tiles_without_target"] = judgement.unknown
+    return content
 
 
 def write(judgement: Judgement, out: str) -> None:
@@ -249,6 +256,8 @@ def table(judgement: Judgement) -> str:
     for row in present.nsmallest(_WEAKEST, "recall").itertuples(index=False, name="Row"):
         weakest.append(f"{row.label} {row.recall:.2f} ({row.count:,} tiles)")
     lines.append(f"weakest classes, recall: {', '.join(weakest)}")
+    if judgement.unknown:
+        lines.append(f"{judgement.unknown:,} tiles without a target were left out")
     return "\n".join(lines)
 
 
