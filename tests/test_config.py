@@ -229,6 +229,7 @@ def lesson(**changes):
         "flip": changes["flip"],
         "rotate": 10,
         "zoom": 1.05,
+        "warp": 0.0,
         "lighting": 0.1,
         "p_affine": 0.75,
         "p_lighting": 0.75,

@@ -43,11 +43,21 @@ class Augment(Settings):
         10.0, ge=0, le=180, description="maximum rotation in either direction, degrees"
     )
     zoom: float = Field(1.05, ge=1, le=4, description="maximum zoom factor")
+    # fastai's max_warp. From 0.366 on, the vanishing line could cross the tile.
+    warp: float = Field(
+        0.0,
+        ge=0,
+        le=0.3,
+        description="maximum shift of a corner by a perspective warp, in half tile sides",
+    )
     lighting: float = Field(
         0.1, ge=0, lt=1, description="maximum change of brightness and contrast, a fraction"
     )
     p_affine: float = Field(
-        0.75, ge=0, le=1, description="probability of a rotation, and separately of a zoom"
+        0.75,
+        ge=0,
+        le=1,
+        description="probability of a rotation, and separately of a zoom and of a warp",
     )
     p_lighting: float = Field(
         0.75, ge=0, le=1, description="probability of a brightness and contrast change"
