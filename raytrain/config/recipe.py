@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,27 @@ class Settings(BaseModel):
     """Base of all configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def by_label(values: Any) -> Any:
+    """Numbers by label as a recipe or a variable gives them, before they are checked.
+
+    Args:
+        values: a mapping, or one that is written as YAML, as in an environment variable.
+
+    Returns:
+        The mapping with labels as text: YAML reads the label 7 as a number. Anything else as it is.
+    """
+    if isinstance(values, str):
+        import yaml
+
+        try:
+            values = yaml.safe_load(values)
+        except yaml.YAMLError:
+            raise ValueError("not a mapping in YAML, such as {label: 2}") from None
+    if not isinstance(values, Mapping):
+        return values
+    return {str(label): number for label, number in values.items()}
 
 
 class Augment(Settings):
@@ -105,7 +126,17 @@ class Data(Settings):
         gt=0,
         description="shuffle window for streamed tiles, gigabytes of encoded tiles",
     )
+    repeat: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
+        {},
+        description="how often an epoch shows the training tiles of a label, "
+        "such as {blow_down: 4}; of several labels, the largest number counts",
+    )
     augment: Augment = Augment()
+
+    @field_validator("repeat", mode="before")
+    @classmethod
+    def _written_by_label(cls, repeat: Any) -> Any:
+        return by_label(repeat)
 
 
 class Train(Settings):

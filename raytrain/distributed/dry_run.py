@@ -128,7 +128,7 @@ def _two_batches(
         A source of these tiles alone, and their number.
     """
     batch = max(recipe.batch_size(stage) for _, stage in _selected_stages(recipe))
-    rows = dataset.part_rows(recipe.data.split, "train")[: 2 * batch]
+    rows = sampling.training_rows(recipe, dataset)[: 2 * batch]
     pixels = _decoded(dataset, rows, size)
     # uint8 (N, K), as in training.
     targets = torch.from_numpy(dataset.targets[rows]).to(device)
@@ -142,7 +142,7 @@ def _decoded(dataset: Dataset, rows: sampling.Rows, size: int) -> np.ndarray[Any
 
 def _steps(recipe: Recipe, dataset: Dataset, stage: Stage) -> int:
     """Number of steps in an epoch of a stage."""
-    rows = dataset.part_rows(recipe.data.split, "train")
+    rows = sampling.training_rows(recipe, dataset)
     batches = sampling.global_batches(
         rows, recipe.batch_size(stage), recipe.num_workers, recipe.train.drop_last
     )
@@ -155,9 +155,13 @@ def _plan(recipe: Recipe, dataset: Dataset, model: networks.Network) -> list[str
     train_tiles = len(dataset.part_rows(split, "train"))
     valid_tiles = len(dataset.part_rows(split, "valid"))
     parameters = networks.parameter_count(model)
+    repeated = []
+    if recipe.data.repeat:
+        repeated.append(sampling.repeated_in_words(sampling.training_rows(recipe, dataset)))
     return [
         f"dataset: {dataset.path}, {train_tiles} training and {valid_tiles} validation tiles, "
         f"{len(dataset.classes)} classes",
+        *repeated,
         f"model: {recipe.model.arch}, {parameters:,} parameters, weights {recipe.model.weights}, "
         f"{recipe.train.precision}",
         _workers_line(recipe),

@@ -26,7 +26,7 @@ from raytrain.distributed.nodes import (
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.models import initial_weights, networks
-from raytrain.tiles.sampling import check_batches
+from raytrain.tiles.sampling import check_batches, training_rows
 from raytrain.training.start import initial
 
 # A checkpoint holds weights and buffers in fp32, and both of Adam's moments of each weight.
@@ -64,7 +64,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     else:
         dataset = _dataset_of(run, recipe, recipe.dataset)
     split = recipe.data.split
-    train_rows = dataset.part_rows(split, "train")
+    train_rows = training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(split, "valid")
     check_batches(recipe, len(train_rows), len(valid_rows))
     model = networks.build(

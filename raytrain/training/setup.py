@@ -15,6 +15,7 @@ The order matters, since each step needs what the ones before have settled:
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -40,6 +41,8 @@ from raytrain.training.state import TrainState
 from raytrain.training.tasks import MultiLabel
 from raytrain.training.watchdog import Watchdog
 from raytrain.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 Parts = tuple[Job, TrainState, Services]
 
@@ -69,9 +72,11 @@ def opened(
         ConfigError, DataError, ResourceError, StorageError: see the steps.
     """
     recipe = _prepared_process(recipe, worker)
-    train_rows = dataset.part_rows(recipe.data.split, "train")
+    train_rows = sampling.training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(recipe.data.split, "valid")
     sampling.check_batches(recipe, len(train_rows), len(valid_rows))
+    if recipe.data.repeat:
+        logger.info(sampling.repeated_in_words(train_rows))
     networks.check_batch_norm(recipe.model.batch_norm, worker.device.type)
     model = _seeded_network(recipe, len(dataset.classes))
     start, source = starting.begin(recipe, dataset, run, model, worker)
