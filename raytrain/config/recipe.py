@@ -321,10 +321,11 @@ class Recipe(Settings):
         None, description="dataset directory or URI written by `raytrain ingest`"
     )
     storage: str = Field("runs", description="directory or URI in which runs are stored")
-    lr: Literal["auto"] | None = Field(
+    lr: Literal["auto", "lesson"] | None = Field(
         None,
-        description="auto: find each stage's peak learning rate with a range test; "
-        "a pair keeps its ratio",
+        description="find each stage's peak learning rate with a range test; "
+        "auto: a tenth of the minimum, a pair keeps its ratio; "
+        "lesson: the steepest fall, and after unfreezing a new pair",
     )
     init_from: str | None = Field(
         None, description="start from the weights of a checkpoint: a path, RUN or RUN:stage-2-128"
