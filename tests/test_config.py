@@ -134,6 +134,33 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
     assert recipe.stages[0].lr == (1e-5, 2e-3) and recipe.stages[1].lr == 0.01
 
 
+@pytest.mark.parametrize(
+    "written", ["{water: 3, 7: 2}", {"water": 3, 7: 2}, {"water": "3", "7": 2}]
+)
+def test_numbers_by_label_are_a_mapping_or_its_text_as_in_a_variable(written, monkeypatch):
+    recipe = validate({"data": {"repeat": written}}, "r")
+    assert recipe.data.repeat == {"water": 3, "7": 2}
+    assert validate(yaml.safe_load(recipe.to_yaml()), "r") == recipe
+    if isinstance(written, str):
+        monkeypatch.setenv("RAYTRAIN_DATA__REPEAT", written)
+        assert load_recipe("smoke").data.repeat == {"water": 3, "7": 2}
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"water": 0}, "data.repeat.water = 0: .*greater than or equal to 1"),
+        ({"water": 101}, "data.repeat.water = 101: .*less than or equal to 100"),
+        ({"water": 1.5}, "data.repeat.water = 1.5: .*integer"),
+        ("water", "data.repeat = 'water': .*dictionary"),
+        ("[water", r"data.repeat = '\[water': not a mapping in YAML, such as {label: 2}"),
+    ],
+)
+def test_a_wrong_number_of_repeats_is_refused(written, words):
+    with pytest.raises(ConfigError, match=words):
+        validate({"data": {"repeat": written}}, "r")
+
+
 def test_stages_have_the_lessons_names_over_the_whole_list():
     assert Recipe().stage_names == ("stage-1-128", "stage-2-128", "stage-1-256", "stage-2-256")
 
@@ -216,6 +243,7 @@ def lesson(**changes):
         "seed": 42,
         "threads": None,
         "loss": None,
+        "class_weights": "none",
         "label_smoothing": 0.0,
         "mixup": 0.0,
         "ema": 0.0,
@@ -231,6 +259,7 @@ def lesson(**changes):
         "flip": changes["flip"],
         "rotate": 10,
         "zoom": 1.05,
+        "warp": 0.0,
         "lighting": 0.1,
         "p_affine": 0.75,
         "p_lighting": 0.75,
@@ -248,7 +277,13 @@ def lesson(**changes):
             "dropout": 0.5,
             "batch_norm": "worker",
         },
-        "data": {"split": "random", "normalize": "imagenet", "window_gb": 2.0, "augment": augment},
+        "data": {
+            "split": "random",
+            "normalize": "imagenet",
+            "window_gb": 2.0,
+            "repeat": {},
+            "augment": augment,
+        },
         "train": train,
         "stages": tuple(
             {

@@ -33,7 +33,7 @@ class OpenStage:
         number: of the stage in the recipe, from 1.
         dataset: what the tiles come from.
         worker: this process and its device.
-        train_rows: row numbers of the training tiles, int64 (n,).
+        train_rows: row numbers of an epoch's training tiles, int64 (n,).
         valid_rows: row numbers of the validation tiles, int64 (m,).
         model: the network itself.
         network: the network as it is trained, wrapped by DDP where there are several processes.

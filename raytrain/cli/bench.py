@@ -179,13 +179,13 @@ def _measured_without_ray(
     from raytrain.bench.decode import decode_rate
     from raytrain.bench.growth import growth
     from raytrain.bench.training import measure
-    from raytrain.tiles.sampling import check_batches
+    from raytrain.tiles.sampling import check_batches, training_rows
 
     if "workers" in parts:
         from raytrain.distributed.network import check_interfaces
 
         check_interfaces(gpu=False)  # the processes of this part meet through gloo
-    training = len(dataset.part_rows(recipe.data.split, "train"))
+    training = len(training_rows(recipe, dataset))
     validation = len(dataset.part_rows(recipe.data.split, "valid"))
     check_batches(recipe, training, validation)
     found: list[Figure] = []

@@ -7,7 +7,7 @@ answer at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
@@ -15,9 +15,12 @@ from cyclopts.types import NonNegativeInt
 from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
-from raytrain.config import load_recipe, merge, nested
+from raytrain.config import Recipe, load_recipe, merge, nested
 from raytrain.distributed.environment import check_session
 from raytrain.errors import ConfigError, typed
+
+if TYPE_CHECKING:
+    from raytrain.report.rates import RangeTest
 
 NO_RECIPE_FLAGS = RecipeFlags()
 
@@ -185,7 +188,20 @@ def lr_find(
     for test, picture in zip(rates.read(path), rates.draw(path), strict=True):
         found = ", ".join(f"{rule} {lr:.1e}" for rule, lr in test.suggestions.items())
         print(f"{test.stage}: {found}\n  {picture}")
+        _print_pair(settings, test)
     print(
         "next: raytrain train --set stages.1.lr=RATE uses a rate for the first stage; "
-        "raytrain train --lr auto finds and uses one for every stage"
+        "raytrain train --lr auto, or --lr lesson, finds and uses one for every stage"
     )
+
+
+def _print_pair(recipe: Recipe, test: RangeTest) -> None:
+    """Prints the pair of rates that the lesson takes after unfreezing, where the test shows one."""
+    from raytrain.training.lr_find import HIGH_RULE, LOW_RULE
+
+    low = test.suggestions.get(LOW_RULE)
+    high = test.suggestions.get(HIGH_RULE)
+    if low is None or high is None or low >= high:
+        return
+    number = recipe.stage_names.index(test.stage) + 1
+    print(f"  the lesson's pair after unfreezing: --set stages.{number}.lr={low:.1e},{high:.1e}")

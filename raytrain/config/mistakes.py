@@ -48,7 +48,7 @@ def _stage_field_of(entry: ErrorDetails) -> str | None:
     last = str(location[-1])
     if last not in STAGE_ONLY:
         return None
-    # `lr` is also a field of the recipe, which only takes `auto`.
+    # `lr` is also a field of the recipe, which only takes `auto` and `lesson`.
     if entry["type"] == "extra_forbidden" or location == ("lr",):
         return last
     return None

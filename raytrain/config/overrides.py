@@ -9,11 +9,11 @@ import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from raytrain.config.recipe import LESSON_STAGES, STAGE_ONLY, Recipe, Stage
+from raytrain.config.recipe import LESSON_STAGES, STAGE_ONLY, Recipe, Stage, by_label
 from raytrain.errors import ConfigError, did_you_mean
 
 
@@ -90,6 +90,7 @@ def set_field(values: dict[str, Any], path: str, value: Any) -> None:
         values: nested fields of a recipe; those left out have their default.
         path: names separated by dots, such as `train.wd`. Numbers count from 1: `stages.2.lr`
             is the rate of the second stage, `stages.2.lr.1` the first rate of its pair.
+            Below `data.repeat` stands a label.
         value: the new value.
 
     Raises:
@@ -172,6 +173,13 @@ def _set_in(
         target[key] = _with_rate(target.get(key), rest, path, value)
         return
     nested = nested_model(model, key)
+    if holds_labels(model, key):
+        numbers = by_label(target.get(key) or {})
+        # A word such as `balanced` holds no number that could stay.
+        kept = numbers if isinstance(numbers, Mapping) else {}
+        # What is left of the path is one label, which may hold dots.
+        target[key] = {**kept, ".".join(rest): value}
+        return
     if nested is None:
         raise _no_field(path, rest, None)
     below = target.get(key)
@@ -321,6 +329,12 @@ def nested_model(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     if isinstance(only, type) and issubclass(only, BaseModel):
         return only
     return None
+
+
+def holds_labels(model: type[BaseModel], key: str) -> bool:
+    """Whether a field holds numbers by label, such as data.repeat."""
+    annotation = model.model_fields[key].annotation
+    return any(get_origin(kind) is dict for kind in (annotation, *get_args(annotation)))
 
 
 def leaf_paths(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -97,6 +97,27 @@ def _mapping(text: str) -> Any:
         raise ValueError("this is not valid YAML, such as {mean: [0.5], std: [0.2]}") from None
 
 
+def by_label(values: Any) -> Any:
+    """Numbers by label as a recipe or a variable gives them, before they are checked.
+
+    Args:
+        values: a mapping, or one that is written as YAML, as in an environment variable.
+
+    Returns:
+        The mapping with labels as text: YAML reads the label 7 as a number. Anything else as it is.
+    """
+    if isinstance(values, str):
+        import yaml
+
+        try:
+            values = yaml.safe_load(values)
+        except yaml.YAMLError:
+            raise ValueError("not a mapping in YAML, such as {label: 2}") from None
+    if not isinstance(values, Mapping):
+        return values
+    return {str(label): number for label, number in values.items()}
+
+
 class Augment(Settings):
     """Random changes of training tiles; the defaults are the lesson's."""
 
@@ -110,11 +131,21 @@ class Augment(Settings):
         10.0, ge=0, le=180, description="maximum rotation in either direction, degrees"
     )
     zoom: float = Field(1.05, ge=1, le=4, description="maximum zoom factor")
+    # fastai's max_warp. From 0.366 on, the vanishing line could cross the tile.
+    warp: float = Field(
+        0.0,
+        ge=0,
+        le=0.3,
+        description="maximum shift of a corner by a perspective warp, in half tile sides",
+    )
     lighting: float = Field(
         0.1, ge=0, lt=1, description="maximum change of brightness and contrast, a fraction"
     )
     p_affine: float = Field(
-        0.75, ge=0, le=1, description="probability of a rotation, and separately of a zoom"
+        0.75,
+        ge=0,
+        le=1,
+        description="probability of a rotation, and separately of a zoom and of a warp",
     )
     p_lighting: float = Field(
         0.75, ge=0, le=1, description="probability of a brightness and contrast change"
@@ -165,12 +196,22 @@ class Data(Settings):
         gt=0,
         description="shuffle window for streamed tiles, gigabytes of encoded tiles",
     )
+    repeat: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
+        {},
+        description="how often an epoch shows the training tiles of a label, "
+        "such as {blow_down: 4}; of several labels, the largest number counts",
+    )
     augment: Augment = Augment()
 
     @field_validator("normalize", mode="before")
     @classmethod
     def _known_normalization(cls, value: Any) -> Normalization:
         return normalization(value)
+
+    @field_validator("repeat", mode="before")
+    @classmethod
+    def _written_by_label(cls, repeat: Any) -> Any:
+        return by_label(repeat)
 
 
 class Train(Settings):
@@ -212,6 +253,12 @@ class Train(Settings):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="label smoothing: fraction by which targets move towards 0.5"
     )
+    # A mapping only in a file, a variable or --set.
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        "none",
+        description="weights of classes in the loss: balanced by the training part, "
+        "or numbers, such as {blow_down: 5}",
+    )
     # Zhang et al. 2018.
     mixup: float = Field(
         0.0, ge=0, le=10, description="alpha of mixup's Beta(alpha, alpha); 0 disables mixup"
@@ -243,6 +290,13 @@ class Train(Settings):
         gt=0,
         description="seconds without a batch before a worker writes its stack traces and exits",
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _written_by_label(cls, weights: Any) -> Any:
+        if isinstance(weights, str) and not weights.lstrip().startswith("{"):
+            return weights
+        return by_label(weights)
 
 
 class Stage(Settings):
@@ -360,10 +414,11 @@ class Recipe(Settings):
         None, description="dataset directory or URI written by `raytrain ingest`"
     )
     storage: str = Field("runs", description="directory or URI in which runs are stored")
-    lr: Literal["auto"] | None = Field(
+    lr: Literal["auto", "lesson"] | None = Field(
         None,
-        description="auto: find each stage's peak learning rate with a range test; "
-        "a pair keeps its ratio",
+        description="find each stage's peak learning rate with a range test; "
+        "auto: a tenth of the minimum, a pair keeps its ratio; "
+        "lesson: the steepest fall, and after unfreezing a new pair",
     )
     init_from: str | None = Field(
         None, description="start from the weights of a checkpoint: a path, RUN or RUN:stage-2-128"

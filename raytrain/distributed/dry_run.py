@@ -33,6 +33,7 @@ from raytrain.log import duration
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.registry import Loss
+from raytrain.tasks.choice import loss_of
 from raytrain.tiles import cache, placement, sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training.stage import stage_network
@@ -67,7 +68,7 @@ def dry_run(recipe: Recipe) -> None:
     logger.info(tiles_line)
     source, read = _two_batches(recipe, dataset, size, device)
     logger.info(f"read two batches: {read} tiles decoded at {size} px")
-    loss = registry.training(dataset.task).Loss(recipe.train)
+    loss = loss_of(recipe, dataset, device)
     total_s = 0.0
     for number, stage in _selected_stages(recipe):
         # `source` holds only the tiles that were read, so a step takes its rows from 0 on.
@@ -131,7 +132,7 @@ def _two_batches(
         A source of these tiles alone, and their number.
     """
     batch = max(recipe.batch_size(stage) for _, stage in _selected_stages(recipe))
-    rows = dataset.part_rows(recipe.data.split, "train")[: 2 * batch]
+    rows = sampling.training_rows(recipe, dataset)[: 2 * batch]
     pixels = _decoded(dataset, rows, size)
     task = registry.training(dataset.task)
     targets = task.device_targets(dataset.targets[rows], device)
@@ -145,7 +146,7 @@ def _decoded(dataset: Dataset, rows: sampling.Rows, size: int) -> np.ndarray[Any
 
 def _steps(recipe: Recipe, dataset: Dataset, stage: Stage) -> int:
     """Number of steps in an epoch of a stage."""
-    rows = dataset.part_rows(recipe.data.split, "train")
+    rows = sampling.training_rows(recipe, dataset)
     batches = sampling.global_batches(
         rows, recipe.batch_size(stage), recipe.num_workers, recipe.train.drop_last
     )
@@ -158,9 +159,13 @@ def _plan(recipe: Recipe, dataset: Dataset, model: networks.Network) -> list[str
     train_tiles = len(dataset.part_rows(split, "train"))
     valid_tiles = len(dataset.part_rows(split, "valid"))
     parameters = networks.parameter_count(model)
+    repeated = []
+    if recipe.data.repeat:
+        repeated.append(sampling.repeated_in_words(sampling.training_rows(recipe, dataset)))
     return [
         f"dataset: {dataset.path}, {train_tiles} training and {valid_tiles} validation tiles, "
         f"{len(dataset.classes)} classes, {dataset.tile_format}",
+        *repeated,
         f"model: {recipe.model.arch}, {parameters:,} parameters, weights {recipe.model.weights}, "
         f"{recipe.train.precision}",
         _workers_line(recipe),

@@ -28,8 +28,8 @@ from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.evaluation import own_metrics
 from raytrain.models import initial_weights, networks
-from raytrain.tasks.choice import resolved
-from raytrain.tiles.sampling import check_batches
+from raytrain.tasks.choice import class_weights, resolved
+from raytrain.tiles.sampling import check_batches, training_rows
 from raytrain.training import normalization
 from raytrain.training.start import initial
 
@@ -68,10 +68,11 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     else:
         dataset = _dataset_of(run, recipe, recipe.dataset)
     split = recipe.data.split
-    train_rows = dataset.part_rows(split, "train")
+    train_rows = training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(split, "valid")
     check_batches(recipe, len(train_rows), len(valid_rows))
     recipe = resolved(recipe, dataset.task)
+    class_weights(recipe, dataset)
     own_metrics.combined(recipe.metrics, (), dataset.task)
     tiles = dataset.tile_format
     if not tiles.is_plain:

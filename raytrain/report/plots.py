@@ -327,8 +327,8 @@ def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme 
     smoothed = shown["smoothed"]
     ax.plot(rates, loss, color=theme.train, lw=0.5, alpha=0.5, label="loss of the batch")
     ax.plot(rates, smoothed, color=theme.valid, lw=1.6, label="smoothed")
-    # There are three rules (raytrain/training/lr_find.py), so three styles suffice.
-    styles = ("-", "--", ":")
+    # There are five rules (raytrain/training/lr_find.py), so five styles suffice.
+    styles = ("-", "--", ":", "-.", (0, (6, 3)))
     for (rule, lr), style in zip(suggestions.items(), styles, strict=False):
         label = f"{rule} {lr:.1e}"
         ax.axvline(lr, color=theme.mark, lw=1, ls=style, label=label)

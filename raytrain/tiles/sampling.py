@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from raytrain.config import Recipe
-from raytrain.errors import ConfigError, DataError
+from raytrain.data.dataset import Dataset
+from raytrain.errors import ConfigError, DataError, did_you_mean
 
 # Row numbers of a dataset, shape (N,).
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -31,6 +32,58 @@ class ShuffleWindow:
     shards: int | None
 
 
+def training_rows(recipe: Recipe, dataset: Dataset) -> Rows:
+    """Returns the row numbers that an epoch visits, int64 (N,), ascending.
+
+    Each training tile stands there once, or as often as `data.repeat` says.
+
+    Args:
+        recipe: names the split and the labels to repeat.
+        dataset: an opened dataset.
+
+    Raises:
+        ConfigError: `data.repeat` names a label that the dataset does not have.
+        DataError: see `Dataset.part_rows`.
+    """
+    rows: Rows = dataset.part_rows(recipe.data.split, "train")
+    by_label = recipe.data.repeat
+    if not by_label:
+        return rows
+    classes = dataset.classes
+    for label in by_label:
+        if label not in classes:
+            raise ConfigError(
+                f'data.repeat names the label "{label}", which {dataset.path} does not have.'
+                f"{did_you_mean(label, classes)}",
+                f"its labels are {', '.join(classes)}",
+                "--set data.repeat={LABEL: 2} with one of these labels",
+            )
+    factors = np.array([by_label.get(label, 1) for label in classes])
+    return np.repeat(rows, repeats(dataset.targets[rows], factors))
+
+
+def repeats(targets: np.ndarray[Any, Any], factors: Rows) -> Rows:
+    """Returns how often an epoch visits each tile: the largest factor of its labels, at least 1.
+
+    Args:
+        targets: uint8 (N, K), 1 where a tile has the label.
+        factors: int64 (K,), 1 for a label that is not repeated.
+
+    Returns:
+        int64 (N,).
+    """
+    largest: Rows = (targets * factors).max(axis=1)
+    return np.maximum(largest, 1)
+
+
+def repeated_in_words(rows: Rows) -> str:
+    """Returns a sentence about the rows of an epoch in which some tiles are repeated."""
+    return (
+        f"data.repeat: an epoch shows {len(rows)} tiles, "
+        f"which are {len(np.unique(rows))} different ones"
+    )
+
+
 def epoch_order(
     rows: Rows, shard_starts: Rows, key: Sequence[int], window: int | None = None
 ) -> Rows:
@@ -39,7 +92,8 @@ def epoch_order(
     The shards are permuted first. Then the rows are permuted within windows of `window` shards.
 
     Args:
-        rows: int64 (N,), the row numbers to visit, ascending.
+        rows: int64 (N,), the row numbers to visit, ascending. A number that stands there several
+            times is visited as often.
         shard_starts: int64 (shards + 1,), the first row of each shard, and the number of all rows.
         key: (seed, stage, epoch).
         window: number of shards held at once; None for all, which is a full shuffle.
@@ -140,7 +194,7 @@ def check_batches(recipe: Recipe, train: int, valid: int) -> None:
 
     Args:
         recipe: the recipe with its batch sizes and number of workers.
-        train: number of training tiles.
+        train: number of training tiles in an epoch.
         valid: number of validation tiles.
 
     Raises:

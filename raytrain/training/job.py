@@ -32,7 +32,8 @@ class Job:
             or less after a divergence.
         tiles: decoded tiles in front of the network.
         source: tiles and targets of batches, by row.
-        train_rows, valid_rows: int64 rows of the dataset, ascending.
+        train_rows, valid_rows: int64 rows of the dataset, ascending. `data.repeat` lets a row stand
+            several times in the first.
         loss: of a batch, the sum over its tiles.
         task: metrics of a validation, and what says which epoch is best.
         own_metrics: further metrics by name, which decide nothing.

@@ -32,7 +32,14 @@ SKIPPED_START, SKIPPED_END = 10, 5
 CLEAR_FALL = 0.2
 # Of the suggestions, the one that `--lr auto` takes.
 AUTO_RULE = "minimum/10"
-
+# Those of the lesson: the peak of a frozen stage, then both ends of the pair after unfreezing.
+STEEPEST_RULE = "steepest"
+LOW_RULE = "rise/10"
+HIGH_RULE = "frozen/5"
+# By so much of its minimum the smoothed loss has risen clearly.
+CLEAR_RISE = 0.1
+LOW_DIVISOR = 10
+HIGH_DIVISOR = 5
 
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -103,7 +110,7 @@ def suggestions(curve: Curve) -> dict[str, float]:
 
     steepest: where the smoothed loss falls fastest per step. valley: the middle of its longest
     fall. minimum/10: a tenth of the rate where it is lowest. The first 10 and the last 5 steps play
-    no part, as in fastai's picture.
+    no part, as in fastai's picture. rise/10: a tenth of `rise`; left out where there is none.
 
     Raises:
         DivergedError: the loss diverged before a curve could be seen.
@@ -116,11 +123,32 @@ def suggestions(curve: Curve) -> dict[str, float]:
             "no learning rate can be read off so short a curve",
             "check the labels and weights, or give the rates of the stages by hand",
         )
-    return {
-        "steepest": float(lr[np.gradient(loss).argmin()]),
+    found = {
+        STEEPEST_RULE: float(lr[np.gradient(loss).argmin()]),
         "valley": float(lr[_valley(loss)]),
-        "minimum/10": float(lr[loss.argmin()]) / 10,
+        AUTO_RULE: float(lr[loss.argmin()]) / 10,
     }
+    risen = rise(curve)
+    if risen is not None:
+        found[LOW_RULE] = risen / LOW_DIVISOR
+    return found
+
+
+def rise(curve: Curve) -> float | None:
+    """The first rate after the lowest smoothed loss where the loss is 10 % higher; None if there is
+    none.
+
+    The last steps play no part in the minimum, but they may show the rise: a loss that explodes has
+    risen.
+    """
+    kept = _kept(curve.smoothed)
+    lowest = SKIPPED_START + int(kept.argmin())
+    limit = (1 + CLEAR_RISE) * kept.min()
+    for lr, loss in zip(curve.lr[lowest:], curve.smoothed[lowest:], strict=True):
+        # Also true of a loss that is not a number.
+        if not loss <= limit:
+            return lr
+    return None
 
 
 def fall(curve: Curve) -> float:
@@ -131,9 +159,14 @@ def fall(curve: Curve) -> float:
     return float(1 - loss.min() / loss[0])
 
 
-def peak(curve: Curve, planned: Rate) -> tuple[Rate, str]:
+def peak(curve: Curve, planned: Rate, rule: str = AUTO_RULE) -> tuple[Rate, str]:
     """The peak rate that a range test finds for a stage, or the planned one where it says nothing;
     and why.
+
+    Args:
+        curve: of the range test.
+        planned: the recipe's peak rate of the stage.
+        rule: of the suggestions.
     """
     found = suggestions(curve)
     known = ", ".join(f"{rule} {lr:.1e}" for rule, lr in found.items())
@@ -145,12 +178,47 @@ def peak(curve: Curve, planned: Rate) -> tuple[Rate, str]:
             f"peak lr stays {_readable(planned)}"
         )
         return planned, sentence
-    chosen = scaled(planned, found[AUTO_RULE])
+    chosen = scaled(planned, found[rule])
     sentence = (
         f"the range test suggests {known}; "
-        f"peak lr {_readable(chosen)} instead of {_readable(planned)}"
+        f"peak lr {_readable(chosen)} ({rule}) instead of {_readable(planned)}"
     )
     return chosen, sentence
+
+
+def unfrozen_peak(curve: Curve, planned: Rate, frozen_lr: float | None) -> tuple[Rate, str]:
+    """The pair of rates that fast.ai's lesson takes after unfreezing, or the planned peak where it
+    has none; and why.
+
+    The earliest layer group gets a tenth of the rate where the loss rises, the head a fifth of the
+    rate that it was trained with while the rest was frozen.
+
+    Args:
+        curve: of the range test.
+        planned: the recipe's peak rate of the stage.
+        frozen_lr: peak rate of the head in the stage before, if that one was frozen.
+    """
+    stays = f"peak lr stays {_readable(planned)}"
+    if frozen_lr is None:
+        return (
+            planned,
+            f"no frozen stage comes before this one, whose rate could be divided; {stays}",
+        )
+    risen = rise(curve)
+    if risen is None:
+        sentence = f"in the range test the loss never rises by {CLEAR_RISE:.0%} above its minimum"
+        return planned, f"{sentence}; {stays}"
+    low = risen / LOW_DIVISOR
+    high = frozen_lr / HIGH_DIVISOR
+    reasons = (
+        f"in the range test the loss rises at {risen:.1e}, the stage before was frozen "
+        f"with lr {frozen_lr:.1e}"
+    )
+    if low >= high:
+        sentence = f"a tenth of the first, {low:.1e}, is not below a fifth of the other, {high:.1e}"
+        return planned, f"{reasons}; {sentence}; {stays}"
+    chosen = (low, high)
+    return chosen, f"{reasons}; peak lr {_readable(chosen)} instead of {_readable(planned)}"
 
 
 def _readable(lr: Rate) -> str:

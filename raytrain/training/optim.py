@@ -92,6 +92,13 @@ def make_optimizer(model: nn.Sequential, rates: list[float], wd: float) -> torch
     )
 
 
+def head_rate(lr: Rate) -> float:
+    """The rate of the head in the peak of a stage."""
+    if isinstance(lr, tuple):
+        return lr[1]
+    return lr
+
+
 def times(lr: Rate, factor: float) -> Rate:
     """The peak of a stage times a factor."""
     if isinstance(lr, tuple):

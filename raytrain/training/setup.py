@@ -15,6 +15,7 @@ The order matters, since each step needs what the ones before have settled:
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -27,7 +28,7 @@ from raytrain.data.dataset import Dataset
 from raytrain.evaluation import own_metrics
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
-from raytrain.tasks.choice import resolved
+from raytrain.tasks.choice import loss_of, resolved
 from raytrain.tiles import sampling
 from raytrain.tiles.cache import stored_size
 from raytrain.tiles.feeds import Source
@@ -42,6 +43,8 @@ from raytrain.training.start import Start
 from raytrain.training.state import TrainState
 from raytrain.training.watchdog import Watchdog
 from raytrain.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 Parts = tuple[Job, TrainState, Services]
 
@@ -72,9 +75,11 @@ def opened(
     """
     recipe = resolved(_prepared_process(recipe, worker), dataset.task)
     recipe = normalization.resolved(recipe, dataset)
-    train_rows = dataset.part_rows(recipe.data.split, "train")
+    train_rows = sampling.training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(recipe.data.split, "valid")
     sampling.check_batches(recipe, len(train_rows), len(valid_rows))
+    if recipe.data.repeat:
+        logger.info(sampling.repeated_in_words(train_rows))
     networks.check_batch_norm(recipe.model.batch_norm, worker.device.type)
     model = _seeded_network(recipe, dataset)
     start, source = starting.begin(recipe, dataset, run, model, worker)
@@ -94,7 +99,7 @@ def opened(
         source=Source(tiles.feed, targets),
         train_rows=train_rows,
         valid_rows=valid_rows,
-        loss=task.Loss(recipe.train),
+        loss=loss_of(recipe, dataset, worker.device),
         task=registry.evaluation(dataset.task),
         own_metrics=own_metrics.combined(recipe.metrics, hooks.metrics, dataset.task),
     )

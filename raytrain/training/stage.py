@@ -91,12 +91,32 @@ def stage_network(
 
 def _peak(job: Job, state: TrainState, services: Services, number: int) -> Rate:
     """The stage's peak rate as the recipe says, or as the range test finds it."""
-    planned = job.stage(number).lr
-    if job.recipe.lr != "auto":
-        return planned
-    peak, sentence = lr_find.peak(range_test(job, state, services, number), planned)
+    stage = job.stage(number)
+    if job.recipe.lr is None:
+        return stage.lr
+    curve = range_test(job, state, services, number)
+    if job.recipe.lr == "auto":
+        peak, sentence = lr_find.peak(curve, stage.lr)
+    elif stage.frozen_groups:
+        peak, sentence = lr_find.peak(curve, stage.lr, lr_find.STEEPEST_RULE)
+    else:
+        peak, sentence = lr_find.unfrozen_peak(curve, stage.lr, _frozen_lr(job, state, number))
     logger.info(f"stage {number}: {sentence}")
     return peak
+
+
+def _frozen_lr(job: Job, state: TrainState, number: int) -> float | None:
+    """The peak rate of the head before a stage that unfreezes, without `lr_scale`; None for a stage
+    that is frozen itself or follows one that was not.
+    """
+    if job.stage(number).frozen_groups:
+        return None
+    if state.lr is None:
+        # The first stage of this process: the checkpoint knows it.
+        return job.start.frozen_lr
+    if not job.stage(number - 1).frozen_groups:
+        return None
+    return optim.head_rate(state.lr) / state.lr_scale
 
 
 def choose_execution(
@@ -145,6 +165,9 @@ def range_test(job: Job, state: TrainState, services: Services, number: int) -> 
 
         curve = lr_find.range_test(loss, optimizer)
     found = lr_find.suggestions(curve)
+    frozen_lr = _frozen_lr(job, state, number)
+    if frozen_lr is not None:
+        found[lr_find.HIGH_RULE] = frozen_lr / lr_find.HIGH_DIVISOR
     if job.worker.leads:
         directory = storage.join(job.path, "lr-find")
         lr_find.write(directory, job.recipe.stage_names[number - 1], curve, found)

@@ -21,6 +21,7 @@ from raytrain.data.dataset import Dataset
 from raytrain.errors import DataError, StorageError
 from raytrain.models import initial_weights
 from raytrain.tiles.sampling import ShuffleWindow
+from raytrain.training import optim
 from raytrain.training.ema import Ema
 from raytrain.training.epoch import Rates
 from raytrain.training.optim import Rate
@@ -41,6 +42,8 @@ class Start:
         ranks: what each rank held, within an epoch.
         rates: of each step of the epoch so far, within an epoch.
         lr: peak rate of the stage, `lr_scale` included.
+        frozen_lr: peak rate of the head, without `lr_scale`, in the stage that the weights come
+            from; None where that stage was not frozen.
         unnamed: number of a stage that ended in a crash after its last epoch: the checkpoint with
             its name is still to be written; 0 for none.
         window: of the shuffle of a run that resumes, which must not change; None for a new run.
@@ -53,6 +56,7 @@ class Start:
     ranks: tuple[RankState, ...] = ()
     rates: tuple[Rates, ...] = ()
     lr: Rate | None = None
+    frozen_lr: float | None = None
     unnamed: int = 0
     window: ShuffleWindow | None = None
     lr_scale: float = 1.0
@@ -117,7 +121,7 @@ def begin(
     model.load_state_dict(weights)
     if own is None:
         logger.info(f"new run, from {_origin(source)}{_other_data(source, recipe, dataset)}")
-        return Start(parent=source.path), source
+        return Start(parent=source.path, frozen_lr=_frozen_lr(source.meta)), source
     logger.info(f"resuming {_readable(own.position)}, from {_origin(own)}")
     _log_changes(own, worker)
     return _resumed(own, recipe, run), own
@@ -185,18 +189,38 @@ def _fresh(recipe: Recipe, model: nn.Sequential) -> str:
     return f"weights {recipe.model.weights}"
 
 
+def _frozen_lr(meta: dict[str, Any]) -> float | None:
+    """The peak rate of the head in the stage of a checkpoint; None if the stage was not frozen."""
+    if "recipe" not in meta:
+        return None
+    stage = meta["recipe"]["stages"][meta["stage"] - 1]
+    # A number of layer groups, or true.
+    if not stage["freeze"]:
+        return None
+    return optim.head_rate(_rate(meta["lr"]))
+
+
+def _rate(lr: float | list[float]) -> Rate:
+    """A peak rate as it stands in JSON, which has no tuples."""
+    if isinstance(lr, list):
+        return lr[0], lr[1]
+    return lr
+
+
 def _resumed(own: Checkpoint, recipe: Recipe, run: str) -> Start:
     state = own.train_state() or {}
-    lr = own.meta["lr"]
-    if isinstance(lr, list):  # JSON has no tuples
-        lr = tuple(lr)
+    frozen_lr = _frozen_lr(own.meta)
+    if frozen_lr is not None:
+        # A factor of this run, which its later stages get anyway.
+        frozen_lr /= own.meta["lr_scale"]
     return Start(
         position=own.position,
         parent=own.path,
         optimizer=state.get("optimizer"),
         ranks=tuple(state.get("ranks", ())),
         rates=tuple(state.get("rates", ())),
-        lr=lr,
+        lr=_rate(own.meta["lr"]),
+        frozen_lr=frozen_lr,
         unnamed=_unnamed(own, recipe, run),
         window=ShuffleWindow(own.meta["window"]),
         lr_scale=own.meta["lr_scale"],

@@ -1,7 +1,7 @@
 """Augmentation and normalisation of whole batches, on the device that trains.
 
-Dihedral flip, rotation, zoom and the resize are one affine matrix per tile and one `grid_sample`;
-brightness and contrast follow in logit space. Numbers and formulas: fastai 1.0.21
+Dihedral flip, rotation, zoom, perspective warp and the resize are one matrix per tile and one
+`grid_sample`; brightness and contrast follow in logit space. Numbers and formulas: fastai 1.0.21
 `get_transforms(flip_vert=True, max_lighting=.1, max_zoom=1.05, max_warp=0.)` (vision/transform.py,
 vision/image.py), bilinear, no antialias, align_corners, reflection.
 """
@@ -22,6 +22,10 @@ from raytrain.data.tile_format import LARGEST
 
 # Uniform numbers for each tile.
 DRAWS = 10
+# Further ones where tiles are warped.
+WARP_DRAWS = 5
+# Of a tile, in the order of fastai 1.0.21's `_orig_pts`: (x, y).
+CORNERS = ((-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0))
 # Stored with checkpoints: how pixels of the stored tile become pixels of the network.
 RESIZE_RULE = "bilinear, align_corners, no antialias"
 NORMALIZE = {
@@ -34,7 +38,10 @@ SCALE = {torch.uint8: LARGEST["uint8"], torch.uint16: LARGEST["uint16"]}
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of a batch: affine float64 (B, 2, 3), brightness and contrast float64 (B,)."""
+    """Draws of a batch: affine float64 (B, 2, 3), brightness and contrast float64 (B,).
+
+    Where tiles are warped, `affine` is (B, 3, 3): a homography, whose third row is not (0, 0, 1).
+    """
 
     affine: torch.Tensor
     brightness: torch.Tensor
@@ -49,10 +56,11 @@ class Draws:
         if device.type == "cpu":
             return self
         parts = [self.affine.flatten(1), self.brightness[:, None], self.contrast[:, None]]
-        packed = torch.cat(parts, 1)  # (B, 8): one copy instead of three
+        # (B, 8), or (B, 11) where tiles are warped: one copy instead of three
+        packed = torch.cat(parts, 1)
         packed = packed.pin_memory().to(device, non_blocking=True)
-        affine = packed[:, :6].unflatten(1, (2, 3))
-        return Draws(affine, packed[:, 6], packed[:, 7])
+        affine = packed[:, :-2].unflatten(1, self.affine.shape[1:])
+        return Draws(affine, packed[:, -2], packed[:, -1])
 
 
 def draw(augment: Augment, count: int, generator: torch.Generator) -> Draws:
@@ -67,8 +75,14 @@ def draw(augment: Augment, count: int, generator: torch.Generator) -> Draws:
     affine = affine @ _zoom(augment, uniform[3], uniform[4], uniform[5:7])
     brightness = _brightness(augment, uniform[7], uniform[8])
     contrast = _contrast(augment, uniform[9])
-    # The last row of each matrix is (0, 0, 1), which `affine_grid` leaves out.
-    return Draws(affine[:, :2], brightness, contrast)
+    if not augment.warp:
+        # The last row of each matrix is (0, 0, 1), which `affine_grid` leaves out.
+        return Draws(affine[:, :2], brightness, contrast)
+    # After all others, which a warp leaves as they are.
+    uniform = torch.rand(WARP_DRAWS, count, generator=generator, dtype=torch.float64)
+    # fastai moves the points of the output by the warp first, since its order (4) is below that of
+    # affine transforms (5).
+    return Draws(affine @ _warp(augment, uniform[0], uniform[1:]), brightness, contrast)
 
 
 def train_pixels(
@@ -80,8 +94,7 @@ def train_pixels(
 ) -> torch.Tensor:
     """uint8 or uint16 (B, C, H, W) to augmented, normalised `dtype` (B, C, size, size)."""
     pixels = images.to(dtype).div_(SCALE[images.dtype])
-    shape = [*images.shape[:2], size, size]
-    grid = F.affine_grid(draws.affine.to(dtype), shape, align_corners=True)
+    grid = _grid(draws.affine.to(dtype), size)
     pixels = F.grid_sample(
         pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=True
     )
@@ -167,6 +180,59 @@ def _zoom(augment: Augment, u: torch.Tensor, v: torch.Tensor, centre: torch.Tens
     shift = (1 - 1 / scale) * (2 * centre - 1)  # (2, B)
     zero = torch.zeros_like(scale)
     return _matrix((1 / scale, zero, shift[0]), (zero, 1 / scale, shift[1]))
+
+
+def _warp(augment: Augment, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """fastai 1.0.21's `symmetric_warp`, which moves the corners of a tile.
+
+    Args:
+        augment: its warp is the largest shift of a corner.
+        u: coin of each tile, (B,).
+        v: four shifts for each tile, (4, B): of the right and the left edge along y, and of the
+            lower and the upper edge along x. Both ends of an edge move apart, or closer.
+    """
+    right, left, lower, upper = torch.where(u < augment.p_affine, (2 * v - 1) * augment.warp, 0.0)
+    x = torch.stack((-1 - upper, -1 - lower, 1 + upper, 1 + lower), -1)
+    y = torch.stack((-1 - left, 1 + left, -1 - right, 1 + right), -1)
+    corners = torch.tensor(CORNERS, dtype=torch.float64).expand(len(u), 4, 2)
+    # A corner of the input is seen at its moved place in the output.
+    return _homography(torch.stack((x, y), -1), corners)
+
+
+def _homography(points: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """The matrices (B, 3, 3) that map four points (x, y) to their images (X, Y), both (B, 4, 2).
+
+    The last number of a matrix is 1. The other eight solve two linear equations for each point:
+    a x + b y + c - X (g x + h y) = X and d x + e y + f - Y (g x + h y) = Y, as fastai 1.0.21's
+    `_find_coeffs` does.
+    """
+    x, y = points.unbind(-1)
+    to_x, to_y = images.unbind(-1)
+    one = torch.ones_like(x)
+    zero = torch.zeros_like(x)
+    for_x = torch.stack((x, y, one, zero, zero, zero, -to_x * x, -to_x * y), -1)  # (B, 4, 8)
+    for_y = torch.stack((zero, zero, zero, x, y, one, -to_y * x, -to_y * y), -1)
+    equations = torch.cat((for_x, for_y), 1)
+    solved = torch.linalg.solve(equations, torch.cat((to_x, to_y), 1))  # (B, 8)
+    numbers = torch.cat((solved, one[:, :1]), 1)
+    return numbers.view(-1, 3, 3)
+
+
+def _grid(affine: torch.Tensor, size: int) -> torch.Tensor:
+    """The point of the input that each pixel of the output shows, (B, size, size, 2).
+
+    Args:
+        affine: (B, 2, 3), or homographies (B, 3, 3).
+        size: side of the output, pixels.
+    """
+    if affine.shape[1] == 2:
+        return F.affine_grid(affine, [len(affine), 3, size, size], align_corners=True)
+    line = torch.linspace(-1, 1, size, dtype=affine.dtype, device=affine.device)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    points = torch.stack((x, y, torch.ones_like(x)), -1).view(1, size * size, 3)
+    moved = points @ affine.transpose(1, 2)  # (B, size * size, 3)
+    grid = moved[..., :2] / moved[..., 2:]
+    return grid.view(-1, size, size, 2)
 
 
 def _matrix(top: tuple[torch.Tensor, ...], middle: tuple[torch.Tensor, ...]) -> torch.Tensor:

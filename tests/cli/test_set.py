@@ -74,6 +74,15 @@ def test_what_a_stage_does_not_name_of_its_augmentation_still_comes_from_the_run
     assert augment["zoom"] == 1.2 and augment["rotate"] == 3
 
 
+def test_a_number_of_a_label_is_set_by_itself_or_all_of_them_at_once(capsys):
+    words = ["--set", "data.repeat={water: 2, v1.5: 3}"]
+    assert printed(capsys, *words)["data"]["repeat"] == {"water": 2, "v1.5": 3}
+    words = ["--set", "data.repeat.v1.5=4", "--set", "data.repeat.water=2"]
+    assert printed(capsys, *words)["data"]["repeat"] == {"water": 2, "v1.5": 4}
+    words = ["--data.repeat.blow_down", "4"]
+    assert printed(capsys, *words)["data"]["repeat"] == {"blow_down": 4}
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
@@ -99,6 +108,8 @@ def test_what_a_stage_does_not_name_of_its_augmentation_still_comes_from_the_run
         ("lr=0.01", "--set stages.1.lr=0.01"),
         ("train.lr=0.01", "a peak learning rate belongs to a stage"),
         ("train=3", "such as train.batch_size"),
+        ("data.repeat.water=0", "data.repeat.water = 0: Input should be greater than or equal"),
+        ("lr=slow", "--set stages.1.lr=slow"),
     ],
 )
 def test_a_wrong_path_or_value_is_refused_with_what_to_type(capsys, assignment, words):

@@ -361,9 +361,9 @@ def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(
     curve = pd.read_csv(folder / "stage-1-32.csv")
     assert list(curve.columns) == ["step", "lr", "loss", "smoothed"] and 30 < len(curve) <= 100
     found = json.loads((folder / "stage-1-32.json").read_text())
-    assert set(found) == {"steepest", "valley", "minimum/10"} and all(
-        1e-8 < lr < 10 for lr in found.values()
-    )
+    # Where the loss rises is told only if it does.
+    assert set(found) - {"rise/10"} == {"steepest", "valley", "minimum/10"}
+    assert all(1e-8 < lr < 10 for lr in found.values())
     assert run_command(["runs", "list", "--storage", str(tmp_path)]) == 0
     assert "found" not in capsys.readouterr().out
     assert run_command(arguments) == 2

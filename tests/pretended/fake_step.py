@@ -1,6 +1,6 @@
 """A whole step on pretended CUDA tensors, which hold no values: a read by the host, or a mixture of devices, raises.
 
-A program of its own, which takes a list of settings of `train` and prints what it saw of each as JSON.
+A program of its own, which takes a list of settings of `train`, and of the warp, and prints what it saw of each as JSON.
 """
 
 import collections
@@ -64,6 +64,7 @@ def copies_of(settings):
     """Devices of the outcomes of two steps; copies in them as [from, to, whether the host goes on at once, how many]."""
     values = {
         "model": {"arch": NETWORK, "weights": "none"},
+        "data": {"augment": {"warp": settings.pop("warp", 0.0)}},
         "train": {"batch_size": 12, "precision": "bf16", **settings},
         "stages": [{"size": 32, "epochs": 2, "freeze": False, "lr": 0.01}],
     }

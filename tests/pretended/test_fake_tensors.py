@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SETTINGS = [{}, {"mixup": 0.4, "clip_norm": 1.0, "accumulate": 2, "ema": 0.9}]
+SETTINGS = [{}, {"mixup": 0.4, "clip_norm": 1.0, "accumulate": 2, "ema": 0.9, "warp": 0.2}]
 # Row numbers, row numbers again for the targets, and the draws of a batch.
 LEAST_COPIES = 3
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raytrain.config import Train
+from raytrain.data.targets.multi_label import balanced_weights
 from raytrain.tasks.multi_label import LOSSES, Loss, asymmetric, bce, soft_f2
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.0, 1.0]], dtype=torch.float64)
@@ -91,3 +92,22 @@ def test_soft_f2_of_a_tile_without_labels_and_certain_of_it_is_a_number():
     loss = soft_f2(logits, torch.zeros(1, 3, dtype=torch.float64))
     loss.sum().backward()
     assert loss.item() == 1 and bool(logits.grad.isfinite().all())
+
+
+def test_weights_are_a_factor_on_the_positive_term():
+    weights = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)
+    one = torch.ones(3, dtype=torch.float64)
+    for loss in (bce, asymmetric):
+        assert torch.equal(loss(LOGITS, TARGET, one), loss(LOGITS, TARGET))
+    absent = torch.zeros_like(TARGET)
+    assert torch.equal(bce(LOGITS, absent, weights), bce(LOGITS, absent))
+    present = torch.ones_like(TARGET)
+    each = torch.nn.functional.softplus(-LOGITS)  # -log p
+    torch.testing.assert_close(bce(LOGITS, present, weights), (weights * each).mean(1))
+    torch.testing.assert_close(asymmetric(LOGITS, present, weights), (weights * each).mean(1))
+
+
+def test_balanced_weights_are_negatives_by_positives_up_to_a_limit():
+    target = np.zeros((100, 4), np.uint8)
+    target[:50, 0] = target[:10, 1] = target[:1, 2] = 1
+    assert balanced_weights(target).tolist() == [1, 9, 20, 20]

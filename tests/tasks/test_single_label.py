@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics
+import sklearn.utils
 import torch
 from torch.nn import functional as F
 
 from raytrain.config import Train
 from raytrain.data.label_format import LabelFormat
 from raytrain.data.sources import images_at
+from raytrain.data.targets.single_label import balanced_weights
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.tasks import single_label as judged
@@ -39,6 +41,18 @@ def test_the_loss_of_mixed_tiles_is_the_mixed_loss():
     loss = Loss(Train())
     mixed = loss(logits, 0.3 * one + 0.7 * other)
     torch.testing.assert_close(mixed, 0.3 * loss(logits, one) + 0.7 * loss(logits, other))
+
+
+def test_weights_are_those_of_torch_and_balanced_ones_those_of_sklearn():
+    logits, target = torch.tensor(LOGITS), torch.tensor(TARGET, dtype=torch.float64)
+    weights = torch.tensor([1.0, 2, 3, 4, 5, 6, 7], dtype=torch.float64)
+    wanted = F.cross_entropy(logits, torch.tensor(TRUE), weight=weights, reduction="sum")
+    torch.testing.assert_close(Loss(Train(), weights)(logits, target), wanted)
+    found = balanced_weights(TARGET)
+    wanted = sklearn.utils.compute_class_weight("balanced", classes=np.arange(6), y=TRUE)
+    # It knows 6 classes, and the dataset has 7.
+    np.testing.assert_allclose(found[:6], wanted * 6 / 7)
+    assert found[6] == 20
 
 
 def test_metrics_equal_sklearns():

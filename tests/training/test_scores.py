@@ -11,14 +11,14 @@ from group import run_alone
 
 from raytrain import runs
 from raytrain.checkpoints import reading
-from raytrain.checkpoints.history import EpochRow, History, read_epochs
+from raytrain.checkpoints.history import EpochRow, History, read_epochs, read_steps
 from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import train
 from raytrain.errors import ConfigError
 from raytrain.evaluation import predictions
 from raytrain.evaluation.score import Score
-from raytrain.tasks.choice import resolved
+from raytrain.tasks.choice import class_weights, resolved
 from raytrain.training.best import is_best
 
 
@@ -74,6 +74,33 @@ def test_a_loss_that_the_task_lacks_is_refused_with_those_it_has(recipe):
     assert resolved(chosen, "single-label") == chosen
     assert resolved(recipe, "single-label").train.loss == "cross-entropy"
     assert resolved(recipe, "multi-label").train.loss == "bce"
+
+
+@pytest.mark.parametrize(
+    ("loss", "weights", "words"),
+    [
+        ("soft-f2", "balanced", "class_weights with train.loss = soft-f2"),
+        ("bce", {"primari": 2.0}, 'has "primari", which is no class'),
+    ],
+)
+def test_class_weights_that_cannot_be_meant_are_refused(recipe, dataset, loss, weights, words):
+    train = recipe.train.model_copy(update={"loss": loss, "class_weights": weights})
+    with pytest.raises(ConfigError, match=words):
+        class_weights(recipe.model_copy(update={"train": train}), dataset)
+
+
+def test_class_weights_reach_the_loss_of_training(recipe, dataset, tmp_path):
+    first = dataset.classes[0]
+    chosen = load_recipe(None, {}, {f"train.class_weights.{first}": 3})
+    assert chosen.train.class_weights == {first: 3.0}
+    losses = {}
+    for name, weights in (("plain", "none"), ("ones", {first: 1.0}), ("more", {first: 3.0})):
+        train = recipe.train.model_copy(update={"class_weights": weights})
+        run_alone(recipe.model_copy(update={"train": train}), tmp_path / name)
+        losses[name] = [step.loss for step in read_steps(str(tmp_path / name))]
+    assert losses["plain"] == losses["ones"]
+    # Before the first step all weights are equal, so that its loss differs by the factor alone.
+    assert losses["more"][0] > losses["plain"][0]
 
 
 def test_best_follows_the_direction_of_the_score():

@@ -106,10 +106,8 @@ def test_the_best_epoch_of_the_middle_is_kept_in_memory_and_written_later(
 ):
     """The middle epoch of the first stage is made the best one."""
     f2 = iter([0.2, 0.9, 0.3, 0.4, 0.5])
-    real = "raytrain.training.tasks.MultiLabel.metrics"
-    monkeypatch.setattr(
-        real, lambda self, *found: {"f2": next(f2), "valid_loss": 0.1, "accuracy": 0.5}
-    )
+    real = "raytrain.evaluation.tasks.multi_label.epoch_metrics"
+    monkeypatch.setattr(real, lambda *found: {"f2": next(f2), "valid_loss": 0.1, "accuracy": 0.5})
     models = []
     run_alone(recipe, tmp_path / "run", report=lambda metrics: models.append(metrics["f2"]))
     assert models == [0.2, 0.9, 0.3, 0.4, 0.5]

@@ -45,4 +45,5 @@ def balanced_weights(target: Array) -> Array:
     """
     positives = target.sum(axis=0, dtype=np.float64)
     negatives = len(target) - positives
-    return np.minimum(negatives / np.maximum(positives, 1), MOST_WEIGHT)
+    weights: Array = np.minimum(negatives / np.maximum(positives, 1), MOST_WEIGHT)
+    return weights
