@@ -173,7 +173,7 @@ class Dataset:
                 "training and validation rows would be undefined",
                 fix,
             )
-        content = self._verified("splits", f"{name}.parquet", entries[name]["sha256"])
+        content = _verified(self, "splits", f"{name}.parquet", entries[name]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
     def part_rows(self, split: str, part: str) -> Array:
@@ -200,25 +200,6 @@ class Dataset:
     def splits(self) -> dict[str, dict[str, Any]]:
         """The entries of the splits in the manifest, by name; see `split_entry`."""
         return {entry["name"]: entry for entry in self.manifest["splits"]}
-
-    def _verified(self, folder: str, file: str, sha256: str) -> bytes:
-        """Reads a file of the dataset and compares its hash with that of the manifest."""
-        path = storage.join(self.path, folder, file)
-        state = "damaged"
-        try:
-            content = storage.read_bytes(path)
-        except FileNotFoundError:
-            content = b""
-        if not content:
-            # An empty file counts as missing, too.
-            state = "missing"
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise DataError(
-                f"{path} is {state}: it is not the file that dataset.json names",
-                "labels or pictures would be silently wrong",
-                f"raytrain data check {self.path}",
-            )
-        return content
 
 
 def open_dataset(path: str) -> Dataset:
@@ -255,6 +236,26 @@ def open_dataset(path: str) -> Dataset:
     except ValueError as error:
         raise _damaged_manifest(path, str(error)) from None
     return dataset
+
+
+def _verified(dataset: Dataset, folder: str, file: str, sha256: str) -> bytes:
+    """Reads a file of the dataset and compares its hash with that of the manifest."""
+    path = storage.join(dataset.path, folder, file)
+    state = "damaged"
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        content = b""
+    if not content:
+        # An empty file counts as missing, too.
+        state = "missing"
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{path} is {state}: it is not the file that dataset.json names",
+            "labels or pictures would be silently wrong",
+            f"raytrain data check {dataset.path}",
+        )
+    return content
 
 
 def _damaged_manifest(path: str, reason: str) -> DataError:
@@ -655,7 +656,7 @@ def damages(dataset: Dataset) -> list[str]:
         found += _shard_damages(dataset, entry)
     for entry in dataset.manifest["splits"]:
         try:
-            dataset._verified("splits", f"{entry['name']}.parquet", entry["sha256"])
+            _verified(dataset, "splits", f"{entry['name']}.parquet", entry["sha256"])
         except DataError as error:
             found.append(error.what)
     return found
@@ -664,7 +665,7 @@ def damages(dataset: Dataset) -> list[str]:
 def _shard_damages(dataset: Dataset, entry: dict[str, Any]) -> list[str]:
     file = entry["file"]
     try:
-        content = dataset._verified("shards", file, entry["sha256"])
+        content = _verified(dataset, "shards", file, entry["sha256"])
     except DataError as error:
         return [error.what]
     found = []
