@@ -5,12 +5,16 @@ from importlib import resources
 import pytest
 import yaml
 
+from raytrain.cli.main import run_command
 from raytrain.config import (
     Augment,
     Recipe,
     Stage,
+    Statistics,
     environment,
     load_recipe,
+    normalization,
+    parse_assignments,
     parse_yaml,
     recipe_names,
     validate,
@@ -315,3 +319,53 @@ def test_the_presets_of_the_lesson_are_these_numbers_and_differ_where_fastai_did
         schedule="one-cycle-2018", drop_last=False, flip="dihedral-2018"
     )
     assert later.model_dump() == lesson(schedule="one-cycle-2019", drop_last=True, flip="dihedral")
+
+
+# How channels are normalised
+
+NUMBERS = "{mean: [0.1, 2e-1], std: [0.3, 0.4]}"
+STATISTICS = Statistics(mean=(0.1, 0.2), std=(0.3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [(name, name) for name in ("imagenet", "none", "dataset")] + [(NUMBERS, STATISTICS)],
+)
+def test_a_normalisation_is_a_word_or_numbers_wherever_it_is_given(
+    text, wanted, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"data: {{normalize: {text}}}")
+    assert load_recipe(str(file)).data.normalize == wanted
+    fields = parse_assignments([f"data.normalize={text}"])
+    assert load_recipe(None, None, fields).data.normalize == wanted
+    assert run_command(["train", "--print-config", "--data.normalize", text]) == 0
+    file.write_text(capsys.readouterr().out)
+    assert load_recipe(str(file)).data.normalize == wanted
+    # Above a file with numbers, a word replaces them.
+    file.write_text("data: {normalize: {mean: [0.5], std: [0.5]}}")
+    monkeypatch.setenv("RAYTRAIN_DATA__NORMALIZE", text)
+    assert load_recipe(str(file)).data.normalize == wanted
+    assert normalization(str(STATISTICS)) == STATISTICS
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("imagnet", "one of imagenet, none, dataset, or {mean: [...], std: [...]}"),
+        ("[0.5, 0.2]", "one of imagenet"),
+        ("{mean: [0.5]}", "std: Field required"),
+        ("{mean: [0.5], std: [0.2, 0.3]}", "1 means and 2 standard deviations"),
+        ("{mean: [0.5], std: [0]}", "must be greater than 0"),
+        ("{mean: [0.5], std: [0.2], max: [1]}", "max: Extra inputs are not permitted"),
+        ("{mean: [], std: []}", "mean: Tuple should have at least 1 item"),
+        ("{mean: [.nan], std: [1]}", "finite number"),
+        ("'{mean'", "this is not valid YAML"),
+    ],
+)
+def test_another_normalisation_is_refused_by_its_key(text, words, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"data:\n  normalize: {text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(str(file))
+    assert "data.normalize (line 2) = " in caught.value.what and words in caught.value.what

@@ -252,7 +252,7 @@ def open_dataset(path: str) -> Dataset:
 
 
 def _verified(dataset: Dataset, folder: str, file: str, sha256: str) -> bytes:
-    """Reads a file of a dataset and compares its hash with that of the manifest."""
+    """Reads a file of the dataset and compares its hash with that of the manifest."""
     path = storage.join(dataset.path, folder, file)
     state = "damaged"
     try:

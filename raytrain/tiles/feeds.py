@@ -165,8 +165,8 @@ def _as_tensor(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
 def _gatherable(pixels: torch.Tensor) -> torch.Tensor:
     """The same memory in a type that torch can gather from; `_as_pictures` undoes it.
 
-    torch has uint16, but few operations on it. Gathering only moves bytes, so that the sign of
-    int16 does not matter.
+    Which operations torch has on uint16 differs between its versions and between devices. Gathering
+    only moves bytes, so that the sign of int16 does not matter.
     """
     if pixels.dtype == torch.uint16:
         return pixels.view(torch.int16)

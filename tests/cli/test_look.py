@@ -9,12 +9,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from handmade import encoded, scene, write_dataset
+from handmade import encoded, scene, tiff, write_dataset
 from PIL import Image
 
 from raytrain.cli.main import run_command
 from raytrain.config import Augment
 from raytrain.data.dataset import open_dataset
+from raytrain.data.drawing import drawn
+from raytrain.data.tile_format import TileFormat
 from raytrain.report import sheet
 from raytrain.training.transforms import examples, train_pixels
 
@@ -43,6 +45,19 @@ def shown(capsys, *arguments):
     *lines, last = capsys.readouterr().out.splitlines()
     picture = np.asarray(Image.open(last.split(": ", 1)[1], formats=("PNG",)))
     return {line.split()[0]: line.split()[2:] for line in lines}, picture
+
+
+def test_a_sheet_of_four_bands_shows_three_of_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    form = TileFormat(4, "uint16", (1, 2, 3, 4))
+    values = np.dstack([scene(1), scene(2)[:, :, :1]]).astype(np.uint16) * 39
+    parts = {"random": ["train", "valid"]}
+    tiles = {"a": (tiff(values), "x"), "b": (tiff(values // 2), "x")}
+    write_dataset(tmp_path / "set", tiles, ["x"], parts, form=form)
+    names, picture = shown(capsys, "set", "--size", 64)
+    assert set(names) == {"a", "b"} and holds(picture, drawn(values))
+    names, picture = shown(capsys, "set", "--size", 64, "--augmented")
+    assert set(names) == {"a", "b"} and holds(picture, drawn(values))
 
 
 def holds(picture, tile):

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from handmade import encoded, scene, write_dataset
+from handmade import encoded, scene, tiff, write_dataset
 from PIL import Image
 
 from raytrain.data import duplicates
 from raytrain.data.duplicates import dhash, fingerprints, groups
+from raytrain.data.tile_format import TileFormat
 from raytrain.tiles import cache
 
 RNG = np.random.default_rng(0)
@@ -47,6 +48,26 @@ def test_equal_bytes_equal_pixels_and_near_copies_are_told_apart(tmp_path):
         ("equal pixels", (1, 4)),
         ("near duplicates", (2, 5)),
     ]
+
+
+def test_tiles_of_four_bands_are_compared_by_values_and_by_what_is_drawn(tmp_path):
+    form = TileFormat(4, "uint16", (1, 2, 3, 4))
+    # Of each scene a tile of values up to 10,000, with a fourth band of its own.
+    one, two, three = (
+        np.dstack([scene(seed), scene(seed)[:, :, :1]]).astype(np.uint16) * 39 for seed in (1, 2, 3)
+    )
+    brighter = three + 40
+    contents = [tiff(one), tiff(two), tiff(three), tiff(one), tiff(brighter)]
+    tiles = {f"t{i}": (content, "") for i, content in enumerate(contents)}
+    dataset = write_dataset(tmp_path / "set", tiles, ["a"], form=form)
+    prints = fingerprints(dataset)
+    assert set(prints["mode"]) == {"4 bands of 16 bits"}
+    assert [(group.kind, group.rows) for group in groups(prints)] == [
+        ("equal bytes", (0, 3)),
+        ("near duplicates", (2, 4)),
+    ]
+    fast = fingerprints(dataset, decode=False)
+    assert set(fast["mode"]) == {"4 bands of 16 bits"} and not fast["grey"].any()
 
 
 @pytest.mark.parametrize(

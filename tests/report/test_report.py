@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from handmade import tiff
 from PIL import Image
 
 from raytrain.cli.main import run_command
 from raytrain.config import Recipe
 from raytrain.data import dataset as ds
+from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError
 from raytrain.evaluation import predictions as prediction_files
 from raytrain.evaluation import thresholds
@@ -307,6 +309,18 @@ def test_cmyk_tiles_are_shown_in_their_own_colours():
         image = Image.open(io.BytesIO(content), formats=("JPEG",))
         assert image.mode == "RGB" and image.size == (160, 160)
         assert np.abs(np.asarray(image).mean((0, 1)) - (200, 60, 30)).max() < 4
+
+
+def test_tiles_of_four_bands_of_16_bits_are_shown_in_the_colours_of_three_of_them():
+    # Blue, green, red and near infrared; a white half, so that there is something to stretch to.
+    values = np.zeros((32, 32, 4), np.uint16)
+    values[:16] = [0, 1500, 3000, 9999]
+    values[16:] = 3000
+    form = TileFormat(4, "uint16", (1, 2, 3, 4))
+    content = base64.b64decode(tiles.thumbnail(tiff(values), form).partition(",")[2])
+    image = np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
+    assert np.abs(image[20:60].mean((0, 1)) - (255, 127.5, 0)).max() < 8
+    assert np.abs(image[100:140].mean((0, 1)) - 255).max() < 4
 
 
 def test_choose_takes_best_median_and_worst_without_a_tile_twice():

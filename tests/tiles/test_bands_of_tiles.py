@@ -42,6 +42,8 @@ def test_the_cache_holds_the_values_of_the_files_in_its_own_file(four, tmp_path)
     assert store.pixels.dtype == np.uint16
     np.testing.assert_array_equal(store.pixels, VALUES[..., :4])
     file = store.directory / "tiles.u16"
+    content = json.loads((store.directory / "store.json").read_text())
+    assert (content["channels"], content["dtype"]) == (4, "uint16")
     assert file.stat().st_size == cache.store_bytes(four, SIDE) == 10 * SIDE * SIDE * 4 * 2
     assert cache.open_store(four, SIDE, directory=tmp_path / "cache").decoded == 0
 
