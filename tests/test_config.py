@@ -307,6 +307,7 @@ def lesson(**changes):
         "lr": None,
         "init_from": None,
         "remap_labels": False,
+        "metrics": (),
         "tiles": "auto",
         "num_workers": 1,
         "use_gpu": None,

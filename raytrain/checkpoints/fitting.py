@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from raytrain import registry
 from raytrain.checkpoints.reading import Checkpoint
 from raytrain.config import Normalization, normalization
 from raytrain.data.tile_format import TileFormat
@@ -36,6 +37,7 @@ def check_fits(
     arch: str,
     normalize: Normalization | None = None,
     tiles: TileFormat | None = None,
+    task: str = registry.DEFAULT,
 ) -> None:
     """Compares what a checkpoint was made for with what is wanted, before any weight is loaded.
 
@@ -45,13 +47,22 @@ def check_fits(
         arch: the architecture of the configuration.
         normalize: the normalisation of the configuration; None to leave it unchecked.
         tiles: format of the dataset's tiles; None for RGB of 8 bits.
+        task: of the dataset.
 
     Raises:
-        ConfigError: other classes, another order of them, another architecture, other tiles, or
-            another normalisation.
+        ConfigError: another task, other classes, another order of them, another architecture,
+            other tiles, or another normalisation.
     """
-    _check_classes(checkpoint, classes)
     meta = checkpoint.meta
+    trained_for = meta.get("task", registry.DEFAULT)
+    if trained_for != task:
+        raise ConfigError(
+            f"the checkpoint {checkpoint.path} was trained for the task {trained_for}, "
+            f"the dataset is of the task {task}",
+            "its outputs mean something else",
+            f"use a checkpoint of the task {task}, or start from --model.weights imagenet",
+        )
+    _check_classes(checkpoint, classes)
     if meta["arch"] != arch:
         raise ConfigError(
             f"the checkpoint {checkpoint.path} is a {meta['arch']}, the configuration says {arch}",

@@ -106,23 +106,19 @@ class Dataset:
         files = [shard["file"] for shard in self.manifest["shards"]]
         return [storage.join(self.path, "shards", file) for file in files]
 
-    @property
-    def shard_rows(self) -> list[int]:
-        """Number of rows of each shard."""
-        return [int(shard["rows"]) for shard in self.manifest["shards"]]
-
     @cached_property
     def shard_starts(self) -> Array:
         """int64 (shards + 1,): the first row of each shard, and last the number of all rows.
 
         Shard `i` holds the rows from `shard_starts[i]` up to, not including, `shard_starts[i + 1]`.
         """
-        return np.cumsum([0, *self.shard_rows], dtype=np.int64)
+        rows = [int(shard["rows"]) for shard in self.manifest["shards"]]
+        return np.cumsum([0, *rows], dtype=np.int64)
 
     @property
     def rows(self) -> int:
         """Number of tiles in the dataset."""
-        return sum(self.shard_rows)
+        return int(self.shard_starts[-1])
 
     @cached_property
     def hash(self) -> str:

@@ -115,31 +115,44 @@ def predict(
     _network(checkpoint)
     table = _run(blocks, (checkpoint.path, tta, rule))
     usable, refused = _divided(table)
-    # Pictures outside of a dataset have no labels.
-    target = None
-    known = None
-    if dataset_path is not None:
-        target = np.stack(list(usable["target"]))
-        known = usable["known"].to_numpy(bool)
     meta = {
         "task": checkpoint.meta["task"],
         "checkpoint": checkpoint.path,
         "tta": str(tta).lower(),
     }
-    outcome = predictions.Predictions(
-        tuple(usable["image_name"]),
-        np.stack(list(usable["logits"])).astype(np.float32),
-        target,
-        tuple(checkpoint.meta["classes"]),
-        meta | origin,
-        known,
-    )
+    outcome = _predictions(usable, checkpoint.meta["classes"], meta | origin)
     path = storage.absolute(out)
     predictions.write(path, outcome)
     left_out: list[LeftOut] = []
     for source in sources:
         left_out += source.left_out
     return Predicted(path, len(usable), left_out + refused, int(outcome.is_known.sum()))
+
+
+def _predictions(
+    usable: pd.DataFrame, classes: Sequence[str], meta: dict[str, str]
+) -> predictions.Predictions:
+    """The results of usable tiles, as they are written.
+
+    Args:
+        usable: results of `Predictor`.
+        classes: of the checkpoint.
+        meta: where the predictions come from.
+    """
+    target = None
+    known = None
+    # Pictures outside of a dataset have no labels.
+    if "dataset" in meta:
+        target = np.stack(list(usable["target"]))
+        known = usable["known"].to_numpy(bool)
+    return predictions.Predictions(
+        tuple(usable["image_name"]),
+        np.stack(list(usable["logits"])).astype(np.float32),
+        target,
+        tuple(classes),
+        meta,
+        known,
+    )
 
 
 def _blocks_and_origin(
@@ -154,7 +167,11 @@ def _blocks_and_origin(
         return _picture_blocks(sources), origin
     dataset = open_dataset(dataset_path)
     fitting.check_fits(
-        checkpoint, dataset.classes, checkpoint.meta["arch"], tiles=dataset.tile_format
+        checkpoint,
+        dataset.classes,
+        checkpoint.meta["arch"],
+        tiles=dataset.tile_format,
+        task=dataset.task,
     )
     split = checkpoint.meta["split"]
     origin = {"dataset": dataset.path, "split": split, "part": part}

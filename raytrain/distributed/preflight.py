@@ -120,7 +120,12 @@ def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> R
     source = initial(recipe, dataset)
     assert source is not None
     fitting.check_fits(
-        source, dataset.classes, recipe.model.arch, recipe.data.normalize, dataset.tile_format
+        source,
+        dataset.classes,
+        recipe.model.arch,
+        recipe.data.normalize,
+        dataset.tile_format,
+        task=dataset.task,
     )
     initial_weights.load_weights(model, source.weights(), source.path)
     return recipe

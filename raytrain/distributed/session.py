@@ -77,6 +77,15 @@ def _connect(is_running: bool) -> None:
             "ray status; or unset RAY_ADDRESS to run on this machine; "
             "with token authentication: export RAY_AUTH_MODE=token",
         ) from None
+    except Exception as error:
+        # Ray raises a plain Exception where its own processes have not answered for half a minute.
+        if "timed out during startup" not in str(error):
+            raise
+        raise ResourceError(
+            "Ray did not start within 30 seconds",
+            "its processes got too little of the CPUs, which other programs use",
+            "the same command again when the machine is less busy (uptime shows its load)",
+        ) from None
 
 
 def _end_idle_processes() -> None:

@@ -75,11 +75,7 @@ def opened(
     """
     recipe = resolved(_prepared_process(recipe, worker), dataset.task)
     recipe = normalization.resolved(recipe, dataset)
-    train_rows = sampling.training_rows(recipe, dataset)
-    valid_rows = dataset.part_rows(recipe.data.split, "valid")
-    sampling.check_batches(recipe, len(train_rows), len(valid_rows))
-    if recipe.data.repeat:
-        logger.info(sampling.repeated_in_words(train_rows))
+    train_rows, valid_rows = _rows(recipe, dataset)
     networks.check_batch_norm(recipe.model.batch_norm, worker.device.type)
     model = _seeded_network(recipe, dataset)
     start, source = starting.begin(recipe, dataset, run, model, worker)
@@ -112,6 +108,16 @@ def opened(
         contextlib.closing(services.watchdog),
     ):
         yield job, state, services
+
+
+def _rows(recipe: Recipe, dataset: Dataset) -> tuple[sampling.Rows, sampling.Rows]:
+    """The rows to train on, some of them repeated, and those that validate."""
+    train_rows = sampling.training_rows(recipe, dataset)
+    valid_rows = dataset.part_rows(recipe.data.split, "valid")
+    sampling.check_batches(recipe, len(train_rows), len(valid_rows))
+    if recipe.data.repeat:
+        logger.info(sampling.repeated_in_words(train_rows))
+    return train_rows, valid_rows
 
 
 def _prepared_process(recipe: Recipe, worker: Worker) -> Recipe:

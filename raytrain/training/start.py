@@ -109,7 +109,12 @@ def begin(
         logger.info(f"new run, from {_fresh(recipe, model)}")
         return Start(), None
     fitting.check_fits(
-        source, dataset.classes, recipe.model.arch, recipe.data.normalize, dataset.tile_format
+        source,
+        dataset.classes,
+        recipe.model.arch,
+        recipe.data.normalize,
+        dataset.tile_format,
+        task=dataset.task,
     )
     if own:
         _check_same_data(own, recipe, dataset)

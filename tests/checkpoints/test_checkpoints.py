@@ -245,6 +245,15 @@ def test_what_another_program_wrote_is_refused_in_a_sentence(tmp_path, files, wo
         reading.load(str(tmp_path / "last"))
 
 
+def test_a_checkpoint_of_another_task_is_refused_though_its_classes_are_the_same(tmp_path):
+    save(tmp_path / "last")
+    found = reading.load(str(tmp_path / "last"))
+    classes = found.meta["classes"]
+    with pytest.raises(ConfigError, match="trained for the task multi-label") as error:
+        fitting.check_fits(found, classes, found.meta["arch"], task="single-label")
+    assert "single-label" in error.value.fix
+
+
 @pytest.mark.parametrize(
     ("manifest", "words"),
     [

@@ -130,7 +130,7 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
     found = predictions.read(out)
     alone = Predictor(checkpoint, False)
     rows = []
-    starts = np.cumsum([0, *data.shard_rows])
+    starts = data.shard_starts
     for shard, start, end in zip(data.shards, starts, starts[1:], strict=False):
         numbers = np.arange(start, end)
         block = pd.DataFrame({"order": numbers, "path": shard, "row": numbers - start, "target": 0})
