@@ -69,12 +69,14 @@ class Evaluation(Protocol):
         SCORE: what says which epoch, run or trial is best.
         METRICS: metrics of an epoch beside the loss, by their column, with their names.
         ANSWER_COLUMN: header of the answers in a submission.
+        HAS_THRESHOLDS: whether a label is decided by a threshold that can be fitted.
         CHECKPOINT_FACTS: what meta.json says of this task alone.
     """
 
     SCORE: Score
     METRICS: Mapping[str, str]
     ANSWER_COLUMN: str
+    HAS_THRESHOLDS: bool
     CHECKPOINT_FACTS: Mapping[str, Any]
 
     def epoch_metrics(self, logits: Array, target: Array) -> dict[str, float]:

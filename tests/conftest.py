@@ -90,8 +90,9 @@ def in_this_process(monkeypatch):
     from raytrain.training.services import Hooks
     from raytrain.worker import Worker
 
-    def group(function, path, recipe):
-        return fit(recipe, open_dataset(recipe.dataset), path, Worker(), Hooks())
+    def group(function, path, recipe, own=()):
+        hooks = Hooks(metrics=tuple(own))
+        return fit(recipe, open_dataset(recipe.dataset), path, Worker(), hooks)
 
     monkeypatch.setattr("raytrain.distributed.train._group", group)
 

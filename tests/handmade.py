@@ -88,7 +88,11 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
 
 
 def _row(name, picture, labels, classes, form):
-    height, width = pixels.decode(picture, form).shape[:2]
+    if form.is_plain:
+        # The header alone: some tests keep pictures that the gate would refuse.
+        width, height = Image.open(io.BytesIO(picture), formats=("PNG", "JPEG")).size
+    else:
+        height, width = pixels.decode(picture, form).shape[:2]
     target = None
     if labels is not None:
         target = [int(label in labels.split()) for label in classes]

@@ -99,7 +99,14 @@ def a_run(storage, name):
     path = storage / name
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(load_recipe("smoke", {"storage": str(storage)}).to_yaml())
-    meta = {"stage": 1, "epoch": 1, "classes": ["a"], "arch": NETWORK, "f2": 0.5, "task": "x"}
+    meta = {
+        "stage": 1,
+        "epoch": 1,
+        "classes": ["a"],
+        "arch": NETWORK,
+        "f2": 0.5,
+        "task": "multi-label",
+    }
     writing.save(str(path / "checkpoints" / "last"), networks.build(NETWORK, 1, 0.5), meta)
     return path
 
@@ -286,7 +293,7 @@ def test_before_its_first_checkpoint_a_run_knows_its_tiles_by_its_environment(tr
 
 def test_a_run_goes_on_where_its_storage_and_its_weights_have_moved(trained, capsys):
     config = trained / "runs" / "n" / "config.yaml"
-    config.write_text(config.read_text().replace("weights: none", f"weights: {trained}/gone.pth"))
+    config.write_text(config.read_text().replace(" weights: none", f" weights: {trained}/gone.pth"))
     config.write_text(
         config.read_text().replace("init_from: null", f"init_from: {trained}/gone/checkpoints/last")
     )

@@ -294,8 +294,10 @@ class Train(Settings):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _written_by_label(cls, weights: Any) -> Any:
-        if isinstance(weights, str) and not weights.lstrip().startswith("{"):
-            return weights
+        if weights in ("none", "balanced") or not isinstance(weights, str):
+            return by_label(weights)
+        if not weights.lstrip().startswith("{"):
+            raise ValueError("none, balanced, or numbers by label, such as {blow_down: 5}")
         return by_label(weights)
 
 

@@ -158,7 +158,7 @@ def _check_metrics(
         )
 
 
-def _attempt(run: runs.Run, recipe: Recipe, own: Sequence[Metric]) -> Trained:
+def _attempt(run: runs.Run, recipe: Recipe, own: Sequence[Metric] = ()) -> Trained:
     """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
     try:
         metrics = _train_while_progressing(run, recipe, own)

@@ -135,10 +135,18 @@ def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
         One row per trial, the best first: trial, epochs, score, fitted score, start and seed.
 
     Raises:
+        ConfigError: the task of the predictions has no thresholds.
         DataError: not a predictions file, or one without targets.
     """
     everything = predictions.read(path)
-    score = registry.evaluation(everything.task).SCORE
+    task = registry.evaluation(everything.task)
+    if not task.HAS_THRESHOLDS:
+        raise ConfigError(
+            f"{path} holds predictions of the task {everything.task}, which has no thresholds",
+            "a search would fit numbers that decide nothing",
+            f"raytrain evaluate {typed(path)} --out evaluation",
+        )
+    score = task.SCORE
     judgement = thresholds.judge(everything)
     found = everything.judged()
     assert found.target is not None  # judge refuses a file without targets

@@ -48,7 +48,7 @@ def with_other_classes(folder, dataset):
         "classes": dataset.classes[::-1],
         "arch": NETWORK,
         "f2": 0.5,
-        "task": "x",
+        "task": "multi-label",
     }
     writing.save(str(folder / "other"), networks.build(NETWORK, len(dataset.classes), 0.5), meta)
     return str(folder / "other")

@@ -280,9 +280,9 @@ def test_the_five_lines_of_the_readme_run(number, request, tiles, tmp_path, monk
             folder = Path("digits", "valid" if i % 4 == 0 else "train", "37"[i % 2])
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder)
-    code = re.sub("planet-resnet(50|18)", "smoke", python_blocks()[number]).replace(
-        '{"dataset"', '{"select": "1", "dataset"'
-    )
+    code = re.sub(
+        "planet-resnet(50|18)|single-label-resnet18", "smoke", python_blocks()[number]
+    ).replace('{"dataset"', '{"select": "1", "dataset"')
     assert "smoke" in code
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out

@@ -285,6 +285,10 @@ def test_tile_captions_name_right_missed_and_false_labels(run: Path):
     predictions = prediction_files.read(str(run / "predictions.parquet"))
     predicted = 1 / (1 + np.exp(-predictions.logits)) > 0.2
     text = visible(Path(page.write(str(run))).read_text())
+    words = re.sub(r"<[^>]+>", "", text)
+    assert (
+        "Labels without a mark are right. Missed labels are true but were not predicted." in words
+    )
     captions = re.findall(r'<figure class="tile">.*?</figure>', text, re.DOTALL)
     assert len(captions) == 12
     for caption in captions:

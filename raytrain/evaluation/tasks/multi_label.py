@@ -21,6 +21,8 @@ SCORE = Score("f2", "F2")
 METRICS = {"accuracy": "accuracy", "f2": "F2"}
 # The competition's file: image_name,tags.
 ANSWER_COLUMN = "tags"
+# Whether a label is decided by a threshold that can be fitted.
+HAS_THRESHOLDS = True
 # What meta.json of a checkpoint says of this task alone: thresholds are fitted on predictions
 # later, so the lesson's own stands there.
 CHECKPOINT_FACTS: dict[str, Any] = {"thresholds": {"default": metrics.THRESHOLD}}

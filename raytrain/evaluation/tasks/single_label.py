@@ -29,6 +29,7 @@ METRICS = {
     "top5": "top-5 accuracy",
 }
 ANSWER_COLUMN = "label"
+HAS_THRESHOLDS = False
 CHECKPOINT_FACTS: dict[str, Any] = {}
 # The true class must be among so many predicted ones.
 TOP = 5
