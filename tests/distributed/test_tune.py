@@ -18,6 +18,7 @@ from raytrain.distributed import tune as module
 from raytrain.distributed.tune import apply_draw, sampler
 from raytrain.errors import ConfigError
 from raytrain.evaluation import predictions
+from raytrain.evaluation.tasks.multi_label import SCORE
 
 
 def test_a_draw_reaches_any_field_and_the_list_of_stages_first():
@@ -180,14 +181,14 @@ def tuner(monkeypatch):
 def test_tune_keeps_its_files_out_of_a_bucket_and_tidies_them_up(tuner, fails):
     path, tuner.fails = "s3://KEY:S3CRET@bucket/runs/s?region=us-east-1", fails
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
-        module.run_trials(module.Trials(module._trial, ({}, path), {}, path, 1))
+        module.run_trials(module.Trials(module._trial, ({}, path), {}, path, 1, SCORE))
     assert tuner.order == [f"reach {path}", "tuner"]
     assert "S3CRET" not in str(tuner.folder) and str(tuner.folder).startswith(tempfile.gettempdir())
     assert not tuner.folder.exists()
 
 
 def trials_in(folder):
-    return module.Trials(module._trial, ({}, str(folder)), {}, str(folder), 1)
+    return module.Trials(module._trial, ({}, str(folder)), {}, str(folder), 1, SCORE)
 
 
 def test_tune_keeps_its_files_beside_a_local_search(tuner, tmp_path):

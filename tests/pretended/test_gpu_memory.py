@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ def test_a_dry_run_on_a_gpu_times_a_step_after_the_one_that_loads_its_kernels(
         "smoke", {"stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.01}]}
     )
     model = stepper().network
-    assert dry_run._step_seconds(recipe, 1, model, None, ROWS, torch.device(device)) == seconds
+    source = SimpleNamespace(targets=SimpleNamespace(device=torch.device(device)))
+    assert dry_run._step_seconds(recipe, 1, model, source, None, ROWS) == seconds
 
 
 def test_fp32_is_kept_from_being_rounded_to_tf32():
