@@ -213,6 +213,7 @@ def test_predictions_of_files_are_those_of_the_dataset(folder, four, trained):
     block = pd.DataFrame({"order": range(len(names)), "image_name": names, "row": -1})
     block["path"] = [str(folder / "tiles" / name) for name in names]
     block["target"] = [np.zeros(2, np.uint8)] * len(names)
+    block["known"] = True
     done = Predictor(str(trained / "checkpoints" / "last"), False)(block)
     assert set(done["kind"]) == {""}
     np.testing.assert_allclose(np.stack(list(done["logits"])), found.logits, atol=1e-5)
