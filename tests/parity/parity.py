@@ -328,11 +328,17 @@ def _compare_checkpoints(
 
 
 def _is_kept(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether a meta.json holds all that the parent's holds, but for the name of its run."""
+    """Whether a meta.json holds all that the parent's holds, but for the name of its run.
+
+    The recipe in it may have fields that the parent's did not have.
+    """
     for key, value in before.items():
         if key == "parent":
             continue
-        if key not in after or after[key] != value:
+        if isinstance(value, dict) and isinstance(after.get(key), dict):
+            if not _is_kept(value, after[key]):
+                return False
+        elif key not in after or after[key] != value:
             print(f"    {key}: {value!r} {after.get(key)!r}"[:300])
             return False
     return True
