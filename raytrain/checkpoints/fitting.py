@@ -70,8 +70,10 @@ def check_fits(
             f"--model.arch {meta['arch']}",
         )
     _check_tiles(checkpoint, tiles or TileFormat())
+    if normalize is None:
+        return
     trained_on = normalization(meta["normalize"])
-    if normalize is not None and trained_on != normalize:
+    if trained_on != normalize:
         raise ConfigError(
             f"the checkpoint {checkpoint.path} was trained on pixels normalised by "
             f"{trained_on}, the configuration says {normalize}",
