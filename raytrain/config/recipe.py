@@ -294,7 +294,9 @@ class Train(Settings):
     @field_validator("class_weights", mode="before")
     @classmethod
     def _written_by_label(cls, weights: Any) -> Any:
-        if weights in ("none", "balanced") or not isinstance(weights, str):
+        if weights in ("none", "balanced"):
+            return weights
+        if not isinstance(weights, str):
             return by_label(weights)
         if not weights.lstrip().startswith("{"):
             raise ValueError("none, balanced, or numbers by label, such as {blow_down: 5}")
