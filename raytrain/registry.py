@@ -133,7 +133,7 @@ class Training(Protocol):
     def undone(self, outputs: torch.Tensor, symmetry: int) -> torch.Tensor:
         """Returns the outputs of a turned or mirrored tile as those of the tile."""
 
-    def Loss(self, settings: Train, weights: torch.Tensor | None = None) -> Loss:
+    def batch_loss(self, settings: Train, weights: torch.Tensor | None = None) -> Loss:
         """Returns the loss that a recipe asks for."""
 
 

@@ -104,3 +104,15 @@ def _row(name, picture, labels, classes, form):
         "crc32": crc32(picture),
         "target": target,
     }
+
+
+# Names as in fastai's mnist_tiny, without its test folder.
+DIGITS = [f"{part}/{digit}/{i}.png" for part in ("train", "valid") for digit in "37" for i in "012"]
+
+
+def write_files(folder, *paths):
+    """Writes files of one byte for tests that open no picture. Returns the folder as text."""
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x")
+    return str(folder)

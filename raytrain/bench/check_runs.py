@@ -131,7 +131,7 @@ def _stepper(setting: Setting, how: str, batch: int, passes: int) -> Stepper:
     targets = torch.zeros(STORED, OUTPUTS, dtype=torch.uint8, device=device)
     source = Source(CacheFeed(pixels, device), targets)
     trained = Trained(model.train(), optimizer)
-    loss = registry.training(registry.DEFAULT).Loss(recipe.train)
+    loss = registry.training(registry.DEFAULT).batch_loss(recipe.train)
     return Stepper(recipe, 1, trained, source, loss, setting.worker)
 
 

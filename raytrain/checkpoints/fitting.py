@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from raytrain import registry
 from raytrain.checkpoints.reading import Checkpoint
-from raytrain.config import Normalization, normalization
+from raytrain.config import Normalization, Recipe, normalization
+from raytrain.data.dataset import Dataset
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import ConfigError, typed
 
@@ -80,6 +81,24 @@ def check_fits(
             "its weights expect pixels in another range",
             f"--data.normalize {typed(str(trained_on))}",
         )
+
+
+def check_start(checkpoint: Checkpoint, recipe: Recipe, dataset: Dataset) -> None:
+    """Checks that a run can start from a checkpoint; raises as `check_fits`.
+
+    Args:
+        checkpoint: a checkpoint that was read.
+        recipe: of the run.
+        dataset: that it trains on.
+    """
+    check_fits(
+        checkpoint,
+        dataset.classes,
+        recipe.model.arch,
+        recipe.data.normalize,
+        dataset.tile_format,
+        dataset.task,
+    )
 
 
 def _check_tiles(checkpoint: Checkpoint, tiles: TileFormat) -> None:

@@ -119,14 +119,7 @@ def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> R
     recipe = recipe.model_copy(update={"init_from": path})
     source = initial(recipe, dataset)
     assert source is not None
-    fitting.check_fits(
-        source,
-        dataset.classes,
-        recipe.model.arch,
-        recipe.data.normalize,
-        dataset.tile_format,
-        task=dataset.task,
-    )
+    fitting.check_start(source, recipe, dataset)
     initial_weights.load_weights(model, source.weights(), source.path)
     return recipe
 

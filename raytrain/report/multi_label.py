@@ -51,6 +51,9 @@ def sections(record: Record) -> Sections:
         baselines=_baselines(record),
         table=_table(record),
         decision="A label is predicted where its probability is above the threshold.",
+        scores_note=(
+            f"F2 at threshold {THRESHOLD:g} and accuracy on the validation part after every epoch."
+        ),
         pictures=_pictures(record),
         sheet=_sheet(record),
         submission=f" --thresholds {thresholds}",
@@ -106,29 +109,16 @@ def _table(record: Record) -> LabelTable | None:
 
 
 def _pictures(record: Record) -> dict[str, Drawing]:
-    found = {}
-    if len(record.history):
-        draw = partial(
-            plots.scores,
-            record.history,
-            record.stage_names,
-            multi_label.METRICS,
-            multi_label.SCORE,
-        )
-        found["f2"] = Drawing(
-            draw,
-            "F2 and accuracy by epoch",
-            f"F2 at threshold {THRESHOLD:g} and accuracy on the validation part after every epoch.",
-        )
-    if record.judgement is not None:
-        judged = count(record.judgement.tiles)
-        found["per_label"] = Drawing(
-            partial(plots.per_label, record.judgement.per_label, multi_label.SCORE),
-            "F2 of each label",
-            f"F2 of each label over the {judged} judged tiles, with the number of tiles that have "
-            "the label. The F2 of a label with few tiles is uncertain.",
-        )
-    return found
+    if record.judgement is None:
+        return {}
+    judged = count(record.judgement.tiles)
+    per_label = Drawing(
+        partial(plots.per_label, record.judgement.per_label, multi_label.SCORE),
+        "F2 of each label",
+        f"F2 of each label over the {judged} judged tiles, with the number of tiles that have "
+        "the label. The F2 of a label with few tiles is uncertain.",
+    )
+    return {"per_label": per_label}
 
 
 def _sheet(record: Record) -> Sheet:

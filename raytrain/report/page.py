@@ -130,6 +130,7 @@ def _context(record: Record, sections: Sections, kind: str) -> dict[str, Any]:
         "unfinished": _unfinished(record),
         "table": sections.table,
         "decision": sections.decision,
+        "scores_note": sections.scores_note,
         "limits": sections.limits,
         "tiles_judged": tiles_judged,
         "commands": _commands(record, sections),
@@ -288,6 +289,9 @@ def _drawings(record: Record) -> dict[str, Drawing]:
     if len(history):
         draw_losses = partial(plots.losses, steps, history, names)
         found["losses"] = Drawing(draw_losses, "losses")
+        task = registry.evaluation(record.task)
+        draw_scores = partial(plots.scores, history, names, task.METRICS, task.SCORE)
+        found[task.SCORE.key] = Drawing(draw_scores, f"{task.SCORE.name} by epoch")
     # Without metrics.jsonl the rates of single steps are unknown.
     if len(steps):
         draw_schedule = partial(plots.schedule, steps, names)

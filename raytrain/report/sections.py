@@ -125,7 +125,8 @@ class Sections:
         baselines: what simple methods reach without a network.
         table: of labels.
         decision: a sentence on how a label is decided.
-        pictures: by the name of their PNG file; that of the score by epoch is among them.
+        scores_note: the sentence below the picture of the scores by epoch.
+        pictures: of labels, by the name of their PNG file.
         sheet: tiles.
         submission: words after `raytrain submission P.parquet`, such as flags; empty for none.
         limits: sentences for the model card.
@@ -135,6 +136,7 @@ class Sections:
     baselines: Sequence[Metric] = ()
     table: LabelTable | None = None
     decision: str = ""
+    scores_note: str = ""
     pictures: dict[str, Drawing] = field(default_factory=dict)
     sheet: Sheet = field(default_factory=Sheet)
     submission: str = ""

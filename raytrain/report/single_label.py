@@ -11,7 +11,6 @@ import numpy as np
 
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.score import Score
-from raytrain.evaluation.tasks import single_label
 from raytrain.report import plots, tiles
 from raytrain.report.record import Record
 from raytrain.report.sections import (
@@ -41,6 +40,10 @@ def sections(record: Record) -> Sections:
         headline=_headline(record),
         table=_table(record),
         decision="The most probable class is the answer.",
+        scores_note=(
+            "Accuracy, balanced accuracy and top-5 accuracy on the validation part after every "
+            "epoch."
+        ),
         pictures=_pictures(record),
         sheet=_sheet(record),
         limits=("Every tile gets one of the classes, even if it shows something else.",),
@@ -71,36 +74,22 @@ def _table(record: Record) -> LabelTable | None:
 
 
 def _pictures(record: Record) -> dict[str, Drawing]:
-    found = {}
-    if len(record.history):
-        draw = partial(
-            plots.scores,
-            record.history,
-            record.stage_names,
-            single_label.METRICS,
-            single_label.SCORE,
-        )
-        found["accuracy"] = Drawing(
-            draw,
-            "accuracy by epoch",
-            "Accuracy, balanced accuracy and top-5 accuracy on the validation part after every "
-            "epoch.",
-        )
-    if record.judgement is not None:
-        judged = count(record.judgement.tiles)
-        found["per_label"] = Drawing(
-            partial(plots.per_label, record.judgement.per_class, RECALL),
-            "recall of each class",
-            f"Recall of each class over the {judged} judged tiles, with the number of tiles of the "
-            "class. The recall of a class with few tiles is uncertain.",
-        )
-        found["confusion"] = Drawing(
-            partial(plots.confusion, record.judgement.confusion, record.judgement.classes),
-            "confusion matrix",
-            "Of the tiles of the row's class, the percentage that was taken for the column's "
-            "class. The diagonal is right.",
-        )
-    return found
+    if record.judgement is None:
+        return {}
+    judged = count(record.judgement.tiles)
+    per_label = Drawing(
+        partial(plots.per_label, record.judgement.per_class, RECALL),
+        "recall of each class",
+        f"Recall of each class over the {judged} judged tiles, with the number of tiles of the "
+        "class. The recall of a class with few tiles is uncertain.",
+    )
+    confusion = Drawing(
+        partial(plots.confusion, record.judgement.confusion, record.judgement.classes),
+        "confusion matrix",
+        "Of the tiles of the row's class, the percentage that was taken for the column's "
+        "class. The diagonal is right.",
+    )
+    return {"per_label": per_label, "confusion": confusion}
 
 
 def _sheet(record: Record) -> Sheet:

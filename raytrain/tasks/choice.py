@@ -86,7 +86,7 @@ def loss_of(recipe: Recipe, dataset: Dataset, device: torch.device) -> Loss:
     if weights is not None:
         logger.info(weights_in_words(weights, dataset.classes))
         on_device = torch.tensor(weights, dtype=dtype_of(recipe.train.precision), device=device)
-    return registry.training(dataset.task).Loss(recipe.train, on_device)
+    return registry.training(dataset.task).batch_loss(recipe.train, on_device)
 
 
 def _listed(chosen: Mapping[str, float], classes: list[str]) -> Array:

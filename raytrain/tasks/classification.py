@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,42 @@ class LossOfTile(Protocol):
         self, logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Returns the loss of each tile, (N,), of logits (N, K), targets (N, K), weights (K,)."""
+
+
+# Targets (N, K) and the share of smoothing to smoothed targets (N, K).
+Smoothing = Callable[[torch.Tensor, float], torch.Tensor]
+
+
+class BatchLoss:
+    """The loss of a batch: a sum over its tiles, so that unequal shares of a batch add up.
+
+    Args:
+        loss: of a tile.
+        smoothing: how targets are smoothed.
+        share: of label smoothing; 0 for none.
+        weights: factor of each class, (K,), on the device that trains and in its type; None for 1.
+    """
+
+    def __init__(
+        self,
+        loss: LossOfTile,
+        smoothing: Smoothing,
+        share: float = 0.0,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        self.loss = loss
+        self.smoothing = smoothing
+        self.share = share
+        self.weights = weights
+
+    def __call__(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Sum over tiles of the loss of logits (N, K) against target (N, K).
+
+        Computed in the type of the target.
+        """
+        if self.share:
+            target = self.smoothing(target, self.share)
+        return self.loss(logits.to(target.dtype), target, self.weights).sum()
 
 
 def built(settings: Model, classes: int, channels: int = 3) -> networks.Network:

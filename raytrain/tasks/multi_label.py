@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from raytrain.config import Train
-from raytrain.tasks.classification import LossOfTile, built, targets_on, unchanged
+from raytrain.tasks.classification import BatchLoss, LossOfTile, built, targets_on, unchanged
 
 # Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", section 3: focusing of
 # negatives and margin.
@@ -71,25 +71,16 @@ OWN_LOSS = "bce"
 WEIGHTED = ("bce", "asymmetric")
 
 
-class Loss:
-    """The loss that a recipe asks for, over the tiles of a batch.
+def smoothed(target: torch.Tensor, share: float) -> torch.Tensor:
+    """Moves every target towards 1/2: t (1 - s) + s / 2."""
+    return target * (1 - share) + share / 2
+
+
+def batch_loss(settings: Train, weights: torch.Tensor | None = None) -> BatchLoss:
+    """Returns the loss that a recipe asks for.
 
     Args:
         settings: `loss`, which must be one of `LOSSES`, and `label_smoothing`.
         weights: factor of each class, (K,), on the device that trains and in its type; None for 1.
     """
-
-    def __init__(self, settings: Train, weights: torch.Tensor | None = None) -> None:
-        self.weights = weights
-        self.loss = LOSSES[settings.loss or OWN_LOSS]
-        self.smoothing = settings.label_smoothing
-
-    def __call__(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Sum over tiles of the loss of logits (N, K) against target (N, K), so that unequal shares
-        of a batch add up.
-
-        Computed in the type of the target. Label smoothing moves every target to t (1 - s) + s / 2.
-        """
-        if self.smoothing:
-            target = target * (1 - self.smoothing) + self.smoothing / 2
-        return self.loss(logits.to(target.dtype), target, self.weights).sum()
+    return BatchLoss(LOSSES[settings.loss or OWN_LOSS], smoothed, settings.label_smoothing, weights)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from raytrain.config import Train
-from raytrain.tasks.classification import LossOfTile, built, targets_on, unchanged
+from raytrain.tasks.classification import BatchLoss, LossOfTile, built, targets_on, unchanged
 
 network = built
 device_targets = targets_on
@@ -32,26 +32,19 @@ OWN_LOSS = "cross-entropy"
 WEIGHTED = ("cross-entropy",)
 
 
-class Loss:
-    """The loss that a recipe asks for, over the tiles of a batch.
+def smoothed(target: torch.Tensor, share: float) -> torch.Tensor:
+    """Moves every target towards 1/K: t (1 - s) + s / K.
+
+    Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
+    """
+    return target * (1 - share) + share / target.shape[1]
+
+
+def batch_loss(settings: Train, weights: torch.Tensor | None = None) -> BatchLoss:
+    """Returns the loss that a recipe asks for.
 
     Args:
         settings: `loss`, which must be one of `LOSSES`, and `label_smoothing`.
         weights: factor of each class, (K,), on the device that trains and in its type; None for 1.
     """
-
-    def __init__(self, settings: Train, weights: torch.Tensor | None = None) -> None:
-        self.weights = weights
-        self.loss = LOSSES[settings.loss or OWN_LOSS]
-        self.smoothing = settings.label_smoothing
-
-    def __call__(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Sum over tiles of the loss of logits (N, K) against target (N, K), so that unequal shares
-        of a batch add up.
-
-        Computed in the type of the target. Label smoothing moves every target to t (1 - s) + s / K
-        (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7).
-        """
-        if self.smoothing:
-            target = target * (1 - self.smoothing) + self.smoothing / target.shape[1]
-        return self.loss(logits.to(target.dtype), target, self.weights).sum()
+    return BatchLoss(LOSSES[settings.loss or OWN_LOSS], smoothed, settings.label_smoothing, weights)

@@ -108,14 +108,7 @@ def begin(
     if source is None:
         logger.info(f"new run, from {_fresh(recipe, model)}")
         return Start(), None
-    fitting.check_fits(
-        source,
-        dataset.classes,
-        recipe.model.arch,
-        recipe.data.normalize,
-        dataset.tile_format,
-        task=dataset.task,
-    )
+    fitting.check_start(source, recipe, dataset)
     if own:
         _check_same_data(own, recipe, dataset)
     weights = source.judged_weights()

@@ -3,35 +3,23 @@
 import numpy as np
 import pandas as pd
 import pytest
+from handmade import DIGITS, write_files
 
 from raytrain.data.label_format import LabelFormat
 from raytrain.data.sources import images_at, images_in
 from raytrain.errors import DataError
 
 
-def make(folder, *paths):
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"x")
-    return str(folder)
-
-
 @pytest.fixture
 def digits(tmp_path):
     """Pictures in train/3, train/7, valid/3, valid/7, as fastai's mnist_tiny."""
-    return make(
-        tmp_path,
-        *(
-            f"{part}/{digit}/{i}.png"
-            for part in ("train", "valid")
-            for digit in "37"
-            for i in range(3)
-        ),
-    )
+    return write_files(tmp_path, *DIGITS)
 
 
 def test_pictures_are_found_with_and_without_suffix(tmp_path):
-    found = images_in(make(tmp_path, "a.jpg", "b.PNG", "notes.txt", "._a.jpg", "below/c.jpg"))
+    found = images_in(
+        write_files(tmp_path, "a.jpg", "b.PNG", "notes.txt", "._a.jpg", "below/c.jpg")
+    )
     assert found.table["image_name"].tolist() == ["a", "b"] and found.table["file"].tolist() == [
         "a.jpg",
         "b.PNG",
@@ -41,7 +29,7 @@ def test_pictures_are_found_with_and_without_suffix(tmp_path):
 
 
 def test_rules_say_which_folders_and_suffixes_count(digits, tmp_path):
-    make(tmp_path, "test/9.png", "train/3/9.jpg", "__MACOSX/train/3/0.png")
+    write_files(tmp_path, "test/9.png", "train/3/9.jpg", "__MACOSX/train/3/0.png")
     assert len(images_in(digits, subfolders=True).table) == 14
     assert len(images_in(digits, subfolders=True, suffixes=[".png"]).table) == 13
     assert len(images_in(digits, folders=["train"]).table) == 7
@@ -49,7 +37,9 @@ def test_rules_say_which_folders_and_suffixes_count(digits, tmp_path):
 
 
 def test_pictures_of_one_stem_keep_their_suffix(tmp_path):
-    assert images_in(make(tmp_path, "a.jpg", "a.png", "b.png")).table["image_name"].tolist() == [
+    assert images_in(write_files(tmp_path, "a.jpg", "a.png", "b.png")).table[
+        "image_name"
+    ].tolist() == [
         "a.jpg",
         "a.png",
         "b",
@@ -76,7 +66,7 @@ def test_a_list_of_places_is_a_source(tmp_path):
 
 
 def test_labels_from_a_table_in_memory(tmp_path):
-    found = images_in(make(tmp_path, "a.jpg", "b.jpg", "c.jpg"))
+    found = images_in(write_files(tmp_path, "a.jpg", "b.jpg", "c.jpg"))
     table = pd.DataFrame({"id": ["b", "a.jpg", "d"], "words": [["y", "x"], ["x"], ["y"]]})
     tiles = found.label_from_table(table, LabelFormat("id", "words"))
     assert tiles.classes == ["x", "y"] and np.stack(tiles.table["target"]).tolist() == [
@@ -113,11 +103,11 @@ def test_labels_from_folders_and_from_a_function_agree(digits):
 
 def test_pictures_without_a_folder_have_no_folder_label(tmp_path):
     with pytest.raises(DataError, match="1 pictures lie in no sub-folder"):
-        images_in(make(tmp_path, "a.jpg", "x/b.jpg"), subfolders=True).label_from_folders()
+        images_in(write_files(tmp_path, "a.jpg", "x/b.jpg"), subfolders=True).label_from_folders()
 
 
 def test_labels_that_name_no_picture_at_all_are_refused(tmp_path):
-    found = images_in(make(tmp_path / "images", "a.jpg"))
+    found = images_in(write_files(tmp_path / "images", "a.jpg"))
     (tmp_path / "labels.csv").write_text("image_name,tags\nx/a,clear\n")
     with pytest.raises(DataError, match=r"none of the 1 tiles .* 1 pictures in images: a"):
         found.label_from_file(str(tmp_path / "labels.csv"))
@@ -126,7 +116,7 @@ def test_labels_that_name_no_picture_at_all_are_refused(tmp_path):
 def test_unusable_rows_are_named_by_their_problem(tmp_path):
     rows = "../x,clear\nt_0,clear\nt_0,clear\nt_1,clear\nt_1,haze\nt_2,\nt_3,haze\n"
     (tmp_path / "labels.csv").write_text("image_name,tags\n" + rows)
-    found = images_in(make(tmp_path / "images", "t_0.jpg", "t_1.jpg", "t_2.jpg"))
+    found = images_in(write_files(tmp_path / "images", "t_0.jpg", "t_1.jpg", "t_2.jpg"))
     divided = found.label_from_file(str(tmp_path / "labels.csv")).split()
     assert divided.usable()["image_name"].tolist() == ["t_0"]
     assert [
@@ -141,7 +131,7 @@ def test_unusable_rows_are_named_by_their_problem(tmp_path):
 
 
 def test_contradicting_rows_of_one_picture_are_both_left_out(tmp_path):
-    found = images_in(make(tmp_path, "t_0.jpg"))
+    found = images_in(write_files(tmp_path, "t_0.jpg"))
     tiles = found.label_from_table(
         pd.DataFrame({"image_name": ["t_0", "t_0.jpg"], "tags": ["a", "b"]})
     )
@@ -149,10 +139,12 @@ def test_contradicting_rows_of_one_picture_are_both_left_out(tmp_path):
 
 
 def test_blank_cells_are_tiles_without_labels_and_listed_names_may_have_spaces(tmp_path):
-    found = images_in(make(tmp_path, "Annual Crop/a (1).jpg", "For\u00eat/b.jpg"), subfolders=True)
+    found = images_in(
+        write_files(tmp_path, "Annual Crop/a (1).jpg", "For\u00eat/b.jpg"), subfolders=True
+    )
     tiles = found.label_from_folders()
     assert tiles.classes == ["Annual Crop", "For\u00eat"] and set(tiles.table["problem"]) == {""}
-    other = images_in(make(tmp_path / "x", "a.jpg", "b.jpg"))
+    other = images_in(write_files(tmp_path / "x", "a.jpg", "b.jpg"))
     table = pd.DataFrame({"image_name": ["a", "b"], "tags": ["x", float("nan")]})
     assert other.label_from_table(table).table["problem"].tolist() == ["", "no-labels"]
 
@@ -182,7 +174,7 @@ def test_listed_names_that_are_no_tiles_are_said(digits):
 
 
 def test_one_picture_under_two_names_is_kept_once(tmp_path):
-    found = images_in(make(tmp_path, "t_0.jpg"))
+    found = images_in(write_files(tmp_path, "t_0.jpg"))
     tiles = found.label_from_table(
         pd.DataFrame({"image_name": ["t_0", "t_0.jpg"], "tags": ["a", "a"]})
     )
@@ -221,7 +213,7 @@ def test_the_source_tells_two_divisions_apart(digits):
 
 def named(folder, images, names):
     """The tiles of label rows with these names, each with another label."""
-    found = images_in(make(folder, *images), subfolders=True)
+    found = images_in(write_files(folder, *images), subfolders=True)
     return found.label_from_table(
         pd.DataFrame({"image_name": names, "tags": [f"label{i}" for i in range(len(names))]})
     )
@@ -308,7 +300,7 @@ def test_names_that_several_folders_hold_are_the_reason_where_none_is_found(tmp_
 
 
 def test_names_that_begin_with_the_folder_itself_are_told_the_folder_above(tmp_path):
-    found = images_in(make(tmp_path / "train-jpg", "a.jpg"))
+    found = images_in(write_files(tmp_path / "train-jpg", "a.jpg"))
     with pytest.raises(DataError) as error:
         found.label_from_table(pd.DataFrame({"image_name": ["train-jpg/a"], "tags": ["x"]}))
     assert "--images DIR --folders train-jpg" in error.value.fix
@@ -328,7 +320,7 @@ def test_unseen_characters_of_a_listed_name_are_shown(tmp_path):
 
 
 def test_written_lists_in_memory_are_read_as_in_a_file(tmp_path):
-    found = images_in(make(tmp_path, "a.jpg", "b.jpg"))
+    found = images_in(write_files(tmp_path, "a.jpg", "b.jpg"))
     table = pd.DataFrame({"image_name": ["a", "b"], "tags": ["['x', 'y']", "['y']"]})
     assert found.label_from_table(table).classes == ["x", "y"]
     assert found.label_with(lambda name: "['x']").classes == ["x"]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from handmade import encoded, scene, write_dataset
+from handmade import DIGITS, encoded, scene, write_dataset, write_files
 
 from raytrain.cli.main import run_command
 from raytrain.data import dataset as ds
@@ -20,20 +20,11 @@ from raytrain.data.splits import Rows, Rule
 from raytrain.errors import DataError
 from raytrain.report import dataset_page, dataset_text
 
-DIGITS = [f"{part}/{digit}/{i}.png" for part in ("train", "valid") for digit in "37" for i in "012"]
-
-
-def make(folder, *paths):
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"x")
-    return str(folder)
-
 
 @pytest.fixture
 def digits(tmp_path):
     """Pictures in train/3, train/7, valid/3, valid/7 and test, as fastai's mnist_tiny."""
-    return make(tmp_path / "digits", *DIGITS, "test/0.png", "test/1.png")
+    return write_files(tmp_path / "digits", *DIGITS, "test/0.png", "test/1.png")
 
 
 # Which pictures they are, and their names
@@ -67,10 +58,10 @@ def test_the_same_folder_may_be_given_as_a_path_of_its_own(digits, tmp_path, mon
 
 
 def test_pictures_elsewhere_have_their_folder_in_the_name_only_where_one_needs_it(tmp_path):
-    train = make(tmp_path / "train-jpg", "train_0.jpg", "train_1.jpg")
-    make(tmp_path / "test-jpg", "test_0.jpg", "more/test_1.jpg")
-    make(tmp_path / "again", "a.jpg", "train_0.png")
-    make(tmp_path / "third", "a.jpg", "a.png")
+    train = write_files(tmp_path / "train-jpg", "train_0.jpg", "train_1.jpg")
+    write_files(tmp_path / "test-jpg", "test_0.jpg", "more/test_1.jpg")
+    write_files(tmp_path / "again", "a.jpg", "train_0.png")
+    write_files(tmp_path / "third", "a.jpg", "a.png")
     images = images_in(train).add_test_folder(str(tmp_path / "test-jpg"))
     tiles = images.label_with(lambda name: "x")
     assert tiles.tests["image_name"].tolist() == ["more/test_1", "test_0"]
@@ -86,14 +77,14 @@ def test_pictures_elsewhere_have_their_folder_in_the_name_only_where_one_needs_i
 
 
 def test_a_name_that_two_tiles_would_have_is_refused(tmp_path):
-    images = images_in(make(tmp_path / "images", "test/0.jpg", "0.jpg"), subfolders=True)
-    other = make(tmp_path / "elsewhere" / "test", "0.png")
+    images = images_in(write_files(tmp_path / "images", "test/0.jpg", "0.jpg"), subfolders=True)
+    other = write_files(tmp_path / "elsewhere" / "test", "0.png")
     with pytest.raises(DataError, match="two tiles would be named test/0, one of them in the test"):
         images.add_test_folder(other).label_with(lambda name: "x")
 
 
 def test_pictures_of_a_list_that_lie_in_a_test_folder_are_left_out(tmp_path):
-    folder = make(tmp_path / "set", "a.png", "b.png", "test/c.png")
+    folder = write_files(tmp_path / "set", "a.png", "b.png", "test/c.png")
     listed = images_at([f"{folder}/a.png", f"{folder}/test/c.png"])
     found = listed.add_test_folder(f"{folder}/test")
     assert found.table["image_name"].tolist() == ["a"]
@@ -101,7 +92,7 @@ def test_pictures_of_a_list_that_lie_in_a_test_folder_are_left_out(tmp_path):
 
 
 def test_suffixes_choose_and_what_cannot_be_a_tile_is_named_once(digits):
-    make(Path(digits), "test/2.jpg", "test/below/3.png", "test/notes.txt")
+    write_files(Path(digits), "test/2.jpg", "test/below/3.png", "test/notes.txt")
     (Path(digits) / "test" / "4.png").symlink_to("nowhere")
     images = images_in(digits, subfolders=True)
     assert [str(entry) for entry in images.left_out] == [
@@ -125,7 +116,7 @@ def test_suffixes_choose_and_what_cannot_be_a_tile_is_named_once(digits):
 )
 def test_a_folder_that_cannot_be_one_is_refused(digits, tmp_path, monkeypatch, folder, words):
     monkeypatch.chdir(tmp_path)
-    make(tmp_path, "valid/x.png")
+    write_files(tmp_path, "valid/x.png")
     (Path(digits) / "empty").mkdir()
     with pytest.raises(DataError, match=words):
         images_in(digits, subfolders=True).add_test_folder(folder.format(digits=digits))
@@ -160,7 +151,7 @@ def test_pictures_without_labels_are_listed_unless_they_are_of_a_test_folder(dig
 
 
 def test_a_name_that_is_unsafe_goes_to_the_quarantine(digits):
-    make(Path(digits), "test/line\nbreak.png")
+    write_files(Path(digits), "test/line\nbreak.png")
     divided = images_in(digits, subfolders=True).add_test_folder("test").label_from_folders()
     (record,) = divided.split().unusable()
     assert (record["kind"], record["row"]) == ("unsafe-name", 0)
@@ -175,7 +166,7 @@ def test_another_list_of_test_folders_is_another_source(digits):
             images = images.add_test_folder(folder)
         return images.label_from_folders().split().source
 
-    make(Path(digits), "more/0.png")
+    write_files(Path(digits), "more/0.png")
     assert "test_folders" not in source()
     assert source("test") == source("test") and source("test") != source("more")
     before = source("test")
@@ -201,7 +192,7 @@ def test_another_list_of_test_folders_is_another_source(digits):
 def test_a_folder_that_is_probably_not_labelled_is_never_a_class_without_a_word(
     tmp_path, paths, folder, count
 ):
-    images = images_in(make(tmp_path, *paths), subfolders=True)
+    images = images_in(write_files(tmp_path, *paths), subfolders=True)
     with pytest.raises(
         DataError, match=f'the folder "{folder}" with its {count} pictures'
     ) as error:
@@ -221,7 +212,7 @@ def test_a_folder_that_is_probably_not_labelled_is_never_a_class_without_a_word(
 
 
 def test_a_folder_that_also_holds_class_folders_is_no_test_folder(tmp_path):
-    images = images_in(make(tmp_path, *DIGITS, "train/0.png"), subfolders=True)
+    images = images_in(write_files(tmp_path, *DIGITS, "train/0.png"), subfolders=True)
     with pytest.raises(DataError, match='the folder "train" with its 1 pictures') as error:
         images.label_from_folders()
     assert error.value.fix.startswith("move the pictures that lie in train itself")
@@ -241,12 +232,12 @@ def test_a_folder_that_also_holds_class_folders_is_no_test_folder(tmp_path):
     ],
 )
 def test_folders_that_are_plainly_classes_are_classes(tmp_path, paths):
-    tiles = images_in(make(tmp_path, *paths), subfolders=True).label_from_folders()
+    tiles = images_in(write_files(tmp_path, *paths), subfolders=True).label_from_folders()
     assert tiles.classes == sorted({path.split("/")[-2] for path in paths})
 
 
 def test_listed_classes_name_the_folder_in_any_spelling(tmp_path):
-    images = images_in(make(tmp_path, *DIGITS, "Test/0.png"), subfolders=True)
+    images = images_in(write_files(tmp_path, *DIGITS, "Test/0.png"), subfolders=True)
     assert images.label_from_folders(["3", "7", "test"]).classes == ["3", "7", "test"]
     with pytest.raises(DataError, match='the folder "Test"'):
         images.label_from_folders(["3", "7"])

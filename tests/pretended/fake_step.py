@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raytrain.config import LAYER_GROUPS, load_recipe
 from raytrain.models import networks
-from raytrain.tasks.multi_label import Loss
+from raytrain.tasks.multi_label import batch_loss
 from raytrain.tiles import feeds
 from raytrain.training import optim, step
 from raytrain.training.ema import Ema
@@ -83,7 +83,7 @@ def copies_of(settings):
         worker = step.Worker(device=GPU)
         trained = Trained(model.train(), optimizer, averages)
         source = feeds.Source(tiles, targets)
-        one = step.Stepper(recipe, 1, trained, source, Loss(recipe.train), worker)
+        one = step.Stepper(recipe, 1, trained, source, batch_loss(recipe.train), worker)
         outcomes = one.epoch([np.arange(12)] * 3, 1)
         next(outcomes)
         with Copies() as copies:

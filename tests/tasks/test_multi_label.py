@@ -8,7 +8,7 @@ import torch
 
 from raytrain.config import Train
 from raytrain.data.targets.multi_label import balanced_weights
-from raytrain.tasks.multi_label import LOSSES, Loss, asymmetric, bce, soft_f2
+from raytrain.tasks.multi_label import LOSSES, asymmetric, batch_loss, bce, soft_f2
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.0, 1.0]], dtype=torch.float64)
 TARGET = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
@@ -57,15 +57,15 @@ def test_soft_f2_of_certain_outputs_is_one_minus_f2():
 
 
 def test_label_smoothing_moves_targets_towards_one_half():
-    loss_sum = Loss(Train(label_smoothing=0.2))
+    loss_sum = batch_loss(Train(label_smoothing=0.2))
     wanted = bce(LOGITS, TARGET * 0.8 + 0.1).sum()
     torch.testing.assert_close(loss_sum(LOGITS, TARGET), wanted)
-    assert loss_sum(LOGITS, TARGET) != Loss(Train())(LOGITS, TARGET)
+    assert loss_sum(LOGITS, TARGET) != batch_loss(Train())(LOGITS, TARGET)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_of_a_batch_is_the_sum_over_its_tiles_whatever_the_split(name):
-    loss_sum = Loss(Train(loss=name))
+    loss_sum = batch_loss(Train(loss=name))
     whole = loss_sum(LOGITS, TARGET)
     torch.testing.assert_close(
         loss_sum(LOGITS[:1], TARGET[:1]) + loss_sum(LOGITS[1:], TARGET[1:]), whole
@@ -82,7 +82,7 @@ def test_a_step_down_the_gradient_lowers_the_loss(name):
 
 
 def test_low_precision_logits_are_lifted_to_the_type_of_the_target():
-    loss_sum = Loss(Train())
+    loss_sum = batch_loss(Train())
     assert loss_sum(LOGITS.bfloat16(), TARGET.float()).dtype == torch.float32
     assert loss_sum(LOGITS.float(), TARGET).dtype == torch.float64
 

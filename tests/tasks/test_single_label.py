@@ -15,7 +15,7 @@ from raytrain.data.targets.single_label import balanced_weights
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.tasks import single_label as judged
-from raytrain.tasks.single_label import Loss
+from raytrain.tasks.single_label import batch_loss
 
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.normal(size=(60, 7))
@@ -27,9 +27,9 @@ CLASSES = tuple("abcdefg")
 def test_the_loss_is_torchs_cross_entropy():
     logits, target = torch.tensor(LOGITS), torch.tensor(TARGET, dtype=torch.float64)
     wanted = F.cross_entropy(logits, torch.tensor(TRUE), reduction="sum")
-    torch.testing.assert_close(Loss(Train())(logits, target), wanted)
+    torch.testing.assert_close(batch_loss(Train())(logits, target), wanted)
     wanted = F.cross_entropy(logits, torch.tensor(TRUE), reduction="sum", label_smoothing=0.1)
-    torch.testing.assert_close(Loss(Train(label_smoothing=0.1))(logits, target), wanted)
+    torch.testing.assert_close(batch_loss(Train(label_smoothing=0.1))(logits, target), wanted)
     assert judged.cross_entropy(LOGITS, TARGET) == pytest.approx(
         float(F.cross_entropy(logits, torch.tensor(TRUE))), abs=1e-12
     )
@@ -38,7 +38,7 @@ def test_the_loss_is_torchs_cross_entropy():
 def test_the_loss_of_mixed_tiles_is_the_mixed_loss():
     logits = torch.tensor(LOGITS[:4])
     one, other = torch.tensor(TARGET[:4]).double(), torch.tensor(TARGET[4:8]).double()
-    loss = Loss(Train())
+    loss = batch_loss(Train())
     mixed = loss(logits, 0.3 * one + 0.7 * other)
     torch.testing.assert_close(mixed, 0.3 * loss(logits, one) + 0.7 * loss(logits, other))
 
@@ -47,7 +47,7 @@ def test_weights_are_those_of_torch_and_balanced_ones_those_of_sklearn():
     logits, target = torch.tensor(LOGITS), torch.tensor(TARGET, dtype=torch.float64)
     weights = torch.tensor([1.0, 2, 3, 4, 5, 6, 7], dtype=torch.float64)
     wanted = F.cross_entropy(logits, torch.tensor(TRUE), weight=weights, reduction="sum")
-    torch.testing.assert_close(Loss(Train(), weights)(logits, target), wanted)
+    torch.testing.assert_close(batch_loss(Train(), weights)(logits, target), wanted)
     found = balanced_weights(TARGET)
     wanted = sklearn.utils.compute_class_weight("balanced", classes=np.arange(6), y=TRUE)
     # It knows 6 classes, and the dataset has 7.

@@ -10,7 +10,7 @@ from raytrain.checkpoints import reading, writing
 from raytrain.config import LAYER_GROUPS, load_recipe
 from raytrain.errors import ResourceError
 from raytrain.models import layer_groups, networks
-from raytrain.tasks.multi_label import Loss
+from raytrain.tasks.multi_label import batch_loss
 from raytrain.tiles import sampling
 from raytrain.tiles.feeds import CacheFeed, Source
 from raytrain.training import optim, step, transforms
@@ -37,7 +37,7 @@ def stepper(stage=STAGE, model=None, worker=None, ema=None, **train):
     layer_groups.set_frozen(model, recipe.stages[0].frozen_groups)
     optimizer = optim.make_optimizer(model, [0.01] * LAYER_GROUPS, recipe.train.wd)
     trained = Trained(model.train(), optimizer, ema)
-    return Stepper(recipe, 1, trained, SOURCE, Loss(recipe.train), worker or Worker())
+    return Stepper(recipe, 1, trained, SOURCE, batch_loss(recipe.train), worker or Worker())
 
 
 def gradients(one, rows=ROWS, epoch=1):
