@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raytrain.config import Model, Train
     from raytrain.data.label_format import LabelFormat
     from raytrain.data.labels import Labels
+    from raytrain.evaluation.judging import Judging
     from raytrain.evaluation.predictions import Predictions
     from raytrain.evaluation.score import Score
     from raytrain.models.networks import Network
@@ -85,8 +86,14 @@ class Evaluation(Protocol):
     def probabilities(self, logits: Array) -> Array:
         """Returns the probability of each class, float64 (N, K)."""
 
-    def judge(self, predictions: Predictions) -> Any:
+    def judge(self, predictions: Predictions, how: Judging = ...) -> Any:
         """Evaluates predictions; the other functions take what it returns."""
+
+    def tile_scores(self, predictions: Predictions, how: Judging = ...) -> dict[str, Array]:
+        """Returns scores of single tiles, (N,), sorted by name: what a comparison compares."""
+
+    def score_title(self, name: str) -> str:
+        """Returns the name of one of these scores for people."""
 
     def table(self, judgement: Any) -> str:
         """Returns the judgement as text for the terminal."""
@@ -97,11 +104,11 @@ class Evaluation(Protocol):
     def check_answers(self, classes: tuple[str, ...]) -> None:
         """Refuses classes whose names the file of answers cannot hold."""
 
-    def read_thresholds(self, path: str, classes: tuple[str, ...]) -> Array:
-        """Returns the thresholds of a file, (K,)."""
+    def decision(self, path: str | None, rule: str | None, classes: tuple[str, ...]) -> Any:
+        """Returns how labels are decided, by a file and the name of a rule; None for one way."""
 
-    def answers(self, predictions: Predictions, cut: Array | None) -> Iterator[str]:
-        """Yields the answer for each tile."""
+    def answers(self, predictions: Predictions, chosen: Any) -> Iterator[str]:
+        """Yields the answer for each tile, decided by what `decision` has returned."""
 
 
 class Loss(Protocol):

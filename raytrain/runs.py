@@ -36,6 +36,8 @@ MOST_NAME_BYTES = 255 - len("..01234567.partial")
 NOT_IN_NAMES = '/\\:?#%*"<>|'
 # How much of a refused name an error message shows, characters.
 SHOWN_OF_NAME = 60
+# In the directory of a cross-validation, see `distributed/folds.py`.
+FOLDS = "folds.json"
 # Their versions are recorded in env.json.
 PACKAGES = (
     "raytrain",
@@ -160,8 +162,8 @@ def refuse_taken(name: str, path: str) -> None:
     """
     check_name(name)
     base = storage.join(storage.absolute(path), name)
-    # A run, a search and a range test each have one of these.
-    for file in ("config.yaml", "trials.csv", "lr-find"):
+    # A run, a search, a range test and a cross-validation each have one of these.
+    for file in ("config.yaml", "trials.csv", "lr-find", FOLDS):
         if storage.exists(storage.join(base, file)):
             raise ConfigError(
                 f'there is already a run "{name}" in {path}',

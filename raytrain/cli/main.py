@@ -20,8 +20,9 @@ from cyclopts import App
 from raytrain import log
 from raytrain.cli.dataset import data_app
 from raytrain.cli.download import download
+from raytrain.cli.evaluate import evaluate
 from raytrain.cli.ingest import ingest
-from raytrain.cli.predict import evaluate, predict, submission
+from raytrain.cli.predict import predict, submission
 from raytrain.cli.quickstart import quickstart
 from raytrain.cli.runs import runs_app
 from raytrain.cli.train import lr_find, train

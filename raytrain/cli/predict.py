@@ -1,4 +1,4 @@
-"""The commands `raytrain predict`, `raytrain evaluate` and `raytrain submission`.
+"""The commands `raytrain predict` and `raytrain submission`.
 
 Heavy modules are imported inside the commands, so that help and mistakes in flags answer at once.
 """
@@ -106,36 +106,6 @@ def _check_tiles(tiles: TileFlags, bands: BandFlags) -> None:
         )
 
 
-def evaluate(
-    predictions: str,
-    /,
-    *,
-    out: Annotated[str, Parameter(help="directory for thresholds, tables and the report")],
-    metrics: Annotated[
-        list[str] | None,
-        Parameter(help="further metrics, module:function each; may be repeated", negative=""),
-    ] = None,
-) -> None:
-    """Evaluate predictions: scores, best thresholds, per-label table, report."""
-    check_written("--out", out)
-    from raytrain.evaluation import own_metrics
-    from raytrain.evaluation.predictions import read
-    from raytrain.report.page import write_evaluation
-
-    path = storage.absolute(out)
-    found = read(storage.absolute(predictions))
-    task = registry.evaluation(found.task)
-    own = own_metrics.combined(metrics or (), (), found.task)
-    judgement = task.judge(found)
-    task.write(judgement, path)
-    report = write_evaluation(path, storage.absolute(predictions), judgement)
-    print(task.table(judgement))
-    # After the judgement, which refuses predictions without targets.
-    for name, value in own_metrics.add(own, found, path).items():
-        print(f"{name} {value:.4f}")
-    print(f"report: {report}")
-
-
 def submission(
     predictions: Annotated[list[str], Parameter(negative="")],
     /,
@@ -146,7 +116,17 @@ def submission(
     ],
     thresholds: Annotated[
         str | None,
-        Parameter(help="thresholds.json of a run or an evaluation; default: 0.2 for all labels"),
+        Parameter(
+            help="thresholds.json of a run or an evaluation, whose recommended rule decides; "
+            "default: 0.2 for all labels"
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        Parameter(
+            help="decision rule of --thresholds to use instead: default, global, expected, shrunk "
+            "or per-class, each also with +one-of"
+        ),
     ] = None,
     sample: Annotated[
         str | None,
@@ -167,15 +147,18 @@ def submission(
 
     # Several files: the tiles of several predictions, such as test-jpg and test-jpg-additional.
     found = [read(storage.absolute(path)) for path in predictions]
-    cuts = None
+    task = registry.evaluation(found[0].task)
+    path = None
     if thresholds:
-        task = registry.evaluation(found[0].task)
-        cuts = task.read_thresholds(storage.absolute(thresholds), found[0].classes)
+        path = storage.absolute(thresholds)
+    chosen = task.decision(path, rule, found[0].classes)
     sample_path = None
     if sample:
         sample_path = storage.absolute(sample)
-    done = build(found, cuts, sample_path, labels)
+    done = build(found, chosen, sample_path, labels)
     write(storage.absolute(out), done.table)
+    if chosen is not None:
+        print(chosen.sentence)
     for line in done.notes():
         print(line)
     if sample is None:

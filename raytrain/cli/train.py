@@ -20,6 +20,7 @@ from raytrain.distributed.environment import check_session
 from raytrain.errors import ConfigError, typed
 
 if TYPE_CHECKING:
+    from raytrain.distributed.folds import Folds
     from raytrain.report.rates import RangeTest
 
 NO_RECIPE_FLAGS = RecipeFlags()
@@ -33,6 +34,13 @@ class RunFlags:
     resume: Annotated[
         str | None,
         Parameter(help="resume this run from its last checkpoint, even within an epoch"),
+    ] = None
+    folds: Annotated[
+        str | None,
+        Parameter(
+            help="cross-validation: train one run per fold of this family of splits, such as cv "
+            "of data split --folds 5 --name cv"
+        ),
     ] = None
     restarts: Annotated[
         NonNegativeInt,
@@ -77,6 +85,8 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
     name = run.name
     if name is None:
         name = runs.new_name(storage.name_of(flags.config or "train").removesuffix(".yaml"))
+    if run.folds is not None:
+        return _train_folds(recipe, run, name)
     if run.dry_run:
         # It refuses whatever the run itself would refuse, also in the environment of Ray.
         check_session()
@@ -97,12 +107,35 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
     return None
 
 
+def _train_folds(recipe: Recipe, run: RunFlags, name: str) -> int | None:
+    """Trains or continues a cross-validation. Returns the exit code of its supervisor, or None."""
+    assert run.folds is not None
+    if run.dry_run:
+        check_session()
+        from raytrain.distributed.dry_run import dry_run
+
+        data = recipe.data.model_copy(update={"split": f"{run.folds}-1"})
+        dry_run(recipe.model_copy(update={"data": data}))
+        return None
+    if run.restarts:
+        from raytrain.distributed.supervisor import supervise_folds
+
+        return supervise_folds(recipe, run.folds, name, run.restarts)
+    check_session()
+    from raytrain.distributed.folds import train_folds
+
+    _conclude_folds(train_folds(recipe, run.folds, name))
+    return None
+
+
 def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     """Resumes a run. Returns the exit code of its supervisor, or None without one."""
     _refuse_flags_of_new_runs(name, flags, run)
     fields = flags.by_path
     path = _storage_path(flags)
     check_written("--storage", path)
+    if storage.exists(storage.join(storage.absolute(path), name, runs.FOLDS)):
+        return _resume_folds(name, path, flags, run)
     found = runs.find(name, path)
     changes = flags.overrides
     for field, value in fields.items():
@@ -123,6 +156,25 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     return None
 
 
+def _resume_folds(name: str, path: str, flags: RecipeFlags, run: RunFlags) -> int | None:
+    """Continues a cross-validation. Returns the exit code of its supervisor, or None."""
+    changes = flags.overrides
+    for field, value in flags.by_path.items():
+        changes = merge(changes, nested(field.split("."), value))
+    changes = runs.placement(runs.Run(storage.join(path, name)), changes)
+    check_session()
+    from raytrain.distributed.folds import find, resume_folds
+
+    folds = find(storage.join(storage.absolute(path), name))
+    assert folds is not None  # the caller has seen its file
+    if run.restarts:
+        from raytrain.distributed.supervisor import supervise_resumed_folds
+
+        return supervise_resumed_folds(folds.path, changes, run.restarts)
+    _conclude_folds(resume_folds(folds, changes))
+    return None
+
+
 def _storage_path(flags: RecipeFlags) -> str:
     """Where the run to resume is looked up."""
     given = flags.overrides.get("storage")
@@ -136,6 +188,7 @@ def _refuse_flags_of_new_runs(name: str, flags: RecipeFlags, run: RunFlags) -> N
     others = {
         "--config": flags.config,
         "--name": run.name,
+        "--folds": run.folds,
         "--dry-run": run.dry_run,
         "--print-config": run.print_config,
     }
@@ -159,6 +212,17 @@ def _conclude(run: runs.Run) -> None:
     print(f"report: {done.report}")
     checkpoint = typed(storage.join(run.path, "checkpoints", "last"))
     print(f"next: raytrain predict --checkpoint {checkpoint} --images DIR --out test.parquet")
+
+
+def _conclude_folds(folds: Folds) -> None:
+    """Judges the out-of-fold predictions, writes their report, and prints scores and the next
+    command."""
+    from raytrain.report.conclude import conclude_predictions
+
+    done = conclude_predictions(folds.path, folds.predictions)
+    print(done.table)
+    print(f"report: {done.report}")
+    print(f"out-of-fold predictions: {folds.predictions}")
 
 
 def lr_find(

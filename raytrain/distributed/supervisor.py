@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +203,53 @@ def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
     """
     runs.refuse_taken(name, recipe.storage)
     path = storage.join(storage.absolute(recipe.storage), name)
+    with _given(recipe) as flags:
+        first = ["train", *flags, "--name", name]
+        return supervise(first, _resume(path, []), path, restarts)
+
+
+def supervise_folds(recipe: Recipe, family: str, name: str, restarts: int) -> int:
+    """Runs `supervise` for a cross-validation; the command that began it also goes on with it.
+
+    Args:
+        recipe: of the runs, as this process has resolved it.
+        family: name of the family of splits.
+        name: of the cross-validation.
+        restarts: the largest number of restarts.
+
+    Returns:
+        The exit code.
+    """
+    path = storage.join(storage.absolute(recipe.storage), name)
+    with _given(recipe) as flags:
+        command = ["train", *flags, "--name", name, "--folds", family]
+        return supervise(command, command, path, restarts)
+
+
+def supervise_resumed_folds(path: str, changes: dict[str, Any], restarts: int) -> int:
+    """Runs `supervise` for a cross-validation that was begun.
+
+    Args:
+        path: its directory.
+        changes: nested values of fields that the user has changed.
+        restarts: the largest number of restarts.
+
+    Returns:
+        The exit code.
+    """
+    command = _resume(path, _flags(changes))
+    return supervise(command, command, path, restarts)
+
+
+@contextmanager
+def _given(recipe: Recipe) -> Iterator[list[str]]:
+    """The flags that give a recipe to the child, as long as the file lasts that they name."""
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         # The recipe goes to the child in a file, except for the keys in its URIs: no file gets
         # them, so they are passed as flags.
         file = Path(folder) / "recipe.yaml"
         file.write_text(masked(recipe.to_yaml()))
-        flags = _flags(_with_keys(recipe.model_dump(mode="json")))
-        first = ["train", "--config", str(file), "--name", name, *flags]
-        return supervise(first, _resume(path, []), path, restarts)
+        yield ["--config", str(file), *_flags(_with_keys(recipe.model_dump(mode="json")))]
 
 
 def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) -> int:

@@ -136,14 +136,34 @@ def _average_precision(scores: Array, true: Array) -> float:
     total = np.count_nonzero(true)
     if total == 0:
         return float("nan")
+    hits, chosen = _ranked_hits(scores, true)
+    gains = np.diff(hits, prepend=0)
+    return float(np.sum(hits / chosen * gains) / total)
+
+
+def precision_recall(scores: Array, has_label: Array) -> tuple[Array, Array]:
+    """Computes precision and recall where all tiles above each distinct score get the label.
+
+    Args:
+        scores: of one class, float (N,).
+        has_label: (N,) of 0 and 1, at least one of them 1.
+
+    Returns:
+        Both float64 (distinct scores,), recall ascending.
+    """
+    true = has_label != 0
+    hits, chosen = _ranked_hits(scores, true)
+    return hits / chosen, hits / np.count_nonzero(true)
+
+
+def _ranked_hits(scores: Array, true: Array) -> tuple[Array, Array]:
+    """The number of right tiles, and of all tiles, whose score is at least each distinct one."""
     order = np.argsort(-scores, kind="stable")
     # Tiles of equal score enter together, so that their order in the file does not matter.
     is_last = np.append(np.diff(scores[order]) != 0, True)
     ends = np.flatnonzero(is_last)
     hits = np.cumsum(true[order])[ends]
-    precision = hits / (ends + 1)
-    gains = np.diff(hits, prepend=0)
-    return float(np.sum(precision * gains) / total)
+    return hits, ends + 1
 
 
 def per_label(

@@ -6,6 +6,8 @@ Evaluation, thresholds, submissions and reports read it without GPU or Ray. Its 
     logits      list<float32>, K in each row
     target      list<uint8>, K of 0 and 1 in each row, null where the labels are unknown; there is
                 no such column where all are unknown
+    fold        int32, the fold in which the tile was validated, from 0; only in out-of-fold
+                predictions
 
 The file's metadata holds one JSON object under the key `raytrain`: schema_version, classes in the
 order of the logits, and meta (task, checkpoint, split, part, dataset, as far as the writer knew
@@ -18,7 +20,6 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import dataclass, field, replace
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,9 @@ TYPES = {
     "image_name": pa.string(),
     "logits": pa.list_(pa.float32()),
     "target": pa.list_(pa.uint8()),
+    "fold": pa.int32(),
 }
+OPTIONAL = ("target", "fold")
 # The fix in messages: how to write a new file.
 AGAIN = "raytrain predict --checkpoint RUN --dataset DATASET --out P.parquet"
 
@@ -57,6 +60,8 @@ class Predictions:
         meta: where the predictions come from, see the module.
         known: bool (N,), whether the labels of each tile are known, or None where all are or no
             target is given.
+        fold: int32 (N,), the fold whose network predicted each tile, which it was not trained on;
+            None where one network predicted all.
 
     Raises:
         ValueError: the shapes do not fit the numbers of names and classes.
@@ -68,6 +73,7 @@ class Predictions:
     classes: tuple[str, ...]
     meta: dict[str, str] = field(default_factory=dict)
     known: Array | None = None
+    fold: Array | None = None
 
     def __post_init__(self) -> None:
         self._check_shape("logits", self.logits)
@@ -75,6 +81,8 @@ class Predictions:
             self._check_shape("target", self.target)
         if self.known is not None and self.known.shape != (len(self.names),):
             raise ValueError(f"known has shape {self.known.shape} for {len(self.names)} names")
+        if self.fold is not None and self.fold.shape != (len(self.names),):
+            raise ValueError(f"fold has shape {self.fold.shape} for {len(self.names)} names")
 
     @property
     def is_known(self) -> Array:
@@ -93,13 +101,17 @@ class Predictions:
         known = self.is_known
         if known.all() or not known.any():
             return _without_mask(self)
-        assert self.target is not None
+        return replace(self.taken(np.flatnonzero(known)), known=None)
+
+    def taken(self, rows: Array) -> Predictions:
+        """Returns the predictions of some rows, int (M,), in their order."""
         return replace(
             self,
-            names=tuple(compress(self.names, known)),
-            logits=self.logits[known],
-            target=self.target[known],
-            known=None,
+            names=tuple(self.names[row] for row in rows.tolist()),
+            logits=self.logits[rows],
+            target=_taken(self.target, rows),
+            known=_taken(self.known, rows),
+            fold=_taken(self.fold, rows),
         )
 
     def _check_shape(self, what: str, values: Array) -> None:
@@ -118,6 +130,12 @@ class Predictions:
     def probability(self) -> Array:
         """The probability of each class, float64 (N, K), as the task computes it."""
         return registry.evaluation(self.task).probabilities(self.logits)
+
+
+def _taken(values: Array | None, rows: Array) -> Array | None:
+    if values is None:
+        return None
+    return values[rows]
 
 
 def _without_mask(predictions: Predictions) -> Predictions:
@@ -146,6 +164,8 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
     # A file without rows may have targets, too.
     if predictions.target is not None and (is_known.any() or not len(is_known)):
         columns["target"] = _lists(predictions.target, np.uint8, is_known)
+    if predictions.fold is not None:
+        columns["fold"] = pa.array(predictions.fold, pa.int32())
     known = {
         "schema_version": _version(columns, predictions.task),
         "classes": predictions.classes,
@@ -200,6 +220,11 @@ def read(path: str) -> Predictions:
             mask = table.column("target").is_valid().to_numpy()
         target = _matrix(path, table, "target", classes, mask)
         _check_binary(path, target)
+    fold = None
+    if "fold" in table.column_names:
+        if table.column("fold").null_count:
+            raise _unusable(path, "a row has no fold")
+        fold = table.column("fold").to_numpy()
     names = table.column("image_name").to_pylist()
     registry.check(known["meta"].get("task", registry.DEFAULT))
     return Predictions(
@@ -209,6 +234,7 @@ def read(path: str) -> Predictions:
         classes=tuple(classes),
         meta=known["meta"],
         known=mask,
+        fold=fold,
     )
 
 
@@ -279,7 +305,7 @@ def _checked_columns(path: str, schema: pa.Schema) -> list[str]:
     columns = []
     for name, type_ in TYPES.items():
         is_there = schema.get_field_index(name) >= 0
-        if name == "target" and not is_there:
+        if name in OPTIONAL and not is_there:
             continue
         if name not in schema.names or schema.field(name).type != type_:
             raise _unusable(path, f"it has no column {name} of type {type_}")

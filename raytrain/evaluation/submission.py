@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,6 @@ from raytrain.data.names import KnownNames, stem, visible
 from raytrain.data.tables import Column, open_table, read_rows
 from raytrain.data.text import FileKind
 from raytrain.errors import ConfigError, DataError, did_you_mean
-from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.registry import Evaluation
 
@@ -70,7 +70,7 @@ class Submission:
 
 def build(
     predictions: Sequence[Predictions],
-    thresholds: Array | None = None,
+    chosen: Any = None,
     sample: str | None = None,
     missing: Sequence[str] = (),
 ) -> Submission:
@@ -78,7 +78,8 @@ def build(
 
     Args:
         predictions: one for each folder of test tiles, all with the same classes.
-        thresholds: of each label, (K,); None for the task's own rule.
+        chosen: how labels are decided, as the task's `decision` returns it; None for the rule that
+            needs no file.
         sample: path of the competition's sample file. It gives the order and spelling of the
             names, and exactly its tiles must be predicted. Without it, names have no suffix and
             are sorted, numbers in them by value.
@@ -94,7 +95,9 @@ def build(
     task = _task(predictions)
     task.check_answers(classes)
     _check_labels(missing, classes)
-    tags = _answers_by_name(predictions, thresholds, task)
+    if chosen is None:
+        chosen = task.decision(None, None, classes)
+    tags = _answers_by_name(predictions, chosen, task)
     if sample is None:
         names = sorted(tags, key=_natural)
         rows = [tags[name] for name in names]
@@ -152,13 +155,13 @@ def _classes(predictions: Sequence[Predictions]) -> tuple[str, ...]:
 
 
 def _answers_by_name(
-    predictions: Sequence[Predictions], cut: Array | None, task: Evaluation
+    predictions: Sequence[Predictions], chosen: Any, task: Evaluation
 ) -> dict[str, str]:
     """The answer for every predicted tile, by its name without suffix."""
     answers: dict[str, str] = {}
     for part in predictions:
         names = map(stem, part.names)
-        for name, answer in zip(names, task.answers(part, cut), strict=True):
+        for name, answer in zip(names, task.answers(part, chosen), strict=True):
             if name in answers:
                 raise DataError(
                     f"the tile {visible(name)} comes twice in the predictions",

@@ -11,11 +11,12 @@ from functools import partial
 import numpy as np
 
 from raytrain import storage
-from raytrain.evaluation import metrics
+from raytrain.evaluation import metrics, rules
+from raytrain.evaluation.judgement import Judgement, gain_in_words, judged_on
 from raytrain.evaluation.metrics import THRESHOLD, Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.tasks import multi_label
-from raytrain.report import plots, tiles
+from raytrain.report import curves, plots, tiles
 from raytrain.report.record import Record
 from raytrain.report.sections import (
     Column,
@@ -25,6 +26,7 @@ from raytrain.report.sections import (
     Metric,
     Sections,
     Sheet,
+    TextTable,
 )
 from raytrain.report.templates import count, score
 
@@ -34,9 +36,14 @@ COLUMNS = (
     Column("recall", "recall", 3),
     Column("f2", "F2", 3),
     Column("average_precision", "average precision", 3),
-    Column("threshold", "threshold", 2),
+    Column("own_threshold", "own threshold", 2),
+    Column("gain", "its gain", 4),
 )
-NOTE = "Precision, recall and F2 hold at the threshold in the last column."
+NOTE = (
+    f"Precision, recall and F2 hold at threshold {THRESHOLD:g}. The own threshold is fitted on all "
+    "these tiles. Its gain is that of the F2 over all tiles where this label alone takes its own, "
+    "on tiles that did not fit it."
+)
 LIMIT = (
     "The thresholds favour recall: F2 counts a missed label four times as heavily as a false one. "
     "Choose other thresholds if false alarms cost more."
@@ -50,7 +57,9 @@ def sections(record: Record) -> Sections:
         headline=_headline(record),
         baselines=_baselines(record),
         table=_table(record),
-        decision="A label is predicted where its probability is above the threshold.",
+        decision=_decision(record),
+        decisions=_decisions(record),
+        decision_pictures=_decision_pictures(record),
         scores_note=(
             f"F2 at threshold {THRESHOLD:g} and accuracy on the validation part after every epoch."
         ),
@@ -66,8 +75,12 @@ def _headline(record: Record) -> Metric | None:
     threshold = f"threshold {THRESHOLD:g} for every label"
     if record.predictions is not None and record.judgement is not None:
         judged = count(record.judgement.tiles)
-        note = f"F2, mean over {judged} {record.part} tiles, {threshold}"
-        return Metric("F2", record.judgement.scores["default"].f2, note)
+        default = record.judgement.scores["default"]
+        note = (
+            f"F2, mean over {judged} {record.part} tiles, {threshold}, "
+            f"95 % interval {default.low:.4f} to {default.high:.4f}"
+        )
+        return Metric("F2", default.value, note)
     if len(record.history):
         note = f"F2 on the validation part after the last epoch, {threshold}"
         last_epoch = record.history.iloc[-1]
@@ -106,6 +119,103 @@ def _table(record: Record) -> LabelTable | None:
         return None
     ranked = record.judgement.per_label.sort_values(["f2", "label"], ascending=[False, True])
     return LabelTable(ranked, COLUMNS, NOTE)
+
+
+def _decision(record: Record) -> str:
+    """How labels are decided, as a sentence for the model card."""
+    if record.judgement is None:
+        return "A label is predicted where its probability is above the threshold."
+    recommended = record.judgement.recommended
+    return f"The recommended decision rule is: {rules.title(recommended)}."
+
+
+def _decisions(record: Record) -> TextTable | None:
+    """Every decision rule with its held-out F2."""
+    judgement = record.judgement
+    if judgement is None:
+        return None
+    rows = []
+    for name, found in judgement.scores.items():
+        rows.append(
+            (
+                rules.title(name),
+                judgement.fitted[name].words,
+                score(found.value),
+                f"{found.low:.4f}–{found.high:.4f}",
+                gain_in_words(judgement.gains.get(name)),
+            )
+        )
+    note = (
+        f"F2 under every decision rule; {judged_on(judgement)}. The recommended one stands out: it "
+        "is better than the simpler ones by more than the noise."
+    )
+    return TextTable(
+        titles=("decision rule", "decided by", "F2", "95 % interval", "gain over 0.2"),
+        rows=rows,
+        strong=list(judgement.scores).index(judgement.recommended),
+        note=note,
+    )
+
+
+def _decision_pictures(record: Record) -> dict[str, Drawing]:
+    """Thresholds, calibration, and precision over recall."""
+    judgement = record.judgement
+    if judgement is None:
+        return {}
+    found = {}
+    if len(judgement.classes) <= plots.MAX_LABELS:
+        found["thresholds"] = _threshold_picture(judgement)
+    before, after = judgement.reliability
+    found["reliability"] = Drawing(
+        partial(curves.reliability, before, after),
+        "reliability curve",
+        "Of the labels that get a probability, the share that is true. Below the diagonal the "
+        "network is too sure. The error is the mean distance from the diagonal, over all "
+        "decisions.",
+    )
+    if record.predictions is not None and record.predictions.target is not None:
+        found["precision_recall"] = _precision_recall(record.predictions, judgement)
+    return found
+
+
+def _threshold_picture(judgement: Judgement) -> Drawing:
+    table = judgement.per_label
+    order = np.argsort(-table["count"].to_numpy(), kind="stable")
+    common = rules.cuts_of(judgement.fitted, "global")[0]
+    draw = partial(
+        curves.thresholds,
+        [judgement.classes[k] for k in order.tolist()],
+        rules.cuts_of(judgement.fitted, "per_class")[order],
+        rules.cuts_of(judgement.fitted, "shrunk")[order],
+        float(common),
+    )
+    return Drawing(
+        draw,
+        "fitted thresholds",
+        "Threshold of each label, fitted on all tiles, the most frequent label first. The ring is "
+        "what remains after a rare label is pulled towards the common threshold.",
+    )
+
+
+def _precision_recall(predictions: Predictions, judgement: Judgement) -> Drawing:
+    assert predictions.target is not None  # the caller has seen them
+    averages = judgement.per_label["average_precision"]
+    curves_by_label = {}
+    average_by_label = {}
+    for k, label in enumerate(judgement.classes):
+        # Without a tile of the label there is no recall.
+        if judgement.per_label["count"][k] == 0:
+            continue
+        curves_by_label[label] = metrics.precision_recall(
+            predictions.logits[:, k], predictions.target[:, k]
+        )
+        average_by_label[label] = float(averages[k])
+    return Drawing(
+        partial(curves.precision_recall, curves_by_label, average_by_label),
+        "precision over recall",
+        "Precision over recall of each label, as its threshold falls. The labels of the lowest "
+        "average precision are named, with that number.",
+    )
 
 
 def _pictures(record: Record) -> dict[str, Drawing]:

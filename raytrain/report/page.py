@@ -22,6 +22,7 @@ import numpy as np
 from raytrain import registry, storage
 from raytrain.config import Recipe, Stage
 from raytrain.report import plots, rates
+from raytrain.report.canvas import LIGHT
 from raytrain.report.record import Record, read_evaluation, read_run
 from raytrain.report.sections import Drawing, Sections
 from raytrain.report.templates import NOTHING, Plot, count, render
@@ -99,10 +100,15 @@ def _write_page(record: Record, kind: str) -> str:
     context = _context(record, sections, kind)
     context["sheet"] = sections.sheet
     context["plots"] = _plots(record, sections)
-    context["captions"] = {name: drawing.caption for name, drawing in sections.pictures.items()}
+    context["captions"] = _captions(sections.pictures)
+    context["decision_captions"] = _captions(sections.decision_pictures)
     path = storage.join(record.path, "report.html")
     storage.write_text(path, render("page.html.j2", context))
     return path
+
+
+def _captions(drawings: dict[str, Drawing]) -> dict[str, str]:
+    return {name: drawing.caption for name, drawing in drawings.items()}
 
 
 def _context(record: Record, sections: Sections, kind: str) -> dict[str, Any]:
@@ -130,6 +136,7 @@ def _context(record: Record, sections: Sections, kind: str) -> dict[str, Any]:
         "unfinished": _unfinished(record),
         "table": sections.table,
         "decision": sections.decision,
+        "decisions": sections.decisions,
         "scores_note": sections.scores_note,
         "limits": sections.limits,
         "tiles_judged": tiles_judged,
@@ -272,8 +279,9 @@ def _commands(record: Record, sections: Sections) -> list[dict[str, str]]:
 def _plots(record: Record, sections: Sections) -> dict[str, Plot]:
     """Draws every picture that there is data for, and writes the light ones as PNG files."""
     found = {}
-    for name, drawing in (_drawings(record) | sections.pictures).items():
-        light = drawing.draw(plots.LIGHT)
+    drawings = _drawings(record) | sections.decision_pictures | sections.pictures
+    for name, drawing in drawings.items():
+        light = drawing.draw(LIGHT)
         path = storage.join(record.path, f"{name}.png")
         storage.write_bytes(path, light)
         found[name] = Plot.with_light(light, drawing.draw, drawing.alt)

@@ -12,34 +12,25 @@
 `steps` holds the lines of metrics.jsonl and may have no rows. `history` holds the rows of
 history.csv, `table` those of per_label.csv (raytrain/report/record.py has the columns).
 Equal tables give equal bytes. Imports neither torch nor ray.
-
-Only matplotlib's objects are used, never pyplot: its global state is not safe in a process that
-draws while it serves other threads.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raytrain.evaluation.score import Score
+from raytrain.report.canvas import LIGHT, Theme, legend, name_labels, new_figure, png, short
 
 Array = np.ndarray[Any, Any]
 
-WIDTH = 7.5  # inches; 1200 pixels at DPI, twice the width of the page's text column
-DPI = 160
 # A one-cycle schedule falls to a millionth of its peak in its last steps. The axis ends at this
 # share of the peak, since a longer one would flatten everything above.
 LR_FLOOR = 1e-4
@@ -47,58 +38,8 @@ LR_FLOOR = 1e-4
 MAX_LABELS = 60
 # Up to this many labels the cells of a heat map are wide enough for numbers.
 MAX_NUMBERS = 22
-# Longer labels would leave too little room for the picture itself.
-MAX_LABEL_LETTERS = 40
 # Names of more stages than this would overlap, so they alternate between two rows.
 MAX_STAGES_IN_ONE_ROW = 5
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one set of pictures, as #rrggbb.
-
-    Attributes:
-        paper: background; the same as the page's.
-        ink: text.
-        muted: axes and secondary text.
-        rule: grid lines.
-        train: curves and bars of the training part.
-        valid: curves and bars of the validation part.
-        mark: whatever is pointed out.
-        ramp: colours of the first layer group and of the head; the groups between are mixed.
-    """
-
-    paper: str
-    ink: str
-    muted: str
-    rule: str
-    train: str
-    valid: str
-    mark: str
-    ramp: tuple[str, str]
-
-
-# head.html.j2 has the same colours for the page around the pictures.
-LIGHT = Theme(
-    paper="#fdfcf9",
-    ink="#23282b",
-    muted="#6d7478",
-    rule="#dcdcd5",
-    train="#9aa2a6",
-    valid="#1d6b57",
-    mark="#b4531f",
-    ramp=("#a9c9bd", "#14513f"),
-)
-DARK = Theme(
-    paper="#16191b",
-    ink="#e4e2dc",
-    muted="#979ea2",
-    rule="#33393c",
-    train="#727b80",
-    valid="#6cc3a5",
-    mark="#e59a5f",
-    ramp=("#35584c", "#9fe0c8"),
-)
 
 
 def losses(
@@ -115,7 +56,7 @@ def losses(
     Returns:
         PNG bytes.
     """
-    figure, (ax,) = _figure(3.1, theme)
+    figure, (ax,) = new_figure(3.1, theme)
     if len(steps):
         _draw_step_losses(ax, steps, theme)
     epoch_ends = epoch_positions(steps, history)
@@ -129,8 +70,8 @@ def losses(
         ax.set_xlabel("epoch")
     _mark_stages(ax, edges, stage_names, theme)
     ax.set_ylabel("loss")
-    _legend(ax, theme)
-    return _png(figure)
+    legend(ax, theme)
+    return png(figure)
 
 
 def _draw_step_losses(ax: Axes, steps: pd.DataFrame, theme: Theme) -> None:
@@ -195,7 +136,7 @@ def schedule(steps: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     Returns:
         PNG bytes.
     """
-    figure, (upper, lower) = _figure(3.9, theme, heights=(2, 1))
+    figure, (upper, lower) = new_figure(3.9, theme, heights=(2, 1))
     # float (steps, layer groups)
     rates = pd.DataFrame()
     if len(steps):
@@ -214,8 +155,8 @@ def schedule(steps: pd.DataFrame, stage_names: Sequence[str], theme: Theme = LIG
     if groups > 1:
         # Between the two axes, where no curve runs.
         columns = min(4, groups)
-        _legend(upper, theme, loc="upper center", ncols=columns, anchor=(0.5, -0.01))
-    return _png(figure)
+        legend(upper, theme, loc="upper center", ncols=columns, anchor=(0.5, -0.01))
+    return png(figure)
 
 
 def _draw_rates(ax: Axes, positions: pd.Series, rates: pd.DataFrame, theme: Theme) -> None:
@@ -263,7 +204,7 @@ def scores(
     Returns:
         PNG bytes.
     """
-    figure, (ax,) = _figure(2.9, theme)
+    figure, (ax,) = new_figure(2.9, theme)
     epochs = np.arange(1, len(history) + 1)
     styles = iter(("-", "--", ":"))
     for key, name in names.items():
@@ -280,8 +221,8 @@ def scores(
     # A stage begins halfway between its first epoch and the last epoch of the stage before.
     edges = _stage_edges(history.assign(epochs=epochs - 0.5), "epochs")
     _mark_stages(ax, edges, stage_names, theme)
-    _legend(ax, theme, loc="lower right")
-    return _png(figure)
+    legend(ax, theme, loc="lower right")
+    return png(figure)
 
 
 def _mark_best(ax: Axes, values: pd.Series, score: Score, theme: Theme) -> None:
@@ -317,7 +258,7 @@ def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme 
     Returns:
         PNG bytes.
     """
-    figure, (ax,) = _figure(3.1, theme)
+    figure, (ax,) = new_figure(3.1, theme)
     shown = curve
     if len(curve) > 25:
         # As fastai's plots: the average is not settled at the start, and diverges at the end.
@@ -337,8 +278,8 @@ def range_test(curve: pd.DataFrame, suggestions: dict[str, float], theme: Theme 
     ax.set_ylim(low, high)
     ax.set_xlabel("learning rate of all layer groups")
     ax.set_ylabel("loss")
-    _legend(ax, theme, loc="lower left", ncols=5, anchor=(0.0, 1.0))
-    return _png(figure)
+    legend(ax, theme, loc="lower left", ncols=5, anchor=(0.0, 1.0))
+    return png(figure)
 
 
 def _limits_around(losses: pd.Series) -> tuple[float, float]:
@@ -368,11 +309,11 @@ def per_label(table: pd.DataFrame, score: Score, theme: Theme = LIGHT) -> bytes:
     labels = len(ranked)
     rows = np.arange(labels)
     height = 0.9 + 0.24 * labels
-    figure, (ax,) = _figure(height, theme)
+    figure, (ax,) = new_figure(height, theme)
     values = ranked[score.key]
     lengths = values.fillna(0.0)
     ax.barh(rows, lengths, height=0.62, color=theme.valid, alpha=0.85)
-    _name_labels(ax, "y", ranked["label"])
+    name_labels(ax, "y", ranked["label"])
     # The score ends at 1; the counts are written in the rest.
     right = 1.14
     for row, value, count in zip(rows, values, ranked["count"], strict=True):
@@ -386,7 +327,7 @@ def per_label(table: pd.DataFrame, score: Score, theme: Theme = LIGHT) -> bytes:
     ax.set_ylim(-0.6, labels - 0.3)
     ax.set_xticks(np.linspace(0, 1, 6))
     ax.set_xlabel(f"{score.name} of the label")
-    return _png(figure)
+    return png(figure)
 
 
 def _write_score(ax: Axes, row: float, value: float, theme: Theme) -> None:
@@ -418,7 +359,7 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     ranked = table.iloc[order][-MAX_LABELS:]
     label_height = 0.16 + 0.12 * len(parts)  # inches
     height = 0.9 + label_height * len(ranked)
-    figure, (ax,) = _figure(height, theme)
+    figure, (ax,) = new_figure(height, theme)
     colors = [theme.valid]
     if len(parts) > 1:
         colors = [theme.train, theme.valid, theme.mark]
@@ -440,10 +381,10 @@ def label_counts(table: pd.DataFrame, theme: Theme = LIGHT) -> bytes:
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.minorticks_off()
     ax.set_xlabel("tiles")
-    _name_labels(ax, "y", ranked["label"])
+    name_labels(ax, "y", ranked["label"])
     if len(parts) > 1:
-        _legend(ax, theme, loc="lower right")
-    return _png(figure)
+        legend(ax, theme, loc="lower right")
+    return png(figure)
 
 
 def _write_counts(ax: Axes, positions: Array, counts: pd.Series, theme: Theme) -> None:
@@ -507,7 +448,7 @@ def _heat_map(
     # Rows shrink beyond 17 labels, so that the picture still fits on a screen.
     scale = min(1.0, max(0.35, len(names) / 17))
     height = 1.2 + 5.6 * scale
-    figure, (ax,) = _figure(height, theme)
+    figure, (ax,) = new_figure(height, theme)
     ax.imshow(share, cmap=_colormap(theme), vmin=0, vmax=1, aspect="auto")
     ax.grid(visible=False)
     font_size = min(8.0, 200 / len(names))  # points; MAX_LABELS rows still fit into the height
@@ -515,14 +456,14 @@ def _heat_map(
     for name, count in zip(names, tiles[: len(share)], strict=True):
         rows.append(f"{short(name)}  {count:,}")
     ax.set_yticks(np.arange(len(names)), rows, parse_math=False)
-    _name_labels(ax, "x", names, font_size)
+    name_labels(ax, "x", names, font_size)
     ax.tick_params(axis="y", length=0, labelsize=font_size)
     ax.tick_params(axis="x", labelrotation=90, labeltop=True, labelbottom=False)
     if len(names) <= MAX_NUMBERS:
         _write_percentages(ax, share, theme, diagonal=diagonal)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _write_percentages(ax: Axes, share: Array, theme: Theme, *, diagonal: bool) -> None:
@@ -561,29 +502,6 @@ def epoch_positions(steps: pd.DataFrame, history: pd.DataFrame) -> Array:
     last_steps = steps.groupby(["stage", "epoch"])["step"].max()
     epochs = pd.MultiIndex.from_frame(history[["stage", "epoch"]])
     return np.asarray(last_steps.reindex(epochs), np.float64)
-
-
-def short(label: str) -> str:
-    """A label, cut to MAX_LABEL_LETTERS letters."""
-    label = str(label)
-    if len(label) <= MAX_LABEL_LETTERS:
-        return label
-    return label[: MAX_LABEL_LETTERS - 1] + "…"
-
-
-def _name_labels(
-    ax: Axes, axis: Literal["x", "y"], labels: Iterable[str], font_size: float = 8.0
-) -> None:
-    """Writes labels along an axis; `font_size` is in points."""
-    names = [short(label) for label in labels]
-    set_ticks = ax.set_xticks
-    if axis == "y":
-        set_ticks = ax.set_yticks
-    # Labels come from users: a dollar sign must not start a formula.
-    set_ticks(np.arange(len(names)), names, parse_math=False)
-    ax.tick_params(axis=axis, length=0, labelsize=font_size)
-    ax.grid(axis=axis, visible=False)
-    ax.spines["left"].set_visible(False)
 
 
 def _stage_edges(table: pd.DataFrame, column: str) -> pd.Series:
@@ -669,68 +587,3 @@ def _ramp(theme: Theme, count: int) -> list[tuple[float, float, float]]:
         red, green, blue = mixed.tolist()
         colors.append((red, green, blue))
     return colors
-
-
-def _figure(
-    height: float, theme: Theme, heights: Sequence[float] = (1,)
-) -> tuple[Figure, list[Axes]]:
-    """Makes a figure with axes below each other that share the x axis.
-
-    Args:
-        height: of the figure, in inches.
-        theme: colours.
-        heights: relative heights of the axes, from the top.
-    """
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
-    FigureCanvasAgg(figure)
-    ratios = list(heights)
-    # (axes, 1)
-    grid = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
-    axes = list(grid[:, 0])
-    for ax in axes:
-        _style(ax, theme)
-    return figure, axes
-
-
-def _style(ax: Axes, theme: Theme) -> None:
-    ax.set_facecolor(theme.paper)
-    ax.grid(color=theme.rule, lw=0.6)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8, length=3, width=0.6)
-    ax.xaxis.label.set(color=theme.muted, fontsize=8.5)
-    ax.yaxis.label.set(color=theme.muted, fontsize=8.5)
-    for side, spine in ax.spines.items():
-        spine.set(visible=side in ("left", "bottom"), color=theme.muted, linewidth=0.6)
-
-
-def _legend(
-    ax: Axes,
-    theme: Theme,
-    loc: Any = "upper right",
-    ncols: int = 1,
-    anchor: tuple[float, float] | None = None,
-) -> None:
-    ax.legend(
-        loc=loc,
-        ncols=ncols,
-        bbox_to_anchor=anchor,
-        fontsize=8,
-        labelcolor=theme.ink,
-        facecolor=theme.paper,
-        edgecolor="none",
-        framealpha=0.85,
-        columnspacing=1.2,
-        handlelength=1.5,
-    )
-
-
-def _png(figure: Figure) -> bytes:
-    sink = io.BytesIO()
-    # Without matplotlib's name and version, so that equal figures stay equal bytes after an update.
-    metadata = {"Software": None}
-    with warnings.catch_warnings():
-        # Each letter that the font lacks becomes a box and a warning. The tables of the page
-        # contain the same words, so nothing is lost.
-        warnings.filterwarnings("ignore", r"Glyph \d+")
-        figure.savefig(sink, format="png", facecolor=figure.get_facecolor(), metadata=metadata)
-    return sink.getvalue()

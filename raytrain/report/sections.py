@@ -83,6 +83,23 @@ class LabelTable:
 
 
 @dataclass(frozen=True)
+class TextTable:
+    """A table whose cells are text.
+
+    Attributes:
+        titles: headers of the columns.
+        rows: cells of each row, as many as titles.
+        strong: number of the row that stands out, from 0; None for none.
+        note: sentences about it.
+    """
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Line:
     """Words of one kind: missed, false, or empty for what is right."""
 
@@ -125,6 +142,8 @@ class Sections:
         baselines: what simple methods reach without a network.
         table: of labels.
         decision: a sentence on how a label is decided.
+        decisions: the ways to decide labels, with their scores.
+        decision_pictures: of how labels are decided, by the name of their PNG file.
         scores_note: the sentence below the picture of the scores by epoch.
         pictures: of labels, by the name of their PNG file.
         sheet: tiles.
@@ -136,6 +155,8 @@ class Sections:
     baselines: Sequence[Metric] = ()
     table: LabelTable | None = None
     decision: str = ""
+    decisions: TextTable | None = None
+    decision_pictures: dict[str, Drawing] = field(default_factory=dict)
     scores_note: str = ""
     pictures: dict[str, Drawing] = field(default_factory=dict)
     sheet: Sheet = field(default_factory=Sheet)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from raytrain.errors import ConfigError
-from raytrain.report.plots import LIGHT
+from raytrain.report.canvas import LIGHT
 
 # All in pixels.
 MARGIN = 20  # around the sheet

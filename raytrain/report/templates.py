@@ -17,10 +17,10 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from raytrain.report import plots
+from raytrain.report.canvas import DARK, LIGHT, Theme
 
 # Draws a picture in the colours of a theme, as PNG bytes.
-Draw = Callable[[plots.Theme], bytes]
+Draw = Callable[[Theme], bytes]
 
 NOTHING = "–"  # shown where there is no value
 # In this order: the ampersand comes first, since the other replacements contain one.
@@ -38,12 +38,12 @@ class Plot:
     @classmethod
     def of(cls, draw: Draw, alt: str) -> Plot:
         """Draws a picture in both themes."""
-        return cls.with_light(draw(plots.LIGHT), draw, alt)
+        return cls.with_light(draw(LIGHT), draw, alt)
 
     @classmethod
     def with_light(cls, light: bytes, draw: Draw, alt: str) -> Plot:
         """As `of`, for a caller that has the PNG bytes of the light picture already."""
-        return cls(_png_uri(light), _png_uri(draw(plots.DARK)), alt)
+        return cls(_png_uri(light), _png_uri(draw(DARK)), alt)
 
 
 def render(template: str, context: dict[str, Any], *, autoescape: bool = True) -> str:

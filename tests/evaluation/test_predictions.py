@@ -62,6 +62,21 @@ def test_what_is_written_is_read(tmp_path, rows, target):
         assert (after.target.dtype, after.target.tolist()) == (np.uint8, before.target.tolist())
 
 
+def test_folds_are_written_and_read_and_go_with_their_rows(tmp_path):
+    fold = np.array([1, 0, 2, 1, 0], np.int32)
+    before = replace(some(5), fold=fold)
+    write(str(tmp_path / "p.parquet"), before)
+    after = read(str(tmp_path / "p.parquet"))
+    assert (after.fold.dtype, after.fold.tolist()) == (np.int32, fold.tolist())
+    assert pq.read_schema(tmp_path / "p.parquet").field("fold").type == pa.int32()
+    assert after.taken(np.array([3, 1])).fold.tolist() == [1, 0]
+    known = np.array([True, False, True, True, False])
+    assert replace(after, known=known).judged().fold.tolist() == [1, 2, 1]
+    assert read(str(tmp_path / "p.parquet")).fold is not None
+    with pytest.raises(ValueError, match="fold has shape"):
+        replace(before, fold=fold[:3])
+
+
 def test_equal_predictions_give_equal_bytes(tmp_path):
     write(str(tmp_path / "a"), some())
     write(str(tmp_path / "b"), replace(some(), meta=dict(reversed(META.items()))))
@@ -70,7 +85,8 @@ def test_equal_predictions_give_equal_bytes(tmp_path):
 
 def test_the_file_has_the_schema_that_others_may_rely_on(path):
     schema = pq.read_schema(path)
-    assert {name: schema.field(name).type for name in schema.names} == predictions.TYPES
+    types = {name: schema.field(name).type for name in schema.names}
+    assert types == {name: predictions.TYPES[name] for name in ("image_name", "logits", "target")}
     known = json.loads(schema.metadata[b"raytrain"])
     assert known == {"schema_version": 1, "classes": ["clear", "haze", "water"], "meta": META}
 

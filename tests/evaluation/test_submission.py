@@ -6,6 +6,8 @@ import pytest
 
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.rule_files import Chosen
+from raytrain.evaluation.rules import Thresholds
 from raytrain.evaluation.submission import build, write
 
 CLASSES = ("clear", "haze", "water")
@@ -17,6 +19,12 @@ def of(tiles, classes=CLASSES):
     return Predictions(tuple(tiles), np.log(p / (1 - p)).astype(np.float32), None, classes, {})
 
 
+def at(cuts):
+    """The decision of these thresholds."""
+    cuts = np.broadcast_to(cuts, len(CLASSES))
+    return Chosen("per_class", Thresholds(cuts), "as the test asks")
+
+
 def rows(submission):
     table = submission.table
     return dict(zip(table["image_name"], table["tags"], strict=True))
@@ -25,15 +33,15 @@ def rows(submission):
 def test_tags_are_above_the_threshold_and_in_class_order():
     tiles = of({"a": [0.3, 0.1, 0.9], "b": [0.21, 0.19, 0.1]})
     assert rows(build([tiles], None, None)) == {"a": "clear water", "b": "clear"}
-    assert rows(build([tiles], 0.5, None)) == {"a": "water", "b": "clear"}
-    assert rows(build([tiles], np.array([0.25, 0.05, 0.95]), None)) == {
+    assert rows(build([tiles], at(0.5), None)) == {"a": "water", "b": "clear"}
+    assert rows(build([tiles], at([0.25, 0.05, 0.95]), None)) == {
         "a": "clear haze",
         "b": "haze",
     }
 
 
 def test_a_probability_that_equals_the_threshold_is_no_tag():
-    assert rows(build([of({"a": [0.5, 0.9, 0.1]})], 0.5, None)) == {"a": "haze"}
+    assert rows(build([of({"a": [0.5, 0.9, 0.1]})], at(0.5), None)) == {"a": "haze"}
 
 
 def test_every_tile_has_at_least_its_top_label():

@@ -15,7 +15,7 @@ from raytrain.checkpoints import reading, versions
 from raytrain.checkpoints.history import read_epochs, read_steps
 from raytrain.data.dataset import decoded_images, open_dataset
 from raytrain.errors import ConfigError
-from raytrain.evaluation import predictions, thresholds
+from raytrain.evaluation import judgement, predictions
 from raytrain.models import networks
 from raytrain.training.inference import Inference, logits_of
 from raytrain.training.loop import fit
@@ -72,7 +72,7 @@ def test_predictions_are_judged_and_belong_to_the_checkpoint(folder):
     logits = logits_of(model.eval(), images.permute(0, 3, 1, 2), how)
     # Bits follow the processor, and a threshold on them is far from this.
     np.testing.assert_allclose(logits.numpy(), found.logits, atol=1e-3)
-    assert 0 <= thresholds.judge(found).scores["default"].f2 <= 1
+    assert 0 <= judgement.judge(found).scores["default"].value <= 1
 
 
 def test_a_run_is_read_and_resumed_to_its_end(folder):

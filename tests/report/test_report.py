@@ -24,7 +24,7 @@ from raytrain.data import dataset as ds
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError
 from raytrain.evaluation import predictions as prediction_files
-from raytrain.evaluation import thresholds
+from raytrain.evaluation import rules
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.tasks import multi_label
 from raytrain.report import page, plots, tiles
@@ -356,7 +356,8 @@ def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
     assert f"{tile_f2(predictions.logits, predictions.target).mean():.4f}" in card
     for part in (
         "## Labels",
-        "above the threshold",
+        "## Decisions",
+        "decision rule",
         "## Limits",
         "## Data licence",
         "rules of that Kaggle competition",
@@ -430,9 +431,9 @@ def test_the_report_imports_neither_torch_nor_ray():
 def test_thresholds_are_fitted_once_on_each_half_and_once_on_all(
     run: Path, tmp_path: Path, command, monkeypatch
 ):
-    fitted, fit = [], thresholds.fit
+    fitted, fit = [], rules.fit
     monkeypatch.setattr(
-        thresholds, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more)
+        rules, "fit", lambda logits, *more: fitted.append(len(logits)) or fit(logits, *more)
     )
     if command == "evaluate":
         out = tmp_path / "evaluation"

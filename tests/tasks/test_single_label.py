@@ -13,7 +13,10 @@ from raytrain.data.label_format import LabelFormat
 from raytrain.data.sources import images_at
 from raytrain.data.targets.single_label import balanced_weights
 from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation.comparison import compare
+from raytrain.evaluation.judging import Judging
 from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.rules import Exclusive
 from raytrain.evaluation.tasks import single_label as judged
 from raytrain.tasks.single_label import batch_loss
 
@@ -97,8 +100,10 @@ def test_a_judgement_is_written_and_told(tmp_path):
     assert list(judged.answers(found, None)) == [CLASSES[k] for k in LOGITS.argmax(1)]
     with pytest.raises(DataError, match="does not have exactly one label"):
         judged.judge(Predictions(found.names, LOGITS, TARGET * 0, CLASSES))
-    with pytest.raises(ConfigError, match="thresholds"):
-        judged.read_thresholds("t.json", CLASSES)
+    for path, rule, flag in (("t.json", None, "--thresholds"), (None, "global", "--rule")):
+        with pytest.raises(ConfigError, match=flag):
+            judged.decision(path, rule, CLASSES)
+    assert judged.decision(None, None, CLASSES) is None
 
 
 def test_there_are_no_thresholds_to_search(tmp_path):
@@ -144,3 +149,26 @@ def test_what_makes_several_labels_of_a_tile_is_refused(form):
     table = pd.DataFrame({"image_name": ["a"], "tags": ["x"]})
     with pytest.raises(ConfigError, match="--task single-label"):
         pictures("a").label_from_table(table, form, task="single-label")
+
+
+def test_the_interval_over_groups_is_wider_where_the_tiles_of_a_group_are_alike():
+    rows = np.repeat(np.arange(20), 10)
+    copies = Predictions(
+        tuple(f"t{i:03}" for i in range(200)), LOGITS[:20][rows], TARGET[:20][rows], CLASSES
+    )
+    group_of = {name: str(rows[i]) for i, name in enumerate(copies.names)}
+    alone, grouped = judged.judge(copies), judged.judge(copies, Judging(group_of))
+    assert alone.accuracy == grouped.accuracy
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+    with pytest.raises(ConfigError, match="--one-of a,b for predictions of the task single-label"):
+        judged.judge(copies, Judging(exclusive=Exclusive(("a", "b"))))
+
+
+def test_two_models_are_compared_by_their_accuracy():
+    meta = {"task": "single-label"}
+    names = tuple(f"t{i:02}" for i in range(60))
+    first = Predictions(names, LOGITS, TARGET, CLASSES, meta)
+    second = Predictions(names, LOGITS + 9 * TARGET, TARGET, CLASSES, meta)
+    found = compare(first, second).scores["accuracy"]
+    assert (found.second, found.verdict) == (1.0, "better")
+    assert found.first == judged.accuracy(LOGITS, TARGET)

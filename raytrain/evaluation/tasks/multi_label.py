@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from raytrain.errors import DataError
-from raytrain.evaluation import metrics, thresholds
+from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation import judgement as judgements
+from raytrain.evaluation import metrics, rule_files, rules
+from raytrain.evaluation.judgement import Judgement
+from raytrain.evaluation.judging import PLAIN, Judging
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
+from raytrain.evaluation.rule_files import Chosen
 from raytrain.evaluation.score import Score
-from raytrain.evaluation.thresholds import Judgement
 
 SCORE = Score("f2", "F2")
 # Metrics of an epoch beside the loss, by their column in history.csv, with their names for people.
@@ -50,19 +53,29 @@ def probabilities(logits: Array) -> Array:
     return metrics.sigmoid(logits)
 
 
-def judge(predictions: Predictions) -> Judgement:
-    """Evaluates predictions, and fits thresholds on them; see `thresholds.judge`."""
-    return thresholds.judge(predictions)
+def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
+    """Evaluates predictions, and fits decision rules on them; see `judgement.judge`."""
+    return judgements.judge(predictions, how)
+
+
+def tile_scores(predictions: Predictions, how: Judging = PLAIN) -> dict[str, Array]:
+    """Returns the held-out F2 of every tile by decision rule; see `judgement.tile_scores`."""
+    return judgements.tile_scores(predictions, how)
+
+
+def score_title(name: str) -> str:
+    """Returns the name of a decision rule for people."""
+    return rules.title(name)
 
 
 def table(judgement: Judgement) -> str:
     """Returns the judgement as text for the terminal."""
-    return thresholds.table(judgement)
+    return judgements.table(judgement)
 
 
 def write(judgement: Judgement, out: str) -> None:
     """Writes thresholds.json, metrics.json and per_label.csv into a directory."""
-    thresholds.write(judgement, out)
+    judgements.write(judgement, out)
 
 
 def check_answers(classes: tuple[str, ...]) -> None:
@@ -80,23 +93,44 @@ def check_answers(classes: tuple[str, ...]) -> None:
             )
 
 
-def read_thresholds(path: str, classes: tuple[str, ...]) -> Array:
-    """Reads the recommended thresholds of a thresholds.json, float64 (K,)."""
-    return thresholds.read_thresholds(path, classes)
+def decision(path: str | None, rule: str | None, classes: tuple[str, ...]) -> Chosen:
+    """Returns how labels are decided.
+
+    Args:
+        path: of a thresholds.json, or None for 0.2.
+        rule: name of a rule in it, or None for the one that it recommends.
+        classes: names of the K labels.
+
+    Raises:
+        ConfigError: there is no such rule, or what it needs was fitted in no given file.
+        DataError: the file cannot be used.
+    """
+    if rule is not None:
+        rule = rules.check_name(rule)
+    if path is not None:
+        return rule_files.read(path, classes, rule)
+    if rule not in (None, rules.DEFAULT):
+        raise ConfigError(
+            f"--rule {rule} without --thresholds",
+            "its numbers are fitted on predictions with labels, and stand in a file",
+            f"--thresholds DIR/{rule_files.NAME}; raytrain evaluate P.parquet --out DIR writes it",
+        )
+    why = "as no --thresholds is given"
+    if rule is not None:
+        why = "as --rule asks"
+    return Chosen(rules.DEFAULT, rules.default(len(classes)), why)
 
 
-def answers(predictions: Predictions, cut: Array | None) -> Iterator[str]:
+def answers(predictions: Predictions, chosen: Chosen) -> Iterator[str]:
     """Yields the answer for each tile: its labels in class order, separated by spaces.
 
     Every tile gets at least its most probable label, because an empty field scores 0.
 
     Args:
         predictions: of N tiles.
-        cut: threshold of each label, (K,); None for 0.2.
+        chosen: how labels are decided.
     """
-    if cut is None:
-        cut = np.full(len(predictions.classes), metrics.THRESHOLD)
-    predicted = probabilities(predictions.logits) > cut  # bool (N, K)
+    predicted = chosen.decision.labels(predictions.logits)  # bool (N, K)
     # argmax fails for a part without tiles.
     if len(predicted):
         empty = ~predicted.any(axis=1)

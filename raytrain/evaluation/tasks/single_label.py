@@ -17,6 +17,8 @@ import pandas as pd
 
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
+from raytrain.evaluation import intervals
+from raytrain.evaluation.judging import PLAIN, Judging, by_name
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.score import Score
@@ -79,7 +81,7 @@ def cross_entropy(logits: Array, target: Array) -> float:
 
 def accuracy(logits: Array, target: Array) -> float:
     """Returns the share of tiles whose class is right."""
-    return float((_classes_of(logits) == _classes_of(target)).mean())
+    return float(_is_right(logits, target).mean())
 
 
 def confusion_matrix(logits: Array, target: Array) -> Array:
@@ -170,14 +172,68 @@ def probabilities(logits: Array) -> Array:
     return np.exp(_log_softmax(logits))
 
 
-def judge(predictions: Predictions) -> Judgement:
+def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
     """Evaluates the predictions whose targets are known.
 
+    The interval of the accuracy is `wilson`'s for independent tiles, and that of the bootstrap over
+    groups where they are stated.
+
     Raises:
+        ConfigError: an exclusive group is stated.
         DataError: there are no targets, no tiles, or a tile without exactly one label.
     """
+    if how.exclusive is not None:
+        raise ConfigError(
+            f"--one-of {','.join(how.exclusive.labels)} for predictions of the task single-label",
+            "every tile has exactly one label of all",
+            "leave --one-of out",
+        )
     unknown = int((~predictions.is_known).sum())
-    predictions = predictions.judged()
+    predictions = _checked(by_name(predictions))
+    target = predictions.target
+    assert target is not None  # as _checked has seen
+    logits = predictions.logits
+    confusion = confusion_matrix(logits, target)
+    share = accuracy(logits, target)
+    low, high = wilson(share, len(target))
+    groups = how.groups(predictions.names)
+    if groups is not None:
+        right = _is_right(logits, target)
+        over_groups = intervals.estimate(right, groups, how.seed)
+        low, high = over_groups.low, over_groups.high
+    return Judgement(
+        classes=predictions.classes,
+        tiles=len(target),
+        accuracy=share,
+        low=low,
+        high=high,
+        balanced_accuracy=balanced_accuracy(confusion),
+        top5=top_accuracy(logits, target),
+        cross_entropy=cross_entropy(logits, target),
+        confusion=confusion,
+        per_class=per_class(confusion, predictions.classes),
+        unknown=unknown,
+    )
+
+
+def tile_scores(predictions: Predictions, how: Judging = PLAIN) -> dict[str, Array]:
+    """Returns whether the class of each tile is right, 0.0 or 1.0, the tiles sorted by name.
+
+    Raises:
+        DataError: as `judge`.
+    """
+    predictions = _checked(by_name(predictions))
+    assert predictions.target is not None  # as _checked has seen
+    return {SCORE.key: _is_right(predictions.logits, predictions.target)}
+
+
+def score_title(name: str) -> str:
+    """Returns the name of the score for people."""
+    return SCORE.name
+
+
+def _checked(predictions: Predictions) -> Predictions:
+    """The same predictions; refuses those whose tiles do not have exactly one label each."""
     target = predictions.target
     if target is None or len(target) == 0:
         raise DataError(
@@ -192,23 +248,7 @@ def judge(predictions: Predictions) -> Judgement:
             "the predictions are those of the task single-label",
             "predict the dataset that was ingested with --task single-label",
         )
-    logits = predictions.logits
-    confusion = confusion_matrix(logits, target)
-    share = accuracy(logits, target)
-    low, high = wilson(share, len(target))
-    return Judgement(
-        classes=predictions.classes,
-        tiles=len(target),
-        accuracy=share,
-        low=low,
-        high=high,
-        balanced_accuracy=balanced_accuracy(confusion),
-        top5=top_accuracy(logits, target),
-        cross_entropy=cross_entropy(logits, target),
-        confusion=confusion,
-        per_class=per_class(confusion, predictions.classes),
-        unknown=unknown,
-    )
+    return predictions
 
 
 def to_json(judgement: Judgement) -> dict[str, Any]:
@@ -264,23 +304,32 @@ def check_answers(classes: tuple[str, ...]) -> None:
     """Does nothing: the whole cell is the label, whatever characters it has."""
 
 
-def read_thresholds(path: str, classes: tuple[str, ...]) -> Array:
-    """Refuses thresholds: the most probable class is the answer.
+def decision(path: str | None, rule: str | None, classes: tuple[str, ...]) -> None:
+    """Refuses thresholds and rules: the most probable class is the answer.
 
     Raises:
-        ConfigError: always.
+        ConfigError: one is given.
     """
-    raise ConfigError(
-        f"--thresholds {path} for predictions of the task single-label",
-        "every tile has exactly one label: the most probable class",
-        "leave --thresholds out",
-    )
+    given = {"--thresholds": path, "--rule": rule}
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{flag} {value} for predictions of the task single-label",
+                "every tile has exactly one label: the most probable class",
+                f"leave {flag} out",
+            )
 
 
-def answers(predictions: Predictions, cut: Array | None) -> Iterator[str]:
-    """Yields the answer for each tile: its most probable class. There are no thresholds."""
+def answers(predictions: Predictions, chosen: None) -> Iterator[str]:
+    """Yields the answer for each tile: its most probable class. Nothing else can be chosen."""
     for index in _classes_of(predictions.logits).tolist():
         yield predictions.classes[index]
+
+
+def _is_right(logits: Array, target: Array) -> Array:
+    """1.0 for each tile whose class is right, else 0.0, float64 (N,)."""
+    right = _classes_of(logits) == _classes_of(target)
+    return np.asarray(right, np.float64)
 
 
 def _classes_of(values: Array) -> Array:

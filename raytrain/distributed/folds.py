@@ -1,0 +1,375 @@
+"""Cross-validation: one run for each fold of a family of splits, and their predictions in one file.
+
+    train_folds(recipe, family, name)    begins, or goes on where an earlier call has ended
+    resume_folds(folds, overrides)       goes on
+
+`raytrain data split DATASET --folds 5 --name cv` makes the family cv: the splits cv-1 to cv-5. The
+runs N-cv-1 to N-cv-5 lie beside the directory `<storage>/N`, which holds recipe.yaml, folds.json
+(what is done) and, when all are done, predictions.parquet: every tile predicted by the run that was
+not trained on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raytrain import runs, storage
+from raytrain.config import Recipe, merge, parse_yaml, validate
+from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.distributed import environment
+from raytrain.distributed.session import session, to_go
+from raytrain.distributed.train import resume, train
+from raytrain.errors import ConfigError, DataError, StorageError, exit_code_of
+from raytrain.evaluation import predictions
+from raytrain.evaluation.own_metrics import Metric
+from raytrain.evaluation.predictions import Predictions
+from raytrain.log import duration
+from raytrain.runlock import held
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "recipe.yaml"
+PREDICTIONS = "predictions.parquet"
+# What `meta` of the predictions calls the part of the dataset that they cover.
+PART = "out-of-fold"
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A cross-validation that was begun.
+
+    Attributes:
+        path: of its directory.
+        recipe: that all runs share, but for the split.
+        family: name of the family of splits.
+        splits: their names, in the order of the folds.
+        dataset_hash: of the dataset.
+        done: names of the splits whose run is complete.
+    """
+
+    path: str
+    recipe: Recipe
+    family: str
+    splits: tuple[str, ...]
+    dataset_hash: str
+    done: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name that the user gave."""
+        return storage.name_of(self.path)
+
+    @property
+    def storage(self) -> str:
+        """Where the runs are."""
+        return storage.parent(self.path)
+
+    @property
+    def predictions(self) -> str:
+        """Path of the out-of-fold predictions."""
+        return storage.join(self.path, PREDICTIONS)
+
+    def run_name(self, split: str) -> str:
+        """Name of the run that validates a fold."""
+        return f"{self.name}-{split}"
+
+    def run(self, split: str) -> runs.Run:
+        """The run that validates a fold, begun or not."""
+        return runs.Run(storage.join(self.storage, self.run_name(split)))
+
+    def recipe_of(self, split: str) -> Recipe:
+        """The recipe of the run that validates a fold."""
+        data = self.recipe.data.model_copy(update={"split": split})
+        return self.recipe.model_copy(update={"data": data})
+
+
+def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Metric] = ()) -> Folds:
+    """Trains one run for each fold, one after the other, and joins their predictions.
+
+    The same call again goes on: complete runs stay, the one that was cut is resumed.
+
+    Args:
+        recipe: its `dataset` is set; its split does not matter.
+        family: name of the family of splits.
+        name: of the directory under `recipe.storage`, and beginning of the names of the runs.
+        metrics: as for `train`.
+
+    Returns:
+        The complete cross-validation.
+
+    Raises:
+        ConfigError: one of that name was begun with another recipe or family.
+        RaytrainError: as `train`.
+    """
+    runs.check_name(name)
+    path = storage.join(storage.absolute(recipe.storage), name)
+    begun = find(path)
+    if begun is None:
+        begun = _begin(recipe, family, path)
+    else:
+        begun = _continued(begun, recipe, family)
+    return _train_all(begun, {}, metrics)
+
+
+def resume_folds(
+    folds: Folds, overrides: Mapping[str, Any], *, metrics: Sequence[Metric] = ()
+) -> Folds:
+    """Goes on with a cross-validation.
+
+    Args:
+        folds: that was begun.
+        overrides: nested values of the fields that a resumed run may change.
+        metrics: the functions that `train_folds` was given.
+
+    Raises:
+        RaytrainError: as `train_folds`.
+    """
+    changed = merge(folds.recipe.model_dump(), overrides)
+    recipe = Recipe.model_validate(changed | {"storage": folds.storage})
+    return _train_all(replace(folds, recipe=recipe), overrides, metrics)
+
+
+def find(path: str) -> Folds | None:
+    """Reads the cross-validation in a directory; None where there is none.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    state = storage.join(path, runs.FOLDS)
+    text = storage.join(path, RECIPE)
+    try:
+        content = storage.read_json(state)
+        written = storage.with_keys_of(storage.read_bytes(text).decode(), path)
+        return Folds(
+            path=path,
+            recipe=validate(parse_yaml(written, text), text, written),
+            family=content["family"],
+            splits=tuple(content["splits"]),
+            dataset_hash=content["dataset_hash"],
+            done=tuple(content["done"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{state} is damaged ({error!r})",
+            "it would be unknown which folds are trained",
+            "start again with another --name; the runs of single folds remain",
+        ) from None
+
+
+def _begin(recipe: Recipe, family: str, path: str) -> Folds:
+    """Writes the directory of a new cross-validation."""
+    if recipe.dataset is None:
+        raise ConfigError(
+            "no dataset is given",
+            "there is nothing to train on",
+            "--dataset DIR, as written by raytrain ingest --out DIR",
+        )
+    dataset = open_dataset(recipe.dataset)
+    splits = family_of(dataset, family)
+    where = {"dataset": dataset.path, "storage": storage.parent(path)}
+    recipe = _with_threads(recipe).model_copy(update=where)
+    folds = Folds(path, recipe, family, splits, dataset.hash)
+    for name in (folds.name, *map(folds.run_name, splits)):
+        runs.refuse_taken(name, folds.storage)
+    storage.write_text(storage.join(path, RECIPE), recipe.to_yaml())
+    _write_state(folds)
+    return folds
+
+
+def family_of(dataset: Dataset, family: str) -> tuple[str, ...]:
+    """Returns the splits of a family, in the order of their folds.
+
+    Raises:
+        DataError: the dataset has no such family, or not all of its splits.
+    """
+    splits: list[str] = []
+    while f"{family}-{len(splits) + 1}" in dataset.splits:
+        splits.append(f"{family}-{len(splits) + 1}")
+    fix = f"raytrain data split {dataset.path} --folds 5 --name {family}"
+    if len(splits) < 2:
+        known = ", ".join(dataset.splits) or "none"
+        raise DataError(
+            f"{dataset.path} has no folds {family}-1, {family}-2 ... (it has the splits: {known})",
+            "each fold is validated by a run that was trained on the others",
+            fix,
+        )
+    folds = dataset.split(splits[0])["fold"]
+    if folds.max() + 1 != len(splits):
+        raise DataError(
+            f"{dataset.path} has {len(splits)} of the {folds.max() + 1} folds of {family}",
+            "tiles of the others would have no prediction",
+            f"{fix}2, another name",
+        )
+    return tuple(splits)
+
+
+def _with_threads(recipe: Recipe) -> Recipe:
+    """The recipe with the number of threads that its workers have on this machine.
+
+    Resolved once: all folds then compute alike, whatever else runs on the machine later. On a
+    cluster each worker takes its share of its own node.
+    """
+    if recipe.train.threads is not None or environment.connects():
+        return recipe
+    threads = max(1, len(os.sched_getaffinity(0)) // recipe.num_workers)
+    train = recipe.train.model_copy(update={"threads": threads})
+    return recipe.model_copy(update={"train": train})
+
+
+def _continued(begun: Folds, recipe: Recipe, family: str) -> Folds:
+    """The cross-validation that the same command began; refuses another command."""
+    if recipe.train.threads is None:
+        train = recipe.train.model_copy(update={"threads": begun.recipe.train.threads})
+        recipe = recipe.model_copy(update={"train": train})
+    different = _different(begun.recipe.model_dump(), recipe.model_dump())
+    changed = sorted(different - {*runs.PLACEMENT, "storage", "data.split"})
+    if family != begun.family:
+        changed.insert(0, f"--folds {family} instead of {begun.family}")
+    if changed:
+        raise ConfigError(
+            f"the folds {begun.name} were begun in another way: {', '.join(changed)}",
+            "folds of different recipes cannot be joined",
+            f"{runs.resume_command(begun.name, begun.storage)}, or another --name",
+        )
+    placed = {"dataset": storage.absolute(recipe.dataset or ""), "storage": begun.storage}
+    return replace(begun, recipe=recipe.model_copy(update=placed))
+
+
+def _different(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Paths of the fields whose values differ."""
+    found = set()
+    for key in one.keys() | two.keys():
+        first = one.get(key)
+        second = two.get(key)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            found |= _different(first, second, f"{prefix}{key}.")
+        elif first != second:
+            found.add(f"{prefix}{key}")
+    return found
+
+
+def _train_all(folds: Folds, overrides: Mapping[str, Any], metrics: Sequence[Metric]) -> Folds:
+    """Trains the runs that are left, one after the other, and joins the predictions of all."""
+    with held(folds.path), session(), _failure_recorded(folds):
+        dataset = _checked_dataset(folds)
+        began = time.monotonic()
+        left = [split for split in folds.splits if split not in folds.done]
+        for done, split in enumerate(left):
+            number = folds.splits.index(split) + 1
+            logger.info(f"fold {number} of {len(folds.splits)}: {folds.run_name(split)}")
+            _train_one(folds, split, overrides, metrics)
+            folds = _with_done(folds, split)
+            time_left = to_go(done + 1, len(left), began)
+            logger.info(
+                f"fold {number} of {len(folds.splits)} is done after "
+                f"{duration(time.monotonic() - began)}, {time_left}"
+            )
+        joined = join(folds, dataset)
+        predictions.write(folds.predictions, joined)
+    return folds
+
+
+@contextmanager
+def _failure_recorded(folds: Folds) -> Iterator[None]:
+    """Writes failure.json where a fold fails or is stopped, and says how to go on."""
+    storage.remove(storage.join(folds.path, "failure.json"))
+    try:
+        yield
+    except BaseException as error:
+        # The storage may be what failed. The user needs the error itself, not this second one.
+        with suppress(StorageError):
+            runs.write_failure(runs.Run(folds.path), error, exit_code_of(error))
+        logger.info(f"all folds go on with: {runs.resume_command(folds.name, folds.storage)}")
+        raise
+
+
+def _checked_dataset(folds: Folds) -> Dataset:
+    """The dataset; refuses another one than that of the folds that are done."""
+    assert folds.recipe.dataset is not None  # _begin refuses a recipe without one
+    dataset = open_dataset(folds.recipe.dataset)
+    if dataset.hash == folds.dataset_hash:
+        return dataset
+    raise DataError(
+        f"the dataset {dataset.path} is not the one that {folds.name} was begun on",
+        "folds of different tiles cannot be joined",
+        f"{runs.resume_command(folds.name, folds.storage)} --dataset PATH of the same dataset",
+    )
+
+
+def _train_one(
+    folds: Folds, split: str, overrides: Mapping[str, Any], metrics: Sequence[Metric]
+) -> None:
+    run = folds.run(split)
+    if storage.exists(storage.join(run.path, "config.yaml")):
+        resume(run, runs.placement(run, dict(overrides)), metrics=metrics)
+        return
+    train(folds.recipe_of(split), name=run.name, metrics=metrics)
+
+
+def _with_done(folds: Folds, split: str) -> Folds:
+    changed = replace(folds, done=(*folds.done, split))
+    _write_state(changed)
+    return changed
+
+
+def _write_state(folds: Folds) -> None:
+    content = {
+        "family": folds.family,
+        "splits": folds.splits,
+        "dataset_hash": folds.dataset_hash,
+        "done": folds.done,
+    }
+    storage.write_json(storage.join(folds.path, runs.FOLDS), content)
+
+
+def join(folds: Folds, dataset: Dataset) -> Predictions:
+    """Joins the predictions of all runs: every tile by the run that was not trained on it.
+
+    Raises:
+        DataError: predictions of a run are missing or damaged, or not those of its fold.
+    """
+    found = []
+    for split in folds.splits:
+        path = storage.join(folds.run(split).path, PREDICTIONS)
+        part = predictions.read(path)
+        table = dataset.split(split)
+        expected = set(table.loc[table["part"] == "valid", "image_name"])
+        if len(part.names) != len(expected) or set(part.names) != expected:
+            raise DataError(
+                f"{path} does not hold the {len(expected)} tiles of the fold {split}",
+                "a tile would be missing, or judged by a network that was trained on it",
+                f"remove the run {folds.run_name(split)}, then "
+                f"{runs.resume_command(folds.name, folds.storage)}",
+            )
+        found.append(part)
+    sizes = [len(part.names) for part in found]
+    # The column `fold` of a split counts from 0, the names of the splits from 1.
+    fold = np.repeat(np.arange(len(found), dtype=np.int32), sizes)
+    meta = {
+        "task": dataset.task,
+        "split": folds.family,
+        "part": PART,
+        "dataset": dataset.path,
+    }
+    targets = []
+    for part in found:
+        assert part.target is not None  # tiles of a fold have known targets
+        targets.append(part.target)
+    return Predictions(
+        names=tuple(name for part in found for name in part.names),
+        logits=np.concatenate([part.logits for part in found]),
+        target=np.concatenate(targets),
+        classes=found[0].classes,
+        meta=meta,
+        fold=fold,
+    )
