@@ -36,7 +36,7 @@ class JudgingFlags:
         str | None, Parameter(help="CSV or Parquet file with tile names and --column, for group")
     ] = None
     column: Annotated[str | None, Parameter(help="column of --table with the group")] = None
-    one_of: Annotated[
+    exactly_one: Annotated[
         str | None,
         Parameter(
             help="labels of which a tile has exactly one, such as clear,cloudy,haze: "
@@ -45,7 +45,7 @@ class JudgingFlags:
     ] = None
     alone: Annotated[
         str | None,
-        Parameter(help="labels of --one-of that allow no other label, such as cloudy"),
+        Parameter(help="labels of --exactly-one that allow no other label, such as cloudy"),
     ] = None
 
     def judging(self, predictions: Predictions) -> Judging:
@@ -76,20 +76,20 @@ class JudgingFlags:
         return dict(zip(names, groups, strict=True))
 
     def _exclusive(self) -> Exclusive | None:
-        if self.one_of is None and self.alone is None:
+        if self.exactly_one is None and self.alone is None:
             return None
         from raytrain.evaluation.rules import Exclusive
 
-        if self.one_of is None:
+        if self.exactly_one is None:
             raise ConfigError(
-                f"--alone {self.alone} without --one-of",
+                f"--alone {self.alone} without --exactly-one",
                 "a label stands alone in a group of labels of which a tile has exactly one",
-                f"--one-of clear,cloudy,haze,partly_cloudy --alone {self.alone}",
+                f"--exactly-one clear,cloudy,haze,partly_cloudy --alone {self.alone}",
             )
         alone: list[str] = []
         if self.alone is not None:
             alone = listed(self.alone, "--alone")
-        return Exclusive(tuple(listed(self.one_of, "--one-of")), tuple(alone))
+        return Exclusive(tuple(listed(self.exactly_one, "--exactly-one")), tuple(alone))
 
 
 NO_JUDGING_FLAGS = JudgingFlags()

@@ -125,7 +125,7 @@ def submission(
         str | None,
         Parameter(
             help="decision rule of --thresholds to use instead: default, global, expected, shrunk "
-            "or per-class, each also with +one-of"
+            "or per-class, each also with +exactly-one"
         ),
     ] = None,
     sample: Annotated[

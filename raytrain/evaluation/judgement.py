@@ -324,7 +324,7 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
             "f2": score.value,
             "low": score.low,
             "high": score.high,
-            "held_out": name.removesuffix(rules.ONE_OF) != DEFAULT,
+            "held_out": name.removesuffix(rules.EXACTLY_ONE) != DEFAULT,
         }
     for name, gain in judgement.gains.items():
         scores[name]["gain"] = asdict(gain.difference) | {"verdict": gain.verdict}

@@ -1,11 +1,11 @@
 """The file thresholds.json: fitted decision rules, and the one that is recommended.
 
     {"default": 0.2, "global": t, "per_class": {label: t}, "shrunk": {label: t},
-     "expected": {"temperature": T}, "one_of": {"labels": [...], "alone": [...]},
+     "expected": {"temperature": T}, "exactly_one": {"labels": [...], "alone": [...]},
      "recommended": NAME}
 
-`one_of` is there only where a group was stated. Files of earlier versions have neither `shrunk` nor
-`expected`. Imports neither torch nor ray.
+`exactly_one` is there only where a group was stated. Files of earlier versions have neither
+`shrunk` nor `expected`. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write(
     content[rules.DEFAULT] = THRESHOLD
     content["global"] = next(iter(content["global"].values()))
     if exclusive is not None:
-        content["one_of"] = {"labels": exclusive.labels, "alone": exclusive.alone}
+        content["exactly_one"] = {"labels": exclusive.labels, "alone": exclusive.alone}
     content["recommended"] = recommended
     storage.write_json(path, content)
 
@@ -94,15 +94,15 @@ def read(path: str, classes: tuple[str, ...], rule: str | None = None) -> Chosen
         name = rule
         why = "as --rule asks"
     try:
-        base = str(name).removesuffix(rules.ONE_OF)
+        base = str(name).removesuffix(rules.EXACTLY_ONE)
         found = content.get(base)
         if rule is not None and found is None:
             raise _not_in_file(path, rule)
         decision = _decision(path, base, found, content, classes)
         if name != base:
-            if rule is not None and "one_of" not in content:
+            if rule is not None and "exactly_one" not in content:
                 raise _not_in_file(path, rule)
-            decision = _with_group(decision, content["one_of"], classes)
+            decision = _with_group(decision, content["exactly_one"], classes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
     return Chosen(str(name), decision, why)
@@ -174,8 +174,8 @@ def _damaged(path: str, error: Exception) -> DataError:
 
 def _not_in_file(path: str, rule: str) -> ConfigError:
     group = ""
-    if rule.endswith(rules.ONE_OF):
-        group = " --one-of LABEL,LABEL"
+    if rule.endswith(rules.EXACTLY_ONE):
+        group = " --exactly-one LABEL,LABEL"
     return ConfigError(
         f"{path} has no rule {rule}",
         "an earlier version wrote it, or it was written without a group of labels",

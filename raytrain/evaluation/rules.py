@@ -30,7 +30,7 @@ RULES = {
     "per_class": "one per label",
 }
 # Ends the name of a rule that decides an exclusive group, too.
-ONE_OF = "+one-of"
+EXACTLY_ONE = "+exactly-one"
 BETA = 2.0
 
 
@@ -122,17 +122,17 @@ class Exclusive:
         Raises:
             ConfigError: there is such a label, or fewer than two labels are in the group.
         """
-        fix = "--one-of clear,cloudy,haze,partly_cloudy --alone cloudy"
+        fix = "--exactly-one clear,cloudy,haze,partly_cloudy --alone cloudy"
         if len(set(self.labels)) < 2:
             raise ConfigError(
-                f"--one-of {','.join(self.labels)} names fewer than two labels",
+                f"--exactly-one {','.join(self.labels)} names fewer than two labels",
                 "a tile gets the most probable one of them",
                 fix,
             )
         for label in self.labels:
             if label not in classes:
                 raise ConfigError(
-                    f'--one-of names "{label}", which is no label of the predictions.'
+                    f'--exactly-one names "{label}", which is no label of the predictions.'
                     f"{did_you_mean(label, classes)}",
                     "the group would not be the one that you meant",
                     fix,
@@ -140,7 +140,7 @@ class Exclusive:
         for label in self.alone:
             if label not in self.labels:
                 raise ConfigError(
-                    f'--alone names "{label}", which is not in --one-of.'
+                    f'--alone names "{label}", which is not in --exactly-one.'
                     f"{did_you_mean(label, self.labels)}",
                     "only a label of the group can stand alone",
                     fix,
@@ -247,14 +247,14 @@ def with_group(
     if exclusive is None:
         return found
     for name, decision in decisions.items():
-        found[name + ONE_OF] = WithGroup(decision, exclusive, classes)
+        found[name + EXACTLY_ONE] = WithGroup(decision, exclusive, classes)
     return found
 
 
 def title(name: str) -> str:
     """Returns the name of a rule for people."""
-    if name.endswith(ONE_OF):
-        return f"{RULES[name.removesuffix(ONE_OF)]}, one of a group"
+    if name.endswith(EXACTLY_ONE):
+        return f"{RULES[name.removesuffix(EXACTLY_ONE)]}, one of a group"
     return RULES[name]
 
 
@@ -264,11 +264,11 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: there is no such rule.
     """
-    base = name.removesuffix(ONE_OF).replace("-", "_")
+    base = name.removesuffix(EXACTLY_ONE).replace("-", "_")
     if base in RULES:
         return base + name[len(base) :]
     raise ConfigError(
         f"--rule {name}: there is no such decision rule.{did_you_mean(name, RULES)}",
         "it decides which labels a tile gets",
-        f"one of {', '.join(RULES)}; with {ONE_OF} behind it, the group of the file counts too",
+        f"one of {', '.join(RULES)}; {EXACTLY_ONE} behind it takes the group of the file, too",
     )

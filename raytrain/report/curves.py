@@ -107,12 +107,14 @@ def precision_recall(
             ax.plot(recall, precision, color=theme.train, lw=0.8, alpha=0.8)
     for label in weakest:
         precision, recall = curves[label]
-        name = f"{short(label)} {averages[label]:.2f}"
+        # A dollar sign must not start a formula.
+        name = f"{short(label)} {averages[label]:.2f}".replace("$", r"\$")
         ax.plot(recall, precision, color=theme.mark, lw=1.3, ls=next(styles), label=name)
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("recall")
     ax.set_ylabel("precision")
     if weakest:
-        legend(ax, theme, loc="lower left")
+        # Above the axes: every corner below may hold a curve.
+        legend(ax, theme, loc="lower left", ncols=2, anchor=(0.0, 1.0))
     return png(figure)

@@ -97,12 +97,12 @@ def test_the_command_takes_groups_from_a_table_and_a_group_of_labels(tmp_path, c
     (tmp_path / "scenes.csv").write_text("image_name,scene\n" + "\n".join(rows) + "\n")
     words = ["evaluate", str(tmp_path / "a.parquet"), "--out", str(tmp_path / "e")]
     groups = ["--by", "group", "--table", str(tmp_path / "scenes.csv"), "--column", "scene"]
-    code = run_command([*words, *groups, "--one-of", "clear,haze", "--alone", "haze"])
+    code = run_command([*words, *groups, "--exactly-one", "clear,haze", "--alone", "haze"])
     out, err = capsys.readouterr()
     assert code == 0
     assert "expected F2, one of a group" in out
     content = json.loads((tmp_path / "e/thresholds.json").read_text())
-    assert content["one_of"] == {"labels": ["clear", "haze"], "alone": ["haze"]}
+    assert content["exactly_one"] == {"labels": ["clear", "haze"], "alone": ["haze"]}
     code = run_command([*words, "--alone", "haze"])
     out, err = capsys.readouterr()
-    assert code == 2 and "--alone haze without --one-of" in err
+    assert code == 2 and "--alone haze without --exactly-one" in err

@@ -150,13 +150,13 @@ def test_an_exclusive_group_is_judged_with_every_rule():
     p = some()
     exclusive = Exclusive(("clear", "haze"), ("haze",))
     found = judgement.judge(p, Judging(exclusive=exclusive))
-    assert list(found.scores) == [*rules.RULES, *(f"{name}+one-of" for name in rules.RULES)]
-    labels = found.fitted["default+one-of"].labels(p.logits)
+    assert list(found.scores) == [*rules.RULES, *(f"{name}+exactly-one" for name in rules.RULES)]
+    labels = found.fitted["default+exactly-one"].labels(p.logits)
     weather = labels[:, [0, 3]]
     assert (weather.sum(axis=1) == 1).all()
     assert (labels[weather[:, 1]].sum(axis=1) == 1).all()  # haze stands alone
     assert found.scores["default"] == judgement.judge(p).scores["default"]
-    with pytest.raises(ConfigError, match=r'--one-of names "hase".*Did you mean'):
+    with pytest.raises(ConfigError, match=r'--exactly-one names "hase".*Did you mean'):
         judgement.judge(p, Judging(exclusive=Exclusive(("clear", "hase"))))
 
 

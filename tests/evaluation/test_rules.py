@@ -33,8 +33,8 @@ def test_a_named_rule_comes_before_the_recommended_one(tmp_path):
     chosen = multi_label.decision(path, "per-class", CLASSES)
     assert chosen.decision.cuts.tolist() == found.fitted["per_class"].cuts.tolist()
     assert chosen.sentence.endswith("as --rule asks")
-    with pytest.raises(ConfigError, match="has no rule shrunk\\+one-of"):
-        multi_label.decision(path, "shrunk+one-of", CLASSES)
+    with pytest.raises(ConfigError, match="has no rule shrunk\\+exactly-one"):
+        multi_label.decision(path, "shrunk+exactly-one", CLASSES)
     with pytest.raises(ConfigError, match=r"there is no such decision rule.*expected"):
         multi_label.decision(path, "expectd", CLASSES)
 
@@ -44,8 +44,10 @@ def test_a_group_goes_through_the_file(tmp_path):
     exclusive = Exclusive(("clear", "haze"), ("haze",))
     found = judgement.judge(p, Judging(exclusive=exclusive))
     judgement.write(found, str(tmp_path))
-    chosen = multi_label.decision(str(tmp_path / "thresholds.json"), "expected+one-of", CLASSES)
-    expected = found.fitted["expected+one-of"].labels(p.logits)
+    chosen = multi_label.decision(
+        str(tmp_path / "thresholds.json"), "expected+exactly-one", CLASSES
+    )
+    expected = found.fitted["expected+exactly-one"].labels(p.logits)
     assert (chosen.decision.labels(p.logits) == expected).all()
     assert "one of a group" in chosen.sentence
 
@@ -90,7 +92,7 @@ def test_files_of_earlier_versions_still_work(tmp_path):
             "not a thresholds file",
         ),
         (
-            '{"recommended": "default+one-of", "default": 0.2, "per_class": {"a": 0.1, "b": 0.1}}',
+            '{"recommended": "default+exactly-one", "default": 0.2, "per_class": {"a": 0.1, "b": 0.1}}',
             "not a thresholds file",
         ),
         ('{"recommended": "per_class", "per_class": {"a": 0.1}}', '"b" is missing'),
@@ -129,10 +131,10 @@ def test_the_most_probable_label_of_a_group_is_kept_and_a_lone_one_stands_alone(
     ("exclusive", "sentence"),
     [
         (Exclusive(("clear",)), "names fewer than two labels"),
-        (Exclusive(("clear", "sky")), '--one-of names "sky", which is no label'),
+        (Exclusive(("clear", "sky")), '--exactly-one names "sky", which is no label'),
         (
             Exclusive(("clear", "haze"), ("water",)),
-            '--alone names "water", which is not in --one-of',
+            '--alone names "water", which is not in --exactly-one',
         ),
     ],
 )

@@ -160,7 +160,7 @@ def test_the_interval_over_groups_is_wider_where_the_tiles_of_a_group_are_alike(
     alone, grouped = judged.judge(copies), judged.judge(copies, Judging(group_of))
     assert alone.accuracy == grouped.accuracy
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
-    with pytest.raises(ConfigError, match="--one-of a,b for predictions of the task single-label"):
+    with pytest.raises(ConfigError, match="--exactly-one a,b for the task single-label"):
         judged.judge(copies, Judging(exclusive=Exclusive(("a", "b"))))
 
 

@@ -184,9 +184,9 @@ def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
     """
     if how.exclusive is not None:
         raise ConfigError(
-            f"--one-of {','.join(how.exclusive.labels)} for predictions of the task single-label",
+            f"--exactly-one {','.join(how.exclusive.labels)} for the task single-label",
             "every tile has exactly one label of all",
-            "leave --one-of out",
+            "leave --exactly-one out",
         )
     unknown = int((~predictions.is_known).sum())
     predictions = _checked(by_name(predictions))
