@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raytrain.config import Model, Train
     from raytrain.data.label_format import LabelFormat
     from raytrain.data.labels import Labels
-    from raytrain.evaluation.judging import Judging
+    from raytrain.evaluation.conditions import Conditions
     from raytrain.evaluation.predictions import Predictions
     from raytrain.evaluation.score import Score
     from raytrain.models.networks import Network
@@ -86,10 +86,10 @@ class Evaluation(Protocol):
     def probabilities(self, logits: Array) -> Array:
         """Returns the probability of each class, float64 (N, K)."""
 
-    def judge(self, predictions: Predictions, how: Judging = ...) -> Any:
+    def judge(self, predictions: Predictions, how: Conditions = ...) -> Any:
         """Evaluates predictions; the other functions take what it returns."""
 
-    def tile_scores(self, predictions: Predictions, how: Judging = ...) -> dict[str, Array]:
+    def tile_scores(self, predictions: Predictions, how: Conditions = ...) -> dict[str, Array]:
         """Returns scores of single tiles, (N,), sorted by name: what a comparison compares."""
 
     def score_title(self, name: str) -> str:

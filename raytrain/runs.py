@@ -250,6 +250,19 @@ def find(name: str, path: str) -> Run:
     )
 
 
+def find_folds(name: str, path: str) -> Run | None:
+    """The directory of the cross-validation of a name; None where there is none.
+
+    Args:
+        name: its name, or the path of its directory.
+        path: storage path; one of that name there comes before a directory of that path.
+    """
+    for candidate in (storage.join(storage.absolute(path), name), storage.absolute(name)):
+        if storage.exists(storage.join(candidate, FOLDS)):
+            return Run(candidate)
+    return None
+
+
 def every(path: str) -> list[Run]:
     """All runs under a storage path, sorted by name."""
     base = storage.absolute(path)

@@ -12,35 +12,38 @@ from cyclopts import Parameter
 
 from raytrain import storage
 from raytrain.cli.job import check_written
+from raytrain.data.names import visible
 from raytrain.data.text import listed
-from raytrain.errors import ConfigError
+from raytrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from raytrain.evaluation.judging import Judging
+    from raytrain.evaluation.conditions import Conditions
     from raytrain.evaluation.predictions import Predictions
     from raytrain.evaluation.rules import Exclusive
 
 
+COLUMN_FIX = "give --column one of its columns; names of tiles are in its column image_name"
+
+
 @dataclass(frozen=True)
-class JudgingFlags:
+class ConditionFlags:
     """What is known of the tiles beside their predictions."""
 
     by: Annotated[
         Literal["tile", "group"],
-        Parameter(
-            help="what is resampled for intervals; group: tiles with one value of --column, "
-            "such as a scene, since neighbouring tiles are not independent"
-        ),
+        Parameter(help="what intervals resample: tiles, or groups of them such as scenes"),
     ] = "tile"
     table: Annotated[
         str | None, Parameter(help="CSV or Parquet file with tile names and --column, for group")
     ] = None
-    column: Annotated[str | None, Parameter(help="column of --table with the group")] = None
+    column: Annotated[
+        str | None, Parameter(help="column of --table with the group of each tile")
+    ] = None
     exactly_one: Annotated[
         str | None,
         Parameter(
-            help="labels of which a tile has exactly one, such as clear,cloudy,haze: "
-            "every rule is also judged with this group"
+            help="labels of which a tile has exactly one, such as clear,cloudy,haze; "
+            "every rule is also judged with them"
         ),
     ] = None
     alone: Annotated[
@@ -48,16 +51,16 @@ class JudgingFlags:
         Parameter(help="labels of --exactly-one that allow no other label, such as cloudy"),
     ] = None
 
-    def judging(self, predictions: Predictions) -> Judging:
+    def conditions(self, predictions: Predictions) -> Conditions:
         """What these flags state about the tiles of some predictions.
 
         Raises:
             ConfigError: flags that do not go together.
             DataError: the table cannot be read, or has no group for a tile.
         """
-        from raytrain.evaluation.judging import Judging
+        from raytrain.evaluation.conditions import Conditions
 
-        return Judging(self._groups(predictions), self._exclusive())
+        return Conditions(self._groups(predictions), self._exclusive())
 
     def _groups(self, predictions: Predictions) -> dict[str, str] | None:
         is_given = self.table is not None and self.column is not None
@@ -72,7 +75,15 @@ class JudgingFlags:
         from raytrain.data.tile_values import column_of
 
         names = predictions.judged().names
-        groups = column_of(names, storage.absolute(self.table), self.column)
+        groups = column_of(names, storage.absolute(self.table), self.column, fix=COLUMN_FIX)
+        empty = [name for name, group in zip(names, groups, strict=True) if not group]
+        if empty:
+            raise DataError(
+                f"{len(empty)} tiles have no {self.column} in {self.table}, "
+                f"such as {visible(empty[0])}",
+                "they would count as one large group",
+                "fill these cells",
+            )
         return dict(zip(names, groups, strict=True))
 
     def _exclusive(self) -> Exclusive | None:
@@ -92,7 +103,7 @@ class JudgingFlags:
         return Exclusive(tuple(listed(self.exactly_one, "--exactly-one")), tuple(alone))
 
 
-NO_JUDGING_FLAGS = JudgingFlags()
+NO_CONDITION_FLAGS = ConditionFlags()
 
 
 def evaluate(
@@ -104,7 +115,7 @@ def evaluate(
         list[str] | None,
         Parameter(help="further metrics, module:function each; may be repeated", negative=""),
     ] = None,
-    flags: Annotated[JudgingFlags, Parameter(name="*")] = NO_JUDGING_FLAGS,
+    about: Annotated[ConditionFlags, Parameter(name="*")] = NO_CONDITION_FLAGS,
 ) -> None:
     """Evaluate predictions: scores, decision rules, per-label table, report; or compare two files.
 
@@ -116,7 +127,7 @@ def evaluate(
 
     paths = [storage.absolute(path) for path in predictions]
     if len(paths) == 1:
-        _evaluate_one(paths[0], read(paths[0]), storage.absolute(out), metrics or [], flags)
+        _evaluate_one(read(paths[0]), storage.absolute(out), metrics or [], about)
         return
     if len(paths) > 2 or metrics:
         raise ConfigError(
@@ -124,17 +135,15 @@ def evaluate(
             "one file is evaluated, with any metrics; two are compared, by the task's own scores",
             "raytrain evaluate FIRST.parquet SECOND.parquet --out comparison",
         )
-    _compare(read(paths[0]), read(paths[1]), storage.absolute(out), flags)
+    _compare(read(paths[0]), read(paths[1]), storage.absolute(out), about)
 
 
-def _evaluate_one(
-    path: str, found: Predictions, out: str, metrics: list[str], flags: JudgingFlags
-) -> None:
+def _evaluate_one(found: Predictions, out: str, metrics: list[str], about: ConditionFlags) -> None:
     from raytrain.evaluation import own_metrics
     from raytrain.report.conclude import conclude_predictions
 
     own = own_metrics.combined(metrics, (), found.task)
-    done = conclude_predictions(out, path, flags.judging(found))
+    done = conclude_predictions(out, found, about.conditions(found))
     print(done.table)
     # After the judgement, which refuses predictions without targets.
     for name, value in own_metrics.add(own, found, out).items():
@@ -142,10 +151,10 @@ def _evaluate_one(
     print(f"report: {done.report}")
 
 
-def _compare(first: Predictions, second: Predictions, out: str, flags: JudgingFlags) -> None:
+def _compare(first: Predictions, second: Predictions, out: str, about: ConditionFlags) -> None:
     from raytrain.evaluation import comparison
 
-    pair = comparison.compare(first, second, flags.judging(first))
+    pair = comparison.compare(first, second, about.conditions(first))
     comparison.write(pair, out)
     print(comparison.table(pair))
     print(f"comparison: {storage.join(out, comparison.NAME)}")

@@ -15,7 +15,7 @@ from cyclopts.types import NonNegativeInt
 from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
-from raytrain.config import Recipe, load_recipe, merge, nested
+from raytrain.config import Recipe, field_paths, load_recipe, merge, nested
 from raytrain.distributed.environment import check_session
 from raytrain.errors import ConfigError, typed
 
@@ -86,6 +86,7 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
     if name is None:
         name = runs.new_name(storage.name_of(flags.config or "train").removesuffix(".yaml"))
     if run.folds is not None:
+        _refuse_split(flags, run.folds)
         return _train_folds(recipe, run, name)
     if run.dry_run:
         # It refuses whatever the run itself would refuse, also in the environment of Ray.
@@ -107,41 +108,51 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
     return None
 
 
+def _refuse_split(flags: RecipeFlags, family: str) -> None:
+    """Refuses a split beside a family of splits."""
+    given = field_paths(flags.overrides) | set(flags.by_path)
+    if "data.split" not in given:
+        return
+    raise ConfigError(
+        f"--folds {family} and --data.split cannot be used together",
+        "each run takes the split of its fold",
+        "leave --data.split out",
+    )
+
+
 def _train_folds(recipe: Recipe, run: RunFlags, name: str) -> int | None:
     """Trains or continues a cross-validation. Returns the exit code of its supervisor, or None."""
     assert run.folds is not None
-    if run.dry_run:
-        check_session()
-        from raytrain.distributed.dry_run import dry_run
-
-        data = recipe.data.model_copy(update={"split": f"{run.folds}-1"})
-        dry_run(recipe.model_copy(update={"data": data}))
-        return None
-    if run.restarts:
+    if run.restarts and not run.dry_run:
         from raytrain.distributed.supervisor import supervise_folds
 
         return supervise_folds(recipe, run.folds, name, run.restarts)
     check_session()
-    from raytrain.distributed.folds import train_folds
+    from raytrain.distributed import folds
 
-    _conclude_folds(train_folds(recipe, run.folds, name))
+    if run.dry_run:
+        from raytrain.distributed.dry_run import dry_run
+
+        found = folds.checked(recipe, run.folds, name)
+        dry_run(found.recipe_of(found.splits[0]))
+        return None
+    _conclude_folds(folds.train_folds(recipe, run.folds, name))
     return None
 
 
 def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
-    """Resumes a run. Returns the exit code of its supervisor, or None without one."""
+    """Resumes a run or a cross-validation. Returns the exit code of its supervisor, or None."""
     _refuse_flags_of_new_runs(name, flags, run)
     fields = flags.by_path
     path = _storage_path(flags)
     check_written("--storage", path)
-    if storage.exists(storage.join(storage.absolute(path), name, runs.FOLDS)):
-        return _resume_folds(name, path, flags, run)
-    found = runs.find(name, path)
+    folds = runs.find_folds(name, path)
+    found = folds or runs.find(name, path)
     changes = flags.overrides
     for field, value in fields.items():
         changes = merge(changes, nested(field.split("."), value))
     # A field that cannot change is refused as such, whatever its value.
-    runs.placement(found, changes)
+    changes = runs.placement(found, changes)
     if fields:
         # What may change lies outside the stages, so the values can be checked in any recipe.
         load_recipe(None, flags.overrides, fields)
@@ -150,28 +161,14 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
 
         return supervise_resume(found, changes, run.restarts)
     check_session()
+    if folds is not None:
+        from raytrain.distributed.folds import opened, resume_folds
+
+        _conclude_folds(resume_folds(opened(folds.path), changes))
+        return None
     from raytrain.distributed.train import resume as run_resume
 
     _conclude(run_resume(found, changes).run)
-    return None
-
-
-def _resume_folds(name: str, path: str, flags: RecipeFlags, run: RunFlags) -> int | None:
-    """Continues a cross-validation. Returns the exit code of its supervisor, or None."""
-    changes = flags.overrides
-    for field, value in flags.by_path.items():
-        changes = merge(changes, nested(field.split("."), value))
-    changes = runs.placement(runs.Run(storage.join(path, name)), changes)
-    check_session()
-    from raytrain.distributed.folds import find, resume_folds
-
-    folds = find(storage.join(storage.absolute(path), name))
-    assert folds is not None  # the caller has seen its file
-    if run.restarts:
-        from raytrain.distributed.supervisor import supervise_resumed_folds
-
-        return supervise_resumed_folds(folds.path, changes, run.restarts)
-    _conclude_folds(resume_folds(folds, changes))
     return None
 
 
@@ -217,9 +214,10 @@ def _conclude(run: runs.Run) -> None:
 def _conclude_folds(folds: Folds) -> None:
     """Judges the out-of-fold predictions, writes their report, and prints scores and the next
     command."""
+    from raytrain.evaluation.predictions import read
     from raytrain.report.conclude import conclude_predictions
 
-    done = conclude_predictions(folds.path, folds.predictions)
+    done = conclude_predictions(folds.path, read(folds.predictions))
     print(done.table)
     print(f"report: {done.report}")
     print(f"out-of-fold predictions: {folds.predictions}")

@@ -20,6 +20,7 @@ FLAGS_ONLY = {
     "set",
     "name",
     "resume",
+    "folds",
     "restarts",
     "dry-run",
     "print-config",

@@ -18,6 +18,11 @@ TABLE = FileKind(
     "--table FILE, a CSV or Parquet file with one row per tile",
     separated=True,
 )
+# What a message about a missing column advises the commands that divide tiles.
+FIX = (
+    "name its columns with --name-column and --column; "
+    "if the label file's differ, ingest first, then raytrain data split"
+)
 
 
 def column_of(
@@ -28,6 +33,7 @@ def column_of(
     separator: str = ",",
     *,
     optional: Sequence[str] = (),
+    fix: str = FIX,
 ) -> list[str]:
     """Reads one column of a table, such as the scene or region of each tile.
 
@@ -41,6 +47,7 @@ def column_of(
             one column.
         optional: names of further tiles, which the table may lack. It means such a tile only by
             its whole name, and only where no other tile has it.
+        fix: what a message about a missing column advises.
 
     Returns:
         The value of each tile, then that of each of `optional`: an empty text where there is none.
@@ -51,10 +58,6 @@ def column_of(
     """
     table = _table_of_values(path, separator)
     name_column = next((name for name in name_columns if name in table.header), name_columns[0])
-    fix = (
-        "name its columns with --name-column and --column; "
-        "if the label file's differ, ingest first, then raytrain data split"
-    )
     rows = read_rows(table, [Column(name_column, "name"), Column(column, "value")], fix)
     known = KnownNames(names)
     others = KnownNames(optional)
@@ -68,7 +71,7 @@ def column_of(
                 raise DataError(
                     f'line {row.line} of {path} gives {visible(name)} the {column} "{value}", '
                     f'an earlier line "{earlier}"',
-                    "a tile belongs to one side of a split",
+                    "a tile belongs to one group or part",
                     "correct that line",
                 )
     missing = [name for name in names if name not in values]
@@ -76,7 +79,7 @@ def column_of(
         raise DataError(
             f"{len(missing)} of {len(names)} tiles have no row in {path}, "
             f"such as {visible(missing[0])}",
-            "it would be unknown which side of the split they belong to",
+            "it would be unknown where they belong",
             "add them to the table",
         )
     return [values.get(name, "") for name in (*names, *optional)]

@@ -22,17 +22,27 @@ from typing import Any
 import numpy as np
 
 from raytrain import runs, storage
-from raytrain.config import Recipe, merge, parse_yaml, validate
+from raytrain.config import Recipe, merge, nested, parse_yaml, validate
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment
+from raytrain.distributed.preflight import check_group, check_recipe
 from raytrain.distributed.session import session, to_go
 from raytrain.distributed.train import resume, train
-from raytrain.errors import ConfigError, DataError, StorageError, exit_code_of
+from raytrain.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    StorageError,
+    UnfinishedError,
+    exit_code_of,
+    masked,
+)
 from raytrain.evaluation import predictions
 from raytrain.evaluation.own_metrics import Metric
 from raytrain.evaluation.predictions import Predictions
 from raytrain.log import duration
 from raytrain.runlock import held
+from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +97,13 @@ class Folds:
 
     def recipe_of(self, split: str) -> Recipe:
         """The recipe of the run that validates a fold."""
-        data = self.recipe.data.model_copy(update={"split": split})
-        return self.recipe.model_copy(update={"data": data})
+        return _with_split(self.recipe, split)
+
+    def is_done(self, split: str) -> bool:
+        """Whether the run that validates a fold is complete, and still there."""
+        if split not in self.done:
+            return False
+        return storage.exists(storage.join(self.run(split).path, "config.yaml"))
 
 
 def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Metric] = ()) -> Folds:
@@ -109,14 +124,16 @@ def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Met
         ConfigError: one of that name was begun with another recipe or family.
         RaytrainError: as `train`.
     """
-    runs.check_name(name)
-    path = storage.join(storage.absolute(recipe.storage), name)
-    begun = find(path)
-    if begun is None:
-        begun = _begin(recipe, family, path)
-    else:
-        begun = _continued(begun, recipe, family)
-    return _train_all(begun, {}, metrics)
+    new = checked(recipe, family, name)
+    with held(new.path):
+        begun = find(new.path)
+        if begun is None:
+            _refuse_taken(new)
+        else:
+            new = _continued(begun, new)
+        storage.write_text(storage.join(new.path, RECIPE), new.recipe.to_yaml())
+        _write_state(new)
+        return _train_all(new, metrics)
 
 
 def resume_folds(
@@ -133,17 +150,109 @@ def resume_folds(
         RaytrainError: as `train_folds`.
     """
     changed = merge(folds.recipe.model_dump(), overrides)
-    recipe = Recipe.model_validate(changed | {"storage": folds.storage})
-    return _train_all(replace(folds, recipe=recipe), overrides, metrics)
+    recipe = Recipe.model_validate(changed)
+    # The directory, or a dataset that is named by another path, may have been moved.
+    where = {"storage": folds.storage, "dataset": storage.absolute(recipe.dataset or "")}
+    folds = replace(folds, recipe=recipe.model_copy(update=where))
+    with held(folds.path):
+        storage.write_text(storage.join(folds.path, RECIPE), folds.recipe.to_yaml())
+        return _train_all(folds, metrics)
+
+
+def checked(recipe: Recipe, family: str, name: str) -> Folds:
+    """Checks what can be known before anything starts, and resolves what all folds share.
+
+    Raises:
+        RaytrainError: as `train` for the first fold, or as `family_of`.
+    """
+    runs.check_name(name)
+    if recipe.dataset is None:
+        raise ConfigError(
+            "no dataset is given",
+            "there is nothing to train on",
+            "--dataset DIR, as written by raytrain ingest --out DIR",
+        )
+    check_group(recipe)
+    splits = family_of(open_dataset(recipe.dataset), family)
+    first, dataset = check_recipe(_with_split(recipe, splits[0]))
+    _refuse_start(first, dataset)
+    path = storage.join(first.storage, name)
+    # Absolute paths, but nothing that was computed from the tiles of one fold.
+    where = {key: getattr(first, key) for key in ("dataset", "storage", "init_from", "model")}
+    recipe = _with_threads(recipe.model_copy(update=where))
+    return Folds(path, recipe, family, splits, dataset.hash)
+
+
+def _with_split(recipe: Recipe, split: str) -> Recipe:
+    data = recipe.data.model_copy(update={"split": split})
+    return recipe.model_copy(update={"data": data})
+
+
+def _refuse_start(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuses a checkpoint that was trained on tiles of the dataset: a fold would judge by them."""
+    if recipe.init_from is None:
+        return
+    meta = storage.read_json(storage.join(recipe.init_from, "meta.json"))
+    if meta.get("dataset_hash") != dataset.hash:
+        return
+    raise ConfigError(
+        f"--init-from {recipe.init_from} was trained on tiles of this dataset",
+        "each fold must be judged by tiles that its network has never seen",
+        "leave --init-from out, or give a checkpoint of another dataset",
+    )
+
+
+def _with_threads(recipe: Recipe) -> Recipe:
+    """The recipe with the number of threads that its workers have on this machine.
+
+    Resolved once: all folds then compute alike, whatever else runs on the machine later. On a
+    cluster each worker takes its share of its own node.
+    """
+    if recipe.train.threads is not None or environment.connects():
+        return recipe
+    workers = recipe.num_workers
+    one = Worker(world=workers, local_world=workers, cpus=len(os.sched_getaffinity(0)))
+    train = recipe.train.model_copy(update={"threads": one.cpu_share})
+    return recipe.model_copy(update={"train": train})
+
+
+def family_of(dataset: Dataset, family: str) -> tuple[str, ...]:
+    """Returns the splits of a family, in the order of their folds.
+
+    Raises:
+        DataError: the dataset has no such family, or not all of its splits.
+    """
+    splits: list[str] = []
+    while f"{family}-{len(splits) + 1}" in dataset.splits:
+        splits.append(f"{family}-{len(splits) + 1}")
+    fix = f"raytrain data split {dataset.path} --folds 5 --name NAME, then --folds NAME"
+    if len(splits) < 2:
+        known = ", ".join(dataset.splits) or "none"
+        raise DataError(
+            f"{dataset.path} has no folds {family}-1, {family}-2 ... (it has the splits: {known})",
+            "each fold is validated by a run that was trained on the others",
+            fix,
+        )
+    folds = int(dataset.split(splits[0])["fold"].max()) + 1
+    if folds != len(splits):
+        raise DataError(
+            f"{dataset.path} has the splits {splits[0]} to {splits[-1]}, but they are not all the "
+            "folds of one division",
+            "tiles would be predicted twice, or not at all",
+            fix,
+        )
+    return tuple(splits)
 
 
 def find(path: str) -> Folds | None:
     """Reads the cross-validation in a directory; None where there is none.
 
     Raises:
-        DataError: its files are damaged.
+        DataError: its files are damaged, or one of them is missing.
     """
     state = storage.join(path, runs.FOLDS)
+    if not storage.exists(state):
+        return None
     text = storage.join(path, RECIPE)
     try:
         content = storage.read_json(state)
@@ -156,93 +265,56 @@ def find(path: str) -> Folds | None:
             dataset_hash=content["dataset_hash"],
             done=tuple(content["done"]),
         )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{state} is damaged ({error!r})",
-            "it would be unknown which folds are trained",
+            f"{state} or {RECIPE} beside it is damaged ({error!r})",
+            "it would be unknown which folds are trained, and how",
             "start again with another --name; the runs of single folds remain",
         ) from None
 
 
-def _begin(recipe: Recipe, family: str, path: str) -> Folds:
-    """Writes the directory of a new cross-validation."""
-    if recipe.dataset is None:
-        raise ConfigError(
-            "no dataset is given",
-            "there is nothing to train on",
-            "--dataset DIR, as written by raytrain ingest --out DIR",
-        )
-    dataset = open_dataset(recipe.dataset)
-    splits = family_of(dataset, family)
-    where = {"dataset": dataset.path, "storage": storage.parent(path)}
-    recipe = _with_threads(recipe).model_copy(update=where)
-    folds = Folds(path, recipe, family, splits, dataset.hash)
-    for name in (folds.name, *map(folds.run_name, splits)):
-        runs.refuse_taken(name, folds.storage)
-    storage.write_text(storage.join(path, RECIPE), recipe.to_yaml())
-    _write_state(folds)
-    return folds
-
-
-def family_of(dataset: Dataset, family: str) -> tuple[str, ...]:
-    """Returns the splits of a family, in the order of their folds.
+def opened(path: str) -> Folds:
+    """Reads the cross-validation in a directory that has one.
 
     Raises:
-        DataError: the dataset has no such family, or not all of its splits.
+        DataError: as `find`.
     """
-    splits: list[str] = []
-    while f"{family}-{len(splits) + 1}" in dataset.splits:
-        splits.append(f"{family}-{len(splits) + 1}")
-    fix = f"raytrain data split {dataset.path} --folds 5 --name {family}"
-    if len(splits) < 2:
-        known = ", ".join(dataset.splits) or "none"
-        raise DataError(
-            f"{dataset.path} has no folds {family}-1, {family}-2 ... (it has the splits: {known})",
-            "each fold is validated by a run that was trained on the others",
-            fix,
-        )
-    folds = dataset.split(splits[0])["fold"]
-    if folds.max() + 1 != len(splits):
-        raise DataError(
-            f"{dataset.path} has {len(splits)} of the {folds.max() + 1} folds of {family}",
-            "tiles of the others would have no prediction",
-            f"{fix}2, another name",
-        )
-    return tuple(splits)
+    found = find(path)
+    assert found is not None  # the caller has seen its folds.json
+    return found
 
 
-def _with_threads(recipe: Recipe) -> Recipe:
-    """The recipe with the number of threads that its workers have on this machine.
+def _refuse_taken(folds: Folds) -> None:
+    for name in (folds.name, *map(folds.run_name, folds.splits)):
+        runs.refuse_taken(name, folds.storage)
 
-    Resolved once: all folds then compute alike, whatever else runs on the machine later. On a
-    cluster each worker takes its share of its own node.
+
+def _continued(begun: Folds, given: Folds) -> Folds:
+    """The cross-validation that the same command began; refuses another command.
+
+    What a resumed run may change is taken from the new command.
     """
-    if recipe.train.threads is not None or environment.connects():
-        return recipe
-    threads = max(1, len(os.sched_getaffinity(0)) // recipe.num_workers)
-    train = recipe.train.model_copy(update={"threads": threads})
-    return recipe.model_copy(update={"train": train})
-
-
-def _continued(begun: Folds, recipe: Recipe, family: str) -> Folds:
-    """The cross-validation that the same command began; refuses another command."""
-    if recipe.train.threads is None:
+    recipe = given.recipe
+    if begun.recipe.train.threads is not None:
+        # Resolved by the first command; this machine may have other CPUs.
         train = recipe.train.model_copy(update={"threads": begun.recipe.train.threads})
         recipe = recipe.model_copy(update={"train": train})
-    different = _different(begun.recipe.model_dump(), recipe.model_dump())
+    different = _different(_as_written(begun.recipe), _as_written(recipe))
     changed = sorted(different - {*runs.PLACEMENT, "storage", "data.split"})
-    if family != begun.family:
-        changed.insert(0, f"--folds {family} instead of {begun.family}")
+    if given.family != begun.family:
+        changed.insert(0, f"--folds {given.family} instead of {begun.family}")
     if changed:
         raise ConfigError(
             f"the folds {begun.name} were begun in another way: {', '.join(changed)}",
             "folds of different recipes cannot be joined",
             f"{runs.resume_command(begun.name, begun.storage)}, or another --name",
         )
-    placed = {"dataset": storage.absolute(recipe.dataset or ""), "storage": begun.storage}
-    return replace(begun, recipe=recipe.model_copy(update=placed))
+    return replace(begun, recipe=recipe)
+
+
+def _as_written(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe as recipe.yaml holds them, without the keys of URIs."""
+    return parse_yaml(masked(recipe.to_yaml()), RECIPE)
 
 
 def _different(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> set[str]:
@@ -258,44 +330,50 @@ def _different(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "")
     return found
 
 
-def _train_all(folds: Folds, overrides: Mapping[str, Any], metrics: Sequence[Metric]) -> Folds:
+def _train_all(folds: Folds, metrics: Sequence[Metric]) -> Folds:
     """Trains the runs that are left, one after the other, and joins the predictions of all."""
-    with held(folds.path), session(), _failure_recorded(folds):
+    with session(), _failure_recorded(folds):
         dataset = _checked_dataset(folds)
         began = time.monotonic()
-        left = [split for split in folds.splits if split not in folds.done]
-        for done, split in enumerate(left):
+        left = [split for split in folds.splits if not folds.is_done(split)]
+        for done, split in enumerate(left, 1):
             number = folds.splits.index(split) + 1
             logger.info(f"fold {number} of {len(folds.splits)}: {folds.run_name(split)}")
-            _train_one(folds, split, overrides, metrics)
-            folds = _with_done(folds, split)
-            time_left = to_go(done + 1, len(left), began)
+            _train_one(folds, split, metrics)
+            folds = replace(folds, done=tuple({*folds.done, split}))
+            _write_state(folds)
             logger.info(
-                f"fold {number} of {len(folds.splits)} is done after "
-                f"{duration(time.monotonic() - began)}, {time_left}"
+                f"fold {number} of {len(folds.splits)} is done, "
+                f"{duration(time.monotonic() - began)} after the start, "
+                f"{to_go(done, len(left), began)}"
             )
-        joined = join(folds, dataset)
-        predictions.write(folds.predictions, joined)
+        predictions.write(folds.predictions, join(folds, dataset))
     return folds
 
 
 @contextmanager
 def _failure_recorded(folds: Folds) -> Iterator[None]:
-    """Writes failure.json where a fold fails or is stopped, and says how to go on."""
+    """Writes failure.json where a fold fails or is stopped, and says how all folds go on."""
     storage.remove(storage.join(folds.path, "failure.json"))
+    again = runs.resume_command(folds.name, folds.storage)
     try:
         yield
     except BaseException as error:
         # The storage may be what failed. The user needs the error itself, not this second one.
         with suppress(StorageError):
             runs.write_failure(runs.Run(folds.path), error, exit_code_of(error))
-        logger.info(f"all folds go on with: {runs.resume_command(folds.name, folds.storage)}")
+        # Their own advice resumes the run of one fold alone.
+        if isinstance(error, UnfinishedError):
+            raise UnfinishedError(error.what, error.why, again) from None
+        if isinstance(error, Interrupted):
+            raise Interrupted(error.number, f"\n  next: {again}") from None
+        logger.info(f"all folds go on with: {again}")
         raise
 
 
 def _checked_dataset(folds: Folds) -> Dataset:
     """The dataset; refuses another one than that of the folds that are done."""
-    assert folds.recipe.dataset is not None  # _begin refuses a recipe without one
+    assert folds.recipe.dataset is not None  # `checked` refuses a recipe without one
     dataset = open_dataset(folds.recipe.dataset)
     if dataset.hash == folds.dataset_hash:
         return dataset
@@ -306,20 +384,21 @@ def _checked_dataset(folds: Folds) -> Dataset:
     )
 
 
-def _train_one(
-    folds: Folds, split: str, overrides: Mapping[str, Any], metrics: Sequence[Metric]
-) -> None:
+def _train_one(folds: Folds, split: str, metrics: Sequence[Metric]) -> None:
     run = folds.run(split)
-    if storage.exists(storage.join(run.path, "config.yaml")):
-        resume(run, runs.placement(run, dict(overrides)), metrics=metrics)
+    if not storage.exists(storage.join(run.path, "config.yaml")):
+        train(folds.recipe_of(split), name=run.name, metrics=metrics)
         return
-    train(folds.recipe_of(split), name=run.name, metrics=metrics)
-
-
-def _with_done(folds: Folds, split: str) -> Folds:
-    changed = replace(folds, done=(*folds.done, split))
-    _write_state(changed)
-    return changed
+    # The run may have been begun with another dataset path, or other workers.
+    values = folds.recipe.model_dump()
+    placed: dict[str, Any] = {}
+    for field in runs.PLACEMENT:
+        keys = field.split(".")
+        value = values
+        for key in keys:
+            value = value[key]
+        placed = merge(placed, nested(keys, value))
+    resume(run, placed, metrics=metrics)
 
 
 def _write_state(folds: Folds) -> None:
@@ -327,7 +406,7 @@ def _write_state(folds: Folds) -> None:
         "family": folds.family,
         "splits": folds.splits,
         "dataset_hash": folds.dataset_hash,
-        "done": folds.done,
+        "done": sorted(folds.done),
     }
     storage.write_json(storage.join(folds.path, runs.FOLDS), content)
 

@@ -226,21 +226,6 @@ def supervise_folds(recipe: Recipe, family: str, name: str, restarts: int) -> in
         return supervise(command, command, path, restarts)
 
 
-def supervise_resumed_folds(path: str, changes: dict[str, Any], restarts: int) -> int:
-    """Runs `supervise` for a cross-validation that was begun.
-
-    Args:
-        path: its directory.
-        changes: nested values of fields that the user has changed.
-        restarts: the largest number of restarts.
-
-    Returns:
-        The exit code.
-    """
-    command = _resume(path, _flags(changes))
-    return supervise(command, command, path, restarts)
-
-
 @contextmanager
 def _given(recipe: Recipe) -> Iterator[list[str]]:
     """The flags that give a recipe to the child, as long as the file lasts that they name."""
@@ -253,7 +238,7 @@ def _given(recipe: Recipe) -> Iterator[list[str]]:
 
 
 def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) -> int:
-    """Runs `supervise` for an existing run.
+    """Runs `supervise` for an existing run, or for the directory of a cross-validation.
 
     Args:
         run: to resume.

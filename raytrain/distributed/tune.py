@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
-from raytrain.evaluation import judgement, predictions, rules, thresholds
+from raytrain.evaluation import judgement, predictions, thresholds
 from raytrain.evaluation.score import Score
 from raytrain.training import normalization
 from raytrain.training.loop import fit
@@ -167,8 +167,7 @@ def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
     cuts, _ = thresholds.best_per_class(
         found.logits, found.target, start=best["start"], seed=int(best["seed"])
     )
-    fitted = dict(judged.fitted) | {"per_class": rules.Thresholds(cuts)}
-    judgement.write(replace(judged, fitted=fitted), out)
+    judgement.write(judgement.with_thresholds(judged, cuts), out)
     return table
 
 

@@ -8,8 +8,7 @@ table(comparison)         text for the terminal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -17,8 +16,8 @@ from raytrain import registry, storage
 from raytrain.data.names import visible
 from raytrain.errors import DataError
 from raytrain.evaluation import intervals
+from raytrain.evaluation.conditions import PLAIN, Conditions
 from raytrain.evaluation.intervals import Comparison
-from raytrain.evaluation.judging import PLAIN, Judging
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 
@@ -45,7 +44,7 @@ class Pair:
     scores: Mapping[str, Comparison]
 
 
-def compare(first: Predictions, second: Predictions, how: Judging = PLAIN) -> Pair:
+def compare(first: Predictions, second: Predictions, how: Conditions = PLAIN) -> Pair:
     """Compares the second predictions with the first ones, tile by tile.
 
     Raises:
@@ -53,7 +52,7 @@ def compare(first: Predictions, second: Predictions, how: Judging = PLAIN) -> Pa
             second file, or no labelled tile is in both.
     """
     _check_same("task", first.task, second.task)
-    _check_same("classes", first.classes, second.classes)
+    _check_same("classes", _in_words(first.classes), _in_words(second.classes))
     rows = _rows_by_name(first)
     others = _rows_by_name(second)
     # In the order of names, which is that of tile_scores.
@@ -67,6 +66,10 @@ def compare(first: Predictions, second: Predictions, how: Judging = PLAIN) -> Pa
     one = first.taken(np.array([rows[name] for name in both]))
     two = second.taken(np.array([others[name] for name in both]))
     _check_targets(one, two)
+    if not _same_folds(one, two):
+        # Rules that are fitted on more tiles of one file than of the other would differ by that.
+        one = replace(one, fold=None)
+        two = replace(two, fold=None)
     task = registry.evaluation(first.task)
     scores = task.tile_scores(one, how)
     other_scores = task.tile_scores(two, how)
@@ -89,20 +92,24 @@ def compare(first: Predictions, second: Predictions, how: Judging = PLAIN) -> Pa
     )
 
 
-def _check_same(what: str, first: Any, second: Any) -> None:
+def _same_folds(first: Predictions, second: Predictions) -> bool:
+    if first.fold is None or second.fold is None:
+        return False
+    return bool((first.fold == second.fold).all())
+
+
+def _check_same(what: str, first: str, second: str) -> None:
     if first == second:
         return
     raise DataError(
-        f"the two files have different {what}: {_shown(first)} and {_shown(second)}",
+        f"the two files have different {what}: {first} and {second}",
         "their scores do not measure the same thing",
         SAME,
     )
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{len(value)} beginning with {visible(value[0])}"
+def _in_words(classes: tuple[str, ...]) -> str:
+    return visible(", ".join(classes))
 
 
 def _rows_by_name(predictions: Predictions) -> dict[str, int]:
@@ -167,7 +174,7 @@ def table(pair: Pair) -> str:
         heading += f" in {pair.groups:,} groups"
     lines = [
         f"{heading:38}{'first':>8}{'second':>9}{'difference':>12}   "
-        f"{'95 % interval':20}{'better in':>10}   verdict for the second"
+        f"{'95 % interval':20}{'better in':>10}   verdict on the second"
     ]
     for name, comparison in pair.scores.items():
         difference = comparison.difference
@@ -175,18 +182,18 @@ def table(pair: Pair) -> str:
         lines.append(
             f"{name:38}{comparison.first:8.4f}{comparison.second:9.4f}"
             f"{difference.value:+12.4f}   {interval:20}{comparison.share_better:10.1%}   "
-            f"{comparison.verdict}{_needed_in_words(comparison, pair.tiles)}"
+            f"{comparison.verdict}{_needed_in_words(comparison)}"
         )
     lines.append("better in: share of the resamples in which the second file is better")
+    if len(pair.scores) > 1:
+        lines.append("each line is a test of its own: one verdict of several may be chance")
     if pair.left_out:
         lines.append(f"{pair.left_out:,} tiles are not in both files with labels and were left out")
     return "\n".join(lines)
 
 
-def _needed_in_words(comparison: Comparison, tiles: int) -> str:
+def _needed_in_words(comparison: Comparison) -> str:
     """How many tiles would settle a difference that these do not show."""
     if comparison.verdict != "no difference" or comparison.needed is None:
         return ""
-    if comparison.needed > 1000 * tiles:
-        return ""
-    return f"; about {comparison.needed:,} tiles would settle one of this size"
+    return f"; about {comparison.needed:,} tiles would settle it"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raytrain.errors import DataError
 from raytrain.evaluation.metrics import Array
 
 RESAMPLES = 1000
@@ -79,9 +80,18 @@ def resampled_means(values: Array, groups: Array | None = None, seed: int = 0) -
 
     Returns:
         float64 (RESAMPLES, M).
+
+    Raises:
+        DataError: fewer than two tiles, or groups. Every resample would be the same.
     """
     sums, sizes = _units(np.asarray(values, np.float64), groups)
     units = len(sums)
+    if units < 2:
+        raise DataError(
+            f"there are {len(values)} tiles in {units} groups to resample",
+            "an interval needs at least two that may differ",
+            "give more tiles, or a --column with more values",
+        )
     rng = np.random.default_rng(seed)
     means = []
     for _ in range(RESAMPLES):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,18 @@ import pandas as pd
 from raytrain import storage
 from raytrain.data.splits import group_folds
 from raytrain.errors import DataError
-from raytrain.evaluation import calibration, intervals, measures, metrics, rule_files, rules
+from raytrain.evaluation import (
+    calibration,
+    intervals,
+    measures,
+    metrics,
+    rule_files,
+    rules,
+    thresholds,
+)
 from raytrain.evaluation.calibration import Reliability
+from raytrain.evaluation.conditions import PLAIN, Conditions, by_name
 from raytrain.evaluation.intervals import Comparison, Estimate
-from raytrain.evaluation.judging import PLAIN, Judging, by_name
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.rules import DEFAULT, Decision, Exclusive
@@ -79,7 +87,6 @@ class Judgement:
         recommended: the rule to use. A rule that fits more is recommended only if it is better
             than a simpler one by more than the noise.
         exclusive: the group of labels that was stated, or None.
-        parts: into how many parts the tiles were divided for fitting and judging.
         bce: binary cross entropy.
         accuracy: share of right decisions at 0.2.
         mean_average_precision: over the labels that any tile has; NaN if there are none.
@@ -98,7 +105,6 @@ class Judgement:
     fitted: Mapping[str, Decision]
     recommended: str
     exclusive: Exclusive | None
-    parts: int
     bce: float
     accuracy: float
     mean_average_precision: float
@@ -108,12 +114,17 @@ class Judgement:
     unknown: int = 0
 
     @property
+    def folds(self) -> int:
+        """Into how many parts the tiles were divided for fitting and judging."""
+        return len(self.fits)
+
+    @property
     def f2(self) -> float:
         """F2 of all tiles at the threshold 0.2."""
         return self.scores[DEFAULT].value
 
 
-def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
+def judge(predictions: Predictions, how: Conditions = PLAIN) -> Judgement:
     """Evaluates predictions with known targets; those without one are left out and counted.
 
     The order of rows does not matter, and equal seeds give equal judgements.
@@ -123,13 +134,12 @@ def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
         DataError: there are no targets, fewer than two tiles, or fewer than two groups.
     """
     classes = predictions.classes
-    if how.exclusive is not None:
-        how.exclusive.check(classes)
     tiles = tiles_of(predictions, how)
     logits = tiles.logits
     target = tiles.target
     held_out = hold_out(tiles, how, classes)
-    per_tile = _f2_by_rule(held_out, target)
+    by_rule = _f2_by_rule(held_out, target)
+    per_tile = np.stack(list(by_rule.values()), axis=1)
     resampled = intervals.resampled_means(per_tile, tiles.groups, how.seed)
     recommended = _recommended(list(held_out.labels), resampled)
     fitted = rules.with_group(rules.fit(logits, target, how.seed), how.exclusive, classes)
@@ -143,7 +153,6 @@ def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
         fitted=fitted,
         recommended=recommended,
         exclusive=how.exclusive,
-        parts=len(held_out.fits),
         bce=metrics.bce(logits, target),
         accuracy=metrics.accuracy_thresh(logits, target),
         mean_average_precision=float(per_label["average_precision"].mean()),
@@ -157,14 +166,18 @@ def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
     )
 
 
-def tiles_of(predictions: Predictions, how: Judging) -> Tiles:
+def tiles_of(predictions: Predictions, how: Conditions) -> Tiles:
     """Sorts the judged tiles by name and divides them into parts.
 
-    The parts are the folds of the file, or two random halves, in which groups stay together.
+    The parts are the folds of the file, or else two random halves. Where groups are stated, they
+    are dealt to as many parts, and each is in one of them.
 
     Raises:
-        DataError: there are no targets, fewer than two tiles, or fewer than two groups.
+        ConfigError: the exclusive group has labels that the predictions have not.
+        DataError: there are no targets, fewer than two tiles, or fewer groups than parts.
     """
+    if how.exclusive is not None:
+        how.exclusive.check(predictions.classes)
     judged = by_name(predictions)
     if judged.target is None:
         raise DataError(
@@ -180,11 +193,13 @@ def tiles_of(predictions: Predictions, how: Judging) -> Tiles:
             "predict at least two tiles",
         )
     groups = how.groups(judged.names)
-    if judged.fold is not None and len(np.unique(judged.fold)) > 1:
-        _, part = np.unique(judged.fold, return_inverse=True)
-    elif groups is not None:
-        part = group_folds(groups.tolist(), 2, how.seed)
-    else:
+    folds = np.zeros(count)
+    if judged.fold is not None:
+        folds = judged.fold
+    known, part = np.unique(folds, return_inverse=True)
+    if groups is not None:
+        part = group_folds(groups.tolist(), max(2, len(known)), how.seed)
+    elif len(known) < 2:
         part = _halves(count, how.seed)
     return Tiles(judged.logits, judged.target, part, groups)
 
@@ -198,7 +213,7 @@ def _halves(tiles: int, seed: int) -> Array:
     return half
 
 
-def hold_out(tiles: Tiles, how: Judging, classes: tuple[str, ...]) -> HeldOut:
+def hold_out(tiles: Tiles, how: Conditions, classes: tuple[str, ...]) -> HeldOut:
     """Decides every tile by rules that were fitted without its part.
 
     Args:
@@ -211,34 +226,33 @@ def hold_out(tiles: Tiles, how: Judging, classes: tuple[str, ...]) -> HeldOut:
     probability = np.zeros(shape)
     fits = []
     for part in range(int(tiles.part.max()) + 1):
-        judging = tiles.part == part
-        fitted = rules.fit(tiles.logits[~judging], tiles.target[~judging], how.seed)
+        left_out = tiles.part == part
+        fitted = rules.fit(tiles.logits[~left_out], tiles.target[~left_out], how.seed)
         decisions = rules.with_group(fitted, how.exclusive, classes)
         for name, decision in decisions.items():
             decided = labels.setdefault(name, np.zeros(shape, np.bool_))
-            decided[judging] = decision.labels(tiles.logits[judging])
-        probability[judging] = rules.calibrated(fitted, tiles.logits[judging])
+            decided[left_out] = decision.labels(tiles.logits[left_out])
+        probability[left_out] = rules.calibrated(fitted, tiles.logits[left_out])
         fits.append(decisions)
     return HeldOut(tuple(fits), labels, probability)
 
 
-def tile_scores(predictions: Predictions, how: Judging = PLAIN) -> dict[str, Array]:
+def tile_scores(predictions: Predictions, how: Conditions = PLAIN) -> dict[str, Array]:
     """Returns the held-out F2 of every tile by rule, float64 (N,), the tiles sorted by name.
 
     Errors are those of `judge`.
     """
     tiles = tiles_of(predictions, how)
     held_out = hold_out(tiles, how, predictions.classes)
+    return _f2_by_rule(held_out, tiles.target)
+
+
+def _f2_by_rule(held_out: HeldOut, target: Array) -> dict[str, Array]:
+    """F2 of each tile by rule, float64 (N,)."""
     found = {}
     for name, labels in held_out.labels.items():
-        found[name] = metrics.f2_per_tile(labels, tiles.target)
+        found[name] = metrics.f2_per_tile(labels, target)
     return found
-
-
-def _f2_by_rule(held_out: HeldOut, target: Array) -> Array:
-    """F2 of each tile (row) under each rule (column), float64 (N, rules)."""
-    columns = [metrics.f2_per_tile(labels, target) for labels in held_out.labels.values()]
-    return np.stack(columns, axis=1)
 
 
 def _scores(names: list[str], per_tile: Array, resampled: Array) -> dict[str, Estimate]:
@@ -312,6 +326,24 @@ def _gain_by_label(before: Array, after: Array, target: Array) -> Array:
     return mean
 
 
+def with_thresholds(judgement: Judgement, cuts: Array) -> Judgement:
+    """Returns the judgement with other thresholds of the labels, (K,), as a search has fitted them.
+
+    The scores stay: those of the rules were held out, and a search does not change them.
+    """
+    count = judgement.per_label["count"].to_numpy()
+    common = float(rules.cuts_of(judgement.fitted, "global")[0])
+    searched = {
+        "per_class": rules.Thresholds(cuts),
+        "shrunk": rules.Thresholds(thresholds.shrunk(cuts, common, count)),
+    }
+    return replace(
+        judgement,
+        fitted={**judgement.fitted, **searched},
+        per_label=judgement.per_label.assign(own_threshold=cuts),
+    )
+
+
 def to_json(judgement: Judgement) -> dict[str, Any]:
     """Returns the content of metrics.json; an undefined score is null."""
     average: float | None = judgement.mean_average_precision
@@ -339,7 +371,7 @@ def to_json(judgement: Judgement) -> dict[str, Any]:
         "calibration_error": {"as_predicted": before.error, "calibrated": after.error},
         "thresholds": scores,
         "recommended": judgement.recommended,
-        "parts": judgement.parts,
+        "folds": judgement.folds,
     }
     # Only where there are any: the file of other predictions keeps its bytes.
     if judgement.unknown:
@@ -404,9 +436,9 @@ def gain_in_words(gain: Comparison | None) -> str:
 
 def judged_on(judgement: Judgement) -> str:
     """Returns a clause on how fitting and judging were kept apart."""
-    if judgement.parts == 2:
+    if judgement.folds == 2:
         return "every rule is fitted on one half of the tiles and judged on the other"
-    return f"every rule is judged on each of {judgement.parts} folds and fitted on the others"
+    return f"every rule is judged on each of {judgement.folds} folds and fitted on the others"
 
 
 def _weakest_labels(per_label: pd.DataFrame) -> str:

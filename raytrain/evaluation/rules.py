@@ -254,7 +254,7 @@ def with_group(
 def title(name: str) -> str:
     """Returns the name of a rule for people."""
     if name.endswith(EXACTLY_ONE):
-        return f"{RULES[name.removesuffix(EXACTLY_ONE)]}, one of a group"
+        return f"{RULES[name.removesuffix(EXACTLY_ONE)]}, exactly one"
     return RULES[name]
 
 

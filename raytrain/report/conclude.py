@@ -1,7 +1,7 @@
 """Writes the files that people read after training: thresholds, tables, pictures, report and card.
 
 conclude(run)                        evaluates predictions.parquet of a run directory and writes all
-conclude_predictions(out, path)      as far as they need no run
+conclude_predictions(out, found)     as far as they need no run
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from raytrain import registry, storage
 from raytrain.errors import DataError
-from raytrain.evaluation import predictions
-from raytrain.evaluation.judging import PLAIN, Judging
+from raytrain.evaluation.conditions import PLAIN, Conditions
+from raytrain.evaluation.predictions import Predictions
 from raytrain.report import page
 from raytrain.report.record import read_run
 
@@ -26,24 +26,23 @@ class Conclusion:
     report: str
 
 
-def conclude_predictions(out: str, path: str, how: Judging = PLAIN) -> Conclusion:
-    """Judges a predictions file and writes thresholds, tables and report.
+def conclude_predictions(out: str, found: Predictions, how: Conditions = PLAIN) -> Conclusion:
+    """Judges predictions and writes thresholds, tables and report.
 
     Args:
         out: path or URI of the directory to write into.
-        path: of the predictions file.
+        found: the predictions.
         how: what the user states about the tiles.
 
     Raises:
         ConfigError: what is stated does not fit the predictions.
-        DataError: the predictions cannot be used, or have no labels.
+        DataError: the predictions have no labels.
         StorageError: `out` cannot be written.
     """
-    found = predictions.read(path)
     task = registry.evaluation(found.task)
     judgement = task.judge(found, how)
     task.write(judgement, out)
-    report = page.write_evaluation(out, path, judgement)
+    report = page.write_evaluation(out, found, judgement)
     return Conclusion(judgement, task.table(judgement), report)
 
 

@@ -107,8 +107,9 @@ def precision_recall(
             ax.plot(recall, precision, color=theme.train, lw=0.8, alpha=0.8)
     for label in weakest:
         precision, recall = curves[label]
-        # A dollar sign must not start a formula.
-        name = f"{short(label)} {averages[label]:.2f}".replace("$", r"\$")
+        # The number comes first: matplotlib leaves out names that begin with an underscore. A
+        # dollar sign must not start a formula.
+        name = f"{averages[label]:.2f} {short(label)}".replace("$", r"\$")
         ax.plot(recall, precision, color=theme.mark, lw=1.3, ls=next(styles), label=name)
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.02)

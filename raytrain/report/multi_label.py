@@ -41,9 +41,21 @@ COLUMNS = (
 )
 NOTE = (
     f"Precision, recall and F2 hold at threshold {THRESHOLD:g}. The own threshold is fitted on all "
-    "these tiles. Its gain is that of the F2 over all tiles where this label alone takes its own, "
-    "on tiles that did not fit it."
+    f"tiles. The gain is what the F2 over all tiles gains if only this label leaves {THRESHOLD:g}, "
+    "judged on tiles that did not fit the threshold."
 )
+# Names of the measures for people, by their key in metrics.json.
+MEASURES = {
+    "f1_tiles": "F1, mean over tiles",
+    "f1_micro": "F1 of all decisions (micro)",
+    "f1_macro": "F1, mean over labels (macro)",
+    "f2_tiles": "F2, mean over tiles",
+    "f2_micro": "F2 of all decisions (micro)",
+    "f2_macro": "F2, mean over labels (macro)",
+    "jaccard": "Jaccard index, mean over tiles",
+    "hamming_loss": "Hamming loss: share of wrong decisions",
+    "exact_match": "share of tiles with all labels right",
+}
 LIMIT = (
     "The thresholds favour recall: F2 counts a missed label four times as heavily as a false one. "
     "Choose other thresholds if false alarms cost more."
@@ -59,6 +71,7 @@ def sections(record: Record) -> Sections:
         table=_table(record),
         decision=_decision(record),
         decisions=_decisions(record),
+        measures=_measures(record),
         decision_pictures=_decision_pictures(record),
         scores_note=(
             f"F2 at threshold {THRESHOLD:g} and accuracy on the validation part after every epoch."
@@ -146,8 +159,9 @@ def _decisions(record: Record) -> TextTable | None:
             )
         )
     note = (
-        f"F2 under every decision rule; {judged_on(judgement)}. The recommended one stands out: it "
-        "is better than the simpler ones by more than the noise."
+        f"F2 under every decision rule; {judged_on(judgement)}. The recommended one is in bold. "
+        "From the top down, a rule takes the place of the one before only if it gains more than "
+        "the noise."
     )
     return TextTable(
         titles=("decision rule", "decided by", "F2", "95 % interval", "gain over 0.2"),
@@ -155,6 +169,19 @@ def _decisions(record: Record) -> TextTable | None:
         strong=list(judgement.scores).index(judgement.recommended),
         note=note,
     )
+
+
+def _measures(record: Record) -> TextTable | None:
+    """Other scores of decided labels, at 0.2 and under the recommended rule."""
+    judgement = record.judgement
+    if judgement is None:
+        return None
+    rows = []
+    for key, name in MEASURES.items():
+        values = [score(found[key]) for found in judgement.measures.values()]
+        rows.append((name, *values))
+    titles = [rules.title(name) for name in judgement.measures]
+    return TextTable(("measure", *titles), rows, note="Other measures of the same labels.")
 
 
 def _decision_pictures(record: Record) -> dict[str, Drawing]:
@@ -169,9 +196,8 @@ def _decision_pictures(record: Record) -> dict[str, Drawing]:
     found["reliability"] = Drawing(
         partial(curves.reliability, before, after),
         "reliability curve",
-        "Of the labels that get a probability, the share that is true. Below the diagonal the "
-        "network is too sure. The error is the mean distance from the diagonal, over all "
-        "decisions.",
+        "How many of the labels with about this probability are true. Below the diagonal the "
+        "network is too sure. The error is the mean distance from the diagonal.",
     )
     if record.predictions is not None and record.predictions.target is not None:
         found["precision_recall"] = _precision_recall(record.predictions, judgement)

@@ -2,7 +2,7 @@
 
     write(run)                               <run>/report.html and its pictures as PNG files:
                                              losses.png, lr.png, and those of the task
-    write_evaluation(out, predictions_path)  <out>/report.html, per_label.png, without a run
+    write_evaluation(out, predictions)       <out>/report.html and its pictures, without a run
     model_card(run)                          <run>/model_card.md
 
 Shows what training and evaluation wrote (raytrain/report/record.py); computes no new results. What
@@ -21,9 +21,10 @@ import numpy as np
 
 from raytrain import registry, storage
 from raytrain.config import Recipe, Stage
+from raytrain.evaluation.predictions import Predictions
 from raytrain.report import plots, rates
 from raytrain.report.canvas import LIGHT
-from raytrain.report.record import Record, read_evaluation, read_run
+from raytrain.report.record import Record, evaluation_record, read_run
 from raytrain.report.sections import Drawing, Sections
 from raytrain.report.templates import NOTHING, Plot, count, render
 
@@ -52,22 +53,22 @@ def write_report(record: Record) -> str:
     return _write_page(record, "training report")
 
 
-def write_evaluation(out: str, predictions_path: str, judgement: Any = None) -> str:
-    """Writes the parts of the report that need only a predictions file.
+def write_evaluation(out: str, predictions: Predictions, judgement: Any = None) -> str:
+    """Writes the parts of the report that need only predictions.
 
     Args:
         out: output directory.
-        predictions_path: path of the predictions file.
+        predictions: what is shown.
         judgement: of these predictions, if the caller has it already.
 
     Returns:
         The path of report.html.
 
     Raises:
-        DataError: the predictions cannot be read.
+        DataError: the predictions cannot be judged.
         StorageError: `out` cannot be written.
     """
-    return _write_page(read_evaluation(out, predictions_path, judgement), "evaluation")
+    return _write_page(evaluation_record(out, predictions, judgement), "evaluation")
 
 
 def model_card(run: str) -> str:
@@ -137,6 +138,7 @@ def _context(record: Record, sections: Sections, kind: str) -> dict[str, Any]:
         "table": sections.table,
         "decision": sections.decision,
         "decisions": sections.decisions,
+        "measures": sections.measures,
         "scores_note": sections.scores_note,
         "limits": sections.limits,
         "tiles_judged": tiles_judged,

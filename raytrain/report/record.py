@@ -158,29 +158,29 @@ def read_run(path: str) -> Record:
     predictions = storage.join(path, "predictions.parquet")
     if not storage.exists(predictions):
         return record
-    return _with_predictions(record, predictions)
+    return _with_predictions(record, prediction_files.read(predictions))
 
 
-def read_evaluation(out: str, predictions_path: str, judgement: Any = None) -> Record:
-    """Reads a predictions file without its run.
+def evaluation_record(out: str, predictions: Predictions, judgement: Any = None) -> Record:
+    """Makes the record of predictions without their run.
 
     Args:
         out: output directory of the evaluation.
-        predictions_path: path of the predictions file.
-        judgement: of these predictions, if the caller has it; fitting thresholds again is slow.
+        predictions: what was evaluated.
+        judgement: of these predictions, if the caller has it; fitting again is slow.
 
     Returns:
         A record with predictions, and with a judgement if the predictions have targets.
 
     Raises:
-        DataError: the predictions cannot be used.
+        DataError: the predictions cannot be judged.
     """
-    return _with_predictions(Record(path=storage.absolute(out)), predictions_path, judgement)
+    return _with_predictions(Record(path=storage.absolute(out)), predictions, judgement)
 
 
-def _with_predictions(record: Record, path: str, judgement: Any = None) -> Record:
+def _with_predictions(record: Record, predictions: Predictions, judgement: Any = None) -> Record:
     # A report judges: tiles without a target are left out, unless no tile has one.
-    predictions = prediction_files.read(path).judged()
+    predictions = predictions.judged()
     if judgement is None and predictions.target is not None:
         judgement = registry.evaluation(predictions.task).judge(predictions)
     return replace(record, predictions=predictions, judgement=judgement)

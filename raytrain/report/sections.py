@@ -143,6 +143,7 @@ class Sections:
         table: of labels.
         decision: a sentence on how a label is decided.
         decisions: the ways to decide labels, with their scores.
+        measures: other scores of decided labels, under some of these ways.
         decision_pictures: of how labels are decided, by the name of their PNG file.
         scores_note: the sentence below the picture of the scores by epoch.
         pictures: of labels, by the name of their PNG file.
@@ -156,6 +157,7 @@ class Sections:
     table: LabelTable | None = None
     decision: str = ""
     decisions: TextTable | None = None
+    measures: TextTable | None = None
     decision_pictures: dict[str, Drawing] = field(default_factory=dict)
     scores_note: str = ""
     pictures: dict[str, Drawing] = field(default_factory=dict)

@@ -14,7 +14,7 @@ import pytest
 from raytrain.cli.main import run_command
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.distributed import folds
+from raytrain.distributed import folds, supervisor
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
 
@@ -101,26 +101,57 @@ def test_the_same_command_goes_on_and_the_joined_file_is_the_same(
     # A third time nothing is left to train; --resume is the same.
     monkeypatch.setattr("raytrain.distributed.train._group", None)
     found = folds.find(str(tmp_path / "cut/n"))
-    assert rows(folds.resume_folds(found, {})) == rows(whole)
+    before = (tmp_path / "cut/n/predictions.parquet").read_bytes()
+    folds.resume_folds(found, {})
+    assert (tmp_path / "cut/n/predictions.parquet").read_bytes() == before
+    # A run that was removed is trained again, on a dataset that has moved.
+    monkeypatch.setattr("raytrain.distributed.train._group", group)
+    shutil.rmtree(tmp_path / "cut/n-cv-2")
+    shutil.copytree(divided.path, tmp_path / "moved")
+    folds.resume_folds(found, {"dataset": str(tmp_path / "moved")})
+    assert rows(whole) == rows(found)
+    assert folds.find(str(tmp_path / "cut/n")).recipe.dataset == str(tmp_path / "moved")
+    # A checkpoint of these tiles cannot start the folds of another cross-validation.
+    start = str(tmp_path / "whole/n-cv-1/checkpoints/last")
+    with pytest.raises(ConfigError, match="was trained on tiles of this dataset"):
+        folds.train_folds(recipe(divided, tmp_path, init_from=start), "cv", "other")
 
 
 def test_another_recipe_or_family_is_not_joined(divided, tmp_path, monkeypatch):
     monkeypatch.setattr(folds, "_train_all", lambda begun, *more: begun)
     folds.train_folds(recipe(divided, tmp_path), "cv", "n")
     folds.train_folds(recipe(divided, tmp_path, tiles="stream"), "cv", "n")  # placement may change
+    folds.train_folds(recipe(divided, tmp_path, num_workers=2), "cv", "n")
+    assert folds.find(str(tmp_path / "n")).recipe.num_workers == 2
     for other, family, what in (
         (recipe(divided, tmp_path, data={"normalize": "none"}), "cv", "data.normalize"),
-        (recipe(divided, tmp_path), "cv2", "--folds cv2 instead of cv"),
     ):
         with pytest.raises(ConfigError, match=f"begun in another way: {what}"):
             folds.train_folds(other, family, "n")
+    (tmp_path / "n/recipe.yaml").unlink()
+    with pytest.raises(DataError, match="is damaged"):
+        folds.find(str(tmp_path / "n"))
+
+
+def test_under_restarts_the_same_command_is_given_again(divided, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(supervisor, "supervise", lambda *words: given.append(words) or 0)
+    assert supervisor.supervise_folds(recipe(divided, tmp_path), "cv", "n", 3) == 0
+    first, again, path, restarts = given[0]
+    assert first == again and first[0] == "train" and first[-4:] == ["--name", "n", "--folds", "cv"]
+    assert (path, restarts) == (str(tmp_path / "n"), 3)
 
 
 def test_what_cannot_be_folds_is_refused(divided, tmp_path):
     with pytest.raises(DataError, match=r"has no folds five-1, five-2 .*it has the splits: .*cv-1"):
         folds.train_folds(recipe(divided, tmp_path), "five", "n")
-    with pytest.raises(DataError, match="has 2 of the 3 folds of two"):
+    with pytest.raises(
+        DataError, match="two-1 to two-2, but they are not all the folds of one division"
+    ):
         folds.train_folds(recipe(divided, tmp_path), "two", "n")
+    with pytest.raises(ConfigError, match=r"typo\.pth"):
+        model = {"weights": "typo.pth", "arch": os.environ["RAYTRAIN_MODEL__ARCH"]}
+        folds.train_folds(recipe(divided, tmp_path, model=model), "cv", "n")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "n-cv-2").mkdir()
     (tmp_path / "n-cv-2/config.yaml").touch()
@@ -153,6 +184,8 @@ def test_the_command_trains_judges_and_resumes(divided, tmp_path, capsys):
     ]
     begin = [*given, "--model.weights", "none", "--folds", "cv", "--name", "n", *words]
     assert run_command([*begin, "--dry-run"]) == 0
+    assert run_command([*begin, "--data.split", "cv-1"]) == 2
+    assert "--folds cv and --data.split cannot be used together" in capsys.readouterr().err
     assert run_command(begin) == 0
     out = capsys.readouterr().out
     assert "fold 3 of 3 is done" in out and "each of 3 folds" in out
@@ -190,7 +223,4 @@ def test_a_killed_driver_and_the_same_command_give_the_same_file(divided, tmp_pa
     process.wait()
     subprocess.run(command("cut"), check=True, capture_output=True)
     whole, cut = (tmp_path / name / "n/predictions.parquet" for name in ("whole", "cut"))
-    assert (
-        predictions.read(str(cut)).logits.tobytes() == predictions.read(str(whole)).logits.tobytes()
-    )
-    assert predictions.read(str(cut)).names == predictions.read(str(whole)).names
+    assert cut.read_bytes() == whole.read_bytes()

@@ -8,7 +8,7 @@ from worlds import some
 from raytrain.cli.main import run_command
 from raytrain.errors import DataError
 from raytrain.evaluation import comparison, judgement, metrics, rules
-from raytrain.evaluation.judging import Judging
+from raytrain.evaluation.conditions import Conditions
 from raytrain.evaluation.predictions import write
 
 
@@ -47,14 +47,36 @@ def test_tiles_without_labels_are_left_out():
     assert (found.tiles, found.left_out) == (550, 50)
 
 
-def test_groups_widen_the_interval():
+def test_copies_in_a_group_widen_the_interval():
     first, second = pair()
-    group_of = {name: str(int(name[1:]) // 60) for name in first.names}
-    alone = comparison.compare(first, second).scores["0.2 for every label"]
-    grouped = comparison.compare(first, second, Judging(group_of))
-    assert grouped.groups == 10
-    assert "in 10 groups" in comparison.table(grouped)
-    assert grouped.scores["0.2 for every label"].difference != alone.difference
+    row = np.arange(600) // 10
+    first, second = (
+        replace(p, logits=p.logits[row], target=p.target[row]) for p in (first, second)
+    )
+    group_of = {name: str(row[i]) for i, name in enumerate(first.names)}
+    alone = comparison.compare(first, second).scores["0.2 for every label"].difference
+    grouped = comparison.compare(first, second, Conditions(group_of))
+    assert grouped.groups == 60
+    assert "in 60 groups" in comparison.table(grouped)
+    wide = grouped.scores["0.2 for every label"].difference
+    assert wide.high - wide.low == pytest.approx(np.sqrt(10) * (alone.high - alone.low), rel=0.2)
+
+
+def test_folds_of_one_file_alone_make_no_difference():
+    """Rules that were fitted on four fifths of a file's tiles would beat those fitted on a half of the other's."""
+    first = some()
+    folds = replace(first, fold=(np.arange(600) % 5).astype(np.int32))
+    for one, two in ((first, folds), (folds, first), (folds, folds)):
+        found = comparison.compare(one, two)
+        assert {score.difference.value for score in found.scores.values()} == {0.0}
+
+
+def test_one_tile_or_group_is_too_few():
+    first, second = pair()
+    with pytest.raises(DataError, match="1 tiles"):
+        comparison.compare(first.taken(np.array([0])), second)
+    with pytest.raises(DataError, match="belong to 1 groups"):
+        comparison.compare(first, second, Conditions(dict.fromkeys(first.names, "a")))
 
 
 def test_files_that_do_not_belong_together_are_refused():
@@ -78,7 +100,7 @@ def test_the_command_compares_two_files(tmp_path, capsys):
     code = run_command(["evaluate", *paths, "--out", str(tmp_path / "c")])
     out, err = capsys.readouterr()
     assert code == 0
-    assert "no difference; about" in out and "tiles would settle one of this size" in out
+    assert "no difference; about" in out and "tiles would settle it" in out
     content = json.loads((tmp_path / "c/comparison.json").read_text())
     assert content["tiles"] == 600 and content["groups"] is None
     assert content["scores"]["expected F2"]["verdict"] == "no difference"
@@ -100,9 +122,24 @@ def test_the_command_takes_groups_from_a_table_and_a_group_of_labels(tmp_path, c
     code = run_command([*words, *groups, "--exactly-one", "clear,haze", "--alone", "haze"])
     out, err = capsys.readouterr()
     assert code == 0
-    assert "expected F2, one of a group" in out
+    assert "expected F2, exactly one" in out
     content = json.loads((tmp_path / "e/thresholds.json").read_text())
     assert content["exactly_one"] == {"labels": ["clear", "haze"], "alone": ["haze"]}
+    both = ["evaluate", str(tmp_path / "a.parquet"), str(tmp_path / "a.parquet"), "--out"]
+    code = run_command([*both, str(tmp_path / "f"), *groups, "--exactly-one", "clear,haze"])
+    out, err = capsys.readouterr()
+    assert code == 0 and "in 30 groups" in out and "expected F2, exactly one" in out
+    code = run_command([*both, str(tmp_path / "f"), "--exactly-one", "clear,hase"])
+    out, err = capsys.readouterr()
+    assert code == 2 and '--exactly-one names "hase"' in err
+    (tmp_path / "scenes.csv").write_text(
+        "image_name,scene\n"
+        + "\n".join([rows[0] + "x", *(f"{n}," for n in first.names[1:])])
+        + "\n"
+    )
+    code = run_command([*words, *groups])
+    out, err = capsys.readouterr()
+    assert code == 3 and "599 tiles have no scene" in err
     code = run_command([*words, "--alone", "haze"])
     out, err = capsys.readouterr()
     assert code == 2 and "--alone haze without --exactly-one" in err

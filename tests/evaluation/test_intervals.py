@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from raytrain.errors import DataError
 from raytrain.evaluation import intervals
 
 
@@ -44,6 +45,11 @@ def test_groups_of_different_size_give_the_error_of_a_ratio():
     rest = sums - values.mean() * sizes
     error = rest.std() / sizes.mean() / np.sqrt(200)
     assert intervals.resampled_means(values[:, None], groups).std() == pytest.approx(error, rel=0.1)
+
+
+def test_one_unit_has_no_interval():
+    with pytest.raises(DataError, match="3 tiles in 1 groups"):
+        intervals.estimate(np.ones(3), np.zeros(3))
 
 
 def test_a_constant_difference_is_certain():

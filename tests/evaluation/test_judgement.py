@@ -8,7 +8,7 @@ from worlds import CLASSES, calibrated, some
 
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import judgement, measures, metrics, rules, thresholds
-from raytrain.evaluation.judging import Judging
+from raytrain.evaluation.conditions import Conditions
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.rules import Exclusive
 
@@ -55,7 +55,7 @@ def test_out_of_fold_predictions_are_judged_fold_by_fold():
     p = some()
     fold = (np.arange(600) % 5).astype(np.int32)
     found = judgement.judge(replace(p, fold=fold))
-    assert found.parts == 5 and len(found.fits) == 5
+    assert found.folds == len(found.fits) == 5
     decision = rules.fit(p.logits[fold != 3], p.target[fold != 3])["per_class"]
     assert found.fits[3]["per_class"].cuts.tolist() == decision.cuts.tolist()
     assert "each of 5 folds" in judgement.table(found)
@@ -67,10 +67,15 @@ def test_tiles_of_a_group_are_in_one_half_and_resampled_together():
     logits, target = np.repeat(p.logits[:60], 10, 0), np.repeat(p.target[:60], 10, 0)
     copies = Predictions(p.names, logits, target, CLASSES, {})
     group_of = {name: f"scene {row // 10}" for row, name in enumerate(p.names)}
-    tiles = judgement.tiles_of(copies, Judging(group_of))
+    tiles = judgement.tiles_of(copies, Conditions(group_of))
+    assert all(len(set(tiles.part[tiles.groups == g])) == 1 for g in set(tiles.groups))
+    # Also where the file has folds.
+    folds = replace(copies, fold=(np.arange(600) % 5).astype(np.int32))
+    tiles = judgement.tiles_of(folds, Conditions(group_of))
+    assert set(tiles.part) == set(range(5))
     assert all(len(set(tiles.part[tiles.groups == g])) == 1 for g in set(tiles.groups))
     alone = judgement.judge(copies).scores["default"]
-    grouped = judgement.judge(copies, Judging(group_of)).scores["default"]
+    grouped = judgement.judge(copies, Conditions(group_of)).scores["default"]
     assert grouped.value == alone.value
     assert grouped.high - grouped.low == pytest.approx(
         np.sqrt(10) * (alone.high - alone.low), rel=0.15
@@ -146,10 +151,20 @@ def test_the_gain_of_a_label_is_that_of_its_own_threshold_alone():
     assert found.per_label["gain"].idxmax() == 2
 
 
+def test_searched_thresholds_take_the_place_of_the_fitted_ones():
+    found = judgement.judge(some())
+    cuts = np.linspace(0.1, 0.6, 6)
+    changed = judgement.with_thresholds(found, cuts)
+    assert changed.fitted["per_class"].cuts.tolist() == cuts.tolist()
+    assert changed.per_label["own_threshold"].tolist() == cuts.tolist()
+    assert changed.fitted["shrunk"].cuts.tolist() != found.fitted["shrunk"].cuts.tolist()
+    assert changed.scores == found.scores
+
+
 def test_an_exclusive_group_is_judged_with_every_rule():
     p = some()
     exclusive = Exclusive(("clear", "haze"), ("haze",))
-    found = judgement.judge(p, Judging(exclusive=exclusive))
+    found = judgement.judge(p, Conditions(exclusive=exclusive))
     assert list(found.scores) == [*rules.RULES, *(f"{name}+exactly-one" for name in rules.RULES)]
     labels = found.fitted["default+exactly-one"].labels(p.logits)
     weather = labels[:, [0, 3]]
@@ -157,7 +172,7 @@ def test_an_exclusive_group_is_judged_with_every_rule():
     assert (labels[weather[:, 1]].sum(axis=1) == 1).all()  # haze stands alone
     assert found.scores["default"] == judgement.judge(p).scores["default"]
     with pytest.raises(ConfigError, match=r'--exactly-one names "hase".*Did you mean'):
-        judgement.judge(p, Judging(exclusive=Exclusive(("clear", "hase"))))
+        judgement.judge(p, Conditions(exclusive=Exclusive(("clear", "hase"))))
 
 
 def test_the_order_of_rows_does_not_matter():

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from worlds import CLASSES, some
 
+from raytrain.cli.main import run_command
+from raytrain.data.splits import natural_order
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import judgement, rule_files, rules
-from raytrain.evaluation.judging import Judging
+from raytrain.evaluation.conditions import Conditions
+from raytrain.evaluation.predictions import write
 from raytrain.evaluation.rules import Exclusive
 from raytrain.evaluation.tasks import multi_label
 
@@ -42,14 +45,34 @@ def test_a_named_rule_comes_before_the_recommended_one(tmp_path):
 def test_a_group_goes_through_the_file(tmp_path):
     p = some()
     exclusive = Exclusive(("clear", "haze"), ("haze",))
-    found = judgement.judge(p, Judging(exclusive=exclusive))
+    found = judgement.judge(p, Conditions(exclusive=exclusive))
     judgement.write(found, str(tmp_path))
     chosen = multi_label.decision(
         str(tmp_path / "thresholds.json"), "expected+exactly-one", CLASSES
     )
     expected = found.fitted["expected+exactly-one"].labels(p.logits)
     assert (chosen.decision.labels(p.logits) == expected).all()
-    assert "one of a group" in chosen.sentence
+    assert "exactly one" in chosen.sentence
+
+
+def test_the_command_takes_a_rule_and_says_so(tmp_path, capsys):
+    p = some(60)
+    write(str(tmp_path / "p.parquet"), p)
+    found = judgement.judge(p)
+    judgement.write(found, str(tmp_path))
+    words = ["submission", str(tmp_path / "p.parquet"), "--out", str(tmp_path / "s.csv")]
+    given = [*words, "--thresholds", str(tmp_path / "thresholds.json"), "--rule", "per-class"]
+    assert run_command(given) == 0
+    assert "labels are decided by: one per label (" in capsys.readouterr().out
+    rows = (tmp_path / "s.csv").read_text().splitlines()[1:]
+    predicted = found.fitted["per_class"].labels(p.logits)
+    for line, labels, logits in zip(
+        rows, predicted[natural_order(p.names)], p.logits[natural_order(p.names)], strict=True
+    ):
+        chosen = np.array(CLASSES)[labels] if labels.any() else [CLASSES[logits.argmax()]]
+        assert line.split(",")[1] == " ".join(chosen)
+    assert run_command([*words, "--rule", "global"]) == 2
+    assert "--rule global without --thresholds" in capsys.readouterr().err
 
 
 def test_without_a_file_labels_are_cut_at_02():

@@ -1,4 +1,4 @@
-"""The intervals are true: ./dev test -m slow tests/evaluation/test_truth.py (15 minutes on one core)."""
+"""The intervals are true: ./dev test -m slow tests/evaluation/test_truth.py (25 minutes on one core)."""
 
 import pytest
 import truth
@@ -15,4 +15,5 @@ def test_intervals_cover_the_truth_and_recommendations_lose_nothing(world):
 
 
 def test_equally_good_files_are_rarely_called_different():
-    assert truth.called_different() <= 0.07
+    for rule, share in truth.called_different().items():
+        assert share <= 0.07, rule

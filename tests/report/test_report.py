@@ -369,7 +369,7 @@ def test_model_card_has_counts_thresholds_limits_and_licence(run: Path):
 
 def test_evaluation_report_needs_only_predictions(run: Path, tmp_path: Path):
     out = tmp_path / "judged"
-    path = page.write_evaluation(str(out), str(run / "predictions.parquet"))
+    path = page.write_evaluation(str(out), prediction_files.read(str(run / "predictions.parquet")))
     text = visible(Path(path).read_text())
     predictions = prediction_files.read(str(run / "predictions.parquet"))
     assert (

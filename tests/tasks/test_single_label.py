@@ -14,7 +14,7 @@ from raytrain.data.sources import images_at
 from raytrain.data.targets.single_label import balanced_weights
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation.comparison import compare
-from raytrain.evaluation.judging import Judging
+from raytrain.evaluation.conditions import Conditions
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.rules import Exclusive
 from raytrain.evaluation.tasks import single_label as judged
@@ -157,11 +157,11 @@ def test_the_interval_over_groups_is_wider_where_the_tiles_of_a_group_are_alike(
         tuple(f"t{i:03}" for i in range(200)), LOGITS[:20][rows], TARGET[:20][rows], CLASSES
     )
     group_of = {name: str(rows[i]) for i, name in enumerate(copies.names)}
-    alone, grouped = judged.judge(copies), judged.judge(copies, Judging(group_of))
+    alone, grouped = judged.judge(copies), judged.judge(copies, Conditions(group_of))
     assert alone.accuracy == grouped.accuracy
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
     with pytest.raises(ConfigError, match="--exactly-one a,b for the task single-label"):
-        judged.judge(copies, Judging(exclusive=Exclusive(("a", "b"))))
+        judged.judge(copies, Conditions(exclusive=Exclusive(("a", "b"))))
 
 
 def test_two_models_are_compared_by_their_accuracy():

@@ -12,8 +12,8 @@ import numpy as np
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import judgement as judgements
 from raytrain.evaluation import metrics, rule_files, rules
+from raytrain.evaluation.conditions import PLAIN, Conditions
 from raytrain.evaluation.judgement import Judgement
-from raytrain.evaluation.judging import PLAIN, Judging
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.rule_files import Chosen
@@ -53,12 +53,12 @@ def probabilities(logits: Array) -> Array:
     return metrics.sigmoid(logits)
 
 
-def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
+def judge(predictions: Predictions, how: Conditions = PLAIN) -> Judgement:
     """Evaluates predictions, and fits decision rules on them; see `judgement.judge`."""
     return judgements.judge(predictions, how)
 
 
-def tile_scores(predictions: Predictions, how: Judging = PLAIN) -> dict[str, Array]:
+def tile_scores(predictions: Predictions, how: Conditions = PLAIN) -> dict[str, Array]:
     """Returns the held-out F2 of every tile by decision rule; see `judgement.tile_scores`."""
     return judgements.tile_scores(predictions, how)
 

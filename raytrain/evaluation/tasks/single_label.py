@@ -18,7 +18,7 @@ import pandas as pd
 from raytrain import storage
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import intervals
-from raytrain.evaluation.judging import PLAIN, Judging, by_name
+from raytrain.evaluation.conditions import PLAIN, Conditions, by_name
 from raytrain.evaluation.metrics import Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.score import Score
@@ -172,7 +172,7 @@ def probabilities(logits: Array) -> Array:
     return np.exp(_log_softmax(logits))
 
 
-def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
+def judge(predictions: Predictions, how: Conditions = PLAIN) -> Judgement:
     """Evaluates the predictions whose targets are known.
 
     The interval of the accuracy is `wilson`'s for independent tiles, and that of the bootstrap over
@@ -182,14 +182,8 @@ def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
         ConfigError: an exclusive group is stated.
         DataError: there are no targets, no tiles, or a tile without exactly one label.
     """
-    if how.exclusive is not None:
-        raise ConfigError(
-            f"--exactly-one {','.join(how.exclusive.labels)} for the task single-label",
-            "every tile has exactly one label of all",
-            "leave --exactly-one out",
-        )
     unknown = int((~predictions.is_known).sum())
-    predictions = _checked(by_name(predictions))
+    predictions = _checked(by_name(predictions), how)
     target = predictions.target
     assert target is not None  # as _checked has seen
     logits = predictions.logits
@@ -216,13 +210,13 @@ def judge(predictions: Predictions, how: Judging = PLAIN) -> Judgement:
     )
 
 
-def tile_scores(predictions: Predictions, how: Judging = PLAIN) -> dict[str, Array]:
+def tile_scores(predictions: Predictions, how: Conditions = PLAIN) -> dict[str, Array]:
     """Returns whether the class of each tile is right, 0.0 or 1.0, the tiles sorted by name.
 
     Raises:
-        DataError: as `judge`.
+        ConfigError, DataError: as `judge`.
     """
-    predictions = _checked(by_name(predictions))
+    predictions = _checked(by_name(predictions), how)
     assert predictions.target is not None  # as _checked has seen
     return {SCORE.key: _is_right(predictions.logits, predictions.target)}
 
@@ -232,8 +226,15 @@ def score_title(name: str) -> str:
     return SCORE.name
 
 
-def _checked(predictions: Predictions) -> Predictions:
-    """The same predictions; refuses those whose tiles do not have exactly one label each."""
+def _checked(predictions: Predictions, how: Conditions) -> Predictions:
+    """The same predictions; refuses those whose tiles do not have exactly one label each, and
+    conditions that mean nothing then."""
+    if how.exclusive is not None:
+        raise ConfigError(
+            f"--exactly-one {','.join(how.exclusive.labels)} for the task single-label",
+            "every tile has exactly one label of all",
+            "leave --exactly-one out",
+        )
     target = predictions.target
     if target is None or len(target) == 0:
         raise DataError(

@@ -1,4 +1,4 @@
-"""How predictions are judged, whatever their task. No torch, no ray."""
+"""What a user states about the tiles that are judged, whatever their task. No torch, no ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from raytrain.evaluation.rules import Exclusive
 
 
 @dataclass(frozen=True)
-class Judging:
-    """What a user states about the tiles, beside the predictions.
+class Conditions:
+    """What is known about the tiles beside their predictions.
 
     Attributes:
         group_of: group of each tile by its name, such as its scene. Tiles of one group are alike:
-            they are resampled together, and fitted or judged together. None: every tile counts on
-            its own.
+            they are resampled together, and no rule is judged on a group that it was fitted on.
+            None: every tile counts on its own.
         exclusive: labels of which a tile has exactly one.
         seed: of halves and resamples.
     """
@@ -35,7 +35,7 @@ class Judging:
         return np.array([self.group_of[name] for name in names], dtype=object)
 
 
-PLAIN = Judging()
+PLAIN = Conditions()
 
 
 def by_name(predictions: Predictions) -> Predictions:
