@@ -81,6 +81,7 @@ def reliability(before: Reliability, after: Reliability, theme: Theme = LIGHT) -
     lower.bar(middles - width / 2, before.count, width=width, color=theme.train)
     lower.bar(middles + width / 2, after.count, width=width, color=theme.valid)
     lower.set_yscale("log")
+    lower.minorticks_off()
     lower.set_ylabel("decisions")
     lower.set_xlabel("predicted probability")
     return png(figure)
