@@ -48,6 +48,7 @@ from raytrain.errors import (
     StorageError,
     UnfinishedError,
     exit_code_of,
+    masked,
 )
 from raytrain.evaluation.own_metrics import Metric, combined
 from raytrain.log import send_messages
@@ -437,7 +438,7 @@ def _hooks(config: dict[str, Any], rank: int) -> Hooks:
     """
     # Ray hears of an epoch only when its checkpoint is written. A report takes 7 ms, but a second
     # one waits until Ray next looks at the group.
-    hooks = Hooks(saved=ray.train.report, metrics=config.get("metrics", ()))
+    hooks = Hooks(saved=_report, metrics=config.get("metrics", ()))
     box = config["mailbox"]
     if box is None:
         # Ray's local mode: this process is the driver as well.
@@ -449,6 +450,16 @@ def _hooks(config: dict[str, Any], rank: int) -> Hooks:
     # Rank 0 decides for all ranks, which stop together after the same step.
     inbox = Inbox(box)
     return replace(hooks, stop=inbox.stop, keep=inbox.keep)
+
+
+def _report(metrics: Metrics) -> None:
+    """Reports the metrics of an epoch to Ray, without the keys of URIs: Ray logs what it gets."""
+    shown = {}
+    for name, value in metrics.items():
+        if isinstance(value, str):
+            value = masked(value)
+        shown[name] = value
+    ray.train.report(shown)
 
 
 def _end_process() -> None:

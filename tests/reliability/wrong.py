@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "manifest without bytes": (_file(MANIFEST, lambda c: b""), "incomplete"),
     "manifest cut": (_file(MANIFEST, lambda c: c[:40]), "incomplete"),
     "manifest that names nothing": (_file(MANIFEST, lambda c: b"{}"), "does not name"),
-    "manifest that is a list": (_file(MANIFEST, lambda c: b"[1]"), "does not name"),
+    "manifest that is a list": (_file(MANIFEST, lambda c: b"[1]"), "is not a JSON object"),
     "meta.json missing": (_file("meta.json", lambda c: None), "incomplete"),
     "meta.json that is text": (lambda path: rehashed(path, meta_json=b"hello"), "meta.json"),
     "meta.json without classes": (_meta(classes=None), "classes"),
