@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from raytrain.evaluation import predictions
 RECIPE = """
 train: {batch_size: 16}
 stages:
-  - {size: 32, epochs: 2, freeze: false, lr: 0.005}
+  - {size: 32, epochs: 1, freeze: false, lr: 0.005}
 """
 
 
@@ -44,7 +45,7 @@ def recipe(divided, storage, **fields):
         "storage": str(storage),
         "train": {"batch_size": 16},
         "model": {"weights": "none", "arch": os.environ["RAYTRAIN_MODEL__ARCH"]},
-        "stages": [{"size": 32, "epochs": 2, "freeze": False, "lr": 0.005}],
+        "stages": [{"size": 32, "epochs": 1, "freeze": False, "lr": 0.005}],
         "use_gpu": False,
     }
     return Recipe.model_validate(values | fields)
@@ -56,15 +57,13 @@ def rows(done):
     return {name: row.tobytes() for name, row in zip(found.names, found.logits, strict=True)}
 
 
-@pytest.mark.usefixtures("cluster", "in_this_process")
-def test_every_tile_is_predicted_by_the_run_that_did_not_train_on_it(divided, tmp_path):
-    done = folds.train_folds(recipe(divided, tmp_path), "cv", "n")
-    found = predictions.read(str(tmp_path / "n/predictions.parquet"))
+def check_every_tile_is_predicted_by_the_run_that_did_not_train_on_it(divided, done):
+    found = predictions.read(done.predictions)
     assert sorted(found.names) == sorted(divided.table["image_name"])
     assert (found.fold.dtype, set(found.fold)) == (np.int32, {0, 1, 2})
     assert found.meta["part"] == "out-of-fold" and found.meta["split"] == "cv"
     for fold, split in enumerate(("cv-1", "cv-2", "cv-3")):
-        run = tmp_path / f"n-{split}"
+        run = Path(done.run(split).path)
         single = predictions.read(str(run / "predictions.parquet"))
         part = found.taken(np.flatnonzero(found.fold == fold))
         assert part.names == single.names and part.logits.tobytes() == single.logits.tobytes()
@@ -79,6 +78,7 @@ def test_the_same_command_goes_on_and_the_joined_file_is_the_same(
     divided, tmp_path, monkeypatch, logged
 ):
     whole = folds.train_folds(recipe(divided, tmp_path / "whole"), "cv", "n")
+    check_every_tile_is_predicted_by_the_run_that_did_not_train_on_it(divided, whole)
     group = folds.train.__globals__["_group"]
 
     def dies_in_the_second(function, path, settings, own=()):

@@ -379,6 +379,7 @@ def test_the_keys_of_places_are_handed_on_in_no_file(monkeypatch, tmp_path):
     )
     first, text = seen[0]
     assert "S3CRET" not in text and "s3://***@bucket/runs" in text
-    assert sorted(zip(first[5::2], first[6::2], strict=True)) == sorted(
+    assert first[-2:] == ["--name", "n"]
+    assert sorted(zip(first[3:-2:2], first[4:-2:2], strict=True)) == sorted(
         zip(given[::2], given[1::2], strict=True)
     )
