@@ -52,6 +52,10 @@ class ConfigError(RaytrainError):
     exit_code = 2
 
 
+class TakenError(ConfigError):
+    """Another process trains the run, and so nobody else may."""
+
+
 class DataError(RaytrainError):
     """Labels, images, datasets or predictions that cannot be used."""
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain import storage
-from raytrain.errors import ConfigError, StorageError
+from raytrain.errors import StorageError, TakenError
 
 FILE = "lock.json"
 # Keys that every lock file has. "processes" is missing in files of older versions.
@@ -38,15 +38,33 @@ SILENT_S = 60.0
 SETTLE_S = 1.0
 
 
+class Lock:
+    """A lock that this process holds."""
+
+    def __init__(self, path: str, mine: dict[str, Any]) -> None:
+        self.path = path
+        self.mine = mine
+
+    def check(self) -> None:
+        """Checks that no other process has taken the lock, as after a pause of this machine.
+
+        Raises:
+            TakenError: one has.
+        """
+        owner = _owner(self.path)
+        if owner is not None and owner["token"] != self.mine["token"]:
+            raise _taken(self.path, owner)
+
+
 @contextmanager
-def held(path: str) -> Iterator[None]:
+def held(path: str) -> Iterator[Lock]:
     """Holds the lock of a run.
 
     Args:
         path: the run's directory, which is made if it does not exist.
 
     Raises:
-        ConfigError: another process trains the run.
+        TakenError: another process trains the run.
         StorageError: the lock cannot be written.
     """
     storage.make_dir(path)
@@ -62,12 +80,37 @@ def held(path: str) -> Iterator[None]:
     thread = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True)
     thread.start()
     try:
-        yield
+        yield Lock(path, mine)
     finally:
         # The thread ends before the release: it would write the lock again.
         ended.set()
         thread.join()
         _release(path, mine)
+
+
+def is_held(path: str) -> bool:
+    """Returns whether another process seems to hold the lock of a run.
+
+    It does not wait, so the owner on another machine counts as alive until its lock has been silent
+    for long enough.
+
+    Args:
+        path: the run's directory.
+    """
+    owner = _owner(path)
+    if owner is None:
+        return False
+    if _is_our_numbering(owner):
+        return bool(_started(owner["pid"]) == owner["started"])
+    return time.time() - float(owner["beat"]) < SILENT_S
+
+
+def owner_in_words(path: str) -> str:
+    """Returns who holds the lock of a run; empty where nobody does."""
+    owner = _owner(path)
+    if owner is None:
+        return ""
+    return f"process {owner['pid']} on {owner['host']}"
 
 
 def _acquire(path: str, mine: dict[str, Any]) -> None:
@@ -218,7 +261,7 @@ def _alone(path: str) -> Iterator[None]:
         yield
 
 
-def _taken(path: str, owner: dict[str, Any]) -> ConfigError:
+def _taken(path: str, owner: dict[str, Any]) -> TakenError:
     last_heard = ""
     if "beat" in owner:
         # With the clock of another machine the difference may be negative.
@@ -226,7 +269,7 @@ def _taken(path: str, owner: dict[str, Any]) -> ConfigError:
         last_heard = f", last heard of {age_s:.0f} s ago"
     run = storage.name_of(path)
     process = f"process {owner['pid']} on {owner['host']}"
-    return ConfigError(
+    return TakenError(
         f"the run {run} is being trained by {process}{last_heard}",
         "two processes would write the same checkpoints",
         "wait until it ends or stop it, then try again; or give another --name",

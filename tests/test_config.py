@@ -285,6 +285,7 @@ def lesson(**changes):
             "split": "random",
             "normalize": "imagenet",
             "window_gb": 2.0,
+            "stored_size": None,
             "repeat": {},
             "augment": augment,
         },

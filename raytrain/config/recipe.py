@@ -196,6 +196,13 @@ class Data(Settings):
         gt=0,
         description="shuffle window for streamed tiles, gigabytes of encoded tiles",
     )
+    stored_size: int | None = Field(
+        None,
+        ge=16,
+        le=4096,
+        description="side at which decoded tiles are kept, pixels; default: that of the dataset, "
+        "or of the largest stage if the dataset's is more than twice as large",
+    )
     repeat: dict[str, Annotated[int, Field(ge=1, le=100)]] = Field(
         {},
         description="how often an epoch shows the training tiles of a label, "

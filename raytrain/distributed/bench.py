@@ -38,7 +38,7 @@ from raytrain.distributed.session import cpus, session
 from raytrain.distributed.train import train
 from raytrain.log import heard
 from raytrain.models.precision import agreed_precision
-from raytrain.tiles.cache import stored_size
+from raytrain.tiles.cache import kept_size
 from raytrain.training import transforms
 
 # A logger among those of the other parts of the bench: `raytrain bench` prints these messages, and
@@ -270,7 +270,7 @@ def _checkpoint(recipe: Recipe, dataset: Dataset, path: str) -> str:
     number = recipe.selected[1]
     stage = recipe.stage(number)
     model = registry.training(dataset.task).network(recipe.model, len(dataset.classes))
-    size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
+    size = kept_size(recipe, dataset)
     meta = {
         "task": dataset.task,
         "arch": recipe.model.arch,

@@ -60,7 +60,7 @@ def dry_run(recipe: Recipe) -> None:
     recipe = _with_resolved_precision(recipe, device)
     model = _network(recipe, dataset, device)
     # Side in pixels of the decoded tiles that training would keep.
-    size = cache.stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
+    size = cache.kept_size(recipe, dataset)
     # Raises before the first line is logged if the tiles cannot be kept where the recipe says.
     tiles_line = placement.planned_tiles(dataset, size, device, recipe.tiles)
     for line in _plan(recipe, dataset, model):

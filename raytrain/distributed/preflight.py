@@ -29,6 +29,7 @@ from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.evaluation import own_metrics
 from raytrain.models import initial_weights, networks
 from raytrain.tasks.choice import class_weights, resolved
+from raytrain.tiles.cache import kept_size
 from raytrain.tiles.sampling import check_batches, training_rows
 from raytrain.training import normalization
 from raytrain.training.start import initial
@@ -78,6 +79,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     if not tiles.is_plain:
         bands.reader()  # refuses where the package is missing
     normalization.check(recipe, tiles)
+    kept_size(recipe, dataset)  # refuses a size that the tiles do not have
     model = registry.training(dataset.task).network(
         recipe.model, len(dataset.classes), tiles.channels
     )

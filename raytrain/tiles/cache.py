@@ -40,6 +40,7 @@ from zlib import crc32
 import numpy as np
 
 from raytrain import storage
+from raytrain.config import Recipe
 from raytrain.data import images
 from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, read_shard
 from raytrain.data.pixels import decode
@@ -138,6 +139,25 @@ def stored_size(native: int, stage_sizes: Sequence[int]) -> int:
     if native <= 2 * largest:
         return native
     return largest
+
+
+def kept_size(recipe: Recipe, dataset: Dataset) -> int:
+    """Returns the side at which the tiles of a run are stored, pixels.
+
+    Raises:
+        ConfigError: `data.stored_size` is larger than the tiles.
+    """
+    wanted = recipe.data.stored_size
+    if wanted is None:
+        return stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
+    if wanted > dataset.tile_size:
+        raise ConfigError(
+            f"data.stored_size = {wanted}, but the tiles of {dataset.path} have "
+            f"{dataset.tile_size} px",
+            "enlarged tiles take more space and show nothing more",
+            f"--data.stored-size {dataset.tile_size}, or leave it out",
+        )
+    return wanted
 
 
 def default_directory() -> Path:

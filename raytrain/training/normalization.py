@@ -9,7 +9,7 @@ from raytrain.data.channels import channel_statistics
 from raytrain.data.dataset import Dataset
 from raytrain.data.tile_format import RGB_CHANNELS, TileFormat
 from raytrain.errors import ConfigError
-from raytrain.tiles.cache import stored_size
+from raytrain.tiles.cache import kept_size
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def resolved(recipe: Recipe, dataset: Dataset) -> Recipe:
     check(recipe, dataset.tile_format)
     if recipe.data.normalize != OF_DATASET:
         return recipe
-    size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
+    size = kept_size(recipe, dataset)
     means, deviations = channel_statistics(dataset, recipe.data.split, size)
     found = Statistics(mean=tuple(means), std=tuple(deviations))
     logger.info(f"normalisation: {found}")

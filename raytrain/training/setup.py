@@ -30,7 +30,7 @@ from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
 from raytrain.tasks.choice import loss_of, resolved
 from raytrain.tiles import sampling
-from raytrain.tiles.cache import stored_size
+from raytrain.tiles.cache import kept_size
 from raytrain.tiles.feeds import Source
 from raytrain.tiles.placement import Tiles, open_tiles
 from raytrain.training import normalization
@@ -139,10 +139,9 @@ def _seeded_network(recipe: Recipe, dataset: Dataset) -> networks.Network:
 
 
 def _opened_tiles(recipe: Recipe, dataset: Dataset, worker: Worker, start: Start) -> Tiles:
-    size = stored_size(dataset.tile_size, [stage.size for stage in recipe.stages])
     return open_tiles(
         dataset,
-        size,
+        kept_size(recipe, dataset),
         worker,
         choice=recipe.tiles,
         window_gb=recipe.data.window_gb,

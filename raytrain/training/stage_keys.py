@@ -1,0 +1,310 @@
+"""Names a stage by everything that makes its result, so that no stage is trained twice.
+
+The key of a stage is a hash of its own settings and of the key of the stage before it. The first
+one follows a hash of all that the stages share: dataset, network, optimiser, versions, and what the
+machine decides where the recipe leaves it open. Two runs whose stages have the same keys compute
+the same weights: to the bit on a CPU, and up to the order of sums on a GPU. No ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from raytrain import config, storage
+from raytrain.checkpoints import layout
+from raytrain.config import Recipe, Stage
+from raytrain.data import images
+from raytrain.data.dataset import Dataset
+from raytrain.errors import StorageError
+from raytrain.models import bodies
+from raytrain.models.precision import default_precision
+from raytrain.tasks.choice import resolved
+from raytrain.tiles import sampling
+from raytrain.tiles.cache import check_store, kept_size
+from raytrain.tiles.stream import stream_window
+from raytrain.training import execution
+from raytrain.worker import Worker
+
+# Raised with every change of the code after which the same recipe gives other bits.
+CODE_VERSION = 1
+# SHA-256 of the sources that were last compared with that number, see `sources_hash`.
+SOURCES = "da82f6335ea98c6253e87e1d048d62f467a3a468b98bf59267de2cfdb4e816a2"
+# The modules that compute a result. Those that only record one are among them: telling them apart
+# by hand would go wrong sooner than noting a hash once more.
+SOURCE_PATTERNS = (
+    "training/*.py",
+    "tiles/*.py",
+    "models/*.py",
+    "tasks/*.py",
+    "data/pixels.py",
+    "data/bands.py",
+    "data/channels.py",
+    "data/images.py",
+    "config/recipe.py",
+)
+# This file, which holds the hash, and the one that only calls what trains.
+NOT_SOURCES = ("stage_keys.py", "stages.py")
+# Hexadecimal digits of a key: 80 bits, so that 10^9 stages collide with a probability of 10^-6.
+KEY_DIGITS = 20
+NAMED_WEIGHTS = ("imagenet", "none")
+
+# Each field of the configuration is in one of the next three tables; a test holds them complete.
+# Fields whose value is in the key as it stands.
+IN_KEY: dict[type[BaseModel], set[str]] = {
+    Recipe: {"lr", "remap_labels"},
+    config.Model: {"arch", "dropout", "batch_norm"},
+    config.Data: {"normalize", "repeat"},
+    config.Augment: set(config.Augment.model_fields),
+    config.Train: {
+        "wd",
+        "optimizer",
+        "schedule",
+        "drop_last",
+        "seed",
+        "loss",
+        "label_smoothing",
+        "class_weights",
+        "mixup",
+        "ema",
+        "clip_norm",
+        "accumulate",
+    },
+    Stage: {"size", "epochs", "lr", "start_size"},
+}
+# Fields that are in the key by what they stand for: a hash of files, or the value that is chosen.
+RESOLVED: dict[type[BaseModel], set[str]] = {
+    Recipe: {
+        "dataset",
+        "model",
+        "data",
+        "train",
+        "stages",
+        "init_from",
+        "tiles",
+        "num_workers",
+        "use_gpu",
+    },
+    config.Model: {"weights"},
+    config.Data: {"split", "stored_size", "window_gb", "augment"},
+    config.Augment: set(),
+    config.Train: {"batch_size", "precision", "threads", "execution"},
+    Stage: {"freeze", "batch_size", "augment"},
+}
+# Fields that change no weight: which stages a run trains, what it records, and where.
+WITHOUT_EFFECT: dict[type[BaseModel], set[str]] = {
+    Recipe: {"select", "metrics", "storage"},
+    config.Model: set(),
+    config.Data: set(),
+    config.Augment: set(),
+    config.Train: {"save_every_s", "stall_s"},
+    Stage: set(),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a machine decides about training where the recipe leaves it open.
+
+    Attributes:
+        device: cpu or cuda.
+        world: number of workers.
+        precision: bf16, fp32 or fp64.
+        threads: of torch in each worker on a CPU; None on a GPU.
+        streamed: whether tiles are streamed from the shards.
+        window: number of shards that are shuffled together; None for all.
+    """
+
+    device: str
+    world: int
+    precision: str
+    threads: int | None
+    streamed: bool
+    window: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what search.yaml holds of them."""
+        return asdict(self)
+
+
+def facts(recipe: Recipe, dataset: Dataset, worker: Worker) -> Facts:
+    """Finds out what this machine decides about a recipe.
+
+    Args:
+        recipe: with absolute paths.
+        dataset: opened.
+        worker: this process.
+
+    Raises:
+        ConfigError: `data.stored_size` is larger than the tiles.
+        StorageError: the tiles cannot be cached, and the recipe asks for that.
+    """
+    precision: str = recipe.train.precision
+    if precision == "auto":
+        precision = default_precision(worker.device)
+    threads = None
+    if worker.device.type == "cpu":
+        threads = recipe.train.threads or worker.cpu_share
+    streamed = _streams(recipe, dataset)
+    window = None
+    if streamed:
+        window = stream_window(dataset, recipe.data.window_gb)
+    return Facts(worker.device.type, worker.world, precision, threads, streamed, window)
+
+
+def _streams(recipe: Recipe, dataset: Dataset) -> bool:
+    if recipe.tiles == "stream":
+        return True
+    try:
+        check_store(dataset, kept_size(recipe, dataset))
+        return False
+    except StorageError:
+        if recipe.tiles != "auto":
+            raise
+        return True
+
+
+def with_facts(recipe: Recipe, found: Facts) -> Recipe:
+    """Returns the recipe that leaves nothing open which the facts decide.
+
+    Args:
+        recipe: complete.
+        found: what a machine has decided about it.
+    """
+    train = recipe.train.model_copy(
+        update={"precision": found.precision, "threads": found.threads or recipe.train.threads}
+    )
+    tiles = recipe.tiles
+    if found.streamed:
+        tiles = "stream"
+    elif found.device == "cpu":
+        tiles = "cache"
+    placement = {"tiles": tiles, "use_gpu": found.device == "cuda", "num_workers": found.world}
+    return recipe.model_copy(update={"train": train, **placement})
+
+
+def keys(recipe: Recipe, dataset: Dataset, found: Facts) -> tuple[str, ...]:
+    """Returns the keys of the stages that a recipe selects, in their order.
+
+    Args:
+        recipe: validated, with absolute paths and the numbers of its normalisation.
+        dataset: opened.
+        found: what the machine decides about it.
+
+    Raises:
+        FileNotFoundError: the file of the weights or the checkpoint to start from is gone.
+    """
+    key = _hash(_shared(recipe, dataset, found))
+    rows = len(sampling.training_rows(recipe, dataset))
+    found_keys = []
+    for number, stage in recipe.selected_stages():
+        key = _hash([key, number, _own(recipe, stage, found, rows)])
+        found_keys.append(key)
+    return tuple(found_keys)
+
+
+def _shared(recipe: Recipe, dataset: Dataset, found: Facts) -> dict[str, Any]:
+    """What all stages of a recipe share."""
+    task = resolved(recipe, dataset.task)
+    return {
+        "code": CODE_VERSION,
+        "versions": _versions(recipe.model.arch),
+        "task": dataset.task,
+        "dataset": dataset.hash,
+        "split": dataset.split_hash(recipe.data.split),
+        "tiles": dataset.tile_format.content(),
+        "decoder": images.DECODER_VERSION,
+        "stored_size": kept_size(recipe, dataset),
+        "model": _fields(recipe.model) | {"weights": _weights(recipe.model.weights)},
+        "init_from": _manifest_hash(recipe.init_from),
+        "recipe": _fields(recipe),
+        "data": _fields(recipe.data),
+        "train": _fields(task.train),
+        "facts": found.to_json(),
+    }
+
+
+def _own(recipe: Recipe, stage: Stage, found: Facts, rows: int) -> dict[str, Any]:
+    """What a stage has of its own.
+
+    Args:
+        recipe: of the run.
+        stage: of the recipe.
+        found: what the machine decides.
+        rows: number of tiles in an epoch.
+    """
+    batch_size = recipe.batch_size(stage)
+    steps = stage.epochs * -(-rows // batch_size)  # rounded up: the last batch may be smaller
+    device = torch.device(found.device)
+    return _fields(stage) | {
+        "frozen_groups": stage.frozen_groups,
+        "batch_size": batch_size,
+        "augment": _fields(recipe.augment(stage)),
+        "execution": execution.chosen(recipe.train.execution, device, steps, found.world),
+    }
+
+
+def _fields(model: BaseModel) -> dict[str, Any]:
+    """The fields of a model whose values are in the key as they stand, as JSON has them."""
+    return model.model_dump(mode="json", include=IN_KEY[type(model)])
+
+
+def _versions(arch: str) -> dict[str, str]:
+    """Versions of the packages that build and run the network."""
+    names = ["torch", "torchvision"]
+    if arch.startswith(bodies.TIMM):
+        names.append("timm")
+    return {name: metadata.version(name) for name in names}
+
+
+def _weights(weights: str) -> str:
+    """A name of weights that torchvision pins, or the hash of a file."""
+    if weights in NAMED_WEIGHTS:
+        return weights
+    return hashlib.sha256(storage.read_bytes(weights)).hexdigest()
+
+
+def _manifest_hash(checkpoint: str | None) -> str | None:
+    """The hash of a checkpoint's manifest, which holds those of all its files."""
+    if checkpoint is None:
+        return None
+    content = storage.read_bytes(storage.join(checkpoint, layout.MANIFEST))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def sources_hash() -> str:
+    """Returns the SHA-256 of the sources that compute a result, by path and content."""
+    root = Path(str(resources.files("raytrain")))
+    digest = hashlib.sha256()
+    for pattern in SOURCE_PATTERNS:
+        for path in sorted(root.glob(pattern)):
+            if path.name in NOT_SOURCES:
+                continue
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def undecided_fields() -> list[str]:
+    """Returns the fields of the configuration that are in none of the tables, or in several."""
+    found = []
+    for model, known in IN_KEY.items():
+        tables: tuple[Mapping[type[BaseModel], set[str]], ...] = (RESOLVED, WITHOUT_EFFECT)
+        for name in model.model_fields:
+            count = int(name in known) + sum(name in table[model] for table in tables)
+            if count != 1:
+                found.append(f"{model.__name__}.{name}")
+    return found
