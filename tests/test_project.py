@@ -51,6 +51,7 @@ GROUND = {
 ROOMS = {
     "data": set(),
     "evaluation": {"data"},
+    "search": {"evaluation"},
     "worker": set(),
     "models": {"worker"},
     "tasks": {"data", "evaluation", "worker", "models"},
@@ -104,7 +105,7 @@ def test_imports_run_one_way():
 @pytest.mark.parametrize(
     ("rooms", "forbidden"),
     [
-        (("data", "evaluation", "report", *sorted(GROUND)), ("torch", "ray")),
+        (("data", "evaluation", "search", "report", *sorted(GROUND)), ("torch", "ray")),
         (("worker", "models", "tasks", "tiles", "checkpoints", "training", "bench"), ("ray",)),
         (("cli",), ("torch", "ray", "matplotlib")),
     ],
