@@ -134,6 +134,8 @@ def _train_folds(recipe: Recipe, run: RunFlags, name: str) -> int | None:
         from raytrain.distributed.dry_run import dry_run
 
         found = folds.checked(recipe, run.folds, name)
+        if folds.find(found.path) is None:
+            folds.refuse_taken(found)
         dry_run(found.recipe_of(found.splits[0]))
         return None
     _conclude_folds(folds.train_folds(recipe, run.folds, name))

@@ -128,9 +128,9 @@ def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Met
     with held(new.path):
         begun = find(new.path)
         if begun is None:
-            _refuse_taken(new)
+            refuse_taken(new)
         else:
-            new = _continued(begun, new)
+            new = _continued(begun, new, threads=recipe.train.threads)
         storage.write_text(storage.join(new.path, RECIPE), new.recipe.to_yaml())
         _write_state(new)
         return _train_all(new, metrics)
@@ -284,18 +284,28 @@ def opened(path: str) -> Folds:
     return found
 
 
-def _refuse_taken(folds: Folds) -> None:
+def refuse_taken(folds: Folds) -> None:
+    """Refuses a cross-validation whose name, or that of one of its runs, is taken.
+
+    Raises:
+        ConfigError: it is.
+    """
     for name in (folds.name, *map(folds.run_name, folds.splits)):
         runs.refuse_taken(name, folds.storage)
 
 
-def _continued(begun: Folds, given: Folds) -> Folds:
+def _continued(begun: Folds, given: Folds, *, threads: int | None) -> Folds:
     """The cross-validation that the same command began; refuses another command.
 
     What a resumed run may change is taken from the new command.
+
+    Args:
+        begun: as it was begun.
+        given: as the new command has it.
+        threads: that the new command asks for; None where it leaves them open.
     """
     recipe = given.recipe
-    if begun.recipe.train.threads is not None:
+    if threads is None and begun.recipe.train.threads is not None:
         # Resolved by the first command; this machine may have other CPUs.
         train = recipe.train.model_copy(update={"threads": begun.recipe.train.threads})
         recipe = recipe.model_copy(update={"train": train})

@@ -125,6 +125,7 @@ def test_another_recipe_or_family_is_not_joined(divided, tmp_path, monkeypatch):
     assert folds.find(str(tmp_path / "n")).recipe.num_workers == 2
     for other, family, what in (
         (recipe(divided, tmp_path, data={"normalize": "none"}), "cv", "data.normalize"),
+        (recipe(divided, tmp_path, train={"batch_size": 16, "threads": 7}), "cv", "train.threads"),
     ):
         with pytest.raises(ConfigError, match=f"begun in another way: {what}"):
             folds.train_folds(other, family, "n")
@@ -195,6 +196,9 @@ def test_the_command_trains_judges_and_resumes(divided, tmp_path, capsys):
     assert run_command(["train", "--resume", "n", *words]) == 0
     assert run_command(["train", "--resume", "n", "--train.batch-size", "8", *words]) == 2
     assert "train.batch_size cannot change now" in capsys.readouterr().err
+    taken = [*given, "--model.weights", "none", "--folds", "cv", "--name", "n-cv-1", *words]
+    assert run_command([*taken, "--dry-run"]) == 2
+    assert 'there is already a run "n-cv-1"' in capsys.readouterr().err
     assert run_command([*given, "--model.weights", "none", "--name", "n", *words]) == 2
     assert "--resume n" in capsys.readouterr().err
 

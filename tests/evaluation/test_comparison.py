@@ -103,7 +103,11 @@ def test_the_command_compares_two_files(tmp_path, capsys):
     assert "no difference; about" in out and "tiles would settle it" in out
     content = json.loads((tmp_path / "c/comparison.json").read_text())
     assert content["tiles"] == 600 and content["groups"] is None
-    assert content["scores"]["expected F2"]["verdict"] == "no difference"
+    verdicts = {name: score["verdict"] for name, score in content["scores"].items()}
+    assert verdicts["0.2 for every label"] == "no difference"
+    # The rules that fit numbers to each file get none.
+    assert list(verdicts.values()).count(None) == len(verdicts) - 1
+    assert "each file has its own fit, and its own luck" in out
     code = run_command(["evaluate", *paths, paths[0], "--out", str(tmp_path / "d")])
     out, err = capsys.readouterr()
     assert code == 2 and "3 predictions files" in err

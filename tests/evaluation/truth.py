@@ -148,7 +148,7 @@ def _default(name, fresh, at_default):
 
 
 def called_different(count=PAIRS):
-    """Share of pairs of equally good files that are called different, by rule: both are the truth with noise of one size."""
+    """Share of pairs of equally good files whose interval leaves 0 out, by rule: both are the truth with noise of one size."""
     world = WORLDS[0]
     different = dict.fromkeys(rules.RULES.values(), 0)
     for seed in range(count):
@@ -183,7 +183,8 @@ def main():
         )
     shares = called_different(options.pairs)
     found = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
-    print(f"\nequally good files called different, of {options.pairs:,} pairs: {found}")
+    print(f"\nequally good files whose interval leaves 0 out, of {options.pairs:,} pairs: {found}")
+    print("only the first of these rules gets a verdict")
 
 
 if __name__ == "__main__":
