@@ -17,12 +17,13 @@ from raytrain.config.recipe import LESSON_STAGES, STAGE_ONLY, Recipe, Stage, by_
 from raytrain.errors import ConfigError, did_you_mean
 
 
-def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+def parse_assignments(texts: Iterable[str], flag: str = "--set") -> dict[str, Any]:
     """Reads what `--set` was given: `PATH=VALUE`, such as `stages.2.lr=1e-5,0.002`.
 
     Args:
         texts: one for each `--set`. The value is YAML; the rate of a stage may also be a pair
             of numbers separated by a comma.
+        flag: that they were given to, for messages.
 
     Returns:
         Values by path. Whether a path exists is checked by `set_field`.
@@ -36,30 +37,30 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
         path = path.strip()
         if not equals or not path or not written.strip():
             raise ConfigError(
-                f'--set "{text}" is not of the form PATH=VALUE',
+                f'{flag} "{text}" is not of the form PATH=VALUE',
                 "a field is set by its path, an equals sign and its value; null unsets a field",
-                "--set stages.1.lr=0.01 (raytrain train --print-config shows the fields)",
+                f"{flag} stages.1.lr=0.01 (raytrain train --print-config shows the fields)",
             )
         if path in fields:
             raise ConfigError(
-                f"--set {path} is given twice",
+                f"{flag} {path} is given twice",
                 "only one of the two values could be used",
-                f"leave one of them out, such as --set {text}",
+                f"leave one of them out, such as {flag} {text}",
             )
-        fields[path] = _parse_value(path, written)
+        fields[path] = _parse_value(path, written, flag)
     return fields
 
 
-def _parse_value(path: str, written: str) -> Any:
+def _parse_value(path: str, written: str, flag: str) -> Any:
     import yaml
 
     try:
         value = yaml.safe_load(written)
     except yaml.YAMLError:
         raise ConfigError(
-            f"--set {path}={written}: the value is not valid YAML",
+            f"{flag} {path}={written}: the value is not valid YAML",
             "values are written as in a recipe file",
-            f'--set "{path}=..." with a value as raytrain train --print-config shows it',
+            f'{flag} "{path}=..." with a value as raytrain train --print-config shows it',
         ) from None
     is_rate = re.fullmatch(r"stages\.\d+\.lr", path) is not None
     if is_rate and isinstance(value, str) and "," in value:

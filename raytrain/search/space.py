@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,14 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raytrain.config import Recipe, validate
+from raytrain.config import Recipe, parse_assignments, validate
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.search import paths
 from raytrain.search.chains import Axes, Axis
 from raytrain.search.distributions import Distribution, as_text
+from raytrain.search.refusals import leaves, refuse_fixed, refuse_keys, refuse_unused
 
 # Name of the given recipe's own list of stages.
 GIVEN = "recipe"
+# The flag of a trial of one's own.
+TRY = "--try"
 # How often a neighbour has another list of stages, where the space has several.
 OTHER_LIST = 0.1
 
@@ -252,6 +256,37 @@ class Space:
         """Returns the draw of the given recipe. Where it lies outside, it has no coordinates."""
         return self.locate(self.given) or Draw(GIVEN)
 
+    def tried(self, text: str) -> Draw:
+        """Reads a trial of one's own, such as `train.wd=0.02 stages.4.lr=0.003`.
+
+        It is the given recipe with other values, which need not lie in the space. `stages=NAME`
+        chooses one of its lists. What is drawn in that list and not given is at its median.
+
+        Args:
+            text: assignments with blanks between them; a value with a blank stands in quotes.
+
+        Raises:
+            ConfigError: it is no such text, or a field that does not exist, is out of range, or
+                is the same for all trials.
+        """
+        refuse_keys(text, TRY)
+        assigned = parse_assignments(_words(text), TRY)
+        name = str(assigned.pop(paths.STAGES, GIVEN))
+        schedule = self.schedule(name)
+        set_paths: set[str] = set()
+        for path, value in assigned.items():
+            set_paths |= leaves(path, value)
+        refuse_fixed(sorted(set_paths), TRY)
+        refuse_unused(set_paths, self.given, TRY)
+        values = {}
+        # The given recipe has values of its own.
+        if name != GIVEN:
+            for drawn in schedule.fields:
+                values[drawn.path] = drawn.distribution.value(drawn.distribution.middle)
+        draw = Draw(name, values | assigned)
+        recipe = assembled(schedule, draw.values, f"{TRY} '{text}'")
+        return self.locate(recipe) or draw
+
     def _draw_in(self, schedule: Schedule, wanted: Mapping[str, Any]) -> Draw | None:
         """The draw with a list of stages whose fields have the values of a resolved recipe."""
         if len(wanted["stages"]) != len(schedule.values["stages"]):
@@ -299,6 +334,22 @@ def assembled(schedule: Schedule, values: Mapping[str, Any], label: str) -> Reci
         ConfigError: a path that does not exist, or a value out of range.
     """
     return validate(paths.laid_over(schedule.values, values), label)
+
+
+def _words(text: str) -> list[str]:
+    """The assignments of `--try`."""
+    example = "--try 'train.wd=0.02 stages.1.lr=0.003'"
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise ConfigError(
+            f'{TRY} "{text}" has a quote that does not end', "it cannot be read", example
+        ) from None
+    if not words:
+        raise ConfigError(
+            f"{TRY} is empty", "the given recipe is the first trial of a search anyway", example
+        )
+    return words
 
 
 def _count(fields: tuple[Drawn, ...]) -> int | None:
