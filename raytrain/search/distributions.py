@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from raytrain.errors import ConfigError, did_you_mean
+from raytrain.search import paths
 
 NAMES = ("choice", "uniform", "loguniform", "randint", "grid", "loggrid")
 RATIO = "ratio"
@@ -447,7 +448,7 @@ def _numbers(path: str, name: str, arguments: Sequence[Any], count: int) -> Sequ
     written = ", ".join(str(value) for value in arguments)
     raise ConfigError(
         f"the space draws {path} by {name} [{written}]",
-        f"{name} takes {count} numbers",
+        f"{name} takes {count} finite numbers",
         f"{path}: {{{takes[count]}}}",
     )
 
@@ -457,7 +458,7 @@ def _check_ends(path: str, name: str, low: float, high: float) -> None:
         raise ConfigError(
             f"the space draws {path} by {name} from {low:g} to {high:g}",
             "the lower end stands first, and both differ",
-            f"{path}: {{{name}: [LOW, HIGH]}}; for one value: {{choice: [{low:g}]}}",
+            f"{path}: LOW before HIGH in {name}; for one value: {{choice: [{low:g}]}}",
         )
     if name.startswith("log") and low <= 0:
         raise ConfigError(
@@ -468,29 +469,31 @@ def _check_ends(path: str, name: str, low: float, high: float) -> None:
 
 
 def _pair(path: str, ratio: Any, second: Levels | Interval | Options) -> RatePair:
-    if isinstance(second, Options):
+    example = "stages.2.lr: {loggrid: [0.0005, 0.008, 5], ratio: 0.05}"
+    if isinstance(second, Options) or not paths.takes_pair(path):
         raise ConfigError(
-            f"the space draws {path} with a ratio, and not from numbers",
-            "ratio: r turns a drawn number x into the pair [r * x, x]",
-            f"{path}: {{loggrid: [0.0005, 0.008, 5], ratio: 0.05}}",
+            f"the space draws {path} with a ratio",
+            "it turns a drawn number x into the pair [ratio * x, x] of rates of a stage",
+            example,
         )
     if not _is_number(ratio) or not 0 < ratio < math.inf:
         raise ConfigError(
             f"the space draws {path} with the ratio {ratio}",
             "it is the first rate of a pair divided by the second: a number above 0",
-            f"{path}: {{loggrid: [0.0005, 0.008, 5], ratio: 0.05}}",
+            example,
         )
     return RatePair(ratio, second)
 
 
 def plain(value: Any) -> Any:
-    """A value of a YAML file with numbers where they stand as text, such as 1e-3."""
+    """Returns a value of a YAML file as JSON holds it: keys are texts, and texts such as 1e-3 are
+    numbers."""
     if isinstance(value, str) and NUMBER.fullmatch(value):
         return float(value)
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value
 
 

@@ -28,6 +28,11 @@ def is_rate(path: str) -> bool:
     return stage_of(path) is not None and path.split(".")[2:3] == ["lr"]
 
 
+def takes_pair(path: str) -> bool:
+    """Whether a path leads to the learning rate of a stage, which may be a pair."""
+    return is_rate(path) and path.endswith(".lr")
+
+
 def overlap(one: str, other: str) -> bool:
     """Whether two paths lead to the same field, or one to a part of the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

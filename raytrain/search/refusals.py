@@ -56,7 +56,7 @@ def refuse_fixed(drawn: Iterable[str], what: str) -> None:
 
     Args:
         drawn: paths of fields.
-        what: sets them, for the message.
+        what: says who sets them, such as "the space draws".
 
     Raises:
         ConfigError: one of them is.
@@ -64,9 +64,9 @@ def refuse_fixed(drawn: Iterable[str], what: str) -> None:
     for path in drawn:
         if path in FIXED:
             raise ConfigError(
-                f"{what} sets {path}, and a search does not draw it",
+                f"{what} {path}, which is the same for all trials",
                 FIXED[path],
-                f"leave {path} out of it; --set {path}=VALUE sets it for the whole search",
+                f"leave it out; --set {path}=VALUE sets it for the whole search",
             )
 
 
@@ -76,7 +76,7 @@ def refuse_unused(drawn: Iterable[str], given: Recipe, what: str) -> None:
     Args:
         drawn: paths of fields.
         given: recipe of the search.
-        what: sets them, for the message.
+        what: says who sets them, such as "the space draws".
 
     Raises:
         ConfigError: with the setting that replaces the field.
@@ -87,7 +87,7 @@ def refuse_unused(drawn: Iterable[str], given: Recipe, what: str) -> None:
             _refuse_found_rate(path, found, given, what)
         if path == "model.weights" and (given.init_from is not None or "init_from" in found):
             raise ConfigError(
-                f"{what} sets model.weights, and trials start from init_from",
+                f"{what} model.weights, and trials start from init_from",
                 "the weights of the checkpoint replace all others",
                 "leave out one of the two",
             )
@@ -101,7 +101,7 @@ def _refuse_found_rate(path: str, found: list[str], given: Recipe, what: str) ->
     if given.lr is not None:
         setting = f"lr: {given.lr}"
     raise ConfigError(
-        f"{what} sets {path}, and {setting} replaces it",
+        f"{what} {path}, and {setting} replaces it",
         "a range test finds the rate of each stage, so the drawn one is never used",
         "leave out --lr to search rates, or leave the rates out of the space",
     )

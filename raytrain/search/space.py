@@ -19,7 +19,7 @@ from raytrain.config import Recipe, parse_assignments, validate
 from raytrain.errors import ConfigError, did_you_mean
 from raytrain.search import paths
 from raytrain.search.chains import Axes, Axis
-from raytrain.search.distributions import Distribution, as_text
+from raytrain.search.distributions import Distribution, as_text, plain
 from raytrain.search.refusals import leaves, refuse_fixed, refuse_keys, refuse_unused
 
 # Name of the given recipe's own list of stages.
@@ -270,14 +270,14 @@ class Space:
                 is the same for all trials.
         """
         refuse_keys(text, TRY)
-        assigned = parse_assignments(_words(text), TRY)
+        assigned = plain(parse_assignments(_words(text), TRY))
         name = str(assigned.pop(paths.STAGES, GIVEN))
         schedule = self.schedule(name)
         set_paths: set[str] = set()
         for path, value in assigned.items():
             set_paths |= leaves(path, value)
-        refuse_fixed(sorted(set_paths), TRY)
-        refuse_unused(set_paths, self.given, TRY)
+        refuse_fixed(sorted(set_paths), f"{TRY} sets")
+        refuse_unused(set_paths, self.given, f"{TRY} sets")
         values = {}
         # The given recipe has values of its own.
         if name != GIVEN:

@@ -34,8 +34,11 @@ def check(space: Space) -> None:
             _check_growth(schedule, number)
     _check_replaced(space)
     if space.size == 1:
+        reason = "each field of the space has a single value"
+        if not space.shared and not any(schedule.fields for schedule in space.schedules):
+            reason = "the space draws no field"
         raise ConfigError(
-            "nothing is searched: each field of the space has a single value",
+            f"nothing is searched: {reason}",
             "all trials would be the same",
             "train.wd: {choice: [0.003, 0.01, 0.03]}",
         )
@@ -47,8 +50,8 @@ def _check_use(space: Space, schedule: Schedule) -> None:
     for drawn in (*space.shared, *schedule.fields):
         for value in drawn.distribution.to_check():
             drawn_paths |= leaves(drawn.path, value)
-    refuse_fixed(sorted(drawn_paths), WHAT)
-    refuse_unused(drawn_paths, space.given, WHAT)
+    refuse_fixed(sorted(drawn_paths), f"{WHAT} draws")
+    refuse_unused(drawn_paths, space.given, f"{WHAT} draws")
     for drawn in schedule.fields:
         if paths.stage_of(drawn.path) not in schedule.numbers:
             first, last = schedule.trained

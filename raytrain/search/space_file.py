@@ -139,7 +139,7 @@ def _lists(how: Any, given: Recipe) -> list[_List]:
             "the same numbers would select other stages in each list",
             "leave out --stages",
         )
-    choice = how["choice"]
+    choice = distributions.plain(how["choice"])
     if isinstance(choice, list):
         choice = {str(number): stages for number, stages in enumerate(choice, 1)}
     if not isinstance(choice, Mapping) or not choice:
@@ -149,11 +149,11 @@ def _lists(how: Any, given: Recipe) -> list[_List]:
             _EXAMPLE_OF_LISTS,
         )
     _refuse_equal(choice)
-    return [_list(str(name), stages) for name, stages in choice.items()]
+    return [_list(name, stages) for name, stages in choice.items()]
 
 
-def _refuse_equal(lists: Mapping[Any, Any]) -> None:
-    names: dict[str, Any] = {}
+def _refuse_equal(lists: Mapping[str, Any]) -> None:
+    names: dict[str, str] = {}
     for name, stages in lists.items():
         text = as_text(stages)
         if text in names:
@@ -188,9 +188,9 @@ def _list(name: str, stages: Any) -> _List:
     return _List(name, kept, tuple(fields))
 
 
-def _split(prefix: str, values: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Drawn]]:
+def _split(prefix: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Drawn]]:
     """Splits the fields of a stage into those with a value and those that are drawn."""
-    kept: dict[Any, Any] = {}
+    kept: dict[str, Any] = {}
     fields: list[Drawn] = []
     for key, how in values.items():
         path = f"{prefix}.{key}"
@@ -230,7 +230,6 @@ def _any_value(drawn: Drawn) -> Any:
 def _schedule(found: _List, entries: Mapping[str, Any], given: Recipe) -> Schedule:
     """A list of the space, with the paths of the space that lead into it."""
     values = given.model_dump(mode="json")
-    # YAML allows any key, and a recipe only texts: the check of the list names it.
     values[paths.STAGES] = [dict(stage) for stage in found.stages]
     by_path = {path: how for path, how in entries.items() if paths.stage_of(path) is not None}
     for path in by_path:
@@ -299,8 +298,11 @@ def _drawn_fields(entries: Mapping[str, Any], values: Mapping[str, Any]) -> tupl
 
 
 def _drawn_twice(one: str, other: str) -> ConfigError:
+    what = f"{one} and {other}"
+    if one == other:
+        what = f"{one} twice"
     return ConfigError(
-        f"the space draws {one} and {other}",
+        f"the space draws {what}",
         "both set the same field, and only one of them could be used",
         "leave one of them out",
     )
