@@ -304,7 +304,12 @@ class Space:
 
         In a tuple, since null may be drawn, too.
         """
-        if drawn.distribution.coordinate(wanted) is not None:
+        coordinate = drawn.distribution.coordinate(wanted)
+        if coordinate is not None:
+            value = drawn.distribution.value(coordinate)
+            if value == wanted:
+                # The same number as the space writes it: 10 where the recipe has 10.0.
+                return (value,)
             return (wanted,)
         if drawn.distribution.ordered:
             return None

@@ -133,11 +133,13 @@ def _check_replaced(space: Space) -> None:
 def _all_have(schedule: Schedule, own: str) -> bool:
     """Whether each stage has a field, whatever is drawn."""
     for number in schedule.numbers:
-        optional = False
+        path = f"stages.{number}.{own}"
+        has_one = paths.value_at(schedule.values, path) is not None
         for drawn in schedule.fields_of(number):
-            if drawn.path == f"stages.{number}.{own}":
-                optional = None in drawn.distribution.to_check()
-        if optional or paths.value_at(schedule.values, f"stages.{number}.{own}") is None:
+            if drawn.path == path:
+                # A choice may hold null, which stands for the common value.
+                has_one = None not in drawn.distribution.to_check()
+        if not has_one:
             return False
     return True
 
