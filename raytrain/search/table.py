@@ -45,7 +45,7 @@ class Part:
     """A stage of a trial that has an outcome.
 
     Attributes:
-        score: the objective after it; None where it diverged.
+        score: the objective after it; None where it diverged or found no memory.
         seconds: that its training took, whoever trained it.
         trained: whether this trial trained it. False where it was found.
     """
@@ -83,7 +83,7 @@ class Trial:
     Attributes:
         number: from 0.
         kind: where it comes from.
-        schedule: name of its list of stages; None for the list of the given recipe.
+        schedule: name of its list of stages.
         values: drawn or tried values by path, such as stages.2.lr; numbers in paths count from 1.
         coordinates: of the fields outside the stages and of each stage, as a `Chain` has them;
             None where the space does not hold the trial.
@@ -103,7 +103,7 @@ class Trial:
 
     number: int
     kind: Kind
-    schedule: str | None
+    schedule: str
     values: dict[str, Any]
     coordinates: tuple[tuple[float, ...], tuple[tuple[float, ...], ...]] | None
     keys: tuple[str, ...]
@@ -139,12 +139,12 @@ class Heard:
     Attributes:
         trial: number of the trial that it was heard from.
         stage: number of stages that were done.
-        score: the objective; the worst one so far for a stage that failed.
+        score: the objective; None where the stage diverged or found no memory.
     """
 
     trial: int
     stage: int
-    score: float
+    score: float | None
 
 
 @dataclass
@@ -176,14 +176,30 @@ class Table:
         Raises:
             StorageError: it cannot be written.
         """
-        content = {
+        storage.write_json(self.path, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """Returns what the file holds, see `take`."""
+        return {
             "version": VERSION,
             "trials": [asdict(trial) for trial in self.trials],
             "heard": [asdict(heard) for heard in self.heard],
             "seconds": round(self.seconds, 1),
             "model": self.model,
         }
-        storage.write_json(self.path, content)
+
+    def take(self, content: dict[str, Any]) -> None:
+        """Takes what a file holds in place of what the table holds.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no content of a table.
+        """
+        if content["version"] != VERSION:
+            raise ValueError(f"it is not of version {VERSION}")
+        self.trials = [_trial(row) for row in content["trials"]]
+        self.heard = [Heard(**row) for row in content["heard"]]
+        self.seconds = float(content["seconds"])
+        self.model = dict(content["model"])
 
     def open_trials(self) -> list[Trial]:
         """Returns the trials that wait or run."""
@@ -202,18 +218,9 @@ def read(directory: str) -> Table:
     """
     table = Table(directory)
     try:
-        content = storage.read_json(table.path)
+        table.take(storage.read_json(table.path))
     except FileNotFoundError:
-        return table
-    except ValueError as error:
-        raise _damaged(table.path, str(error)) from None
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise _damaged(table.path, f"it is not of version {VERSION}")
-    try:
-        table.trials = [_trial(row) for row in content["trials"]]
-        table.heard = [Heard(**row) for row in content["heard"]]
-        table.seconds = float(content["seconds"])
-        table.model = dict(content["model"])
+        pass
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(table.path, repr(error)) from None
     return table
