@@ -1,4 +1,4 @@
-"""The command `raytrain tune`: searches over fields of a recipe, or over thresholds.
+"""The command `raytrain tune`: searches over fields of a recipe, or judges decision rules.
 
 Heavy modules are imported inside the command, so that help and mistakes in flags answer at once.
 """
@@ -22,6 +22,8 @@ from raytrain.errors import ConfigError, typed
 if TYPE_CHECKING:
     import pandas as pd
 
+# Trials of a search where the user names no number.
+TRIALS = 8
 # Rows of the table of trials that are printed; trials.csv has them all.
 SHOWN_TRIALS = 5
 
@@ -36,7 +38,7 @@ class SearchFlags:
     ] = None
     thresholds: Annotated[
         str | None,
-        Parameter(help="search decision thresholds over this predictions file instead"),
+        Parameter(help="judge the decision rules over this predictions file instead"),
     ] = None
 
 
@@ -47,7 +49,10 @@ def tune(
     *,
     what: Annotated[SearchFlags, Parameter(name="*")] = NO_SEARCH_FLAGS,
     recipe: Annotated[RecipeFlags, Parameter(name="*")] = NO_RECIPE_FLAGS,
-    num_samples: Annotated[int, Parameter(help="number of trials")] = 8,
+    num_samples: Annotated[
+        int | None,
+        Parameter(help="number of trials (8), or of halvings of the tiles for --thresholds (10)"),
+    ] = None,
     name: Annotated[str | None, Parameter(help="name of the search; default: a unique one")] = None,
 ) -> None:
     """Search learning rates, the resize schedule or any other field of a recipe; or thresholds."""
@@ -55,7 +60,7 @@ def tune(
         raise ConfigError(
             "give either --space SPACE.yaml or --thresholds P.parquet", "", "see README, Searches"
         )
-    if num_samples < 1:
+    if num_samples is not None and num_samples < 1:
         raise ConfigError(
             f"--num-samples {num_samples} is less than 1",
             "a search has at least one trial",
@@ -75,17 +80,21 @@ def tune(
         _search_fields(settings, what.space, name, num_samples)
 
 
-def _search_thresholds(predictions: str, out: str, num_samples: int) -> None:
-    from raytrain.distributed.tune import search_thresholds
+def _search_thresholds(predictions: str, out: str, num_samples: int | None) -> None:
+    from raytrain.distributed.rule_trials import HALVINGS, search_rules
 
-    table = search_thresholds(storage.absolute(predictions), out, num_samples=num_samples)
-    _print_best(table)
+    if num_samples is None:
+        num_samples = HALVINGS
+    found = search_rules(storage.absolute(predictions), out, number=num_samples)
+    print(found.words)
     cuts = typed(storage.join(out, "thresholds.json"))
     print(f"results: {out}")
     print(f"next: raytrain submission TEST.parquet --thresholds {cuts} --out submission.csv")
 
 
-def _search_fields(recipe: Recipe, space: str, name: str, num_samples: int) -> None:
+def _search_fields(recipe: Recipe, space: str, name: str, num_samples: int | None) -> None:
+    if num_samples is None:
+        num_samples = TRIALS
     content = parse_yaml(_file_text(space), space)
     from raytrain.distributed.preflight import check_recipe, check_workers
     from raytrain.distributed.tune import search

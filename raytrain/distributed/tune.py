@@ -1,4 +1,4 @@
-"""Searches with Ray Tune: over any field of a recipe, stages included, and over thresholds.
+"""Searches with Ray Tune over any field of a recipe, stages included.
 
 A trial is a plain Tune function that runs the same `loop.fit` in one process. ASHA stops the weak
 trials early. A space is a YAML mapping from a field's path to how its value is drawn; numbers in
@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray.tune
 from ray.tune.execution import class_cache
@@ -36,7 +35,6 @@ from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.session import cpus, session
 from raytrain.errors import ConfigError, did_you_mean, masked, typed
-from raytrain.evaluation import judgement, predictions, thresholds
 from raytrain.evaluation.score import Score
 from raytrain.training import normalization
 from raytrain.training.loop import fit
@@ -115,59 +113,6 @@ def search(
         f"# raytrain train --config {typed(chosen)}\n"
     )
     storage.write_text(chosen, header + apply_draw(recipe, best).to_yaml())
-    return table
-
-
-def search_thresholds(path: str, out: str, *, num_samples: int) -> pd.DataFrame:
-    """Searches thresholds over a predictions file with Tune trials; nothing is trained.
-
-    Each trial draws a first threshold and an order of the classes. It fits the thresholds on one
-    half of the tiles and is evaluated on the other. The start with the best score on the fitted
-    half is chosen, never the one that is best on the other half: that would fit it too. Writes
-    `trials.csv`, and `thresholds.json` fitted from that start on all tiles, into `out`.
-
-    Args:
-        path: predictions file with targets.
-        out: directory for the results.
-        num_samples: number of trials.
-
-    Returns:
-        One row per trial, the best first: trial, epochs, score, fitted score, start and seed.
-
-    Raises:
-        ConfigError: the task of the predictions has no thresholds.
-        DataError: not a predictions file, or one without targets.
-    """
-    everything = predictions.read(path)
-    task = registry.evaluation(everything.task)
-    if not task.HAS_THRESHOLDS:
-        raise ConfigError(
-            f"{path} holds predictions of the task {everything.task}, which has no thresholds",
-            "a search would fit numbers that decide nothing",
-            f"raytrain evaluate {typed(path)} --out evaluation",
-        )
-    score = task.SCORE
-    judged = judgement.judge(everything)
-    found = everything.judged()
-    assert found.target is not None  # judge refuses a file without targets
-    trials = Trials(
-        function=_threshold_trial,
-        # The arrays are sent instead of the path: the file may exist on this machine only.
-        given=(found.logits, found.target, score.key),
-        space={"start": ray.tune.uniform(0.05, 0.5), "seed": ray.tune.randint(0, 10**6)},
-        directory=out,
-        num_samples=num_samples,
-        # NumPy on a few thousand rows: a GPU has nothing to do.
-        use_gpu=False,
-        score=score,
-    )
-    table = _table(run_trials(trials), score)
-    storage.write_text(storage.join(out, "trials.csv"), table.to_csv(index=False))
-    best = table.sort_values(_fitted(score.key), ascending=False).iloc[0]
-    cuts, _ = thresholds.best_per_class(
-        found.logits, found.target, start=best["start"], seed=int(best["seed"])
-    )
-    judgement.write(judgement.with_thresholds(judged, cuts), out)
     return table
 
 
@@ -261,34 +206,6 @@ def _trial(config: dict[str, Any], worker: Worker, given: tuple[dict[str, Any], 
     fit(recipe, dataset, run, worker, Hooks(report=report))
 
 
-def _fitted(key: str) -> str:
-    """Column of the score on the tiles that thresholds were fitted on."""
-    return f"{key}_fitted"
-
-
-def _threshold_trial(
-    config: dict[str, Any],
-    worker: Worker,
-    given: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str],
-) -> None:
-    """One search of thresholds.
-
-    Args:
-        config: the first threshold `start`, and the `seed` of the order of classes.
-        worker: unused; every trial gets one.
-        given: logits and targets, each (rows, classes), and the key of the score.
-    """
-    logits, target, key = given
-    # Every other row, because the rows may be sorted.
-    fitting = slice(0, None, 2)
-    judging = slice(1, None, 2)
-    chosen, fitted = thresholds.best_per_class(
-        logits[fitting], target[fitting], start=config["start"], seed=config["seed"]
-    )
-    judged = thresholds.score(logits[judging], target[judging], chosen)
-    ray.tune.report({key: judged, _fitted(key): fitted})
-
-
 class _Progress(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
     """Logs a line for each report of a trial and for its end."""
 
@@ -315,18 +232,20 @@ class Trials:
     """What `run_trials` runs.
 
     Attributes:
-        function: one trial; called with the drawn values, its worker, and `given`.
+        function: one trial; called with the drawn values, its worker, and `given`. It reports to
+            Tune, or returns its result.
         given: the same for all trials; must be picklable.
         space: Tune's samplers by name or path.
         directory: directory or URI of the search.
-        num_samples: number of trials.
+        num_samples: number of draws from the space.
+        variants: number of trials of each draw: the points of a grid in the space.
         score: what says which trial is best.
         scheduler: stops weak trials early; None runs every trial to its end.
         use_gpu: as in a recipe.
         most_at_once: how many trials fit into memory; None if that is no limit.
     """
 
-    function: Callable[[dict[str, Any], Worker, Any], None]
+    function: Callable[[dict[str, Any], Worker, Any], dict[str, float] | None]
     given: Any
     space: dict[str, Any]
     directory: str
@@ -335,6 +254,7 @@ class Trials:
     scheduler: ASHAScheduler | None = None
     use_gpu: bool | None = None
     most_at_once: int | None = None
+    variants: int = 1
 
 
 def run_trials(trials: Trials) -> dict[str, ray.tune.Result]:
@@ -389,7 +309,7 @@ def _tuner(trials: Trials, folder: str) -> Any:
             name="ray",
             storage_path=folder,
             verbose=0,
-            callbacks=[_Progress(trials.num_samples, trials.score)],
+            callbacks=[_Progress(trials.num_samples * trials.variants, trials.score)],
         ),
     )
 
@@ -418,7 +338,7 @@ def _table(results: dict[str, ray.tune.Result], score: Score) -> pd.DataFrame:
     for trial, result in results.items():
         row = {"trial": trial, "epochs": result.metrics["training_iteration"]}
         for key, value in result.metrics.items():
-            if key in (score.key, _fitted(score.key)):
+            if key == score.key:
                 row[key] = value
         row.update(result.config)
         rows.append(row)

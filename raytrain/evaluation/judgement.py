@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from raytrain.evaluation import (
     metrics,
     rule_files,
     rules,
-    thresholds,
 )
 from raytrain.evaluation.calibration import Reliability
 from raytrain.evaluation.conditions import PLAIN, Conditions, by_name
@@ -73,6 +72,22 @@ class HeldOut:
     probability: Array
 
 
+@dataclass(frozen=True)
+class RuleScores:
+    """Decision rules compared on the same tiles.
+
+    Attributes:
+        scores: held-out F2 by rule.
+        gains: of each rule but the default, over the default one.
+        recommended: the rule to use. A rule that fits more is recommended only if it is better
+            than a simpler one by more than the noise.
+    """
+
+    scores: Mapping[str, Estimate]
+    gains: Mapping[str, Comparison]
+    recommended: str
+
+
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """The evaluation of predictions, and the decision rule to use with them.
@@ -84,8 +99,7 @@ class Judgement:
         gains: of each rule but the default, over the default one.
         fits: see `HeldOut`.
         fitted: the rules fitted on all tiles, the ones to use.
-        recommended: the rule to use. A rule that fits more is recommended only if it is better
-            than a simpler one by more than the noise.
+        recommended: the rule to use, see `RuleScores`.
         exclusive: the group of labels that was stated, or None.
         bce: binary cross entropy.
         accuracy: share of right decisions at 0.2.
@@ -138,25 +152,22 @@ def judge(predictions: Predictions, how: Conditions = PLAIN) -> Judgement:
     logits = tiles.logits
     target = tiles.target
     held_out = hold_out(tiles, how, classes)
-    by_rule = _f2_by_rule(held_out, target)
-    per_tile = np.stack(list(by_rule.values()), axis=1)
-    resampled = intervals.resampled_means(per_tile, tiles.groups, how.seed)
-    recommended = _recommended(list(held_out.labels), resampled)
+    compared = compare_rules(_f2_by_rule(held_out, target), tiles.groups, how.seed)
     fitted = rules.with_group(rules.fit(logits, target, how.seed), how.exclusive, classes)
     per_label = _per_label(tiles, held_out, fitted, classes)
     return Judgement(
         classes=classes,
         tiles=len(logits),
-        scores=_scores(list(held_out.labels), per_tile, resampled),
-        gains=_gains(list(held_out.labels), per_tile, resampled),
+        scores=compared.scores,
+        gains=compared.gains,
         fits=held_out.fits,
         fitted=fitted,
-        recommended=recommended,
+        recommended=compared.recommended,
         exclusive=how.exclusive,
         bce=metrics.bce(logits, target),
         accuracy=metrics.accuracy_thresh(logits, target),
         mean_average_precision=float(per_label["average_precision"].mean()),
-        measures=_measures(held_out, recommended, target),
+        measures=_measures(held_out, compared.recommended, target),
         reliability=(
             calibration.reliability(metrics.sigmoid(logits), target),
             calibration.reliability(held_out.probability, target),
@@ -200,16 +211,16 @@ def tiles_of(predictions: Predictions, how: Conditions) -> Tiles:
     if groups is not None:
         part = group_folds(groups.tolist(), max(2, len(known)), how.seed)
     elif len(known) < 2:
-        part = _halves(count, how.seed)
+        part = halves(count, how.seed)
     return Tiles(judged.logits, judged.target, part, groups)
 
 
-def _halves(tiles: int, seed: int) -> Array:
-    """The half of each tile, 0 or 1, int64 (tiles,)."""
+def halves(count: int, seed: int) -> Array:
+    """Returns the random half of each of some tiles or folds, 0 or 1, int64 (count,)."""
     rng = np.random.default_rng(seed)
-    order = rng.permutation(tiles)
-    half = np.ones(tiles, np.int64)
-    half[order[: tiles // 2]] = 0
+    order = rng.permutation(count)
+    half = np.ones(count, np.int64)
+    half[order[: count // 2]] = 0
     return half
 
 
@@ -253,6 +264,30 @@ def _f2_by_rule(held_out: HeldOut, target: Array) -> dict[str, Array]:
     for name, labels in held_out.labels.items():
         found[name] = metrics.f2_per_tile(labels, target)
     return found
+
+
+def compare_rules(
+    by_rule: Mapping[str, Array], groups: Array | None = None, seed: int = 0
+) -> RuleScores:
+    """Compares rules by their scores of the same tiles, and recommends one.
+
+    Args:
+        by_rule: held-out F2 of each tile by rule, float64 (N,); the default rule first, and rules
+            that fit more behind simpler ones.
+        groups: see `intervals.resampled_means`.
+        seed: of the resamples.
+
+    Raises:
+        DataError: fewer than two tiles or groups.
+    """
+    names = list(by_rule)
+    per_tile = np.stack(list(by_rule.values()), axis=1)
+    resampled = intervals.resampled_means(per_tile, groups, seed)
+    return RuleScores(
+        scores=_scores(names, per_tile, resampled),
+        gains=_gains(names, per_tile, resampled),
+        recommended=_recommended(names, resampled),
+    )
 
 
 def _scores(names: list[str], per_tile: Array, resampled: Array) -> dict[str, Estimate]:
@@ -326,24 +361,6 @@ def _gain_by_label(before: Array, after: Array, target: Array) -> Array:
     return mean
 
 
-def with_thresholds(judgement: Judgement, cuts: Array) -> Judgement:
-    """Returns the judgement with other thresholds of the labels, (K,), as a search has fitted them.
-
-    The scores stay: those of the rules were held out, and a search does not change them.
-    """
-    count = judgement.per_label["count"].to_numpy()
-    common = float(rules.cuts_of(judgement.fitted, "global")[0])
-    searched = {
-        "per_class": rules.Thresholds(cuts),
-        "shrunk": rules.Thresholds(thresholds.shrunk(cuts, common, count)),
-    }
-    return replace(
-        judgement,
-        fitted={**judgement.fitted, **searched},
-        per_label=judgement.per_label.assign(own_threshold=cuts),
-    )
-
-
 def to_json(judgement: Judgement) -> dict[str, Any]:
     """Returns the content of metrics.json; an undefined score is null."""
     average: float | None = judgement.mean_average_precision
@@ -403,14 +420,8 @@ def write(judgement: Judgement, out: str) -> None:
 
 def table(judgement: Judgement) -> str:
     """Returns plain text for the terminal: every rule, other metrics, the weakest labels."""
-    heading = f"F2 of {judgement.tiles:,} tiles"
-    lines = [f"{heading:38}{'decided by':>12}{'F2':>9}   {'95 % interval':16}gain over 0.2"]
-    for name, score in judgement.scores.items():
-        words = judgement.fitted[name].words
-        interval = f"{score.low:.4f}-{score.high:.4f}"
-        gain = gain_in_words(judgement.gains.get(name))
-        line = f"{rules.title(name):38}{words:>12}{score.value:9.4f}   {interval:16}{gain}"
-        lines.append(line.rstrip())
+    compared = RuleScores(judgement.scores, judgement.gains, judgement.recommended)
+    lines = [table_of_rules(compared, judgement.fitted, judgement.tiles)]
     lines.append(f"recommended: {rules.title(judgement.recommended)}; {judged_on(judgement)}")
     before, after = judgement.reliability
     lines.append(
@@ -421,6 +432,25 @@ def table(judgement: Judgement) -> str:
     lines.append(_weakest_labels(judgement.per_label))
     if judgement.unknown:
         lines.append(f"{judgement.unknown:,} tiles without a target were left out")
+    return "\n".join(lines)
+
+
+def table_of_rules(compared: RuleScores, fitted: Mapping[str, Decision], tiles: int) -> str:
+    """Returns plain text with a line for every rule.
+
+    Args:
+        compared: the rules.
+        fitted: with their numbers, as they were fitted on all tiles.
+        tiles: number of tiles.
+    """
+    heading = f"F2 of {tiles:,} tiles"
+    lines = [f"{heading:38}{'decided by':>12}{'F2':>9}   {'95 % interval':16}gain over 0.2"]
+    for name, score in compared.scores.items():
+        words = fitted[name].words
+        interval = f"{score.low:.4f}-{score.high:.4f}"
+        gain = gain_in_words(compared.gains.get(name))
+        line = f"{rules.title(name):38}{words:>12}{score.value:9.4f}   {interval:16}{gain}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 

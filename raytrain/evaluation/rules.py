@@ -1,7 +1,7 @@
 """Decision rules: what turns the logits of a tile into labels. No torch, no ray.
 
     RULES                    their names, from the one that fits nothing to the one that fits most
-    fit(logits, target)      every rule, fitted on some tiles
+    fit(logits, target)      every rule, fitted on some tiles; fit_one fits a single one
     with_group(decisions)    also every rule with a group of labels of which a tile has exactly one
 
 A decision is a rule with its fitted numbers. `judgement` judges it on tiles that did not fit it.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -201,6 +202,41 @@ def default(classes: int) -> Thresholds:
     return Thresholds(np.full(classes, metrics.THRESHOLD))
 
 
+class _Fitting:
+    """Fits rules on some tiles; the thresholds that several of them need are fitted once."""
+
+    def __init__(self, logits: Array, target: Array, seed: int) -> None:
+        self.logits = logits
+        self.target = target
+        self.seed = seed
+
+    @cached_property
+    def common(self) -> float:
+        """The best threshold for all labels."""
+        found, _ = thresholds.best_global(self.logits, self.target)
+        return found
+
+    @cached_property
+    def own(self) -> Array:
+        """The best threshold of each label, float64 (K,)."""
+        found, _ = thresholds.best_per_class(self.logits, self.target, self.common, self.seed)
+        return found
+
+    def decision(self, rule: str) -> Decision:
+        """A rule of RULES with its fitted numbers."""
+        labels = self.target.shape[1]
+        if rule == DEFAULT:
+            return default(labels)
+        if rule == "global":
+            return Thresholds(np.full(labels, self.common))
+        if rule == "expected":
+            return ExpectedFbeta(calibration.temperature(self.logits, self.target))
+        if rule == "shrunk":
+            count = np.count_nonzero(self.target, axis=0)
+            return Thresholds(thresholds.shrunk(self.own, self.common, count))
+        return Thresholds(self.own)
+
+
 def fit(logits: Array, target: Array, seed: int = 0) -> dict[str, Decision]:
     """Fits every rule of RULES on some tiles.
 
@@ -212,17 +248,13 @@ def fit(logits: Array, target: Array, seed: int = 0) -> dict[str, Decision]:
     Returns:
         The decisions by the name of their rule, in the order of RULES.
     """
-    labels = target.shape[1]
-    common, _ = thresholds.best_global(logits, target)
-    own, _ = thresholds.best_per_class(logits, target, common, seed)
-    count = np.count_nonzero(target, axis=0)
-    return {
-        DEFAULT: default(labels),
-        "global": Thresholds(np.full(labels, common)),
-        "expected": ExpectedFbeta(calibration.temperature(logits, target)),
-        "shrunk": Thresholds(thresholds.shrunk(own, common, count)),
-        "per_class": Thresholds(own),
-    }
+    fitting = _Fitting(logits, target, seed)
+    return {rule: fitting.decision(rule) for rule in RULES}
+
+
+def fit_one(rule: str, logits: Array, target: Array, seed: int = 0) -> Decision:
+    """Fits one rule of RULES as `fit` does."""
+    return _Fitting(logits, target, seed).decision(rule)
 
 
 def cuts_of(decisions: Mapping[str, Decision], name: str) -> Array:

@@ -109,11 +109,6 @@ def shrunk(per_class: Array, common: float, count: Array) -> Array:
     return found
 
 
-def score(logits: Array, target: Array, cuts: Array) -> float:
-    """Returns the F2 of some tiles with thresholds (K,): what searches compare."""
-    return metrics.f2(logits, target, cuts)
-
-
 def _grid() -> Array:
     """The thresholds that are tried, float64 (99,)."""
     return np.arange(1, GRID_SIZE + 1) / 100

@@ -1,12 +1,10 @@
-"""Searches: paths into a recipe, trials over the same loop, thresholds over a predictions file."""
+"""Searches: paths into a recipe, and trials over the same loop."""
 
-import json
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -17,7 +15,6 @@ from raytrain.config import Recipe, load_recipe
 from raytrain.distributed import tune as module
 from raytrain.distributed.tune import apply_draw, sampler
 from raytrain.errors import ConfigError
-from raytrain.evaluation import predictions
 from raytrain.evaluation.tasks.multi_label import SCORE
 
 
@@ -107,37 +104,6 @@ def test_a_search_over_rates_and_schedules_gives_a_table_and_a_config_that_train
     assert "raytrain train --config" in capsys.readouterr().out
     trial = tmp_path / "search" / "trials" / table["trial"][0]
     assert (trial / "checkpoints" / "last" / "MANIFEST.json").exists()
-
-
-@pytest.mark.usefixtures("cluster")
-def test_thresholds_are_searched_over_a_predictions_file(tmp_path):
-    generator = np.random.default_rng(0)
-    target = (generator.random((200, 4)) < [0.8, 0.5, 0.2, 0.1]).astype(np.uint8)
-    logits = (2 * target - 1 + generator.normal(0, 1.5, target.shape)).astype(np.float32)
-    names = tuple(f"t_{i}" for i in range(200))
-    path = str(tmp_path / "p.parquet")
-    predictions.write(
-        path, predictions.Predictions(names, logits, target, ("a", "b", "c", "d"), {})
-    )
-    arguments = [
-        "tune",
-        "--thresholds",
-        path,
-        "--storage",
-        str(tmp_path),
-        "--name",
-        "cuts",
-        "--num-samples",
-        "4",
-    ]
-    assert run_command(arguments) == 0
-    table = pd.read_csv(tmp_path / "cuts" / "trials.csv")
-    assert len(table) == 4 and table["f2_fitted"].between(0.5, 1).all()
-    content = json.loads((tmp_path / "cuts" / "thresholds.json").read_text())
-    assert set(content["per_class"]) == {"a", "b", "c", "d"}
-    before = (tmp_path / "cuts" / "thresholds.json").read_bytes()
-    assert run_command(arguments) == 2
-    assert (tmp_path / "cuts" / "thresholds.json").read_bytes() == before
 
 
 @pytest.fixture

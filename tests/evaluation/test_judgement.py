@@ -151,16 +151,6 @@ def test_the_gain_of_a_label_is_that_of_its_own_threshold_alone():
     assert found.per_label["gain"].idxmax() == 2
 
 
-def test_searched_thresholds_take_the_place_of_the_fitted_ones():
-    found = judgement.judge(some())
-    cuts = np.linspace(0.1, 0.6, 6)
-    changed = judgement.with_thresholds(found, cuts)
-    assert changed.fitted["per_class"].cuts.tolist() == cuts.tolist()
-    assert changed.per_label["own_threshold"].tolist() == cuts.tolist()
-    assert changed.fitted["shrunk"].cuts.tolist() != found.fitted["shrunk"].cuts.tolist()
-    assert changed.scores == found.scores
-
-
 def test_an_exclusive_group_is_judged_with_every_rule():
     p = some()
     exclusive = Exclusive(("clear", "haze"), ("haze",))

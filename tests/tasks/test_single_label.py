@@ -107,7 +107,7 @@ def test_a_judgement_is_written_and_told(tmp_path):
 
 
 def test_there_are_no_thresholds_to_search(tmp_path):
-    from raytrain.distributed.tune import search_thresholds
+    from raytrain.distributed.rule_trials import search_rules
     from raytrain.evaluation import predictions
 
     path = str(tmp_path / "p.parquet")
@@ -115,7 +115,7 @@ def test_there_are_no_thresholds_to_search(tmp_path):
     meta = {"task": "single-label"}
     predictions.write(path, Predictions(names, LOGITS.astype("float32"), TARGET, CLASSES, meta))
     with pytest.raises(ConfigError, match="has no thresholds") as error:
-        search_thresholds(path, str(tmp_path), num_samples=1)
+        search_rules(path, str(tmp_path), number=1)
     assert "raytrain evaluate" in error.value.fix
 
 
