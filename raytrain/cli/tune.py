@@ -82,11 +82,12 @@ def tune(
 
 def _search_thresholds(predictions: str, out: str, num_samples: int | None) -> None:
     from raytrain.distributed.rule_trials import HALVINGS, search_rules
+    from raytrain.evaluation import rule_search
 
     if num_samples is None:
         num_samples = HALVINGS
     found = search_rules(storage.absolute(predictions), out, number=num_samples)
-    print(found.words)
+    print(rule_search.table(found))
     cuts = typed(storage.join(out, "thresholds.json"))
     print(f"results: {out}")
     print(f"next: raytrain submission TEST.parquet --thresholds {cuts} --out submission.csv")

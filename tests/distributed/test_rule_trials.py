@@ -12,7 +12,7 @@ from raytrain.cli.main import run_command
 from raytrain.distributed import rule_trials
 from raytrain.distributed.rule_trials import Given, search_rules, trial
 from raytrain.errors import ConfigError, DataError, RaytrainError
-from raytrain.evaluation import halvings, judgement, predictions, rules
+from raytrain.evaluation import halvings, judgement, predictions, rule_search, rules
 from raytrain.worker import Worker
 
 
@@ -57,8 +57,8 @@ def test_the_file_recommends_what_the_table_says(tmp_path):
     assert table["low"]["global"] < table["f2"]["global"] < table["high"]["global"]
     assert pd.isna(table["gain"]["default"])
     assert json.loads((tmp_path / "thresholds.json").read_text())["recommended"] == "global"
-    assert "recommended: one threshold (0.8" in found.words
-    assert "in 2 random halvings" in found.words
+    assert "recommended: one threshold (0.8" in rule_search.table(found)
+    assert "in 2 random halvings" in rule_search.table(found)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -78,14 +78,14 @@ def test_a_rule_that_fits_more_must_beat_the_simpler_one_beyond_the_noise(tmp_pa
     scores = found.compared.scores
     assert scores["expected"].value > scores["default"].value
     assert found.compared.recommended == "default"
-    assert "no fitted rule is better by more than the noise" in found.words
+    assert "no fitted rule is better by more than the noise" in rule_search.table(found)
 
 
 @pytest.mark.usefixtures("without_ray")
 def test_folds_are_judged_too_and_said(tmp_path):
     p = replace(some(rows=100), fold=np.arange(100, dtype=np.int32) % 5)
     found = search_rules(written(p, tmp_path), str(tmp_path), number=2)
-    assert found.folds == 5 and "in 2 random halvings of the 5 folds" in found.words
+    assert found.folds == 5 and "in 2 random halvings of the 5 folds" in rule_search.table(found)
 
 
 @pytest.mark.usefixtures("without_ray")

@@ -6,7 +6,7 @@ from worlds import CLASSES, some
 
 from raytrain.evaluation import judgement, metrics, thresholds
 from raytrain.evaluation.predictions import Predictions
-from raytrain.search.rerun_scores import by_seed
+from raytrain.evaluation.rerun_scores import by_seed
 
 
 def rerun(first, seed):
