@@ -48,8 +48,7 @@ def per_pixel(arch: str, frozen: int, channels: int = RGB_CHANNELS) -> float:
     Raises:
         ConfigError: the architecture is unknown.
     """
-    with torch.device("meta"):
-        model = networks.build(arch, outputs=1, dropout=0.0, channels=channels)
+    model = _network(arch, channels)
     layer_groups.set_frozen(model, frozen)
     try:
         return _counted(model, channels)
@@ -60,6 +59,13 @@ def per_pixel(arch: str, frozen: int, channels: int = RGB_CHANNELS) -> float:
             f"costs assume {FORWARD:g} for a forward pass and {BACKWARD:g} for a backward pass"
         )
         return _assumed(frozen)
+
+
+# A few architectures at most stand in one search. On the meta device they take no memory.
+@functools.lru_cache(maxsize=8)
+def _network(arch: str, channels: int) -> networks.Network:
+    with torch.device("meta"):
+        return networks.build(arch, outputs=1, dropout=0.0, channels=channels)
 
 
 def _counted(model: nn.Module, channels: int) -> float:

@@ -143,7 +143,15 @@ def _augment_in_words(recipe: Recipe, stage: Stage) -> list[str]:
     """The random changes of a stage that differ from those of the recipe."""
     common = recipe.data.augment.model_dump()
     own = recipe.augment(stage).model_dump()
-    return [f"{name} {value}" for name, value in own.items() if value != common[name]]
+    parts = []
+    for name, value in own.items():
+        if value == common[name]:
+            continue
+        written = value
+        if isinstance(value, float):
+            written = f"{value:g}"
+        parts.append(f"{name} {written}")
+    return parts
 
 
 def _roots(entries: Iterable[Entry]) -> dict[str, _Node]:

@@ -196,5 +196,5 @@ def test_a_ratio_is_a_number_above_0(ratio):
 def test_a_ratio_needs_the_rate_of_a_stage():
     with pytest.raises(ConfigError, match=r"the space draws stages.1.lr.1 with a ratio"):
         read({"choice": [0.01, 0.02], "ratio": 0.1}, "stages.1.lr.1")
-    with pytest.raises(ConfigError, match=r"the space draws stages\.1\.lr with a ratio"):
+    with pytest.raises(ConfigError, match=r"the space draws stages.1.lr with a ratio"):
         read({"choice": [[0.1, 0.2], 0.02], "ratio": 0.1}, "stages.1.lr")

@@ -401,7 +401,7 @@ def test_a_trial_that_cannot_be_is_refused(lists, text, sentence):
 
 def test_found_rates_cannot_be_tried():
     space = read("train.wd: {choice: [0.1, 0.2]}", lr="auto")
-    with pytest.raises(ConfigError, match=r"--try sets stages\.1\.lr, and lr: auto replaces it"):
+    with pytest.raises(ConfigError, match=r"--try sets stages.1.lr, and lr: auto replaces it"):
         space.tried("stages.1.lr=0.1")
 
 
