@@ -112,14 +112,19 @@ class Levels:
     def near(self, coordinate: float, rng: np.random.Generator) -> float:
         """Goes one or two numbers up or down."""
         index = self._index_at(coordinate)
-        steps = [step for step in LEVELS if 0 <= index + step < len(self.values)]
-        if not steps:
+        reached = []
+        for step in LEVELS:
+            # At an end, only steps inwards are left.
+            if 0 <= index + step < len(self.values):
+                reached.append(index + step)
+        if not reached:
             return coordinate
-        return self._coordinate_at(index + int(rng.choice(steps)))
+        return self._coordinate_at(int(rng.choice(reached)))
 
     def to_check(self) -> tuple[float, ...]:
         """Returns all of them; of a range of whole numbers, its ends."""
         if isinstance(self.values, range):
+            # It may be as long as all seeds. Between its ends, a field allows all or nothing.
             return self.values[0], self.values[-1]
         return tuple(self.values)
 
@@ -128,6 +133,7 @@ class Levels:
 
     def _coordinate_at(self, index: int) -> float:
         if len(self.values) == 1:
+            # There is no distance between the first and the last one.
             return 0.0
         return index / (len(self.values) - 1)
 
@@ -155,6 +161,7 @@ class Options:
 
     def coordinate(self, value: Any) -> float | None:
         """Returns the number of a choice, or None if it is not one of them."""
+        # As text, because Python takes true for 1.
         wanted = as_text(value)
         for number, known in enumerate(self.values):
             if as_text(known) == wanted:
@@ -222,9 +229,11 @@ class Interval:
 
     def near(self, coordinate: float, rng: np.random.Generator) -> float:
         """Moves by a normal step; one beyond an end comes back by as much."""
-        moved = abs(coordinate + float(rng.normal(0, QUANTILE_STEP)))
+        step = float(rng.normal(0, QUANTILE_STEP))
+        moved = abs(coordinate + step)
         if moved > 1:
             moved = 2 - moved
+        # A step of more than the whole width, at 7 standard deviations.
         return max(moved, 0.0)
 
     def to_check(self) -> tuple[float, float]:
@@ -267,6 +276,7 @@ class RatePair:
         coordinate = self.second.coordinate(second)
         if coordinate is None or not _is_number(first):
             return None
+        # A recipe may hold more digits than a drawn pair.
         if rounded(first) != self._pair(second)[0]:
             return None
         return coordinate
@@ -381,10 +391,14 @@ def _choice(path: str, values: Sequence[Any]) -> Levels | Options:
 
 
 def _is_among(value: Any, seen: Sequence[Any]) -> bool:
-    if _is_number(value):
+    """Whether a value is equal to one of others."""
+    for other in seen:
+        if as_text(other) == as_text(value):
+            return True
         # 1 and 1.0 are the same number, but not the same text.
-        return any(_is_number(other) and other == value for other in seen)
-    return as_text(value) in [as_text(other) for other in seen]
+        if _is_number(value) and _is_number(other) and value == other:
+            return True
+    return False
 
 
 def _range(path: str, name: str, arguments: Sequence[Any]) -> Levels | Interval:
@@ -442,7 +456,10 @@ def _grid(path: str, name: str, arguments: Sequence[Any]) -> Levels:
 def _numbers(path: str, name: str, arguments: Sequence[Any], count: int) -> Sequence[float]:
     """The arguments of a distribution that takes so many numbers."""
     takes = {2: f"{name}: [a, b]", 3: f"{name}: [a, b, n], with n values from a to b"}
-    finite = [value for value in arguments if _is_number(value) and math.isfinite(value)]
+    finite = []
+    for value in arguments:
+        if _is_number(value) and math.isfinite(value):
+            finite.append(value)
     if len(finite) == len(arguments) == count:
         return finite
     written = ", ".join(str(value) for value in arguments)

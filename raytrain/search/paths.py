@@ -35,7 +35,10 @@ def takes_pair(path: str) -> bool:
 
 def overlap(one: str, other: str) -> bool:
     """Whether two paths lead to the same field, or one to a part of the other."""
-    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+    # With a dot at the end, stages.1 is no part of stages.12.
+    inside = f"{one}.".startswith(f"{other}.")
+    around = f"{other}.".startswith(f"{one}.")
+    return inside or around
 
 
 @lru_cache(maxsize=1000)
@@ -43,6 +46,7 @@ def holds_fields(path: str) -> bool:
     """Whether a path leads to a group of fields, such as data.augment or a whole stage."""
     model: type[BaseModel] = Recipe
     keys = path.split(".")
+    # The list of stages is no group of fields, and each stage of it is one.
     if stage_of(path) is not None:
         model = Stage
         keys = keys[2:]
@@ -85,7 +89,9 @@ def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     whole = {}
     for path, value in changes.items():
         below = value_at(values, path)
-        if isinstance(value, Mapping) and isinstance(below, Mapping) and holds_fields(path):
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        # Numbers by label are no fields: {} means none of them.
+        if both and holds_fields(path):
             value = merge(below, value)
         whole[path] = value
     return with_fields(values, whole)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,9 +142,15 @@ class Space:
         """Number of different draws; None if there is no end of them."""
         shared = _count(self.shared)
         of_lists = [_count(schedule.fields) for schedule in self.schedules]
-        if shared is None or None in of_lists:
+        if shared is None:
             return None
-        return shared * sum(count for count in of_lists if count is not None)
+        total = 0
+        for count in of_lists:
+            if count is None:
+                return None
+            # Two lists have no draw in common: a draw names its list.
+            total += shared * count
+        return total
 
     def draw(self, rng: np.random.Generator) -> Draw:
         """Draws a list of stages, and a value for each field that is drawn in it."""
@@ -190,7 +195,7 @@ class Space:
         return Draw(schedule.name, values)
 
     def recipe(self, draw: Draw) -> Recipe:
-        """Returns the recipe of a draw, or of a trial of one's own. It takes 0.1 ms.
+        """Returns the recipe of a draw, or of a trial of one's own. It takes 0.2 ms.
 
         Raises:
             ConfigError: there is no such list of stages, a path does not exist, or a value is out
@@ -235,7 +240,8 @@ class Space:
             return None
         stages = []
         for number in schedule.numbers:
-            stages.append(tuple(by_path[drawn.path] for drawn in schedule.fields_of(number)))
+            fields = schedule.fields_of(number)
+            stages.append(tuple(by_path[drawn.path] for drawn in fields))
         shared = tuple(by_path[drawn.path] for drawn in self.shared)
         return Coordinates(schedule.name, shared, tuple(stages))
 
@@ -248,7 +254,11 @@ class Space:
         wanted = _resolved(recipe)
         for schedule in self.schedules:
             draw = self._draw_in(schedule, wanted)
-            if draw is not None and as_text(_resolved(self.recipe(draw))) == as_text(wanted):
+            if draw is None:
+                continue
+            # The drawn fields agree. All others have to, as well.
+            found = _resolved(self.recipe(draw))
+            if as_text(found) == as_text(wanted):
                 return draw
         return None
 
@@ -289,6 +299,7 @@ class Space:
 
     def _draw_in(self, schedule: Schedule, wanted: Mapping[str, Any]) -> Draw | None:
         """The draw with a list of stages whose fields have the values of a resolved recipe."""
+        # Paths into stages would lead into others.
         if len(wanted["stages"]) != len(schedule.values["stages"]):
             return None
         values = {}
@@ -316,7 +327,8 @@ class Space:
         # A choice may be written in part: {flip: none} stands for a whole augmentation.
         for choice in drawn.distribution.to_check():
             recipe = assembled(schedule, {drawn.path: choice}, "the space")
-            if as_text(paths.value_at(_resolved(recipe), drawn.path)) == as_text(wanted):
+            whole = paths.value_at(_resolved(recipe), drawn.path)
+            if as_text(whole) == as_text(wanted):
                 return (choice,)
         return None
 
@@ -359,11 +371,13 @@ def _words(text: str) -> list[str]:
 
 def _count(fields: tuple[Drawn, ...]) -> int | None:
     """Number of different values of some fields together; None if there is no end of them."""
-    counts = [drawn.distribution.levels for drawn in fields]
-    finite = [count for count in counts if count is not None]
-    if len(finite) < len(counts):
-        return None
-    return math.prod(finite)
+    product = 1
+    for drawn in fields:
+        levels = drawn.distribution.levels
+        if levels is None:
+            return None
+        product *= levels
+    return product
 
 
 def _next_value(
@@ -374,6 +388,7 @@ def _next_value(
     coordinate = None
     if drawn.path in values:
         coordinate = distribution.coordinate(values[drawn.path])
+    # The other list of stages may lack the field, or a trial of one's own have another value.
     if coordinate is None:
         return distribution.value(distribution.draw(rng))
     if not moves:

@@ -75,8 +75,10 @@ def read(content: Mapping[Any, Any], given: Recipe) -> Space:
     schedules = [_schedule(found, entries, given) for found in lists]
     if not schedules:
         schedules = [_own_schedule(entries, given)]
-    outside = {path: how for path, how in entries.items() if paths.stage_of(path) is None}
-    shared = _drawn_fields(outside, given.model_dump(mode="json"))
+    for path in _in_stages(entries):
+        # Each list has read those by now.
+        del entries[path]
+    shared = _drawn_fields(entries, given.model_dump(mode="json"))
     found = Space(given, shared, tuple(schedules), most_cost)
     space_checks.check(found)
     return found
@@ -93,6 +95,7 @@ def _entries(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             )
         path = prefix + key
         nests = isinstance(how, Mapping) and not is_distribution(how)
+        # What else is no distribution is refused where it is read.
         if nests and paths.holds_fields(path):
             yield from _entries(how, f"{path}.")
         else:
@@ -141,6 +144,7 @@ def _lists(how: Any, given: Recipe) -> list[_List]:
         )
     choice = distributions.plain(how["choice"])
     if isinstance(choice, list):
+        # Without names, their numbers are the names.
         choice = {str(number): stages for number, stages in enumerate(choice, 1)}
     if not isinstance(choice, Mapping) or not choice:
         raise ConfigError(
@@ -195,6 +199,7 @@ def _split(prefix: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list
     for key, how in values.items():
         path = f"{prefix}.{key}"
         is_mapping = isinstance(how, Mapping)
+        # The only group of fields in a stage is its augmentation.
         if is_mapping and paths.holds_fields(path) and not is_distribution(how):
             kept[key], below = _split(path, how)
             fields += below
@@ -231,16 +236,10 @@ def _schedule(found: _List, entries: Mapping[str, Any], given: Recipe) -> Schedu
     """A list of the space, with the paths of the space that lead into it."""
     values = given.model_dump(mode="json")
     values[paths.STAGES] = [dict(stage) for stage in found.stages]
-    by_path = {path: how for path, how in entries.items() if paths.stage_of(path) is not None}
+    by_path = _in_stages(entries)
     for path in by_path:
         _refuse_missing(path, found)
-        for drawn in found.fields:
-            if paths.overlap(path, drawn.path):
-                raise ConfigError(
-                    f"the space draws {path}, and its list {found.name} draws {drawn.path} itself",
-                    "a path leads into every list, and only one of the two could be used",
-                    f"leave out {path}, or write it into the lists that lack it",
-                )
+        _refuse_drawn_in_list(path, found)
     fields = (*found.fields, *_drawn_fields(by_path, values))
     for drawn in found.fields:
         value = _any_value(drawn)
@@ -254,13 +253,21 @@ def _schedule(found: _List, entries: Mapping[str, Any], given: Recipe) -> Schedu
 def _own_schedule(entries: Mapping[str, Any], given: Recipe) -> Schedule:
     """The list of the given recipe, with the paths of the space that lead into it."""
     values = given.model_dump(mode="json")
-    by_path = {path: how for path, how in entries.items() if paths.stage_of(path) is not None}
-    fields = _drawn_fields(by_path, values)
+    fields = _drawn_fields(_in_stages(entries), values)
     return Schedule(GIVEN, values, _by_stage(fields), given.selected)
 
 
+def _in_stages(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that lead into a stage."""
+    found = {}
+    for path, how in entries.items():
+        if paths.stage_of(path) is not None:
+            found[path] = how
+    return found
+
+
 def _by_stage(fields: Sequence[Drawn]) -> tuple[Drawn, ...]:
-    """The fields in the order of their stages."""
+    """The fields in the order of their stages, in which the model sees them."""
     return tuple(sorted(fields, key=lambda drawn: paths.stage_of(drawn.path) or 0))
 
 
@@ -277,6 +284,16 @@ def _refuse_missing(path: str, found: _List) -> None:
         "a path leads into every list of stages",
         "write the distribution into the stages of the lists that have it",
     )
+
+
+def _refuse_drawn_in_list(path: str, found: _List) -> None:
+    for drawn in found.fields:
+        if paths.overlap(path, drawn.path):
+            raise ConfigError(
+                f"the space draws {path}, and its list {found.name} draws {drawn.path} itself",
+                "a path leads into every list, and only one of the two could be used",
+                f"leave out {path}, or write it into the lists that lack it",
+            )
 
 
 def _drawn_fields(entries: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Drawn, ...]:

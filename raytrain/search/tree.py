@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.search.chains import Chain
@@ -84,6 +85,7 @@ def lines(entries: Iterable[Entry]) -> list[str]:
     Stages stand in the order of the trials.
     """
     rows = _rows(_roots(entries), "", top=True)
+    # All costs stand in one column.
     width = max((len(text) for text, _ in rows), default=0)
     found = []
     for text, node in rows:
@@ -130,7 +132,31 @@ def stage_in_words(recipe: Recipe, number: int) -> str:
     return ", ".join(parts)
 
 
+def chain_in_words(recipe: Recipe, shared: Mapping[str, Any]) -> tuple[str, ...]:
+    """Describes each stage that a recipe trains.
+
+    Args:
+        recipe: of a trial.
+        shared: what the trial has drawn outside the stages, by path. It stands before the first
+            stage, because it belongs to all of them.
+    """
+    parts = []
+    for number, _ in recipe.selected_stages():
+        parts.append(stage_in_words(recipe, number))
+    if shared:
+        settings = ", ".join(f"{path} {_in_words(value)}" for path, value in shared.items())
+        parts[0] = f"{settings}: {parts[0]}"
+    return tuple(parts)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
 def _rate_in_words(recipe: Recipe, stage: Stage) -> str:
+    # What a range test will find is not known yet.
     if recipe.lr is not None:
         return recipe.lr
     if isinstance(stage.lr, tuple):
@@ -145,12 +171,8 @@ def _augment_in_words(recipe: Recipe, stage: Stage) -> list[str]:
     own = recipe.augment(stage).model_dump()
     parts = []
     for name, value in own.items():
-        if value == common[name]:
-            continue
-        written = value
-        if isinstance(value, float):
-            written = f"{value:g}"
-        parts.append(f"{name} {written}")
+        if value != common[name]:
+            parts.append(f"{name} {_in_words(value)}")
     return parts
 
 
@@ -162,6 +184,7 @@ def _roots(entries: Iterable[Entry]) -> dict[str, _Node]:
         level = roots
         node = None
         for key, text, cost in zip(chain.keys, entry.stages, chain.costs, strict=True):
+            # A trial that shares the stage describes it with the same words.
             node = level.setdefault(key, _Node(text, cost))
             level = node.below
         if node is not None:

@@ -216,6 +216,13 @@ def test_a_list_without_a_group_of_fields_takes_each_choice_whole():
     assert (augment.flip, augment.zoom, augment.rotate) == ("horizontal", 1.05, 5)
 
 
+def test_a_whole_stage_may_be_drawn_in_part():
+    space = read("stages.2: {choice: [{freeze: 1}, {size: 96, epochs: 3}]}")
+    stage = space.recipe(Draw(GIVEN, {"stages.2": {"size": 96, "epochs": 3}})).stages[1]
+    assert stage == by_hand().stages[1].model_copy(update={"size": 96, "epochs": 3})
+    assert [len(axes) for axes in space.axes.stages[GIVEN]] == [0, 1]
+
+
 def test_numbers_by_label_are_replaced_as_a_whole():
     space = read("data.repeat: {choice: [{}, {mine: 4, 7: 2}]}", data={"repeat": {"road": 3}})
     assert space.recipe(Draw(GIVEN, {"data.repeat": {}})).data.repeat == {}

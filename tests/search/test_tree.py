@@ -94,3 +94,12 @@ def test_what_a_stage_sets_is_said(stage, words):
 
 def test_a_rate_that_is_found_is_not_told_as_a_number():
     assert tree.stage_in_words(Recipe(lr="auto"), 2) == "128 px x 5, lr auto"
+
+
+def test_what_all_stages_share_stands_before_the_first():
+    recipe = Recipe(select="3-4")
+    assert tree.chain_in_words(recipe, {"train.wd": 0.02, "model.batch_norm": "fixed"}) == (
+        "train.wd 0.02, model.batch_norm fixed: 256 px x 5, frozen, lr 0.005",
+        "256 px x 5, lr 1e-05 to 0.001",
+    )
+    assert tree.chain_in_words(recipe, {})[0] == "256 px x 5, frozen, lr 0.005"
