@@ -58,7 +58,7 @@ ROOMS = {
     "checkpoints": {"data", "evaluation", "worker"},
     "training": {"data", "evaluation", "worker", "models", "tasks", "tiles", "checkpoints"},
     "report": {"data", "evaluation"},
-    "search": set(),
+    "search": {"evaluation"},
     "bench": {"data", "worker", "models", "tiles", "checkpoints", "training", "report"},
 }
 ROOMS["distributed"] = set(ROOMS) - {"report"}

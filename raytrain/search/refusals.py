@@ -23,6 +23,7 @@ FIXED = {
     "use_gpu": _SAME_MACHINE,
     "tiles": _SAME_RESULT,
     "data.window_gb": "whether and how tiles are streamed is the same for all trials",
+    "data.stored_size": "all trials read the same tiles, as large as the largest stage needs",
     "train.precision": "the number format is chosen once for all trials",
     "train.threads": _SAME_MACHINE,
     "train.execution": "how the network runs is chosen once for all trials",

@@ -8,7 +8,7 @@ from this file alone. No torch, no ray.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -131,6 +131,11 @@ class Trial:
         """Whether it waits or runs."""
         return self.state is State.OPEN
 
+    def close(self, state: State, reason: str = "") -> None:
+        """Notes how it has ended, and why."""
+        self.state = state
+        self.reason = reason
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -204,6 +209,14 @@ class Table:
     def open_trials(self) -> list[Trial]:
         """Returns the trials that wait or run."""
         return [trial for trial in self.trials if trial.is_open]
+
+    def waiting(self, live: Collection[int]) -> list[Trial]:
+        """Returns the open trials that do not run.
+
+        Args:
+            live: numbers of those that run.
+        """
+        return [trial for trial in self.open_trials() if trial.number not in live]
 
     def of_kind(self, *kinds: Kind) -> list[Trial]:
         """Returns the trials of some kinds."""

@@ -23,8 +23,11 @@ from raytrain.evaluation.score import Score
 from raytrain.search.advice import Advisor, Space
 from raytrain.search.chains import Axes, Axis, Chain
 from raytrain.search.chance import RandomAdvisor
-from raytrain.search.planner import End, Found, How, Limits, Parts, Planner
+from raytrain.search.failures import End, How
+from raytrain.search.outcomes import Found
+from raytrain.search.planner import Parts, Planner
 from raytrain.search.space import Draw
+from raytrain.search.supply import Limits
 from raytrain.search.table import Kind, Table, Trial
 
 EPOCHS = 3
@@ -363,7 +366,7 @@ class World:
             at
             for name, driver in drivers.items()
             if name not in over
-            for at in driver.planner.now.later.values()
+            for at in driver.planner.later.values()
             if at > self.clock
         ]
         if not later:

@@ -9,7 +9,10 @@ from raytrain.errors import ConfigError, DataError, StorageError
 from raytrain.search import table as tables
 from raytrain.search.advisor import ModelAdvisor
 from raytrain.search.chance import RandomAdvisor
-from raytrain.search.planner import End, Found, How, Limits, Parts, Planner
+from raytrain.search.failures import End, How
+from raytrain.search.outcomes import Found
+from raytrain.search.planner import Parts, Planner
+from raytrain.search.supply import Limits
 from raytrain.search.table import Kind, State, Table
 
 
@@ -248,7 +251,7 @@ def test_the_same_failure_three_times_in_a_row_ends_the_search_with_its_reason()
         trial = found.next_trial()
         found.ended(trial.number, End(How.FAILED, error.what, error))
     assert found.next_trial() is None
-    assert found.is_over and found.now.error is error
+    assert found.is_over and found.error is error
 
 
 def test_different_failures_do_not_end_the_search():
@@ -264,7 +267,7 @@ def test_a_storage_that_fails_in_a_trial_ends_the_search_and_keeps_the_trial():
     trial = found.next_trial()
     error = StorageError("the disk is full")
     found.ended(trial.number, End(How.FAILED, error.what, error))
-    assert found.is_over and found.now.error is error
+    assert found.is_over and found.error is error
     assert trial.is_open
 
 
@@ -277,7 +280,7 @@ def test_a_table_that_cannot_be_written_ends_the_search(monkeypatch):
 
     found, _, _ = planner(table=Full(""))
     assert found.next_trial() is None
-    assert found.is_over and found.now.error.exit_code == 7
+    assert found.is_over and found.error.exit_code == 7
 
 
 def test_after_a_signal_nothing_is_handed_out_and_the_table_can_go_on():
