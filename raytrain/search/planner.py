@@ -20,9 +20,8 @@ from raytrain.search.advice import Advisor
 from raytrain.search.candidates import Candidates
 from raytrain.search.failures import End, Failures, How
 from raytrain.search.outcomes import Found, Outcomes, Shelf
-from raytrain.search.space import Draw
 from raytrain.search.supply import Limits, Reruns, Supply
-from raytrain.search.table import Kind, Table, Trial
+from raytrain.search.table import Table, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +121,14 @@ class Planner:
 
     # Events
 
-    def add(self, kind: Kind, draw: Draw) -> Trial:
-        """Adds a trial of the user's own, or the given recipe, to the table."""
-        table = self.parts.table
-        trial = self.parts.candidates.trial(len(table.trials), kind, draw)
-        self._enter(trial)
-        return trial
+    def enter(self, trial: Trial) -> None:
+        """Adds a trial to the table, with the outcomes of those of its stages that are there."""
+        self.parts.table.trials.append(trial)
+        # Before it is handed out: no draw is lost.
+        self._save()
+        self._outcomes.look_for(trial)
+        if self._outcomes.advance(trial):
+            self._save()
 
     def stage_done(self, number: int, found: Found, *, trained: bool) -> bool:
         """Takes the outcome of the next stage of a live trial.
@@ -221,23 +222,14 @@ class Planner:
         if not self._supply.has_drawn_all(self.seconds):
             trial = self._supply.draw(self._outcomes.known)
             if trial is not None:
-                self._enter(trial)
+                self.enter(trial)
             return True
         if self.parts.table.open_trials():
             return False
         wanted = self._supply.wanted_reruns()
         for number, seed in wanted:
-            self._enter(self._supply.rerun(number, seed))
+            self.enter(self._supply.rerun(number, seed))
         return bool(wanted)
-
-    def _enter(self, trial: Trial) -> None:
-        """Adds a trial to the table, with the outcomes of those of its stages that are there."""
-        self.parts.table.trials.append(trial)
-        # Before it is handed out: no draw is lost.
-        self._save()
-        self._outcomes.look_for(trial)
-        if self._outcomes.advance(trial):
-            self._save()
 
     def _save(self) -> None:
         """Writes the table. A storage that fails again and again ends the search."""

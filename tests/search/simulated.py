@@ -330,8 +330,9 @@ class World:
             clock=lambda: self.clock,
         )
         planner = Planner(parts)
-        for chain in search.given[len(table.trials) :]:
-            planner.add(Kind.TRIED, candidates.draw_of(chain))
+        for number in range(len(table.trials), len(search.given)):
+            draw = candidates.draw_of(search.given[number])
+            planner.enter(candidates.trial(number, Kind.TRIED, draw))
         if self.faults.kill_every and self.kills < self.faults.kills:
             self.dies_at[search.name] = self.clock + self.rng.expovariate(
                 1 / self.faults.kill_every

@@ -50,7 +50,9 @@ def planner(grid=None, slots=2, limits=None, advisor=None, reruns=lambda table: 
 
 def add(found, grid, *chains):
     for chain in chains:
-        found.add(Kind.TRIED, found.parts.candidates.draw_of(grid.chain(*chain)))
+        candidates = found.parts.candidates
+        draw = candidates.draw_of(grid.chain(*chain))
+        found.enter(candidates.trial(len(found.parts.table.trials), Kind.TRIED, draw))
 
 
 def random_search(seed, world=World, advisor=None):
