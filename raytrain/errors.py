@@ -74,6 +74,10 @@ class ResourceError(RaytrainError):
     exit_code = 5
 
 
+class MemoryExceededError(ResourceError):
+    """Training needs more memory than its device has; another recipe may need less."""
+
+
 class NoRoomError(ResourceError):
     """The cluster is large enough, but its resources are in use, or one of its machines is missing.
 

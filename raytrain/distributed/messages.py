@@ -372,6 +372,36 @@ def _wait_for(
             raise Unstarted(first_number)
 
 
+@contextmanager
+def relayed(
+    reason: Callable[[], str | None] | None, deliver: Callable[[str], bool] | None
+) -> Iterator[None]:
+    """Passes a reason to stop on to a group that this process has started, while it runs.
+
+    Args:
+        reason: asked again and again; None where nobody has one.
+        deliver: called with the reason, again and again.
+    """
+    if reason is None or deliver is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def relay() -> None:
+        while not ended.wait(DELIVER_EVERY_S):
+            found = reason()
+            if found is not None:
+                deliver(found)
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=ANSWERS_S)
+
+
 def terminates_as_interrupt() -> None:
     """Makes SIGTERM and SIGHUP end this process as Ctrl-C does, so that everything is closed.
 

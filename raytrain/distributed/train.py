@@ -36,6 +36,7 @@ from raytrain.distributed.messages import (
     interruptible,
     log_in_driver,
     mailbox,
+    relayed,
 )
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
@@ -53,7 +54,7 @@ from raytrain.errors import (
 from raytrain.evaluation.own_metrics import Metric, combined
 from raytrain.log import send_messages
 from raytrain.runlock import held
-from raytrain.training import loop
+from raytrain.training import loop, stages
 from raytrain.training.lr_find import Curve
 from raytrain.training.services import Hooks
 from raytrain.training.state import Metrics
@@ -270,14 +271,16 @@ def _group(
     path: str,
     recipe: Recipe,
     own: Sequence[Metric] = (),
+    reason: Callable[[], str | None] | None = None,
 ) -> Any:
     """Starts the worker group and runs a function in every worker.
 
     Args:
-        function: `train_worker` or `lr_find_worker`.
+        function: `train_worker`, `stage_worker` or `lr_find_worker`.
         path: the run directory.
         recipe: complete, with absolute paths.
         own: metrics that were given in Python.
+        reason: asked again and again for a reason to stop, where this process gets no signals.
 
     Returns:
         What the function returned on rank 0.
@@ -310,8 +313,9 @@ def _group(
         )
         leave_unused_actors_out(trainer)
         # A range test writes no checkpoint, so a signal ends it at once.
-        deliver = Outbox(box).deliver if function is train_worker else None
-        return _result(trainer, deliver, recipe.num_workers)
+        deliver = None if function is lr_find_worker else Outbox(box).deliver
+        with relayed(reason, deliver):
+            return _result(trainer, deliver, recipe.num_workers)
 
 
 def _run_config(path: str, box: Any) -> ray.train.RunConfig:
@@ -381,6 +385,26 @@ def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomErro
     )
 
 
+def train_stage(recipe: Recipe, path: str, reason: Callable[[], str | None]) -> Metrics:
+    """Trains the one selected stage of a recipe in a worker group, for a search.
+
+    A divergence is an outcome there, so the group does not go on with half the rates.
+
+    Args:
+        recipe: complete, with absolute paths.
+        path: the run directory.
+        reason: asked again and again for a reason to stop.
+
+    Returns:
+        The metrics of the last epoch, with `machine`, see `stages.machine_of`.
+
+    Raises:
+        RaytrainError: as `train`.
+    """
+    metrics: Metrics = _group(stage_worker, path, recipe, reason=reason)
+    return metrics
+
+
 def train_worker(config: dict[str, Any]) -> Metrics:
     """Trains in a worker of the group. Also runs in Ray's local mode (0 workers).
 
@@ -392,6 +416,20 @@ def train_worker(config: dict[str, Any]) -> Metrics:
     """
     recipe, dataset, path, worker, hooks = _set_up_worker(config)
     return loop.fit(recipe, dataset, path, worker, hooks, backoff=True)
+
+
+def stage_worker(config: dict[str, Any]) -> Metrics:
+    """Trains a stage of a search in a worker of the group.
+
+    Args:
+        config: as `_group` makes it.
+
+    Returns:
+        The metrics of the last epoch, with `machine`.
+    """
+    recipe, dataset, path, worker, hooks = _set_up_worker(config)
+    metrics = loop.fit(recipe, dataset, path, worker, hooks)
+    return metrics | {"machine": stages.machine_of(worker.device)}
 
 
 def lr_find_worker(config: dict[str, Any]) -> dict[int, Curve]:

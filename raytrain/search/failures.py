@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from raytrain.errors import RaytrainError, StorageError
+from raytrain.errors import NoRoomError, RaytrainError, StorageError
 from raytrain.search.outcomes import Shelf
 from raytrain.search.table import State, Trial
 
@@ -65,7 +65,7 @@ class Failures:
 
     def failed(self, trial: Trial, end: End) -> RaytrainError | None:
         """Takes the failure of a trial. Returns the error that ends the search, if it does."""
-        if isinstance(end.error, StorageError):
+        if isinstance(end.error, StorageError | NoRoomError):
             # Nothing is wrong with the trial, and all others would fail in the same way.
             return end.error
         trial.close(State.FAILED, end.reason)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from raytrain.config import Recipe, Stage
-from raytrain.errors import ResourceError
+from raytrain.errors import MemoryExceededError
 from raytrain.models.networks import in_channels
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.tiles import sampling
@@ -27,7 +27,7 @@ def advice(
     worker: Worker,
     plan: BatchPlan,
     message: str,
-) -> ResourceError:
+) -> MemoryExceededError:
     """The error of a step that ran out of memory, with the accumulation that fits.
 
     Args:
@@ -48,7 +48,7 @@ def advice(
     else:
         why = "not even 2 tiles in one pass fit"
         fix = "a smaller stage size or network"
-    return ResourceError(
+    return MemoryExceededError(
         f"the GPU's memory is too small for {tiles} tiles of {size} px in one pass "
         f"(global batch {len(plan.rows)}, train.accumulate = {passes}): {message}",
         why,

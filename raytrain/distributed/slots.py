@@ -1,0 +1,127 @@
+"""How many trials of a search can run at once on the connected cluster."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import ray
+
+from raytrain.distributed.session import cpus
+from raytrain.errors import ConfigError, ResourceError
+
+# What the process of a trial asks for whose training is done by a worker group of its own.
+GROUP_CPU = 0.01
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a trial takes.
+
+    Attributes:
+        workers: number of its workers; with more than one they are a group of their own.
+        cpus: of each worker.
+        gpus: of each worker; 0 on CPUs, below 1 for several trials on a GPU.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What the process of a trial asks Ray Tune for."""
+        if self.workers > 1:
+            return {"CPU": GROUP_CPU}
+        found = {"CPU": self.cpus}
+        if self.gpus:
+            found["GPU"] = self.gpus
+        return found
+
+
+def check(share: Share) -> None:
+    """Refuses a share that Ray cannot give.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    if share.cpus <= 0 or (share.cpus > 1 and share.cpus % 1):
+        raise ConfigError(
+            f"--trial-cpus {share.cpus:g} is not a whole number, nor a part of one CPU",
+            "Ray accepts no other numbers",
+            "--trial-cpus 1",
+        )
+    if share.gpus < 0 or (share.gpus > 1 and share.gpus % 1):
+        raise ConfigError(
+            f"--trial-gpus {share.gpus:g} is not a whole number, nor a part of one GPU",
+            "a trial has a GPU, or shares one with others",
+            "--trial-gpus 0.5 for two trials on each GPU",
+        )
+    if share.gpus > 1:
+        raise ConfigError(
+            f"--trial-gpus {share.gpus:g}: a trial of one worker uses one GPU",
+            "the others would be idle",
+            f"--num-workers {share.gpus:g} gives each trial so many workers with a GPU each",
+        )
+
+
+def count(share: Share, most: int | None = None) -> int:
+    """Returns how many trials the cluster holds at once. It may grow, so this is asked again.
+
+    Args:
+        share: what a trial takes.
+        most: how many fit into the memory of this machine; None for any.
+    """
+    if share.workers > 1:
+        found = _groups(share)
+    else:
+        found = sum(_on_node(node["Resources"], share) for node in ray.nodes() if node["Alive"])
+    if most is not None:
+        found = min(found, most)
+    return found
+
+
+def _on_node(has: dict[str, float], share: Share) -> int:
+    """Trials of one worker that a node holds."""
+    found = math.floor(has.get("CPU", 0.0) / share.cpus)
+    if share.gpus:
+        # Ray gives a part of one GPU, never parts of two.
+        on_each = math.floor(1 / share.gpus)
+        found = min(found, int(has.get("GPU", 0.0)) * on_each)
+    return found
+
+
+def _groups(share: Share) -> int:
+    """Worker groups that the cluster holds. One CPU is left to the driver and Ray Data."""
+    found = math.floor((cpus() - 1) / (share.workers * share.cpus) + 1e-9)
+    if share.gpus:
+        gpus = sum(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
+        found = min(found, math.floor(gpus / (share.workers * share.gpus)))
+    return found
+
+
+def check_room(share: Share) -> None:
+    """Refuses a trial that the whole cluster cannot hold.
+
+    Raises:
+        ResourceError: with what the cluster has.
+    """
+    if count(share) > 0:
+        return
+    has = ray.cluster_resources()
+    each = f"{share.workers} workers" if share.workers > 1 else "one worker"
+    gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
+    raise ResourceError(
+        f"a trial takes {each} of {share.cpus:g} CPU{gpus}, the cluster declares "
+        f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs",
+        "no trial would ever start",
+        "fewer --num-workers, --trial-cpus or --trial-gpus, or a larger cluster",
+    )
+
+
+def lacking(share: Share) -> str:
+    """Returns what is free of what a trial takes, in words."""
+    free = ray.available_resources()
+    needs = ", ".join(f"{value:g} {name}" for name, value in share.resources.items())
+    has = ", ".join(f"{free.get(name, 0.0):g} {name}" for name in share.resources)
+    return f"it needs {needs}, and {has} is free"
