@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 # What a resumed run may change: where it runs and how often it saves, not what it computes.
 PLACEMENT = ("num_workers", "use_gpu", "tiles", "dataset", "train.stall_s", "train.save_every_s")
+# Below the storage path: the stages of all searches, see `training/stages.py`.
+STAGES = "stages"
 # Words that mean something else where a run is named, such as `--lr auto`.
-RESERVED = ("stages", "auto")
+RESERVED = (STAGES, "auto")
 # Linux allows 255 bytes in a file name; while a file is written, its name gets this suffix.
 MOST_NAME_BYTES = 255 - len("..01234567.partial")
 # The first five mean something in a path, in RUN:CHECKPOINT or in a URI. Some operating systems
@@ -38,6 +40,8 @@ NOT_IN_NAMES = '/\\:?#%*"<>|'
 SHOWN_OF_NAME = 60
 # In the directory of a cross-validation, see `distributed/folds.py`.
 FOLDS = "folds.json"
+# In the directory of a search: recipe, space and flags, see `search/table.py` for its trials.
+SEARCH = "search.yaml"
 # Their versions are recorded in env.json.
 PACKAGES = (
     "raytrain",
@@ -163,7 +167,7 @@ def refuse_taken(name: str, path: str) -> None:
     check_name(name)
     base = storage.join(storage.absolute(path), name)
     # A run, a search, a range test and a cross-validation each have one of these.
-    for file in ("config.yaml", "trials.csv", "lr-find", FOLDS):
+    for file in ("config.yaml", SEARCH, "trials.csv", "lr-find", FOLDS):
         if storage.exists(storage.join(base, file)):
             raise ConfigError(
                 f'there is already a run "{name}" in {path}',
@@ -261,6 +265,26 @@ def find_folds(name: str, path: str) -> Run | None:
         if storage.exists(storage.join(candidate, FOLDS)):
             return Run(candidate)
     return None
+
+
+def find_search(name: str, path: str) -> Run | None:
+    """The directory of the search of a name; None where there is none.
+
+    Args:
+        name: its name, or the path of its directory.
+        path: storage path; one of that name there comes before a directory of that path.
+    """
+    for candidate in (storage.join(storage.absolute(path), name), storage.absolute(name)):
+        if storage.exists(storage.join(candidate, SEARCH)):
+            return Run(candidate)
+    return None
+
+
+def every_search(path: str) -> list[Run]:
+    """The directories of all searches under a storage path, sorted by name."""
+    base = storage.absolute(path)
+    paths = [storage.join(base, name) for name in storage.names(base, directories=True)]
+    return [Run(p) for p in paths if storage.exists(storage.join(p, SEARCH))]
 
 
 def every(path: str) -> list[Run]:

@@ -57,8 +57,8 @@ ROOMS = {
     "tiles": {"data", "worker"},
     "checkpoints": {"data", "evaluation", "worker"},
     "training": {"data", "evaluation", "worker", "models", "tasks", "tiles", "checkpoints"},
-    "report": {"data", "evaluation"},
     "search": {"evaluation"},
+    "report": {"data", "evaluation", "search"},
     "bench": {"data", "worker", "models", "tiles", "checkpoints", "training", "report"},
 }
 ROOMS["distributed"] = set(ROOMS) - {"report"}

@@ -30,7 +30,7 @@ from raytrain.training.state import Metrics
 logger = logging.getLogger(__name__)
 
 # Below the storage path. No run may have this name.
-FOLDER = "stages"
+FOLDER = runs.STAGES
 FILE = "outcome.json"
 COMPLETE = "complete"
 DIVERGED = "diverged"

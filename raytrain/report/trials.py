@@ -1,0 +1,316 @@
+"""Trials of a search as words and as tables: trials.csv and the text for the terminal.
+
+    trials_table(table, setup)     one row for each trial
+    write_trials(table, setup)     writes it as trials.csv
+    text_table(table, setup)       the best trials, and why others failed
+
+Imports neither torch nor ray, and not matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from raytrain import storage
+from raytrain.evaluation.score import Score
+from raytrain.report.dataset_text import aligned
+from raytrain.report.search_record import Setup
+from raytrain.report.templates import NOTHING, duration, score
+from raytrain.search import paths
+from raytrain.search.space import GIVEN
+from raytrain.search.table import Kind, State, Table, Trial
+
+FILE = "trials.csv"
+# Trials that the terminal shows.
+SHOWN = 5
+FAILURES = (State.FAILED, State.OUT_OF_MEMORY, State.DIVERGED)
+# What the states are called where they are counted, in this order.
+COUNTED = {
+    State.COMPLETE: "complete",
+    State.STOPPED: "stopped early",
+    State.DIVERGED: "diverged",
+    State.OUT_OF_MEMORY: "out of memory",
+    State.FAILED: "failed",
+    State.OPEN: "open",
+}
+# Sections of a recipe that a short name of a field leaves out.
+SECTIONS = ("train.", "data.", "model.")
+
+
+# Words
+
+
+def name_of(trial: Trial) -> str:
+    """Returns what a trial is called in a sentence, such as "trial 3" or "the given recipe"."""
+    if trial.kind is Kind.GIVEN:
+        return "the given recipe"
+    if trial.kind is Kind.RERUN:
+        return f"rerun {trial.number} of trial {trial.rerun_of}"
+    return f"trial {trial.number}"
+
+
+def kind_in_words(trial: Trial) -> str:
+    """Returns where a trial comes from, in a few words."""
+    if trial.kind is Kind.GIVEN:
+        return "given recipe"
+    if trial.kind is Kind.RERUN:
+        return f"rerun of {trial.rerun_of}, seed {trial.seed}"
+    return trial.kind.value
+
+
+def state_in_words(trial: Trial, first_stage: int = 1) -> str:
+    """Returns how far a trial is, with the stage, such as "diverged in stage 2".
+
+    Args:
+        trial: the trial.
+        first_stage: number of the first stage that trials train.
+    """
+    done = scored_stages(trial)
+    if trial.state is State.OPEN:
+        return f"open, {done} of {len(trial.keys)} stages done"
+    if trial.state is State.COMPLETE:
+        return "complete"
+    if trial.state is State.STOPPED:
+        return f"stopped after stage {first_stage + done - 1}"
+    # It ended in the stage after those that have a score.
+    return f"{trial.state.value} in stage {first_stage + done}"
+
+
+def reason_in_words(trial: Trial, digits: int = 4) -> str:
+    """Returns why a trial failed or stopped; where nobody noted it, what the model expected."""
+    if trial.reason:
+        return trial.reason
+    if trial.state is not State.STOPPED or not trial.verdicts:
+        return ""
+    verdict = trial.verdicts[-1]
+    return (
+        f"expected {verdict.mean:.{digits}f} ± {verdict.sd:.{digits}f} at its end, "
+        f"the best is {verdict.best:.{digits}f}"
+    )
+
+
+def scored_stages(trial: Trial) -> int:
+    """Returns how many stages of a trial have a score."""
+    return sum(part.score is not None for part in trial.parts)
+
+
+def path_in_words(path: str) -> str:
+    """Returns the short name of a field, such as "wd" or "stage 2 lr"."""
+    stage = paths.stage_of(path)
+    if stage is not None:
+        rest = path.split(".", 2)[2]
+        return f"stage {stage} {rest}"
+    for section in SECTIONS:
+        if path.startswith(section):
+            return path.removeprefix(section)
+    return path
+
+
+def value_in_words(value: Any) -> str:
+    """Returns a value of a field as a person writes it; a pair of rates as "1e-05 to 0.002"."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return " to ".join(value_in_words(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_in_words(item)}" for key, item in value.items())
+    return str(value)
+
+
+def drawn_in_words(trial: Trial) -> str:
+    """Returns the list of stages and the values of a trial on one line."""
+    words = []
+    if trial.schedule not in (None, GIVEN):
+        words.append(f"{trial.schedule}:")
+    settings = []
+    for path, value in trial.values.items():
+        settings.append(f"{path_in_words(path)} {value_in_words(value)}")
+    words.append(", ".join(settings))
+    return " ".join(words).strip()
+
+
+def states_in_words(table: Table) -> str:
+    """Returns how many trials are in each state, such as "7 complete, 2 open"."""
+    counts = Counter(trial.state for trial in table.trials)
+    words = []
+    for state, name in COUNTED.items():
+        if counts[state]:
+            words.append(f"{counts[state]} {name}")
+    return ", ".join(words) or "none yet"
+
+
+# Choosing
+
+
+def ranked(table: Table, objective: Score) -> list[Trial]:
+    """Returns the complete trials, the best first; reruns are left out, since they only confirm."""
+    found = []
+    for trial in table.trials:
+        if trial.score is not None and trial.kind is not Kind.RERUN:
+            found.append(trial)
+    sign = -1.0
+    if not objective.higher_is_better:
+        sign = 1.0
+
+    def key(trial: Trial) -> tuple[float, int]:
+        assert trial.score is not None  # see above
+        return sign * trial.score, trial.number
+
+    return sorted(found, key=key)
+
+
+def given_trial(table: Table) -> Trial | None:
+    """Returns the trial of the given recipe, if the table has it."""
+    for trial in table.of_kind(Kind.GIVEN):
+        return trial
+    return None
+
+
+def drawn_paths(table: Table) -> list[str]:
+    """Returns the paths of all values, those outside the stages first, then by stage."""
+    found: dict[str, None] = {}
+    for trial in table.trials:
+        found.update(dict.fromkeys(trial.values))
+    return sorted(found, key=lambda path: (paths.stage_of(path) or 0, path))
+
+
+def value_of(trial: Trial, path: str, setup: Setup) -> Any:
+    """Returns the value that a trial has at a path, drawn or not; None where it has none."""
+    if path in trial.values:
+        return trial.values[path]
+    recipe = setup.recipe_of(trial)
+    if recipe is None:
+        return None
+    return paths.value_at(recipe.model_dump(mode="json"), path)
+
+
+# Tables
+
+
+def trials_table(table: Table, setup: Setup) -> pd.DataFrame:
+    """Returns one row for each trial, by number.
+
+    Args:
+        table: of the search.
+        setup: of the search.
+
+    Returns:
+        Columns number, kind, state, reason, schedule; one for each drawn path, with the value of
+        the trial's recipe where it was not drawn; stage_N with the objective after stage N; score
+        at the end; cost of the whole chain, where the given recipe costs 1; seconds of its stages,
+        whoever trained them; trained_stages, those that this trial trained itself; rerun_of, seed.
+    """
+    columns = drawn_paths(table)
+    most_stages = max((len(trial.keys) for trial in table.trials), default=0)
+    rows = []
+    for trial in table.trials:
+        rows.append(_row(trial, setup, columns, most_stages))
+    whole = ("trained_stages", "rerun_of", "seed")
+    found = pd.DataFrame(rows)
+    for column in whole:
+        if column in found:
+            # Whole numbers, of which some are missing.
+            found[column] = found[column].astype("Int64")
+    return found
+
+
+def _row(trial: Trial, setup: Setup, columns: Sequence[str], most_stages: int) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "number": trial.number,
+        "kind": trial.kind.value,
+        "state": trial.state.value,
+        "reason": reason_in_words(trial),
+        "schedule": trial.schedule,
+    }
+    for path in columns:
+        row[path] = _cell(value_of(trial, path, setup))
+    for number in range(most_stages):
+        found = None
+        if number < len(trial.parts):
+            found = trial.parts[number].score
+        row[f"stage_{setup.first_stage + number}"] = found
+    row["score"] = trial.score
+    row["cost"] = round(sum(trial.costs), 6)
+    row["seconds"] = round(seconds_of(trial), 1)
+    row["trained_stages"] = sum(part.trained for part in trial.parts)
+    row["rerun_of"] = trial.rerun_of
+    row["seed"] = trial.seed
+    return row
+
+
+def _cell(value: Any) -> Any:
+    """A value for a cell: lists and mappings as text."""
+    if isinstance(value, list | tuple | Mapping):
+        return value_in_words(value)
+    return value
+
+
+def seconds_of(trial: Trial) -> float:
+    """Returns the seconds that the stages of a trial took, whoever trained them."""
+    return sum(part.seconds for part in trial.parts)
+
+
+def write_trials(table: Table, setup: Setup) -> str:
+    """Writes trials.csv into the directory of the search.
+
+    Returns:
+        Its path.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = storage.join(table.directory, FILE)
+    storage.write_text(path, trials_table(table, setup).to_csv(index=False))
+    return path
+
+
+def text_table(table: Table, setup: Setup) -> str:
+    """Returns the best trials and the reasons of those that failed, as text for the terminal."""
+    objective = setup.score
+    lines = [f"{len(table.trials)} trials: {states_in_words(table)}"]
+    best = ranked(table, objective)
+    shown = best[:SHOWN]
+    given = given_trial(table)
+    if given is not None and given in best and given not in shown:
+        shown.append(given)
+    if shown:
+        rows = [["trial", objective.name, "cost", "time", "what was drawn"]]
+        rows += [_text_row(trial) for trial in shown]
+        lines += aligned(rows, left={0, 4})
+        hidden = len(best) - len(shown)
+        if hidden:
+            lines.append(f"and {hidden} more complete trials, see {FILE}")
+    lines += _failures(table, setup.first_stage)
+    return "\n".join(lines)
+
+
+def _text_row(trial: Trial) -> list[str]:
+    label = f"{trial.number}"
+    if trial.kind is not Kind.DRAWN:
+        label = f"{trial.number} {kind_in_words(trial)}"
+    cost = f"{sum(trial.costs):.2f}"
+    return [label, score(trial.score), cost, duration(seconds_of(trial)), drawn_in_words(trial)]
+
+
+def _failures(table: Table, first_stage: int) -> list[str]:
+    """A line for each reason why trials failed, with their numbers."""
+    by_reason: dict[str, list[Trial]] = {}
+    for trial in table.trials:
+        if trial.state in FAILURES:
+            by_reason.setdefault(trial.reason, []).append(trial)
+    lines = []
+    for reason, trials in by_reason.items():
+        first = trials[0]
+        line = f"trial {first.number} {state_in_words(first, first_stage)}: {reason}"
+        if len(trials) > 1:
+            line += f" ({len(trials) - 1} more alike)"
+        lines.append(line)
+    return lines
