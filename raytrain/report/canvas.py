@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 WIDTH = 7.5  # inches; 1200 pixels at DPI, twice the width of the page's text column
@@ -71,6 +72,11 @@ DARK = Theme(
 )
 
 
+def ramp(theme: Theme) -> LinearSegmentedColormap:
+    """Returns the colours of numbers from the lowest, 0, to the highest, 1."""
+    return LinearSegmentedColormap.from_list("ramp", theme.ramp)
+
+
 def short(label: str) -> str:
     """A label, cut to MAX_LABEL_LETTERS letters."""
     label = str(label)
@@ -110,6 +116,27 @@ def new_figure(
     # (axes, 1)
     grid = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
     axes = list(grid[:, 0])
+    for ax in axes:
+        _style(ax, theme)
+    return figure, axes
+
+
+def new_grid(height: float, theme: Theme, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """Makes a figure with equal axes in rows and columns that share the y axis.
+
+    Args:
+        height: of the figure, in inches.
+        theme: colours.
+        rows: of axes.
+        columns: of axes.
+
+    Returns:
+        The figure, and its axes row by row.
+    """
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    axes = list(grid.ravel())
     for ax in axes:
         _style(ax, theme)
     return figure, axes

@@ -48,6 +48,7 @@ class Finals:
         reason: why it won, in a sentence.
         covers: what the intervals cover, in a sentence.
         score: what to expect of the winner, read at seeds that did not choose it.
+        note: a sentence about the tiles that judged them.
         standings: of the finalists, the most promising one first.
     """
 
@@ -55,6 +56,7 @@ class Finals:
     reason: str = ""
     covers: str = ""
     score: float | None = None
+    note: str = ""
     standings: tuple[Standing, ...] = ()
 
     def standing(self, number: int) -> Standing | None:
@@ -92,6 +94,7 @@ def _finals(content: Mapping[str, Any]) -> Finals:
         reason=content.get("reason") or "",
         covers=content.get("covers") or "",
         score=content.get("score"),
+        note=content.get("note") or "",
         standings=standings,
     )
 
