@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
 WIDTH = 7.5  # inches; 1200 pixels at DPI, twice the width of the page's text column
@@ -75,6 +75,31 @@ DARK = Theme(
 def ramp(theme: Theme) -> LinearSegmentedColormap:
     """Returns the colours of numbers from the lowest, 0, to the highest, 1."""
     return LinearSegmentedColormap.from_list("ramp", theme.ramp)
+
+
+def legible_on(color: str, theme: Theme) -> str:
+    """Returns the colour for letters on a coloured surface: that of ink or of paper.
+
+    Args:
+        color: of the surface, #rrggbb.
+        theme: colours.
+    """
+    if _contrast(color, theme.ink) > _contrast(color, theme.paper):
+        return theme.ink
+    return theme.paper
+
+
+def _contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, from 1 to 21: https://www.w3.org/TR/WCAG22/ ."""
+    darker, lighter = sorted((_luminance(one), _luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(color: str) -> float:
+    """The relative luminance of a colour, from 0 to 1, by the same source."""
+    channels = np.array(to_rgb(color))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
 
 
 def short(label: str) -> str:

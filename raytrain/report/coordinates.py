@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from raytrain.report.trials import value_in_words
 
 # Numbers whose largest is so many times the smallest stand on a logarithmic axis.
 LOGARITHMIC = 10.0
-# Labels of an axis; of more values only some are written.
-MOST_LABELS = 7
+# Labels that are nearer than this share of the axis would overlap.
+NEAREST = 0.08
 # Letters of a label.
 LETTERS = 13
 
@@ -61,7 +61,7 @@ def scale(values: Sequence[Any]) -> Scale:
     Numbers above 0 that span a factor of LOGARITHMIC are placed by their logarithm. Of a pair of
     rates, the second one counts.
     """
-    by_text = {value_in_words(value): _number(value) for value in values}
+    by_text = {text_on_axis(value): _number(value) for value in values}
     numbers = [number for number in by_text.values() if number is not None]
     if len(numbers) < len(by_text):
         return _evenly(sorted(by_text))
@@ -74,13 +74,22 @@ def scale(values: Sequence[Any]) -> Scale:
     positions = {}
     for text, number in zip(by_text, numbers, strict=True):
         positions[text] = (number - low) / span
-    ordered = sorted(positions, key=lambda text: positions[text])
-    return Scale(positions, _some(ordered))
+    return Scale(positions, _labels(positions))
+
+
+def text_on_axis(value: Any) -> str:
+    """Returns the text of a value on its axis; of a pair, that of the second number."""
+    return value_in_words(_of_pair(value))
+
+
+def _of_pair(value: Any) -> Any:
+    if isinstance(value, list | tuple) and value:
+        return value[-1]
+    return value
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, list | tuple) and value:
-        value = value[-1]
+    value = _of_pair(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value)
@@ -90,15 +99,22 @@ def _evenly(texts: Sequence[str]) -> Scale:
     positions = {}
     for number, text in enumerate(texts):
         positions[text] = (number + 0.5) / len(texts)
-    return Scale(positions, _some(texts))
+    return Scale(positions, _labels(positions))
 
 
-def _some(texts: Sequence[str]) -> tuple[str, ...]:
-    """At most MOST_LABELS of some texts, the first and the last one among them."""
-    if len(texts) <= MOST_LABELS:
-        return tuple(texts)
-    chosen = np.linspace(0, len(texts) - 1, MOST_LABELS).round().astype(int)
-    return tuple(texts[number] for number in chosen.tolist())
+def _labels(positions: Mapping[str, float]) -> tuple[str, ...]:
+    """The texts that can be written without overlapping, the lowest and the highest among them."""
+    lowest, *others = sorted(positions, key=lambda text: positions[text])
+    if not others:
+        return (lowest,)
+    highest = others.pop()
+    chosen = [lowest]
+    for text in others:
+        below = positions[text] - positions[chosen[-1]]
+        above = positions[highest] - positions[text]
+        if min(below, above) >= NEAREST:
+            chosen.append(text)
+    return (*chosen, highest)
 
 
 def parallel(
@@ -190,8 +206,8 @@ def _draw_axis(ax: Axes, position: int, found: Scale, theme: Theme) -> None:
 
 
 def _finish(ax: Axes, names: Sequence[str]) -> None:
-    """Writes the name of each axis above it, one word below the other."""
-    stacked = [name.replace(" ", "\n") for name in names]
+    """Writes the name of each axis above it, its last word in a line of its own."""
+    stacked = ["\n".join(name.rsplit(" ", 1)) for name in names]
     ax.set_xticks(np.arange(len(names)), stacked, parse_math=False)
     ax.tick_params(axis="x", length=0, labelsize=7, labeltop=True, labelbottom=False)
     ax.set_yticks([])

@@ -388,8 +388,8 @@ def _parallel(record: SearchRecord) -> Drawing | None:
         lines.append(coordinates.Line(texts, trial.score, trial is given))
     caption = (
         f"Drawn values of each trial, coloured by {record.score.name}: stronger is better. Pale "
-        "lines were stopped or failed. The dashed line is the given recipe. A line begins or ends "
-        "where a list of stages has no such field."
+        "lines were stopped or failed. The dashed line is the given recipe. Of a pair of rates, the "
+        "second one is shown. A line has a gap where a list of stages has no such field."
     )
     hidden = len(trials.drawn_paths(record.table)) + _has_lists(ended) - len(names)
     if hidden > 0:
@@ -417,7 +417,7 @@ def _axes(record: SearchRecord, found: Sequence[Trial]) -> tuple[list[str], list
     names = []
     columns = []
     if _has_lists(found):
-        names.append("list")
+        names.append("list of stages")
         columns.append([trial.schedule or "recipe" for trial in found])
     varied = {}
     for path in trials.drawn_paths(record.table):
@@ -436,7 +436,7 @@ def _axes(record: SearchRecord, found: Sequence[Trial]) -> tuple[list[str], list
 def _text(value: Any) -> str | None:
     if value is None:
         return None
-    return trials.value_in_words(value)
+    return coordinates.text_on_axis(value)
 
 
 def _worth(record: SearchRecord) -> Drawing | None:
@@ -478,9 +478,10 @@ def _curves(record: SearchRecord) -> Drawing | None:
             name = f"trial {found}"
         drawn.append(Curve(name, histories[found], is_given))
     caption = (
-        f"{score.name} after each epoch, over all stages of a trial. The best trials have a name. "
-        "The axis leaves out the worst tenth of all epochs."
+        f"{score.name} after each epoch, over all stages of a trial. The best trials have a name."
     )
+    if search_plots.leaves_out(drawn):
+        caption += " The axis leaves out the worst tenth of all epochs."
     if len(ordered) > CURVES:
         caption += f" {len(ordered) - CURVES} further trials are left out."
     draw = partial(search_plots.curves, drawn, score)

@@ -63,7 +63,7 @@ def progress(outcomes: Sequence[Outcome], score: Score, theme: Theme = LIGHT) ->
     ax.set_ylim(shown.low, shown.high)
     ax.set_xlabel("cost spent, in trainings of the given recipe")
     ax.set_ylabel(score.name)
-    legend(ax, theme, loc="lower left", ncols=6, anchor=(0.0, 1.0))
+    legend(ax, theme, loc="lower left", ncols=4, anchor=(0.0, 1.0))
     return png(figure)
 
 
@@ -166,21 +166,27 @@ def curves(drawn: Sequence[Curve], score: Score, theme: Theme = LIGHT) -> bytes:
     for curve in drawn:
         if not curve.name:
             _draw_curve(ax, curve, score, {"color": theme.train, "lw": 0.8, "alpha": 0.5})
-    # The best one comes first, and is drawn last.
-    for number, curve in reversed(list(enumerate(named))):
+    for number, curve in enumerate(named):
+        # The best one comes first, and lies above the others.
         share = 1 - number / max(len(named), 2)
-        style = {"color": colors(share), "lw": 1.5, "label": curve.name}
+        style = {"color": colors(share), "lw": 1.5, "label": curve.name, "zorder": 2 + share}
         _draw_curve(ax, curve, score, style)
     for curve in drawn:
         if curve.given:
-            style = {"color": theme.mark, "lw": 1.5, "ls": (0, (4, 2)), "label": curve.name}
+            style = {"color": theme.mark, "lw": 1.5, "ls": (0, (4, 2)), "label": curve.name, "zorder": 3}
             _draw_curve(ax, curve, score, style)
-    _limit_curves(ax, drawn, score)
+    if leaves_out(drawn):
+        _limit_curves(ax, drawn, score)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch, over all stages")
     ax.set_ylabel(f"{score.name} of the validation part")
     legend(ax, theme, loc="lower left", ncols=NAMED_CURVES + 1, anchor=(0.0, 1.0))
     return png(figure)
+
+
+def leaves_out(drawn: Sequence[Curve]) -> bool:
+    """Whether the axis leaves out the worst epochs: those of a few curves have room."""
+    return len(drawn) > NAMED_CURVES
 
 
 def _draw_curve(ax: Axes, curve: Curve, score: Score, style: dict[str, Any]) -> None:

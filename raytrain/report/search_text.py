@@ -12,7 +12,7 @@ from raytrain.report.spending import Savings, Work, savings
 from raytrain.report.templates import NOTHING, count, duration
 from raytrain.report.templates import score as number
 from raytrain.report.trials import FAILURES, given_trial, name_of, ranked, states_in_words
-from raytrain.search.table import Trial
+from raytrain.search.table import Kind, Trial
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ def _won(record: SearchRecord, winner: Trial) -> Result:
         if standing is not None and standing.score is not None:
             under = f"{record.score.name}, the mean over its reruns"
             value = standing.score
-    sentences = [f"The winner is {name_of(winner)}: {finals.reason or 'the search says so'}."]
-    if finals.covers:
-        sentences.append(f"{finals.covers[:1].upper()}{finals.covers[1:]}.")
+    sentences = [f"Winner: {name_of(winner)}."]
+    for clause in (finals.reason, finals.covers):
+        if clause:
+            sentences.append(f"{clause[:1].upper()}{clause[1:]}.")
     if finals.note:
         sentences.append(finals.note)
     return Result(value, under, tuple(sentences), winner)
@@ -100,7 +101,7 @@ def promise(record: SearchRecord) -> str:
     if found is None:
         return ""
     sentence = (
-        f"The next trial promises {found.gain:.4f}. The score of one recipe scatters by "
+        f"Another trial promises {found.gain:+.4f}. The score of one recipe scatters by "
         f"{found.noise:.4f} over seeds."
     )
     if found.gain < found.noise:
@@ -114,17 +115,24 @@ def facts(record: SearchRecord) -> list[tuple[str, str]]:
     given = given_trial(record.table)
     if given is not None:
         rows.append((f"{record.score.name} of the given recipe", number(given.score)))
-    asked = ""
-    # Without a number the budget or the space ends the search.
-    if record.setup.num_samples is not None:
-        asked = f" of {record.setup.num_samples} asked for"
-    rows.append((f"trials{asked}", f"{len(record.table.trials)}"))
+    rows.append(("trials", _trials_in_words(record)))
     rows.append(("of them", states_in_words(record.table)))
     found = savings(record)
-    rows.append(("cost spent (the given recipe: 1)", f"{found.trained.cost:.2f}"))
+    rows.append(("cost spent", f"{found.trained.cost:.2f} (the given recipe: 1)"))
     rows.append(("cost saved", f"{100 * found.share:.0f} %"))
     rows.append(("time of the search", duration(record.table.seconds)))
     return rows
+
+
+def _trials_in_words(record: SearchRecord) -> str:
+    reruns = len(record.table.of_kind(Kind.RERUN))
+    words = f"{len(record.table.trials) - reruns}"
+    # Without a number the budget or the space ends the search.
+    if record.setup.num_samples is not None:
+        words += f" of {record.setup.num_samples}"
+    if reruns:
+        words += f", and {reruns} reruns"
+    return words
 
 
 def savings_table(record: SearchRecord) -> TextTable:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from raytrain.evaluation.score import Score
-from raytrain.report.canvas import LIGHT, WIDTH, Theme, new_figure, png, ramp
+from raytrain.report.canvas import LIGHT, WIDTH, Theme, legible_on, new_figure, png, ramp
 from raytrain.report.score_axis import Range, range_of
 from raytrain.report.stage_tree import Cell, Layout
 from raytrain.report.templates import score as number
@@ -28,11 +29,9 @@ LOWEST_ROW = 0.04
 HEIGHT = 7.0
 # Height of a line of text, and width of a letter, in inches.
 LINE = 0.125
-LETTER = 0.062
+LETTER = 0.056
 # Share of the width of a column that is left for what stands beside the last stage.
 BESIDE = 0.75
-# From this position in the ramp on, letters need the colour of the paper.
-DARK = 0.55
 
 # Describes a stage of a trial, from the trial and the depth of the stage.
 Describe = Callable[[Trial, int], str]
@@ -93,14 +92,9 @@ def _ranges(found: Layout, score: Score) -> dict[int, Range]:
 def _draw_cell(ax: Axes, cell: Cell, place: _Place, describe: Describe) -> None:
     theme = place.theme
     share = _share(cell, place)
-    color = ramp(theme)(share)
-    ink = theme.ink
-    # The ramp goes from pale to strong: strong boxes are dark in the light theme and vice versa.
-    if share > DARK:
-        ink = theme.paper
+    color = to_hex(ramp(theme)(share))
     if cell.score is None:
         color = theme.mark
-        ink = theme.paper
     # A gap between rows, as far as there is room for one.
     gap = min(0.06, 0.008 / place.row)
     box = Rectangle(
@@ -120,7 +114,7 @@ def _draw_cell(ax: Axes, cell: Cell, place: _Place, describe: Describe) -> None:
             text,
             va="center",
             fontsize=6.5,
-            color=ink,
+            color=legible_on(color, theme),
             linespacing=1.25,
             parse_math=False,
         )

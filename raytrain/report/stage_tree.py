@@ -1,7 +1,7 @@
 """The stages of all trials as a tree in which each shared stage stands once. No torch, no ray.
 
 `layout` gives each trial a row and each stage a cell that spans the rows of the trials that share
-it. Trials with the best ends come first.
+it. Trials with the best ends come first, reruns last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raytrain.evaluation.score import Score
-from raytrain.search.table import Trial
+from raytrain.search.table import Kind, Trial
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Layout:
         return max((cell.depth + 1 for cell in self.cells), default=0)
 
 
+# Lower for trials that come first: whether it is a rerun, then how bad its end is.
+Rank = tuple[bool, float]
+
+
 @dataclass
 class _Node:
     """A stage of the tree, with the trials that end there and the stages that follow."""
@@ -60,7 +64,7 @@ class _Node:
     ends: list[Trial] = field(default_factory=list)
     below: dict[str, _Node] = field(default_factory=dict)
     # Of the best trial that goes through it.
-    rank: float = math.inf
+    rank: Rank = (True, math.inf)
 
 
 def layout(trials: Sequence[Trial], score: Score) -> Layout:
@@ -93,13 +97,13 @@ def _roots(trials: Sequence[Trial], score: Score) -> dict[str, _Node]:
     return roots
 
 
-def _rank(trial: Trial, score: Score) -> float:
-    """A number that is lower for better ends; infinite without an end."""
+def _rank(trial: Trial, score: Score) -> Rank:
+    rerun = trial.kind is Kind.RERUN
     if trial.score is None:
-        return math.inf
+        return rerun, math.inf
     if score.higher_is_better:
-        return -trial.score
-    return trial.score
+        return rerun, -trial.score
+    return rerun, trial.score
 
 
 def _in_order(level: dict[str, _Node]) -> list[_Node]:

@@ -27,6 +27,8 @@ from raytrain.search.table import Kind, State, Table, Trial
 FILE = "trials.csv"
 # Trials that the terminal shows.
 SHOWN = 5
+# Of the numbers of a pair in trials.csv: enough to tell any two that were drawn apart.
+DIGITS = 12
 FAILURES = (State.FAILED, State.OUT_OF_MEMORY, State.DIVERGED)
 # What the states are called where they are counted, in this order.
 COUNTED = {
@@ -110,18 +112,23 @@ def path_in_words(path: str) -> str:
     return path
 
 
-def value_in_words(value: Any) -> str:
-    """Returns a value of a field as a person writes it; a pair of rates as "1e-05 to 0.002"."""
+def value_in_words(value: Any, digits: int = 3) -> str:
+    """Returns a value of a field as a person writes it; a pair of rates as "1e-05 to 0.002".
+
+    Args:
+        value: as it was drawn.
+        digits: of a number.
+    """
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, list | tuple):
-        return " to ".join(value_in_words(item) for item in value)
+        return " to ".join(value_in_words(item, digits) for item in value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {value_in_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {value_in_words(item, digits)}" for key, item in value.items())
     return str(value)
 
 
@@ -249,7 +256,7 @@ def _row(trial: Trial, setup: Setup, columns: Sequence[str], most_stages: int) -
 def _cell(value: Any) -> Any:
     """A value for a cell: lists and mappings as text."""
     if isinstance(value, list | tuple | Mapping):
-        return value_in_words(value)
+        return value_in_words(value, DIGITS)
     return value
 
 
