@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -191,26 +192,37 @@ class History:
 
     def write_events(self) -> None:
         """Writes the TensorBoard events of the whole run, once at its end."""
-        # Imported here because the benchmark trains on machines that have neither TensorBoard nor
-        # its writer.
-        from tensorboardX import SummaryWriter
+        with event_writer(storage.join(self.run, "tensorboard")) as writer:
+            add_curves(writer, self.epochs, self.steps)
 
-        path = storage.join(self.run, "tensorboard")
-        # Events of an earlier end of the run would show each step twice.
-        storage.remove(path)
-        with storage.local_directory(path) as directory, SummaryWriter(str(directory)) as writer:
-            for step in self.steps:
-                writer.add_scalar("train/loss", step.loss, step.step)
-                # The learning rate of the head, the last layer group.
-                writer.add_scalar("train/lr", step.lr[-1], step.step)
-                writer.add_scalar("train/momentum", step.momentum, step.step)
-            # Numbered over the whole run, like the steps.
-            for number, row in enumerate(self.epochs, 1):
-                writer.add_scalar("valid/valid_loss", row.valid_loss, number)
-                for name, value in row.scores.items():
-                    if not name.endswith(BEST_SUFFIX):
-                        writer.add_scalar(f"valid/{name}", value, number)
-                writer.add_scalar("valid/images_per_s", row.images_per_s, number)
+
+@contextmanager
+def event_writer(path: str) -> Iterator[Any]:
+    """Yields a writer of TensorBoard events into a directory, whose old events are removed."""
+    # Imported here because the benchmark trains on machines that have neither TensorBoard nor its
+    # writer.
+    from tensorboardX import SummaryWriter
+
+    # Events of an earlier end of the run would show each step twice.
+    storage.remove(path)
+    with storage.local_directory(path) as directory, SummaryWriter(str(directory)) as writer:
+        yield writer
+
+
+def add_curves(writer: Any, epochs: Sequence[EpochRow], steps: Sequence[StepRow]) -> None:
+    """Adds the rows of a run to a writer of TensorBoard events."""
+    for step in steps:
+        writer.add_scalar("train/loss", step.loss, step.step)
+        # The learning rate of the head, the last layer group.
+        writer.add_scalar("train/lr", step.lr[-1], step.step)
+        writer.add_scalar("train/momentum", step.momentum, step.step)
+    # Numbered over the whole run, like the steps.
+    for number, row in enumerate(epochs, 1):
+        writer.add_scalar("valid/valid_loss", row.valid_loss, number)
+        for name, value in row.scores.items():
+            if not name.endswith(BEST_SUFFIX):
+                writer.add_scalar(f"valid/{name}", value, number)
+        writer.add_scalar("valid/images_per_s", row.images_per_s, number)
 
 
 AnyRow = TypeVar("AnyRow", EpochRow, StepRow, RankRow)

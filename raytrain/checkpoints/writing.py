@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from raytrain import storage
 from raytrain.checkpoints.layout import KEPT_STEPS, MANIFEST, STEP, step_name
 from raytrain.errors import DivergedError, masked
 
+META = "meta.json"
 TRAIN_STATE = "train_state.pt"
 
 
@@ -130,18 +131,73 @@ def write(path: str, state: Snapshot, twin: str | None = None) -> None:
         _replace_directory(path, state, twin)
 
 
+def copy(source: str, target: str, facts: dict[str, Any]) -> None:
+    """Writes a checkpoint with the weights of another one and other facts about them.
+
+    At every moment, the old checkpoint at `target` or the new one is complete, as in `write`. On
+    one local file system, the weights become hard links. The state to resume within a stage is left
+    out.
+
+    Args:
+        source: a checkpoint.
+        target: path of the new one.
+        facts: content of its meta.json.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    manifest = storage.read_json(storage.join(source, MANIFEST))
+    kept = [name for name in manifest if name not in (TRAIN_STATE, META)]
+    with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
+        if storage.is_uri(target):
+            partial_path = folder
+        else:
+            partial_path = f"{target}.partial"
+            # Left by a copy that was killed.
+            storage.remove(partial_path)
+            storage.make_dir(partial_path)
+        directory = Path(storage.absolute(partial_path))
+        copied = {}
+        for name in kept:
+            _link_or_copy(source, directory, name)
+            copied[name] = manifest[name]
+        text = masked(json.dumps(facts, indent=1))
+        copied[META] = storage.written(directory / META, partial(_write_text, text))
+        manifest_text = json.dumps(copied, indent=1)
+        storage.written(directory / MANIFEST, partial(_write_text, manifest_text))
+        if storage.is_uri(target):
+            _upload_files(directory, target, list(copied))
+        else:
+            storage.sync_directory(directory)
+            _move_into_place(target)
+
+
+def _link_or_copy(source: str, directory: Path, name: str) -> None:
+    """Puts a file of a checkpoint into a local directory."""
+    path = storage.join(source, name)
+    if not storage.is_uri(source):
+        original = Path(storage.absolute(path))
+        if storage.linked(original, directory / name):
+            return
+    content = storage.read_bytes(path)
+    storage.written(directory / name, lambda target: target.write_bytes(content))
+
+
 def _upload(path: str, state: Snapshot) -> None:
     with tempfile.TemporaryDirectory(prefix="raytrain-") as folder:
         names = _write_files(Path(folder), state, None)
-        # Without a manifest there is no checkpoint, so no reader sees a mixture of old and new.
-        storage.remove(storage.join(path, MANIFEST))
-        for name in [*names, MANIFEST]:
-            storage.upload_file(Path(folder, name), storage.join(path, name))
+        _upload_files(Path(folder), path, names)
+
+
+def _upload_files(folder: Path, path: str, names: Sequence[str]) -> None:
+    # Without a manifest there is no checkpoint, so no reader sees a mixture of old and new.
+    storage.remove(storage.join(path, MANIFEST))
+    for name in [*names, MANIFEST]:
+        storage.upload_file(folder / name, storage.join(path, name))
 
 
 def _replace_directory(path: str, state: Snapshot, twin: str | None) -> None:
     partial_path = f"{path}.partial"
-    old_path = f"{path}.old"
     twin_folder = None
     if twin is not None:
         twin_folder = Path(storage.absolute(twin))
@@ -154,10 +210,16 @@ def _replace_directory(path: str, state: Snapshot, twin: str | None) -> None:
     except BaseException:
         storage.remove(partial_path)
         raise
+    _move_into_place(path)
+
+
+def _move_into_place(path: str) -> None:
+    """Renames `<path>.partial` to a checkpoint's path."""
+    old_path = f"{path}.old"
     if storage.exists(path):
         storage.remove(old_path)
         storage.move_directory(path, old_path)
-    storage.move_directory(partial_path, path)
+    storage.move_directory(f"{path}.partial", path)
     storage.remove(old_path)
 
 
@@ -190,7 +252,7 @@ def _writers(state: Snapshot) -> dict[str, Callable[[Path], Any]]:
     meta = masked(json.dumps(state.meta, indent=1))
     writers: dict[str, Callable[[Path], Any]] = {
         "model.safetensors": partial(_write_tensors, state.weights),
-        "meta.json": partial(_write_text, meta),
+        META: partial(_write_text, meta),
     }
     if state.averaged is not None:
         writers["ema.safetensors"] = partial(_write_tensors, state.averaged)

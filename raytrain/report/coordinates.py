@@ -1,7 +1,7 @@
 """Draws drawn values of trials as parallel coordinates: PNG bytes. Neither torch nor ray.
 
-    scale(values)                    where the values of a field lie on its axis
-    parallel(axes, lines, theme)     an axis for each field, a line for each trial
+scale(values)                    where the values of a field lie on its axis
+parallel(axes, lines, theme)     an axis for each field, a line for each trial
 """
 
 from __future__ import annotations

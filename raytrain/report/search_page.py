@@ -388,8 +388,8 @@ def _parallel(record: SearchRecord) -> Drawing | None:
         lines.append(coordinates.Line(texts, trial.score, trial is given))
     caption = (
         f"Drawn values of each trial, coloured by {record.score.name}: stronger is better. Pale "
-        "lines were stopped or failed. The dashed line is the given recipe. Of a pair of rates, the "
-        "second one is shown. A line has a gap where a list of stages has no such field."
+        "lines were stopped or failed. The dashed line is the given recipe. Of a pair of rates, "
+        "the second one is shown. A line has a gap where a list of stages has no such field."
     )
     hidden = len(trials.drawn_paths(record.table)) + _has_lists(ended) - len(names)
     if hidden > 0:

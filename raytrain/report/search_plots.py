@@ -73,9 +73,7 @@ def _score_of(end: Outcome) -> float:
     return score
 
 
-def _draw_best(
-    ax: Axes, ends: Sequence[Outcome], last: float, score: Score, theme: Theme
-) -> None:
+def _draw_best(ax: Axes, ends: Sequence[Outcome], last: float, score: Score, theme: Theme) -> None:
     """Draws the best score so far as a step line that goes on to the cost of the last outcome."""
     positions = []
     values: list[float] = []
@@ -173,7 +171,13 @@ def curves(drawn: Sequence[Curve], score: Score, theme: Theme = LIGHT) -> bytes:
         _draw_curve(ax, curve, score, style)
     for curve in drawn:
         if curve.given:
-            style = {"color": theme.mark, "lw": 1.5, "ls": (0, (4, 2)), "label": curve.name, "zorder": 3}
+            style = {
+                "color": theme.mark,
+                "lw": 1.5,
+                "ls": (0, (4, 2)),
+                "label": curve.name,
+                "zorder": 3,
+            }
             _draw_curve(ax, curve, score, style)
     if leaves_out(drawn):
         _limit_curves(ax, drawn, score)

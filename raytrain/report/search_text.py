@@ -1,4 +1,7 @@
-"""The sentences of the page of a search: result, promise, savings, next commands. No torch, no ray."""
+"""The sentences of the page of a search: result, promise, savings, next commands.
+
+Imports neither torch nor ray.
+"""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ def _draw_field(ax: Axes, field: Field, theme: Theme) -> None:
     positions = np.arange(len(field.levels))
     means = np.array([level.mean for level in field.levels])
     errors = np.array([level.sd for level in field.levels])
-    ax.fill_between(
-        positions, means - errors, means + errors, color=theme.valid, alpha=0.18, lw=0
-    )
+    ax.fill_between(positions, means - errors, means + errors, color=theme.valid, alpha=0.18, lw=0)
     ax.errorbar(positions, means, errors, color=theme.valid, fmt="o-", ms=3, lw=1, elinewidth=0.8)
     ax.set_title(path_in_words(field.path), fontsize=8, color=theme.ink, parse_math=False)
     labels = [level.label for level in field.levels]
