@@ -168,12 +168,16 @@ def refuse_taken(name: str, path: str) -> None:
     base = storage.join(storage.absolute(path), name)
     # A run, a search, a range test and a cross-validation each have one of these.
     for file in ("config.yaml", SEARCH, "trials.csv", "lr-find", FOLDS):
-        if storage.exists(storage.join(base, file)):
-            raise ConfigError(
-                f'there is already a run "{name}" in {path}',
-                "a second one under its name would mix two results",
-                f"{resume_command(name, path)}, or another --name",
-            )
+        if not storage.exists(storage.join(base, file)):
+            continue
+        again = resume_command(name, path)
+        if storage.exists(storage.join(base, SEARCH)):
+            again = resume_search_command(name, path)
+        raise ConfigError(
+            f'there is already a run "{name}" in {path}',
+            "a second one under its name would mix two results",
+            f"{again}, or another --name",
+        )
 
 
 # Creating a run
@@ -347,6 +351,11 @@ def _run_and_checkpoint(text: str, path: str) -> tuple[str, str]:
 def resume_command(name: str, path: str) -> str:
     """The command that resumes a run, as a user types it."""
     return f"raytrain train --resume {shlex.quote(name)} --storage {shlex.quote(path)}"
+
+
+def resume_search_command(name: str, path: str) -> str:
+    """The command that goes on with a search, as a user types it."""
+    return f"raytrain tune --resume {shlex.quote(name)} --storage {shlex.quote(path)}"
 
 
 def placement(run: Run, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Heavy modules are imported inside the command, so that help and mistakes in flag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,69 +16,207 @@ from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
 from raytrain.cli.train import NO_RECIPE_FLAGS
-from raytrain.config import Recipe, parse_yaml
+from raytrain.config import field_paths, parse_yaml
 from raytrain.distributed.environment import check_session
-from raytrain.errors import ConfigError, typed
+from raytrain.errors import ConfigError, did_you_mean, typed
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from raytrain.distributed.search import Found
+    from raytrain.distributed.search_setup import Options
 
 # Trials of a search where the user names no number.
-TRIALS = 8
-# Rows of the table of trials that are printed; trials.csv has them all.
-SHOWN_TRIALS = 5
+TRIALS = 30
+# How often the finalists are trained again where the user names no number.
+RERUNS = 2
 
 
 @dataclass(frozen=True)
 class SearchFlags:
-    """What is searched: one of the two."""
+    """What is searched, and how."""
 
     space: Annotated[
         str | None,
-        Parameter(help="YAML file with the search space: path of a field to {sampler: arguments}"),
+        Parameter(help="YAML file with the search space; default: made from the recipe"),
     ] = None
     thresholds: Annotated[
         str | None,
         Parameter(help="judge the decision rules over this predictions file instead"),
     ] = None
+    resume: Annotated[str | None, Parameter(help="go on with the search of this name")] = None
+    num_samples: Annotated[
+        int | None,
+        Parameter(
+            help="number of trials, the given recipe among them (30); "
+            "or of halvings of the tiles for --thresholds (10)"
+        ),
+    ] = None
+    budget_s: Annotated[
+        float | None, Parameter(help="seconds after which no further trial is drawn")
+    ] = None
+    tries: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--try",
+            negative="",
+            help="a trial of your own to begin with, such as 'train.wd=0.02 stages.4.lr=0.003'; "
+            "may be repeated",
+        ),
+    ] = None
+    reruns: Annotated[
+        int | None, Parameter(help="how often the finalists are trained again (2)")
+    ] = None
+    objective: Annotated[
+        str | None,
+        Parameter(help="score to search by; default: held-out, with one threshold if there are"),
+    ] = None
+    method: Annotated[
+        str | None, Parameter(name="--search", help="model (default), or random draws")
+    ] = None
+    trial_cpus: Annotated[
+        float | None, Parameter(help="CPUs of each worker of a trial; default: 1")
+    ] = None
+    trial_gpus: Annotated[
+        float | None,
+        Parameter(help="GPUs of each worker of a trial, such as 0.5; default: 1 if there are any"),
+    ] = None
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="check everything and show the first trials")
+    ] = False
 
 
 NO_SEARCH_FLAGS = SearchFlags()
+# What a search that goes on may change.
+CHANGEABLE = ("num_samples", "budget_s", "trial_cpus", "trial_gpus")
 
 
 def tune(
     *,
     what: Annotated[SearchFlags, Parameter(name="*")] = NO_SEARCH_FLAGS,
     recipe: Annotated[RecipeFlags, Parameter(name="*")] = NO_RECIPE_FLAGS,
-    num_samples: Annotated[
-        int | None,
-        Parameter(help="number of trials (8), or of halvings of the tiles for --thresholds (10)"),
-    ] = None,
     name: Annotated[str | None, Parameter(help="name of the search; default: a unique one")] = None,
 ) -> None:
     """Search learning rates, the resize schedule or any other field of a recipe; or thresholds."""
-    if (what.space is None) == (what.thresholds is None):
-        raise ConfigError(
-            "give either --space SPACE.yaml or --thresholds P.parquet", "", "see README, Searches"
-        )
-    if num_samples is not None and num_samples < 1:
-        raise ConfigError(
-            f"--num-samples {num_samples} is less than 1",
-            "a search has at least one trial",
-            "--num-samples 8",
-        )
-    # A search over thresholds reads no recipe, except for where runs are stored.
+    if what.thresholds is not None:
+        _tune_thresholds(what, recipe, name)
+        return
+    if what.resume is not None:
+        _resume(what, recipe, name)
+        return
     settings = recipe.load()
     check_written("--storage", settings.storage)
-    check_session()
-    if name is None:
-        name = runs.new_name("tune")
-    runs.refuse_taken(name, settings.storage)
-    if what.thresholds is not None:
-        out = storage.join(storage.absolute(settings.storage), name)
-        _search_thresholds(what.thresholds, out, num_samples)
+    content = None
     if what.space is not None:
-        _search_fields(settings, what.space, name, num_samples)
+        content = parse_yaml(_file_text(what.space), what.space)
+    if what.dry_run:
+        from raytrain.distributed.search_preview import preview
+
+        for line in preview(settings, content, _options(what)):
+            print(line)
+        return
+    check_session()
+    name = runs.new_name("tune") if name is None else name
+    runs.refuse_taken(name, settings.storage)
+    from raytrain.distributed.search import search
+
+    directory = storage.join(storage.absolute(settings.storage), name)
+    shown = partial(_show, directory)
+    _print_found(search(settings, content, _options(what), name=name, changed=shown))
+
+
+def _options(what: SearchFlags) -> Options:
+    from raytrain.distributed.search_setup import Options
+
+    return Options(
+        num_samples=TRIALS if what.num_samples is None else what.num_samples,
+        budget_s=what.budget_s,
+        tries=tuple(what.tries or ()),
+        reruns=RERUNS if what.reruns is None else what.reruns,
+        objective=what.objective,
+        method=what.method or "model",
+        trial_cpus=what.trial_cpus,
+        trial_gpus=what.trial_gpus,
+    )
+
+
+def _resume(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
+    """Goes on with a search."""
+    where = recipe.overrides.get("storage") or recipe.load().storage
+    others = sorted(field_paths(recipe.overrides) - {"storage"}) + sorted(recipe.by_path)
+    if recipe.config is not None:
+        others.append("config")
+    if name is not None:
+        others.append("name")
+    given = asdict(what)
+    for field in given:
+        if field not in (*CHANGEABLE, "resume", "dry_run") and given[field] is not None:
+            others.append(field)
+    if others:
+        raise ConfigError(
+            f"--resume goes on with the search {what.resume}; {', '.join(others)} cannot change",
+            "its trials could not be compared any more",
+            f"leave that out; {', '.join(CHANGEABLE)} may change",
+        )
+    assert what.resume is not None
+    found = runs.find_search(what.resume, where)
+    if found is None:
+        known = [search.name for search in runs.every_search(where)]
+        raise ConfigError(
+            f'there is no search "{what.resume}" in {where}.{did_you_mean(what.resume, known)}',
+            "a search is looked up under --storage (default RAYTRAIN_STORAGE, else ./runs)",
+            f"raytrain runs list --storage {typed(where)}",
+        )
+    check_session()
+    from raytrain.distributed import search_setup
+    from raytrain.distributed.search import resume
+
+    options = search_setup.read(found.path).options
+    changes = {field: given[field] for field in CHANGEABLE if given[field] is not None}
+    shown = partial(_show, found.path)
+    _print_found(resume(found.path, replace(options, **changes), changed=shown))
+
+
+def _show(directory: str) -> None:
+    """Writes what people look at: the table of trials, the page, and curves at the end."""
+    from raytrain.report.search_files import write
+
+    write(directory)
+
+
+def _print_found(found: Found) -> None:
+    from raytrain.report.conclude import conclude
+    from raytrain.report.search_files import printed
+
+    print(printed(found.directory))
+    conclude(found.directory)
+    print(f"winner: trial {found.winner}; {found.reason}")
+    print(f"results: {storage.join(found.directory, 'search.html')}")
+    print(f"next: raytrain train --config {typed(found.best)}")
+
+
+def _tune_thresholds(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
+    # A search over thresholds reads no recipe, except for where runs are stored.
+    settings = recipe.load()
+    for field, value in asdict(what).items():
+        if field not in ("thresholds", "num_samples", "dry_run") and value is not None:
+            flag = {"tries": "--try", "method": "--search"}.get(field, f"--{field}")
+            raise ConfigError(
+                f"--thresholds and {flag.replace('_', '-')} cannot be used together",
+                "--thresholds judges decision rules over saved predictions; nothing is trained",
+                "leave one of them out",
+            )
+    if what.num_samples is not None and what.num_samples < 1:
+        raise ConfigError(
+            f"--num-samples {what.num_samples} is less than 1",
+            "each rule is judged on at least one halving of the tiles",
+            "--num-samples 10",
+        )
+    check_written("--storage", settings.storage)
+    check_session()
+    name = runs.new_name("tune") if name is None else name
+    runs.refuse_taken(name, settings.storage)
+    assert what.thresholds is not None
+    out = storage.join(storage.absolute(settings.storage), name)
+    _search_thresholds(what.thresholds, out, what.num_samples)
 
 
 def _search_thresholds(predictions: str, out: str, num_samples: int | None) -> None:
@@ -91,28 +230,6 @@ def _search_thresholds(predictions: str, out: str, num_samples: int | None) -> N
     cuts = typed(storage.join(out, "thresholds.json"))
     print(f"results: {out}")
     print(f"next: raytrain submission TEST.parquet --thresholds {cuts} --out submission.csv")
-
-
-def _search_fields(recipe: Recipe, space: str, name: str, num_samples: int | None) -> None:
-    if num_samples is None:
-        num_samples = TRIALS
-    content = parse_yaml(_file_text(space), space)
-    from raytrain.distributed.preflight import check_recipe, check_workers
-    from raytrain.distributed.tune import search
-
-    # A trial is one process, but best.yaml will be trained with all workers of the recipe.
-    check_workers(recipe.num_workers)
-    recipe, _ = check_recipe(recipe)
-    table = search(recipe, content, name=name, num_samples=num_samples)
-    _print_best(table)
-    out = storage.join(recipe.storage, name)
-    best = typed(storage.join(out, "best.yaml"))
-    print(f"results: {storage.join(out, 'trials.csv')}")
-    print(f"next: raytrain train --config {best}")
-
-
-def _print_best(table: pd.DataFrame) -> None:
-    print(table.head(SHOWN_TRIALS).to_string(index=False, max_colwidth=40))
 
 
 def _file_text(path: str) -> str:

@@ -113,7 +113,8 @@ class Verdicts(FIFOScheduler):  # type: ignore[misc]  # ray is untyped for mypy
         if end is not None:
             self.suggestions.ends[number] = end
             return str(TrialScheduler.CONTINUE)
-        stops = planner.stage_done(number, _found(result), trained=result["trained"])
+        found = _found(result)
+        stops = planner.stage_done(number, result["stage"], found, trained=result["trained"])
         self.suggestions.tell(number)
         if not stops:
             return str(TrialScheduler.CONTINUE)

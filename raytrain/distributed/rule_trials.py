@@ -74,10 +74,7 @@ def search_rules(path: str, out: str, *, number: int = HALVINGS) -> RuleSearch:
         given=Given(everything.judged(), number, out),
         space={"rule": ray.tune.grid_search(list(rules.RULES))},
         directory=out,
-        num_samples=1,
         variants=len(rules.RULES),
-        # NumPy on some thousand rows: a GPU has nothing to do.
-        use_gpu=False,
         score=task.SCORE,
     )
     run_trials(trials)

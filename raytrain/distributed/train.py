@@ -307,7 +307,7 @@ def _group(
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.num_workers,
                 use_gpu=gpu,
-                resources_per_worker=_resources(recipe.num_workers, gpu),
+                resources_per_worker=resources_of_worker(recipe.num_workers, gpu),
             ),
             run_config=_run_config(path, box),
         )
@@ -505,7 +505,7 @@ def _end_process() -> None:
     os._exit(STALLED)
 
 
-def _resources(workers: int, gpu: bool) -> dict[str, float]:
+def resources_of_worker(workers: int, gpu: bool) -> dict[str, float]:
     """What each worker asks Ray for. One CPU of the cluster is left to Ray Data and the driver."""
     # Workers share the CPUs that remain. With a single CPU none remains, and each worker asks for
     # a hundredth of it.

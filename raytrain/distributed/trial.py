@@ -30,6 +30,7 @@ from raytrain.errors import (
     TakenError,
 )
 from raytrain.evaluation import own_metrics, predictions
+from raytrain.evaluation.own_metrics import Metric
 from raytrain.log import send_messages
 from raytrain.search.space import Draw, Space
 from raytrain.search.table import State, Trial
@@ -119,7 +120,7 @@ def run(config: dict[str, Any], worker: Worker, given: Given) -> None:
         given: what all trials share.
     """
     # Lines of epochs would drown those of the search; what is wrong must be seen.
-    send_messages(partial(log_in_driver, given.box), rank=1)
+    send_messages(partial(_send_warning, given.box), rank=0)
     number = config["number"]
     try:
         draw = json.loads(config["draw"])
@@ -132,6 +133,11 @@ def run(config: dict[str, Any], worker: Worker, given: Given) -> None:
         ray.tune.report({"number": number, "end": "signalled"})
     except RaytrainError as error:
         ray.tune.report({"number": number, "end": "failed", "error": packed(error)})
+
+
+def _send_warning(box: Any, level: int, text: str) -> None:
+    if level >= logging.WARNING:
+        log_in_driver(box, level, text)
 
 
 def _report(number: int, report: dict[str, Any]) -> None:
@@ -249,13 +255,22 @@ class Chain:
             try:
                 found, trained = self._outcome(place)
             except MemoryExceededError as error:
-                report(_without_score(State.OUT_OF_MEMORY, error.what))
+                report(_without_score(place, State.OUT_OF_MEMORY, error.what))
                 return
             if found.state == stages.DIVERGED:
-                report(_without_score(State.DIVERGED, found.reason) | {"trained": trained})
+                told = _without_score(place, State.DIVERGED, found.reason)
+                report(told | {"trained": trained, "seconds": found.seconds})
                 return
-            score = score_of(plan, found, self.objective, self.dataset.task)
-            report({"score": score, "seconds": found.seconds, "trained": trained})
+            own = own_metrics.combined(plan.recipe.metrics, (), self.dataset.task)
+            score = score_of(plan.path, found, self.objective, self.dataset.task, own)
+            report(
+                {
+                    "stage": place + 1,
+                    "score": score,
+                    "seconds": found.seconds,
+                    "trained": trained,
+                }
+            )
 
     def _outcome(self, place: int) -> tuple[Outcome, bool]:
         """The outcome of a stage, and whether it was trained now."""
@@ -268,28 +283,35 @@ class Chain:
         return stages.train(plan, self.dataset, self.function), True
 
 
-def _without_score(state: State, reason: str) -> dict[str, Any]:
-    return {"score": None, "seconds": 0.0, "trained": True, "state": state.value, "reason": reason}
+def _without_score(place: int, state: State, reason: str) -> dict[str, Any]:
+    return {
+        "stage": place + 1,
+        "score": None,
+        "seconds": 0.0,
+        "trained": True,
+        "state": state.value,
+        "reason": reason,
+    }
 
 
-def score_of(plan: Plan, found: Outcome, objective: str, task: str) -> float:
+def score_of(
+    path: str, found: Outcome, objective: str, task: str, own: Mapping[str, Metric]
+) -> float:
     """Returns the objective of a complete stage.
 
-    An outcome of a search with other metrics lacks those of this one, which are then computed from
-    the predictions.
+    The outcome of a search with other metrics of the user's own lacks those of this one, which are
+    then computed from the predictions.
 
     Args:
-        plan: of the stage.
+        path: of the stage's run directory.
         found: its outcome.
         objective: name of the score.
         task: of the dataset.
+        own: metrics of the user's own by name.
     """
     if objective in found.scores:
         return found.scores[objective]
-    saved = predictions.read(storage.join(plan.path, "predictions.parquet"))
-    judged = saved.judged()
+    judged = predictions.read(storage.join(path, "predictions.parquet")).judged()
     assert judged.target is not None  # tiles that validate have labels
-    functions = own_metrics.combined(plan.recipe.metrics, (), task)
     probabilities = registry.evaluation(task).probabilities(judged.logits)
-    values = own_metrics.values(functions, probabilities, judged.target)
-    return float(values[objective])
+    return own_metrics.values(own, probabilities, judged.target)[objective]

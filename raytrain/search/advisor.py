@@ -112,6 +112,14 @@ class ModelAdvisor:
             return []
         return worth_of_fields(self._model.posterior(), self._space.axes, best[0])
 
+    def noise(self) -> float | None:
+        """Returns the standard deviation of the score of a chain over seeds, as the model sees it;
+        None before two chains are finished."""
+        if len(self._record.finished) < 2:
+            return None
+        spread = self._model.posterior().evidence.scale.spread
+        return self._model.fit.hyperparameters.noise * spread
+
     def _ranked(self) -> list[Chain]:
         """The finished chains, that with the highest mean first."""
         finished = self._record.finished

@@ -130,11 +130,13 @@ class Planner:
         if self._outcomes.advance(trial):
             self._save()
 
-    def stage_done(self, number: int, found: Found, *, trained: bool) -> bool:
-        """Takes the outcome of the next stage of a live trial.
+    def stage_done(self, number: int, stage: int, found: Found, *, trained: bool) -> bool:
+        """Takes the outcome of a stage of a live trial.
 
         Args:
             number: of the trial.
+            stage: its number in the trial, from 1. A trial reports all of its stages, also those
+                that were known before it was handed out.
             found: the outcome.
             trained: whether the trial has trained the stage. False where it found it.
 
@@ -142,9 +144,10 @@ class Planner:
             Whether the trial ends here.
         """
         trial = self.parts.table.trials[number]
-        trial.deaths = 0
-        self._outcomes.take(trial, found, trained=trained)
-        self._save()
+        if stage > len(trial.parts) and trial.is_open:
+            trial.deaths = 0
+            self._outcomes.take(trial, found, trained=trained)
+            self._save()
         return not trial.is_open
 
     def ended(self, number: int, end: End) -> None:

@@ -124,14 +124,24 @@ def plans(recipe: Recipe, keys: Sequence[str]) -> tuple[Plan, ...]:
 
 def find(plan: Plan) -> Outcome | None:
     """Returns the outcome of a stage; None where it has none, or its checkpoint is gone."""
+    return outcome_in(plan.path, storage.name_of(plan.checkpoint))
+
+
+def outcome_in(path: str, name: str) -> Outcome | None:
+    """As `find`, for a caller that has no plan.
+
+    Args:
+        path: of the stage's run directory.
+        name: of the checkpoint that it leaves behind.
+    """
     try:
-        content = storage.read_json(storage.join(plan.path, FILE))
+        content = storage.read_json(storage.join(path, FILE))
         found = Outcome(**content)
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    if found.state == COMPLETE and not storage.exists(
-        storage.join(plan.checkpoint, layout.MANIFEST)
-    ):
+    if found.state == DIVERGED:
+        return found
+    if not storage.exists(storage.join(path, "checkpoints", name, layout.MANIFEST)):
         return None
     return found
 

@@ -355,7 +355,8 @@ class World:
         stored = StoredTable(self.disk, driver.name).trials
         if trial.number >= len(stored):
             raise Violation(f"trial {trial.number} runs and stands in no table")
-        process = Process(driver, trial, len(trial.parts))
+        # As the real process, it goes through all stages, and finds those that are there.
+        process = Process(driver, trial)
         driver.processes[trial.number] = process
         self.started[driver.name, trial.number] += 1
         seconds = 0.0 if self.seconds_of else self.rng.uniform(0.1, 0.5)
@@ -476,8 +477,10 @@ class World:
         stage.found = Found(self.score_of(key, chain, process.place + 1), 1.0)
 
     def _report(self, process: Process, found: Found) -> None:
-        stops = process.driver.planner.stage_done(process.trial.number, found, trained=True)
         process.place += 1
+        stops = process.driver.planner.stage_done(
+            process.trial.number, process.place, found, trained=True
+        )
         if stops or process.place == len(process.trial.keys):
             self._end(process, End(How.DONE))
             return

@@ -55,6 +55,12 @@ def add(found, grid, *chains):
         found.enter(candidates.trial(len(found.parts.table.trials), Kind.TRIED, draw))
 
 
+def train_all(found, trial):
+    """Reports all stages of a trial, as its process does."""
+    for stage in range(1, len(trial.keys) + 1):
+        found.stage_done(trial.number, stage, Found(0.5, 1.0), trained=True)
+
+
 def random_search(seed, world=World, advisor=None):
     """A search of random size with kills, deaths, silent ends and a rival on the same storage."""
     rng = random.Random(seed)
@@ -183,10 +189,23 @@ def test_a_trial_waits_for_the_stage_that_a_live_one_is_going_to_train():
     assert found.next_trial().number == 0
     assert found.next_trial().number == 2
     assert found.next_trial() is None
-    found.stage_done(0, Found(0.8, 1.0), trained=True)
+    found.stage_done(0, 1, Found(0.8, 1.0), trained=True)
     # The shared stage is there; the second trial goes on from it.
     assert found.next_trial().number == 1
     assert found.parts.table.trials[1].parts[0].trained is False
+
+
+def test_a_stage_that_was_known_before_the_trial_went_is_not_taken_twice():
+    grid = Grid()
+    found, disk, _ = planner(grid, limits=Limits(0))
+    chain = grid.chain(0, 0, (0, 0, 0))
+    disk.stages[chain.keys[0]].found = Found(0.7, 1.0)
+    add(found, grid, (0, 0, (0, 0, 0)))
+    trial = found.next_trial()
+    assert len(trial.parts) == 1
+    found.stage_done(0, 1, Found(0.7, 1.0), trained=False)
+    found.stage_done(0, 2, Found(0.8, 1.0), trained=True)
+    assert [part.score for part in trial.parts] == [0.7, 0.8]
 
 
 def test_a_trial_whose_stages_are_all_there_is_never_handed_out():
@@ -221,7 +240,7 @@ def test_a_divergence_ends_all_chains_through_it_at_no_cost():
     found, _, _ = planner(grid, limits=Limits(0))
     add(found, grid, (0, 0, (0, 0, 0)), (0, 0, (0, 1, 0)))
     assert found.next_trial().number == 0
-    assert found.stage_done(0, Found(None, 1.0, "the loss is nan"), trained=True)
+    assert found.stage_done(0, 1, Found(None, 1.0, "the loss is nan"), trained=True)
     found.ended(0, End(How.DONE))
     assert found.next_trial() is None
     rows = found.parts.table.trials
@@ -302,8 +321,7 @@ def test_a_search_ends_when_its_space_is_used_up(logged):
     numbers = []
     while (trial := found.next_trial()) is not None:
         numbers.append(trial.number)
-        for _ in range(len(trial.keys) - len(trial.parts)):
-            found.stage_done(trial.number, Found(0.5, 1.0), trained=True)
+        train_all(found, trial)
         found.ended(trial.number, End(How.DONE))
     assert len(numbers) == 4 and found.is_over
     assert any("the space is used up" in line for line in logged)
@@ -313,12 +331,10 @@ def test_a_budget_ends_the_drawing():
     found, _, clock = planner(slots=1, limits=Limits(50, budget_s=100.0))
     trial = found.next_trial()
     clock.now = 101.0
-    for _ in trial.keys:
-        found.stage_done(trial.number, Found(0.5, 1.0), trained=True)
+    train_all(found, trial)
     found.ended(trial.number, End(How.DONE))
     while (trial := found.next_trial()) is not None:
-        for _ in range(len(trial.keys) - len(trial.parts)):
-            found.stage_done(trial.number, Found(0.5, 1.0), trained=True)
+        train_all(found, trial)
         found.ended(trial.number, End(How.DONE))
     # Only what was drawn before the budget was spent.
     assert found.is_over and len(found.parts.table.trials) <= 3
@@ -335,7 +351,7 @@ def test_reruns_come_last_and_share_nothing_with_the_search():
     kinds = []
     while (trial := found.next_trial()) is not None:
         kinds.append((trial.kind, trial.rerun_of, trial.seed))
-        found.stage_done(trial.number, Found(0.5, 1.0), trained=True)
+        train_all(found, trial)
         found.ended(trial.number, End(How.DONE))
     assert kinds == [(Kind.DRAWN, None, None), (Kind.DRAWN, None, None), (Kind.RERUN, 0, 7)]
     assert len(found.parts.table.heard) == 2
@@ -347,7 +363,7 @@ def test_the_table_is_read_back_as_it_was_written(tmp_path):
     table = Table(str(tmp_path))
     found, _, _ = planner(grid, slots=1, limits=Limits(3), table=table)
     trial = found.next_trial()
-    found.stage_done(trial.number, Found(0.5, 1.0), trained=True)
+    found.stage_done(trial.number, 1, Found(0.5, 1.0), trained=True)
     again = tables.read(str(tmp_path))
     assert again.trials == table.trials and again.heard == table.heard
     (tmp_path / "trials.json").write_text("{}")

@@ -1,0 +1,389 @@
+"""A search with Ray Tune: sets it up, runs it, and names its winner.
+
+    search(recipe, content, options, name)   a new search
+    resume(directory, options)               goes on with one
+
+The table of draws is the truth. Each attempt is a fresh run of Ray Tune, whose own files are thrown
+away. A search that was stopped or killed goes on from its table and from the stages in the storage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+
+from raytrain import registry, runs, storage
+from raytrain.checkpoints import winner
+from raytrain.config import Recipe
+from raytrain.data.dataset import open_dataset
+from raytrain.distributed import search_finals, search_setup, slots, tune
+from raytrain.distributed.memory import trials_that_fit
+from raytrain.distributed.messages import interruptible, mailbox
+from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
+from raytrain.distributed.preflight import (
+    check_recipe,
+    checkpoint_bytes,
+    free_bytes,
+)
+from raytrain.distributed.search_finals import Finals
+from raytrain.distributed.search_lines import Lines
+from raytrain.distributed.search_resources import facts_of, share_of, worker_of
+from raytrain.distributed.search_setup import (
+    METHODS,
+    Options,
+    Setup,
+    candidates_of,
+    stored_size_of,
+)
+from raytrain.distributed.session import session
+from raytrain.distributed.slots import Share
+from raytrain.distributed.stage_shelf import StageShelf
+from raytrain.distributed.trial import Completion, Given, config_of, run
+from raytrain.errors import (
+    ConfigError,
+    DivergedError,
+    RaytrainError,
+    ResourceError,
+    StorageError,
+    UnfinishedError,
+    did_you_mean,
+    exit_code_of,
+    typed,
+)
+from raytrain.evaluation.objective import objective
+from raytrain.evaluation.own_metrics import combined
+from raytrain.models import networks
+from raytrain.runlock import held
+from raytrain.search import default, space_file, table, worth_file
+from raytrain.search.advice import Advisor
+from raytrain.search.advisor import ModelAdvisor
+from raytrain.search.chance import RandomAdvisor
+from raytrain.search.planner import Parts, Planner
+from raytrain.search.space import Draw, Space
+from raytrain.search.supply import Limits
+from raytrain.search.table import Kind, State, Table
+from raytrain.training import stages
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.yaml"
+# Called when the files of a search have changed.
+Changed = Callable[[], None]
+
+
+def _nobody() -> None:
+    """Nobody looks at the files."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search that has ended.
+
+    Attributes:
+        directory: of the search, which is also the run of its winner.
+        winner: number of the winning trial.
+        reason: why it won.
+        best: path of best.yaml.
+    """
+
+    directory: str
+    winner: int
+    reason: str
+    best: str
+
+
+def search(
+    recipe: Recipe,
+    content: Mapping[str, Any] | None,
+    options: Options,
+    *,
+    name: str,
+    changed: Changed = _nobody,
+) -> Found:
+    """Runs a new search.
+
+    Args:
+        recipe: as the user gave it.
+        content: of a space file; None for the default space.
+        options: what is asked for.
+        name: of the search, a directory under the storage.
+        changed: called when files have changed.
+
+    Raises:
+        UnfinishedError: a signal stopped it; `resume` goes on.
+        RaytrainError: the class that fits the failure.
+    """
+    _check_options(options)
+    recipe, dataset = check_recipe(recipe)
+    if content is None:
+        content = default.values(recipe)
+    space = space_file.read(content, recipe)
+    for text in options.tries:
+        space.tried(text)
+    score = objective(options.objective, dataset.task, combined(recipe.metrics, (), dataset.task))
+    directory = storage.join(recipe.storage, name)
+    _check_disk(recipe, space, options)
+    with held(directory):
+        runs.refuse_taken(name, recipe.storage)
+        with session():
+            share = share_of(recipe, options)
+            facts = facts_of(recipe, share)
+            setup = Setup(recipe, content, options, score, facts, stored_size_of(space, dataset))
+            setup.write(directory)
+            return _run(directory, setup, share, changed)
+
+
+def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> Found:
+    """Goes on with a search.
+
+    Args:
+        directory: of the search.
+        options: of the search, with other limits or resources.
+        changed: called when files have changed.
+
+    Raises:
+        ConfigError: machines or versions are not those that the search began with.
+        RaytrainError: as `search`.
+    """
+    _check_options(options)
+    setup = replace(search_setup.read(directory), options=options)
+    recipe, _ = check_recipe(setup.recipe)
+    setup = replace(setup, recipe=recipe)
+    with held(directory), session():
+        share = share_of(recipe, options)
+        _check_facts(directory, setup, share)
+        setup.write(directory)
+        storage.remove(storage.join(directory, "failure.json"))
+        return _run(directory, setup, share, changed)
+
+
+# Before it starts
+
+
+def _check_options(options: Options) -> None:
+    if options.num_samples < 1:
+        raise ConfigError(
+            f"--num-samples {options.num_samples} is less than 1",
+            "a search has at least one trial, the given recipe",
+            "--num-samples 30",
+        )
+    if options.reruns < 0:
+        raise ConfigError(
+            f"--reruns {options.reruns} is less than 0",
+            "it says how often the finalists run again",
+            "--reruns 2",
+        )
+    if options.method not in METHODS:
+        raise ConfigError(
+            f'--search "{options.method}" is unknown.{did_you_mean(options.method, METHODS)}',
+            f"there are {', '.join(METHODS)}",
+            "--search model",
+        )
+
+
+def _check_facts(directory: str, setup: Setup, share: Share) -> None:
+    found = facts_of(setup.recipe, share)
+    if found == setup.facts:
+        return
+    raise ConfigError(
+        f"the search {storage.name_of(directory)} began with {setup.facts}, this cluster would "
+        f"train with {found}",
+        "its stages would not be trained alike any more",
+        "resume it on machines of the same kind and with the same --trial-cpus, "
+        "or start another search",
+    )
+
+
+def _check_disk(recipe: Recipe, space: Space, options: Options) -> None:
+    """Compares the free disk with the checkpoints of all trials, as if they shared none.
+
+    Raises:
+        StorageError: they will not fit.
+    """
+    free = free_bytes(recipe.storage)
+    if free is None:
+        return
+    dataset = open_dataset(str(recipe.dataset))
+    network = registry.training(dataset.task).network(
+        recipe.model, len(dataset.classes), dataset.tile_format.channels
+    )
+    weights = networks.parameter_count(network)
+    named, full = checkpoint_bytes(recipe, weights)
+    longest = max(len(schedule.numbers) for schedule in space.schedules)
+    trials = options.num_samples + options.reruns * (search_finals.BEST + 1)
+    # The checkpoints to resume from are removed when a stage is complete; the winner is laid out
+    # once more.
+    needed = named * longest * (trials + 1) + full * 2
+    if free >= needed:
+        return
+    fits = max(0, int((free - full * 2) / (named * longest)) - 1)
+    raise StorageError(
+        f"{trials} trials of up to {longest} stages, reruns among them, keep {needed / 1e6:,.0f} MB"
+        f" of checkpoints; {recipe.storage} has {free / 1e6:,.0f} MB free",
+        f"the disk would be full in the middle of the search; {fits} trials fit",
+        "free some, give another --storage, or fewer --num-samples",
+    )
+
+
+# While it runs
+
+
+def _run(directory: str, setup: Setup, share: Share, changed: Changed) -> Found:
+    """Runs the search to its end. Writes failure.json if it fails or is stopped."""
+    try:
+        with mailbox() as box:
+            planner, finals = _planner(directory, setup, share)
+            lines = Lines(planner, setup.score, partial(_show, planner, setup, changed))
+            _enter_own_trials(planner, setup)
+            _tune(planner, setup, share, box, lines)
+        found = _concluded(directory, setup, planner, finals)
+        _show(planner, setup, changed)
+        return found
+    except BaseException as error:
+        with suppress(StorageError):
+            runs.write_failure(runs.Run(directory), error, exit_code_of(error))
+        with suppress(RaytrainError):
+            changed()
+        raise
+
+
+def _show(planner: Planner, setup: Setup, changed: Changed) -> None:
+    """Writes what the model says, for the pictures that others draw."""
+    parts = planner.parts
+    sign = 1.0 if setup.score.higher_is_better else -1.0
+    content = worth_file.content(parts.advisor, parts.candidates.space, parts.table, sign)
+    storage.write_json(storage.join(parts.table.directory, worth_file.FILE), content)
+    changed()
+
+
+def _planner(directory: str, setup: Setup, share: Share) -> tuple[Planner, Finals]:
+    recipe = setup.recipe
+    dataset = open_dataset(str(recipe.dataset))
+    candidates = candidates_of(setup, dataset)
+    advisor: Advisor = ModelAdvisor(candidates.source, recipe.train.seed)
+    if setup.options.method == "random":
+        advisor = RandomAdvisor(candidates.source, recipe.train.seed)
+    seeds = [recipe.train.seed + 1 + rerun for rerun in range(setup.options.reruns)]
+    finals = Finals(advisor, recipe.storage, setup.score, dataset.task, seeds)
+    most = trials_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels)
+    parts = Parts(
+        table=table.read(directory),
+        candidates=candidates,
+        advisor=advisor,
+        shelf=StageShelf(recipe, setup.score.key, dataset.task),
+        limits=Limits(setup.options.num_samples, setup.options.budget_s),
+        score=setup.score,
+        slots=lambda: slots.count(share, most),
+        reruns=finals.wanted,
+    )
+    return Planner(parts), finals
+
+
+def _enter_own_trials(planner: Planner, setup: Setup) -> None:
+    """Puts the given recipe and the user's own trials first, where the table is new."""
+    candidates = planner.parts.candidates
+    trials = planner.parts.table.trials
+    own = [(Kind.GIVEN, candidates.space.given_draw())]
+    for text in setup.options.tries:
+        own.append((Kind.TRIED, candidates.space.tried(text)))
+    for kind, draw in own[len(trials) :]:
+        planner.enter(candidates.trial(len(trials), kind, draw))
+
+
+def _tune(planner: Planner, setup: Setup, share: Share, box: Any, lines: Lines) -> None:
+    """Runs Ray Tune until the planner has nothing more to hand out.
+
+    Raises:
+        UnfinishedError: a signal stopped it.
+        RaytrainError: that ends the search.
+    """
+    given = Given(
+        space=setup.space,
+        facts=setup.facts,
+        stored_size=setup.stored_size,
+        objective=setup.score.key,
+        box=box,
+        gpu_share=share.gpus or 1.0,
+    )
+    suggestions = Suggestions(planner, config_of, lines.event)
+    watch = Watch(suggestions, partial(slots.lacking, share))
+    attempt = tune.Attempt(
+        function=run,
+        given=given,
+        worker=worker_of(replace(share, workers=1)),
+        resources=share.resources,
+        searcher=suggestions,
+        scheduler=Verdicts(suggestions),
+        callbacks=[watch],
+        stopper=StopAll(watch),
+    )
+    lines.begin()
+
+    def deliver(name: str) -> bool:
+        planner.stop(name)
+        lines.stopping(name)
+        with suppress(ray.exceptions.RayError):
+            ray.get(box.put.remote(name), timeout=10)
+        return True
+
+    interruptible(partial(tune.run_attempt, attempt), deliver)
+    directory = planner.parts.table.directory
+    if planner.error is not None:
+        raise _with_resume(planner.error, directory)
+    if planner.stopped:
+        raise UnfinishedError(
+            f"stopped by {planner.stopped}, with everything kept in {directory}",
+            "",
+            runs.resume_search_command(storage.name_of(directory), storage.parent(directory)),
+        )
+
+
+def _with_resume(error: RaytrainError, directory: str) -> RaytrainError:
+    """The error that ends a search, with the name of the search in its advice."""
+    error.fix = error.fix.replace("--resume NAME", f"--resume {storage.name_of(directory)}")
+    return type(error)(error.what, error.why, error.fix)
+
+
+# At its end
+
+
+def _concluded(directory: str, setup: Setup, planner: Planner, finals: Finals) -> Found:
+    """Names the winner, and writes what it leaves behind."""
+    verdict = finals.decide(planner.parts.table)
+    if verdict is None:
+        raise _nothing_complete(planner.parts.table)
+    storage.write_json(storage.join(directory, search_finals.FILE), search_finals.content(verdict))
+    trial = planner.parts.table.trials[verdict.winner]
+    dataset = open_dataset(str(setup.recipe.dataset))
+    drawn = planner.parts.candidates.space.recipe(Draw(trial.schedule, trial.values))
+    recipe = Completion(dataset, setup.facts, setup.stored_size)(drawn)
+    best = storage.join(directory, BEST)
+    score = trial.score
+    header = (
+        f"# trial {trial.number} of {len(planner.parts.table.trials)}: "
+        f"{setup.score.name} {score:.4f} in the search; {verdict.reason}\n"
+        f"# {search_finals.SAME_TILES}\n"
+        f"# raytrain train --config {typed(best)}\n"
+    )
+    storage.write_text(best, header + recipe.to_yaml())
+    root = storage.join(recipe.storage, stages.FOLDER)
+    winner.lay_out(directory, [storage.join(root, key) for key in trial.keys], recipe)
+    return Found(directory, trial.number, verdict.reason, best)
+
+
+def _nothing_complete(found: Table) -> RaytrainError:
+    """The error of a search without a single complete trial."""
+    reasons = [trial.reason for trial in found.trials if trial.reason]
+    what = f"none of {len(found.trials)} trials came to its end; the last one: {reasons[-1]}"
+    why = "there is no winner"
+    if all(trial.state is State.DIVERGED for trial in found.trials):
+        return DivergedError(what, why, "lower learning rates in the recipe and in the space")
+    if all(trial.state is State.OUT_OF_MEMORY for trial in found.trials):
+        return ResourceError(what, why, "a smaller batch size or network, or --train.accumulate")
+    return RaytrainError(what, why, "raytrain runs show NAME lists all trials with their reasons")

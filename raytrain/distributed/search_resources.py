@@ -1,0 +1,91 @@
+"""What the trials of a search get of the cluster, and what its machines decide about training."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from raytrain.config import Recipe
+from raytrain.data.dataset import open_dataset
+from raytrain.distributed import environment, gpus, slots
+from raytrain.distributed.nodes import check_reach
+from raytrain.distributed.planner import PATIENCE_S
+from raytrain.distributed.preflight import check_workers
+from raytrain.distributed.search_setup import Options
+from raytrain.distributed.slots import Share
+from raytrain.distributed.train import resources_of_worker
+from raytrain.errors import ResourceError
+from raytrain.training import stage_keys
+from raytrain.training.stage_keys import Facts
+from raytrain.worker import Worker, compute_device
+
+
+def share_of(recipe: Recipe, options: Options) -> Share:
+    """What a trial takes of the connected cluster.
+
+    Raises:
+        ConfigError: a share that Ray cannot give.
+        ResourceError: the cluster has too little.
+    """
+    check_workers(recipe.num_workers)
+    check_reach(recipe.storage)
+    machines = gpus.needed(recipe.use_gpu)
+    each_gpu = 0.0
+    each_cpu = 1.0
+    if machines:
+        each_gpu = 1.0 if options.trial_gpus is None else options.trial_gpus
+        each_cpu = gpus.cpus_of_each(machines)
+        if each_gpu < 1:
+            each_cpu = max(1.0, float(int(each_cpu * each_gpu)))
+    elif options.trial_gpus:
+        raise ResourceError(
+            f"--trial-gpus {options.trial_gpus:g} is asked for, and no GPUs are used",
+            "Ray would wait for one forever",
+            "leave --trial-gpus out, or a cluster with GPUs",
+        )
+    if recipe.num_workers > 1:
+        each_cpu = resources_of_worker(recipe.num_workers, gpu=False)["CPU"]
+    if options.trial_cpus is not None:
+        each_cpu = options.trial_cpus
+    share = Share(recipe.num_workers, each_cpu, each_gpu)
+    slots.check(share)
+    slots.check_room(share)
+    return share
+
+
+def worker_of(share: Share) -> Worker:
+    """A trial's process of one worker; or rank 0 of its group, as far as facts need it."""
+    device = compute_device(share.gpus > 0)
+    if share.workers == 1:
+        return Worker(device=device, cpus=max(1, int(share.cpus)))
+    here = len(os.sched_getaffinity(0))
+    return Worker(
+        world=share.workers, local_world=min(share.workers, here), device=device, cpus=here
+    )
+
+
+def facts_of(recipe: Recipe, share: Share) -> Facts:
+    """What a machine that trains decides, asked once for all trials.
+
+    Raises:
+        ResourceError: no machine had room for the question.
+    """
+    if not environment.connects() and share.gpus == 0:
+        return facts_here(recipe, share)
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(facts_here)
+    try:
+        found: Facts = ray.get(task.remote(recipe, share), timeout=PATIENCE_S)
+        return found
+    except ray.exceptions.GetTimeoutError:
+        raise ResourceError(
+            f"no trial could start within {PATIENCE_S:.0f} seconds: {slots.lacking(share)}",
+            "others use the cluster",
+            "ray status shows who uses what; then the same command again",
+        ) from None
+
+
+def facts_here(recipe: Recipe, share: Share) -> Facts:
+    """Returns what this machine would decide about a trial."""
+    assert recipe.dataset is not None  # check_recipe has seen it
+    return stage_keys.facts(recipe, open_dataset(recipe.dataset), worker_of(share))
