@@ -148,6 +148,7 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     fields = flags.by_path
     path = _storage_path(flags)
     check_written("--storage", path)
+    _refuse_search(name, path)
     folds = runs.find_folds(name, path)
     found = folds or runs.find(name, path)
     changes = flags.overrides
@@ -172,6 +173,20 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
 
     _conclude(run_resume(found, changes).run)
     return None
+
+
+def _refuse_search(name: str, path: str) -> None:
+    """Refuses to train on in the directory of a search, which looks like the run of its winner."""
+    found = runs.find_search(name, path)
+    if found is None:
+        return
+    best = storage.join(found.path, "best.yaml")
+    raise ConfigError(
+        f"{name} is a search, not a run",
+        "train --resume would train its winner on in the directory of the search",
+        f"{runs.resume_search_command(found.name, path)} goes on with the search; "
+        f"raytrain train --config {typed(best)} trains its winner anew",
+    )
 
 
 def _storage_path(flags: RecipeFlags) -> str:
