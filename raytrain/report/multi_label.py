@@ -17,6 +17,7 @@ from raytrain.evaluation.metrics import THRESHOLD, Array
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.tasks import multi_label
 from raytrain.report import curves, plots, tiles
+from raytrain.report.numbers import count, score
 from raytrain.report.record import Record
 from raytrain.report.sections import (
     Column,
@@ -28,7 +29,6 @@ from raytrain.report.sections import (
     Sheet,
     TextTable,
 )
-from raytrain.report.templates import count, score
 
 COLUMNS = (
     Column("count", "tiles"),

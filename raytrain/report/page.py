@@ -24,9 +24,10 @@ from raytrain.config import Recipe, Stage
 from raytrain.evaluation.predictions import Predictions
 from raytrain.report import plots, rates
 from raytrain.report.canvas import LIGHT
+from raytrain.report.numbers import NOTHING, count
 from raytrain.report.record import Record, evaluation_record, read_run
 from raytrain.report.sections import Drawing, Sections
-from raytrain.report.templates import NOTHING, Plot, count, render
+from raytrain.report.templates import Plot, render
 
 # What a stage trains, by the number of its frozen layer groups.
 TRAINED = ("all", "head and late layers", "head")

@@ -25,12 +25,13 @@ from raytrain.report import (
     trials,
     worth_plot,
 )
+from raytrain.report.numbers import NOTHING, duration
+from raytrain.report.numbers import score as number
 from raytrain.report.search_plots import Curve, FinalistRow
 from raytrain.report.search_record import SearchRecord, main_column, read_search
 from raytrain.report.sections import Drawing, TextTable
 from raytrain.report.spending import outcomes
-from raytrain.report.templates import NOTHING, Plot, duration, render
-from raytrain.report.templates import score as number
+from raytrain.report.templates import Plot, render
 from raytrain.search import tree
 from raytrain.search.table import Kind, State, Trial
 

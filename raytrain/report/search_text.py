@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from raytrain import runlock, storage
 from raytrain.errors import masked, typed
+from raytrain.report.numbers import NOTHING, count, duration
+from raytrain.report.numbers import score as number
 from raytrain.report.search_record import SearchRecord
 from raytrain.report.sections import TextTable
 from raytrain.report.spending import Savings, Work, savings
-from raytrain.report.templates import NOTHING, count, duration
-from raytrain.report.templates import score as number
 from raytrain.report.trials import FAILURES, given_trial, name_of, ranked, states_in_words
 from raytrain.search.table import Kind, Trial
 

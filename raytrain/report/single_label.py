@@ -12,6 +12,7 @@ import numpy as np
 from raytrain.evaluation.predictions import Predictions
 from raytrain.evaluation.score import Score
 from raytrain.report import plots, tiles
+from raytrain.report.numbers import count
 from raytrain.report.record import Record
 from raytrain.report.sections import (
     Column,
@@ -22,7 +23,6 @@ from raytrain.report.sections import (
     Sections,
     Sheet,
 )
-from raytrain.report.templates import count
 
 COLUMNS = (
     Column("count", "tiles"),

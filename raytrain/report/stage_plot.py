@@ -16,9 +16,9 @@ from matplotlib.patches import Rectangle
 
 from raytrain.evaluation.score import Score
 from raytrain.report.canvas import LIGHT, WIDTH, Theme, legible_on, new_figure, png, ramp
+from raytrain.report.numbers import score as number
 from raytrain.report.score_axis import Range, range_of
 from raytrain.report.stage_tree import Cell, Layout
-from raytrain.report.templates import score as number
 from raytrain.report.trials import FAILURES, name_of
 from raytrain.search.table import Kind, State, Trial
 

@@ -9,7 +9,6 @@ Words from outside (labels, names, commands) are escaped here. Imports neither t
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -18,11 +17,11 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from raytrain.report.canvas import DARK, LIGHT, Theme
+from raytrain.report.numbers import count, duration, score
 
 # Draws a picture in the colours of a theme, as PNG bytes.
 Draw = Callable[[Theme], bytes]
 
-NOTHING = "–"  # shown where there is no value
 # In this order: the ampersand comes first, since the other replacements contain one.
 MARKDOWN_ESCAPES = (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "&#96;"))
 
@@ -67,31 +66,6 @@ def render(template: str, context: dict[str, Any], *, autoescape: bool = True) -
     environment.filters["duration"] = duration
     environment.filters["cell"] = cell
     return environment.get_template(template).render(context)
-
-
-def score(value: float | None, digits: int = 4) -> str:
-    """A number with a fixed number of decimals; a dash for None, NaN and infinity."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    return f"{value:.{digits}f}"
-
-
-def count(value: float | None) -> str:
-    """A whole number with commas between thousands; a dash for None, NaN and infinity."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    return f"{round(value):,}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as 0:07 or 1:02:03; a dash for None, NaN and infinity."""
-    if seconds is None or not math.isfinite(seconds):
-        return NOTHING
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    if hours == 0:
-        return f"{minute}:{second:02}"
-    return f"{hours}:{minute:02}:{second:02}"
 
 
 def cell(value: object) -> str:

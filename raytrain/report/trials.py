@@ -2,6 +2,7 @@
 
     trials_table(table, setup)     one row for each trial
     write_trials(table, setup)     writes it as trials.csv
+    summary(table, setup)          one line
     text_table(table, setup)       the best trials, and why others failed
 
 Imports neither torch nor ray, and not matplotlib.
@@ -18,8 +19,8 @@ import pandas as pd
 from raytrain import storage
 from raytrain.evaluation.score import Score
 from raytrain.report.dataset_text import aligned
+from raytrain.report.numbers import NOTHING, duration, score
 from raytrain.report.search_record import Setup
-from raytrain.report.templates import NOTHING, duration, score
 from raytrain.search import paths
 from raytrain.search.space import GIVEN
 from raytrain.search.table import Kind, State, Table, Trial
@@ -277,6 +278,15 @@ def write_trials(table: Table, setup: Setup) -> str:
     path = storage.join(table.directory, FILE)
     storage.write_text(path, trials_table(table, setup).to_csv(index=False))
     return path
+
+
+def summary(table: Table, setup: Setup) -> str:
+    """Returns a search on one line: the best score, and how many trials are in each state."""
+    counted = f"search of {len(table.trials)} trials ({states_in_words(table)})"
+    best = ranked(table, setup.score)
+    if not best:
+        return f"{counted}, none complete yet"
+    return f"{counted}, best {setup.score.name} {score(best[0].score)}"
 
 
 def text_table(table: Table, setup: Setup) -> str:

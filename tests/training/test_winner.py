@@ -146,5 +146,40 @@ def test_a_trial_has_its_curves_over_all_stages_and_its_values_in_tensorboard(bo
     assert drawn["stages.2.lr"].string_value == "[0.0001, 0.002]"
 
 
+@pytest.fixture(scope="module")
+def bucket():
+    """Makes the URI of a place in a local bucket, with keys in it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = (
+        f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    )
+    storage.make_dir(f"s3://KEY:SECRET@runs-bucket/start{query}")
+    yield lambda path: f"s3://KEY:SECRET@runs-bucket/{path}{query}"
+    server.stop()
+
+
+def test_the_winner_is_laid_out_in_a_bucket(both, bucket):
+    folder, plans = both
+    recipe = runs.find("found", str(folder)).recipe
+    paths = []
+    for plan in plans:
+        paths.append(bucket(f"stages/{plan.key}"))
+        storage.upload_directory(folder / "stages" / plan.key, paths[-1])
+    out = bucket("found")
+    for _ in range(2):  # the second time as after a crash
+        winner.lay_out(out, paths, recipe)
+    for name in ("stage-1-32", "stage-2-32", "stage-1-64", "last"):
+        checkpoint = reading.load(storage.join(out, "checkpoints", name))
+        own = (folder / "one/checkpoints" / name / "model.safetensors").read_bytes()
+        assert checkpoint.files["model.safetensors"] == own
+    assert history.read_steps(out) == history.read_steps(str(folder / "one"))
+    for file in storage.files(out, recursive=True):
+        assert b"SECRET" not in storage.read_bytes(storage.join(out, file.path))
+
+
 def test_a_chain_without_any_record_gives_no_rows(tmp_path):
     assert joined.joined([str(tmp_path / "nothing")]) == joined.Rows()
