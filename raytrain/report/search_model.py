@@ -86,10 +86,15 @@ def read(directory: str) -> Advice:
 def _advice(content: Mapping[str, Any]) -> Advice:
     fields = []
     for row in content.get("fields") or ():
-        levels = tuple(Level(**level) for level in row["levels"])
+        levels = tuple(_level(level) for level in row["levels"])
         if levels:
             fields.append(Field(str(row["path"]), levels))
     promise = None
-    if content.get("promise"):
-        promise = Promise(**content["promise"])
+    found = content.get("promise")
+    if found:
+        promise = Promise(float(found["gain"]), float(found["noise"]))
     return Advice(tuple(fields), promise)
+
+
+def _level(row: Mapping[str, Any]) -> Level:
+    return Level(str(row["label"]), float(row["mean"]), float(row["sd"]))

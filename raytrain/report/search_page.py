@@ -40,7 +40,6 @@ FILE = "search.html"
 TABLE_ROWS = 40  # trials of the table; all others follow in one that is folded
 FOLDED_ROWS = 1000
 STAGE_COLUMNS = 6  # with more stages, the scores of all stages share a cell
-REASON_LETTERS = 180
 TREE_TRIALS = 240
 AXES = 9  # fields with an axis of their own
 FIELDS = 12  # fields with a panel of their own
@@ -198,14 +197,11 @@ def _stage_titles(record: SearchRecord) -> list[str]:
 
 
 def _row(record: SearchRecord, trial: Trial, best: Trial | None) -> TrialRow:
-    reason = trials.reason_in_words(trial)
-    if len(reason) > REASON_LETTERS:
-        reason = f"{reason[: REASON_LETTERS - 1]}…"
     return TrialRow(
         number=trial.number,
         kind=trials.kind_in_words(trial),
         state=trials.state_in_words(trial, record.setup.first_stage),
-        reason=reason,
+        reason=trials.one_line(trials.reason_in_words(trial)),
         drawn=trials.drawn_in_words(trial),
         stages=_stage_cells(record, trial),
         score=number(trial.score),
@@ -359,7 +355,7 @@ def _stages(record: SearchRecord) -> Drawing | None:
     )
     if len(found) > len(shown):
         caption += f" {len(found) - len(shown)} further trials are left out."
-    laid_out = stage_tree.layout(shown, record.score)
+    laid_out = stage_tree.layout(shown, record.score, record.setup.first_stage)
     describe = partial(_stage_in_words, record)
     draw = partial(stage_plot.stages, laid_out, record.score, describe)
     return Drawing(draw, "tree of stages", caption)

@@ -14,7 +14,14 @@ from raytrain.report.numbers import score as number
 from raytrain.report.search_record import SearchRecord
 from raytrain.report.sections import TextTable
 from raytrain.report.spending import Savings, Work, savings
-from raytrain.report.trials import FAILURES, given_trial, name_of, ranked, states_in_words
+from raytrain.report.trials import (
+    FAILURES,
+    given_trial,
+    name_of,
+    one_line,
+    ranked,
+    states_in_words,
+)
 from raytrain.search.table import Kind, Trial
 
 
@@ -93,8 +100,9 @@ def _nothing_yet(record: SearchRecord) -> str:
     failed = [trial for trial in trials if trial.state in FAILURES]
     if failed and len(failed) == len(trials):
         if len(failed) == 1:
-            return f"The only trial has no result: {failed[0].reason}."
-        return f"None of {len(trials)} trials has a result. The last one: {failed[-1].reason}."
+            return f"The only trial has no result: {one_line(failed[0].reason)}."
+        last = one_line(failed[-1].reason)
+        return f"None of {len(trials)} trials has a result. The last one: {last}."
     return f"No trial is complete yet: {states_in_words(record.table)}."
 
 

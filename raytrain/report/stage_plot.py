@@ -72,7 +72,7 @@ def stages(found: Layout, score: Score, describe: Describe, theme: Theme = LIGHT
     ax.set_ylim(rows, 0)
     ax.grid(visible=False)
     ax.set_yticks([])
-    names = [f"stage {depth + 1}" for depth in range(found.depth)]
+    names = [f"stage {found.first_stage + depth}" for depth in range(found.depth)]
     ax.set_xticks(np.arange(found.depth) + 0.5, names)
     ax.tick_params(axis="x", length=0, labeltop=True, labelbottom=False)
     for spine in ax.spines.values():

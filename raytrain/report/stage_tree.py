@@ -40,10 +40,12 @@ class Layout:
     Attributes:
         cells: of all stages with an outcome.
         trials: the trial of each row.
+        first_stage: number of the first stage that trials train.
     """
 
     cells: tuple[Cell, ...]
     trials: tuple[Trial, ...]
+    first_stage: int = 1
 
     @property
     def depth(self) -> int:
@@ -67,19 +69,20 @@ class _Node:
     rank: Rank = (True, math.inf)
 
 
-def layout(trials: Sequence[Trial], score: Score) -> Layout:
+def layout(trials: Sequence[Trial], score: Score, first_stage: int = 1) -> Layout:
     """Lays out the stages of some trials that have an outcome.
 
     Args:
         trials: those without any stage are left out.
         score: the objective.
+        first_stage: number of the first stage that trials train.
     """
     roots = _roots(trials, score)
     cells: list[Cell] = []
     rows: list[Trial] = []
     for node in _in_order(roots):
         _place(node, cells, rows, score)
-    return Layout(tuple(cells), tuple(rows))
+    return Layout(tuple(cells), tuple(rows), first_stage)
 
 
 def _roots(trials: Sequence[Trial], score: Score) -> dict[str, _Node]:

@@ -30,6 +30,11 @@ FILE = "trials.csv"
 SHOWN = 5
 # Of the numbers of a pair in trials.csv: enough to tell any two that were drawn apart.
 DIGITS = 12
+# Columns of trials.csv before and after those of drawn paths and of stages.
+COLUMNS_BEFORE = ("number", "kind", "state", "reason", "schedule")
+COLUMNS_AFTER = ("score", "cost", "seconds", "trained_stages", "rerun_of", "seed")
+# Letters of a reason in the terminal and on the page; trials.csv has all of it.
+REASON_LETTERS = 180
 FAILURES = (State.FAILED, State.OUT_OF_MEMORY, State.DIVERGED)
 # What the states are called where they are counted, in this order.
 COUNTED = {
@@ -96,6 +101,14 @@ def reason_in_words(trial: Trial, digits: int = 4) -> str:
     )
 
 
+def one_line(reason: str) -> str:
+    """Returns a reason without line breaks, cut to REASON_LETTERS letters."""
+    words = " ".join(reason.split())
+    if len(words) <= REASON_LETTERS:
+        return words
+    return f"{words[: REASON_LETTERS - 1]}…"
+
+
 def scored_stages(trial: Trial) -> int:
     """Returns how many stages of a trial have a score."""
     return sum(part.score is not None for part in trial.parts)
@@ -134,15 +147,22 @@ def value_in_words(value: Any, digits: int = 3) -> str:
 
 
 def drawn_in_words(trial: Trial) -> str:
-    """Returns the list of stages and the values of a trial on one line."""
-    words = []
-    if trial.schedule not in (None, GIVEN):
-        words.append(f"{trial.schedule}:")
-    settings = []
-    for path, value in trial.values.items():
-        settings.append(f"{path_in_words(path)} {value_in_words(value)}")
-    words.append(", ".join(settings))
-    return " ".join(words).strip()
+    """Returns the list of stages and the values of a trial on one line, those of a stage together.
+
+    Such as "lesson: wd 0.01; stage 1 lr 0.01; stage 2 lr 0.0001 to 0.002, batch_size 32".
+    """
+    by_stage: dict[int, list[str]] = {}
+    for path in sorted(trial.values, key=lambda path: paths.stage_of(path) or 0):
+        name = path_in_words(path)
+        found = by_stage.setdefault(paths.stage_of(path) or 0, [])
+        if found:
+            # The number of the stage is said already.
+            name = name.removeprefix(f"stage {paths.stage_of(path)} ")
+        found.append(f"{name} {value_in_words(trial.values[path])}")
+    values = "; ".join(", ".join(found) for found in by_stage.values())
+    if trial.schedule in (None, GIVEN):
+        return values
+    return f"{trial.schedule}: {values}"
 
 
 def states_in_words(table: Table) -> str:
@@ -216,21 +236,25 @@ def trials_table(table: Table, setup: Setup) -> pd.DataFrame:
         at the end; cost of the whole chain, where the given recipe costs 1; seconds of its stages,
         whoever trained them; trained_stages, those that this trial trained itself; rerun_of, seed.
     """
-    columns = drawn_paths(table)
+    drawn = drawn_paths(table)
     most_stages = max((len(trial.keys) for trial in table.trials), default=0)
+    stages = [_stage_column(setup, number) for number in range(most_stages)]
     rows = []
     for trial in table.trials:
-        rows.append(_row(trial, setup, columns, most_stages))
-    whole = ("trained_stages", "rerun_of", "seed")
-    found = pd.DataFrame(rows)
-    for column in whole:
-        if column in found:
-            # Whole numbers, of which some are missing.
-            found[column] = found[column].astype("Int64")
+        rows.append(_row(trial, setup, drawn))
+    found = pd.DataFrame(rows, columns=[*COLUMNS_BEFORE, *drawn, *stages, *COLUMNS_AFTER])
+    for column in ("trained_stages", "rerun_of", "seed"):
+        # Whole numbers, of which some are missing.
+        found[column] = found[column].astype("Int64")
     return found
 
 
-def _row(trial: Trial, setup: Setup, columns: Sequence[str], most_stages: int) -> dict[str, Any]:
+def _stage_column(setup: Setup, number: int) -> str:
+    """The column of a stage, from 0 among those that trials train."""
+    return f"stage_{setup.first_stage + number}"
+
+
+def _row(trial: Trial, setup: Setup, drawn: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "number": trial.number,
         "kind": trial.kind.value,
@@ -238,13 +262,10 @@ def _row(trial: Trial, setup: Setup, columns: Sequence[str], most_stages: int) -
         "reason": reason_in_words(trial),
         "schedule": trial.schedule,
     }
-    for path in columns:
+    for path in drawn:
         row[path] = _cell(value_of(trial, path, setup))
-    for number in range(most_stages):
-        found = None
-        if number < len(trial.parts):
-            found = trial.parts[number].score
-        row[f"stage_{setup.first_stage + number}"] = found
+    for number, part in enumerate(trial.parts):
+        row[_stage_column(setup, number)] = part.score
     row["score"] = trial.score
     row["cost"] = round(sum(trial.costs), 6)
     row["seconds"] = round(seconds_of(trial), 1)
@@ -326,7 +347,8 @@ def _failures(table: Table, first_stage: int) -> list[str]:
     lines = []
     for reason, trials in by_reason.items():
         first = trials[0]
-        line = f"trial {first.number} {state_in_words(first, first_stage)}: {reason}"
+        state = state_in_words(first, first_stage)
+        line = f"trial {first.number} {state}: {one_line(reason)}"
         if len(trials) > 1:
             line += f" ({len(trials) - 1} more alike)"
         lines.append(line)

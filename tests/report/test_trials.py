@@ -66,7 +66,10 @@ def test_a_stopped_trial_says_what_the_model_expected_unless_a_reason_is_noted()
 
 
 def test_values_are_written_as_a_person_writes_them():
-    assert trials.drawn_in_words(trial_of()) == "same: wd 0.01, stage 2 lr 0.0001 to 0.002"
+    assert trials.drawn_in_words(trial_of()) == "same: wd 0.01; stage 2 lr 0.0001 to 0.002"
+    both = {"stages.2.lr": 0.01, "train.wd": 0.1, "stages.2.size": 64}
+    words = "wd 0.1; stage 2 lr 0.01, size 64"
+    assert trials.drawn_in_words(trial_of(schedule=None, values=both)) == words
     assert trials.path_in_words("data.augment.zoom") == "augment.zoom"
     assert trials.value_in_words({"flip": "none", "rotate": 10.0}) == "flip none, rotate 10"
     assert [trials.value_in_words(value) for value in (True, None, "resnet18")] == [
@@ -148,7 +151,8 @@ def test_a_search_without_any_trial_has_a_text(tmp_path):
     made.save()
     setup = read_setup(str(made.path))
     assert trials.text_table(made.table, setup) == "0 trials: none yet"
-    assert len(trials.trials_table(made.table, setup)) == 0
+    table = trials.trials_table(made.table, setup)
+    assert len(table) == 0 and list(table.columns[:2]) == ["number", "kind"]
     assert trials.summary(made.table, setup) == "search of 0 trials (none yet), none complete yet"
 
 

@@ -181,5 +181,18 @@ def test_the_winner_is_laid_out_in_a_bucket(both, bucket):
         assert b"SECRET" not in storage.read_bytes(storage.join(out, file.path))
 
 
+def test_the_best_score_counts_from_the_first_stage_on(tmp_path):
+    for stage, scores in (("a", (0.7, 0.9)), ("b", (0.8, 0.95, 0.85))):
+        record = history.History(str(tmp_path / stage))
+        for epoch, score in enumerate(scores, 1):
+            found = {"accuracy": 0.9, "f2": score, "f2_best": max(scores[:epoch])}
+            row = history.EpochRow(1, 32, epoch, 0.01, 0.3, 0.2, found, 100.0, 1.0)
+            record.add(row, [history.StepRow(1, epoch, epoch - 1, [0.01], 0.9, 0.3)], [])
+        record.write(durable=True)
+    rows = joined.joined([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [row.scores["f2_best"] for row in rows.epochs] == [0.7, 0.9, 0.9, 0.95, 0.95]
+    assert [step.step for step in rows.steps] == [0, 1, 2, 3, 4]
+
+
 def test_a_chain_without_any_record_gives_no_rows(tmp_path):
     assert joined.joined([str(tmp_path / "nothing")]) == joined.Rows()
