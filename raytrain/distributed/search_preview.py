@@ -14,7 +14,7 @@ import numpy as np
 from raytrain.config import Recipe
 from raytrain.distributed.preflight import check_recipe
 from raytrain.distributed.search_finals import BEST
-from raytrain.distributed.search_resources import facts_here
+from raytrain.distributed.search_resources import facts_here, worker_of
 from raytrain.distributed.search_setup import Options, Setup, candidates_of, stored_size_of
 from raytrain.distributed.slots import Share
 from raytrain.evaluation.objective import objective
@@ -45,7 +45,8 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
     space = space_file.read(content, recipe)
     own = combined(recipe.metrics, (), dataset.task)
     score = objective(options.objective, dataset.task, own)
-    facts = facts_here(recipe, Share(recipe.num_workers, options.trial_cpus or 1.0, 0.0))
+    share = Share(recipe.num_workers, options.trial_cpus or 1.0, gpus=0.0)
+    facts = facts_here(recipe, worker_of(share))
     size = stored_size_of(space, dataset)
     setup = Setup(recipe, content, options, score, facts, size)
     candidates = candidates_of(setup, dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import ray
 
@@ -55,27 +56,27 @@ def share_of(recipe: Recipe, options: Options) -> Share:
 
 
 def worker_of(share: Share) -> Worker:
-    """A trial's process of one worker; or rank 0 of its group, as far as facts need it."""
+    """Returns the worker that a trial is or, of a group, its rank 0 on this machine."""
     device = compute_device(share.gpus > 0)
     if share.workers == 1:
         return Worker(device=device, cpus=max(1, int(share.cpus)))
     here = len(os.sched_getaffinity(0))
-    return Worker(
-        world=share.workers, local_world=min(share.workers, here), device=device, cpus=here
-    )
+    local = min(share.workers, here)
+    return Worker(world=share.workers, local_world=local, device=device, cpus=here)
 
 
 def facts_of(recipe: Recipe, share: Share) -> Facts:
-    """What a machine that trains decides, asked once for all trials.
+    """Returns what a machine that trains decides, asked once for all trials.
 
     Raises:
         ResourceError: no machine had room for the question.
     """
+    worker = worker_of(share)
     if not environment.connects() and share.gpus == 0:
-        return facts_here(recipe, share)
+        return facts_here(recipe, worker)
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(facts_here)
     try:
-        found: Facts = ray.get(task.remote(recipe, share), timeout=PATIENCE_S)
+        found: Facts = ray.get(task.remote(recipe, worker), timeout=PATIENCE_S)
         return found
     except ray.exceptions.GetTimeoutError:
         raise ResourceError(
@@ -85,7 +86,14 @@ def facts_of(recipe: Recipe, share: Share) -> Facts:
         ) from None
 
 
-def facts_here(recipe: Recipe, share: Share) -> Facts:
-    """Returns what this machine would decide about a trial."""
+def facts_here(recipe: Recipe, worker: Worker) -> Facts:
+    """Returns what this machine would decide about a trial.
+
+    Args:
+        recipe: complete.
+        worker: of the trial. The CPUs of a group are those of the machine that it runs on.
+    """
     assert recipe.dataset is not None  # check_recipe has seen it
-    return stage_keys.facts(recipe, open_dataset(recipe.dataset), worker_of(share))
+    if worker.world > 1:
+        worker = replace(worker, cpus=len(os.sched_getaffinity(0)))
+    return stage_keys.facts(recipe, open_dataset(recipe.dataset), worker)

@@ -29,6 +29,12 @@ def csv_file(folder, content):
     return path
 
 
+def empty_file(folder):
+    path = folder / "empty.yaml"
+    path.write_text("")
+    return str(path)
+
+
 def yaml_file(folder, content):
     path = folder / "recipe.yaml"
     path.write_text(content)
@@ -307,10 +313,27 @@ MISTAKES = {
         2,
         "training tiles",
     ),
-    "a search without a space": (
-        lambda t, s, d: ["tune", "--config", "smoke"],
+    "a search of nothing": (
+        lambda t, s, d: [
+            *("tune", "--config", "smoke", "--dataset", d.path, "--space", empty_file(t)),
+        ],
         2,
-        "--space SPACE.yaml",
+        "nothing is searched",
+    ),
+    "a search and its thresholds": (
+        lambda t, s, d: ["tune", "--thresholds", "p.parquet", "--reruns", "1"],
+        2,
+        "--thresholds and --reruns cannot be used together",
+    ),
+    "a search to go on with another recipe": (
+        lambda t, s, d: ["tune", "--resume", "s", "--config", "smoke"],
+        2,
+        "config cannot change",
+    ),
+    "a search that is not there": (
+        lambda t, s, d: ["tune", "--resume", "s", "--storage", str(t)],
+        2,
+        'there is no search "s"',
     ),
     "a space that is not there": (
         lambda t, s, d: ["tune", "--config", "smoke", "--space", str(t / "no.yaml")],

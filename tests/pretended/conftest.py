@@ -10,7 +10,7 @@ import torch
 from fake_graphs import Graphs
 from streams import Device, Streams
 
-from raytrain.distributed import dry_run, gpus, predict, train, tune
+from raytrain.distributed import dry_run, gpus, predict, search_resources, train
 from raytrain.training import execution
 
 # Of the local Ray.
@@ -46,7 +46,7 @@ def declared():
     """
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (dry_run, predict, train, tune):
+        for module in (dry_run, predict, train, search_resources):
             patch.setattr(module, "compute_device", lambda gpu: torch.device("cpu"))
         # NCCL needs devices.
         over_gloo = ray.train.torch.TorchConfig(backend="gloo")

@@ -13,12 +13,15 @@ from handmade import NETWORK
 from raytrain.bench.generate import write_tiles
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed import dry_run, preflight, tune
+from raytrain.distributed import dry_run, preflight, search_resources, slots
 from raytrain.distributed import train as train_module
 from raytrain.distributed.predict import Predictor, predict
+from raytrain.distributed.search import search
+from raytrain.distributed.search_setup import Options
 from raytrain.distributed.train import train
 from raytrain.errors import ResourceError
 from raytrain.evaluation import predictions
+from raytrain.search.table import State, read
 
 no_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="this machine has a GPU, which torch sees"
@@ -112,12 +115,33 @@ def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
     assert {text[-1] for text in ranks} == {"0", "1"} and len({text[:-2] for text in ranks}) == 2
 
     predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path, logged)
-    table = tune.search(recipe, {"train.wd": {"choice": [0.01, 0.1]}}, name="search", num_samples=1)
-    assert table["epochs"].tolist() == [1]
-    assert resources_of_a_trial(recipe, monkeypatch) == {"CPU": 1, "GPU": 1}
-    assert resources_of_a_trial(recipe.model_copy(update={"use_gpu": False}), monkeypatch) == {
-        "CPU": 1
-    }
+    alone = recipe.model_copy(update={"num_workers": 1})
+    options = Options(num_samples=2, reruns=0)
+    search(alone, {"train.wd": {"choice": [0.01, 0.1]}}, options, name="search")
+    rows = read(f"{recipe.storage}/search").trials
+    assert [row.state for row in rows] == [State.COMPLETE] * 2
+
+
+@pytest.mark.usefixtures("usable")
+@pytest.mark.parametrize(
+    ("fields", "share", "resources", "at_once"),
+    [
+        ({}, {}, {"CPU": 1, "GPU": 1}, 2),
+        ({"use_gpu": False}, {}, {"CPU": 1}, 2),
+        # Two trials on each GPU would fit, but each needs a CPU.
+        ({}, {"trial_gpus": 0.5}, {"CPU": 1, "GPU": 0.5}, 2),
+        ({}, {"trial_gpus": 0.5, "trial_cpus": 0.5}, {"CPU": 0.5, "GPU": 0.5}, 4),
+        # 0.4 of a GPU: two on each, since Ray gives parts of one GPU only.
+        ({}, {"trial_gpus": 0.4, "trial_cpus": 0.1}, {"CPU": 0.1, "GPU": 0.4}, 4),
+        ({"num_workers": 2}, {}, {"CPU": 0.01}, 1),
+    ],
+)
+def test_trials_share_gpus_and_cpus_out(recipe, fields, share, resources, at_once):
+    changed = recipe.model_copy(update={"num_workers": 1} | fields)
+    found = search_resources.share_of(changed, Options(num_samples=1, **share))
+    assert found.resources == resources
+    assert slots.count(found) == at_once
+    assert slots.count(found, most=1) == 1
 
 
 def predicted_alike(checkpoint, data, tmp_path, logged):
@@ -150,23 +174,6 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
     np.testing.assert_allclose(
         np.stack(list(again["logits"])), np.stack(list(mixed["logits"])), rtol=1e-4, atol=1e-5
     )
-
-
-class Asked(Exception):
-    """Instead of a search."""
-
-
-def resources_of_a_trial(recipe, monkeypatch):
-    found = {}
-
-    def with_resources(function, resources):
-        found.update(resources)
-        raise Asked
-
-    monkeypatch.setattr(ray.tune, "with_resources", with_resources)
-    with pytest.raises(Asked):
-        tune.search(recipe, {"train.wd": {"choice": [0.01]}}, name="asked", num_samples=1)
-    return found
 
 
 @pytest.mark.usefixtures("usable")

@@ -289,7 +289,7 @@ def cut(folder: Path) -> Outcome:
         with Session(folder, *search, program=CLI, env=ENVIRONMENT) as session:
             end = time.monotonic() + PATIENCE_S
             while (
-                "  epoch 1  " not in session.text()
+                "  stage 1 of " not in session.text()
                 and session.process.poll() is None
                 and time.monotonic() < end
             ):

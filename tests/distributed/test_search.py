@@ -1,0 +1,341 @@
+"""Searches on a real Ray: stages trained once, signals and kills, and a winner that is a run."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+import yaml
+from searching import SPACE, Driver, command, files, resume, scores, table, trained
+
+from raytrain import runs, storage
+from raytrain.cli.main import run_command
+from raytrain.config import load_recipe
+from raytrain.distributed import search_setup, trial
+from raytrain.distributed.search_setup import Options
+from raytrain.errors import ConfigError, DivergedError, MemoryExceededError, StorageError
+from raytrain.evaluation import judgement, predictions
+from raytrain.search.table import Kind
+from raytrain.training import stages
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def sha(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def searched(dataset, tmp_path_factory):
+    """A finished search of four trials, one of them the user's own; it stays as it is."""
+    ray.shutdown()
+    folder = tmp_path_factory.mktemp("searched")
+    files(folder, dataset)
+    own = ["--try", "train.wd=0.02", "--num-samples", "4", "--reruns", "1"]
+    driver = Driver(folder, command(folder, *own))
+    assert driver.end(300) == 0, driver.text
+    return folder, driver.text
+
+
+def test_a_search_names_a_winner_and_says_how_far_it_is(searched):
+    folder, text = searched
+    rows = table(folder)
+    kinds = [row["kind"] for row in rows]
+    assert kinds[:4] == ["given", "tried", "drawn", "drawn"] and set(kinds[4:]) == {"rerun"}
+    assert {row["state"] for row in rows} == {"complete"}
+    assert "trial 0  stage 1 of 2  F2, one threshold" in text
+    assert "of 4 trials have ended" in text and "next: raytrain train --config" in text
+    assert rows[1]["values"] == {"train.wd": 0.02}
+
+
+def test_no_stage_was_trained_twice(searched):
+    folder, _ = searched
+    rows = table(folder)
+    keys = {key for row in rows for key in row["keys"]}
+    assert set(trained(folder)) == keys
+    for epochs in trained(folder).values():
+        assert len(epochs) == len(set(epochs))
+    by_trial = [part["trained"] for row in rows for part in row["parts"]]
+    assert by_trial.count(True) <= len(keys)
+
+
+def test_the_objective_is_what_evaluate_shows_to_the_last_digit(searched):
+    folder, _ = searched
+    for row in table(folder):
+        file = folder / "runs/stages" / row["keys"][-1] / "predictions.parquet"
+        judged = judgement.judge(predictions.read(str(file)))
+        assert row["parts"][-1]["score"] == judged.scores["global"].value
+
+
+def test_the_name_of_the_search_is_the_run_that_its_winner_would_leave(searched, capsys):
+    folder, _ = searched
+    storage_path = str(folder / "runs")
+    best = load_recipe(str(folder / "runs/s/best.yaml"))
+    assert run_command(["runs", "list", "--storage", storage_path]) == 0
+    assert "s" in capsys.readouterr().out
+    found = runs.find("s", storage_path)
+    assert set(best.stage_names) | {"best", "last"} == set(found.checkpoints)
+    assert (folder / "runs/s/search.html").exists() and (folder / "runs/s/report.html").exists()
+    rows = pd.read_csv(folder / "runs/s/trials.csv")
+    assert len(rows) == len(table(folder)) and "train.wd" in rows
+    assert run_command(["train", "--resume", "s", "--storage", storage_path]) == 2
+    assert "raytrain tune --resume s" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_train_with_best_yaml_has_the_bits_of_the_winner(searched, tmp_path, in_this_process):
+    folder, _ = searched
+    best = str(folder / "runs/s/best.yaml")
+    again = ["train", "--config", best, "--storage", str(tmp_path), "--name", "again"]
+    assert run_command(again) == 0
+    name = load_recipe(best).stage_names[-1]
+    file = Path("checkpoints") / name / "model.safetensors"
+    assert sha(tmp_path / "again" / file) == sha(folder / "runs/s" / file)
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_a_second_search_in_the_storage_trains_nothing_of_the_first(searched, tmp_path):
+    folder, _ = searched
+    before = trained(folder)
+    again = [*command(folder)[:-1], "second", "--num-samples", "1", "--reruns", "0"]
+    driver = Driver(folder, again)
+    assert driver.end(200) == 0, driver.text
+    assert trained(folder) == before
+    rows = json.loads((folder / "runs/second/trials.json").read_text())["trials"]
+    assert [part["trained"] for part in rows[0]["parts"]] == [False, False]
+
+
+@pytest.mark.usefixtures("no_cluster")
+def test_signals_stop_a_search_with_everything_kept_and_it_goes_on(dataset, tmp_path):
+    """SIGTERM while a stage is trained, SIGINT in the next attempt, then to the end."""
+    files(tmp_path, dataset, epochs=60)
+    driver = Driver(tmp_path, command(tmp_path, "--num-samples", "2", "--reruns", "0"))
+    history = partial(_some_epoch, tmp_path)
+    driver.wait_for(history)
+    driver.send(signal.SIGTERM)
+    assert driver.end() == 75, driver.text
+    assert "raytrain tune --resume s" in driver.text and "Traceback" not in driver.text
+    kept = len(max(trained(tmp_path).values(), key=len))
+    driver = Driver(tmp_path, resume(tmp_path))
+    driver.wait_for(lambda: len(max(trained(tmp_path).values(), key=len)) > kept)
+    driver.send(signal.SIGINT)
+    assert driver.end() == 75, driver.text
+    driver = Driver(tmp_path, resume(tmp_path))
+    assert driver.end(300) == 0, driver.text
+    for epochs in trained(tmp_path).values():
+        assert len(epochs) == len(set(epochs))
+
+
+def _some_epoch(folder):
+    return any(folder.glob("runs/stages/*/history.csv"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        lambda driver, folder: "search " in driver.text,
+        lambda driver, folder: any(folder.glob("runs/stages/*/lock.json")),
+        lambda driver, folder: _some_epoch(folder),
+        lambda driver, folder: "stage 1 of 2" in driver.text,
+        lambda driver, folder: any(folder.glob("runs/stages/*/checkpoints/stage-2-32")),
+    ],
+    ids=["before a CPU", "a process begins", "in a stage", "between stages", "last checkpoint"],
+)
+def test_each_signal_at_each_moment(dataset, tmp_path, moment, number):
+    files(tmp_path, dataset, epochs=5)
+    driver = Driver(tmp_path, command(tmp_path, "--num-samples", "2", "--reruns", "0"))
+    driver.wait_for(lambda: moment(driver, tmp_path))
+    driver.send(number)
+    assert driver.end() == 75, driver.text
+    assert "Traceback" not in driver.text
+    driver = Driver(tmp_path, resume(tmp_path))
+    assert driver.end(300) == 0, driver.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_three_kills_of_the_driver_and_one_of_a_trial_change_no_trial_and_no_score(
+    dataset, tmp_path
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ["--num-samples", "5", "--reruns", "0", "--search", "random"]
+    for folder in (whole, killed):
+        folder.mkdir()
+        files(folder, dataset, epochs=20)
+    driver = Driver(whole, command(whole, *more))
+    assert driver.end(300) == 0, driver.text
+    driver = Driver(killed, command(killed, *more))
+    for lines in (0, 1, 2):
+        driver.wait_for(lambda lines=lines, driver=driver: driver.text.count("\ntrial") >= lines)
+        driver.wait_for(partial(_some_epoch, killed))
+        time.sleep(0.5)
+        driver.send(signal.SIGKILL)
+        driver.end()
+        driver = Driver(killed, resume(killed))
+    driver.wait_for(lambda: _process_of_a_trial() is not None)
+    _process_of_a_trial().kill()
+    assert driver.end(300) == 0, driver.text
+    assert scores(killed) == scores(whole)
+    for epochs in trained(killed).values():
+        assert len(epochs) == len(set(epochs))
+
+
+def _process_of_a_trial():
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words and words[0].startswith("ray::ImplicitFunc"):
+            return process
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_two_searches_on_one_storage_train_no_stage_twice(dataset, tmp_path):
+    files(tmp_path, dataset, epochs=10)
+    more = ["--num-samples", "4", "--reruns", "0", "--search", "random"]
+    first = Driver(tmp_path, command(tmp_path, *more))
+    time.sleep(2)
+    second = Driver(tmp_path, [*command(tmp_path)[:-1], "second", *more])
+    assert first.end(400) == 0, first.text
+    assert second.end(400) == 0, second.text
+    for epochs in trained(tmp_path).values():
+        assert len(epochs) == len(set(epochs))
+    rows = json.loads((tmp_path / "runs/second/trials.json").read_text())["trials"]
+    assert [row["state"] for row in rows] == ["complete"] * 4
+    assert [row["keys"] for row in rows] == [row["keys"] for row in table(tmp_path)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_worker_groups_leave_nothing_behind(dataset, tmp_path):
+    """Two workers a trial on two CPUs; one process of a trial is killed while its group trains."""
+    files(tmp_path, dataset, epochs=8)
+    more = ["--num-samples", "3", "--reruns", "0", "--num-workers", "2"]
+    code = (
+        "import sys, time, ray\n"
+        "ray.init(address='local', num_cpus=2, log_to_driver=False)\n"
+        "from raytrain.cli.main import run_command\n"
+        "code = run_command(sys.argv[1:])\n"
+        "from ray.util.state import list_actors, list_placement_groups\n"
+        "time.sleep(8)\n"
+        "alive = [a.class_name for a in list_actors(filters=[('state', '=', 'ALIVE')])]\n"
+        "groups = [g.state for g in list_placement_groups() if g.state != 'REMOVED']\n"
+        "print('left', alive, groups, ray.available_resources().get('CPU'), code)\n"
+    )
+    done = subprocess.Popen(
+        [sys.executable, "-c", code, *command(tmp_path, *more)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    end = time.monotonic() + 200
+    while not _some_epoch(tmp_path):
+        assert time.monotonic() < end and done.poll() is None
+        time.sleep(0.1)
+    _process_of_a_trial().kill()
+    text, _ = done.communicate(timeout=500)
+    assert "left [] [] 2.0 0" in text, text[-3000:]
+    assert all(row["state"] in ("complete", "stopped") for row in table(tmp_path))
+
+
+# A trial, without Ray
+
+
+@pytest.fixture
+def setup(dataset, tmp_path):
+    files(tmp_path, dataset)
+    recipe = load_recipe(str(tmp_path / "r.yaml"), {"storage": str(tmp_path / "runs")})
+    from raytrain.distributed.search_resources import facts_here
+    from raytrain.evaluation.objective import objective
+    from raytrain.worker import Worker
+
+    facts = facts_here(recipe, Worker())
+    score = objective(None, dataset.task)
+    return search_setup.Setup(recipe, SPACE, Options(num_samples=3), score, facts, 64)
+
+
+def chain_of(setup, dataset, function, reason=lambda: None):
+    candidates = search_setup.candidates_of(setup, dataset)
+    row = candidates.trial(0, Kind.GIVEN, candidates.space.given_draw())
+    recipe = trial.Completion(dataset, setup.facts, setup.stored_size)(setup.recipe)
+    plans = stages.plans(recipe, row.keys)
+    return trial.Chain(plans, dataset, function, reason, setup.score.key)
+
+
+def raising(error):
+    def function(recipe, path):
+        raise error
+
+    return function
+
+
+def test_a_trial_reports_a_divergence_and_ends(setup, dataset):
+    reports = []
+    chain_of(setup, dataset, raising(DivergedError("the loss is nan"))).train(reports.append)
+    assert [(r["stage"], r["score"], r["state"]) for r in reports] == [(1, None, "diverged")]
+    # The next trial with that stage finds the outcome.
+    reports.clear()
+    chain_of(setup, dataset, raising(AssertionError())).train(reports.append)
+    assert [(r["state"], r["trained"]) for r in reports] == [("diverged", False)]
+
+
+def test_a_trial_that_runs_out_of_memory_is_a_result_of_this_search_alone(setup, dataset):
+    reports = []
+    error = MemoryExceededError("too small for 64 tiles")
+    chain_of(setup, dataset, raising(error)).train(reports.append)
+    assert [(r["score"], r["state"]) for r in reports] == [(None, "out of memory")]
+    assert not list(Path(setup.recipe.storage).glob("stages/*/outcome.json"))
+
+
+def test_a_trial_that_begins_after_a_signal_trains_nothing(setup, dataset):
+    chain = chain_of(setup, dataset, raising(AssertionError()), reason=lambda: "SIGTERM")
+    with pytest.raises(stages.Stopped):
+        chain.train(lambda report: None)
+
+
+def test_errors_of_a_trial_survive_the_way_to_the_driver():
+    error = StorageError("the disk is full", "nothing can be kept", "free some")
+    found = trial.unpacked(trial.packed(error))
+    assert type(found) is StorageError and str(found) == str(error)
+
+
+def test_search_yaml_is_read_back_and_other_versions_are_refused(setup, tmp_path):
+    directory = storage.join(setup.recipe.storage, "s")
+    setup.write(directory)
+    assert search_setup.read(directory) == setup
+    path = Path(directory) / "search.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["versions"]["torch"] = "1.0"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"torch 1\.0 is now"):
+        search_setup.read(directory)
+
+
+def test_the_disk_is_counted_for_all_trials_before_the_start(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    files(tmp_path, dataset)
+    monkeypatch.setattr("raytrain.distributed.search.free_bytes", lambda path: 40_000_000)
+    assert run_command(command(tmp_path, "--num-samples", "100")) == 7
+    message = capsys.readouterr().err
+    assert "108 trials of up to 2 stages" in message and "trials fit" in message
+
+
+def test_the_dry_run_shows_the_first_trials_as_a_tree_with_their_cost(dataset, tmp_path, capsys):
+    files(tmp_path, dataset)
+    assert run_command(command(tmp_path, "--dry-run", "--num-samples", "6")) == 0
+    out = capsys.readouterr().out
+    assert "the given recipe" in out and "saved (the given recipe costs 1)" in out
+    assert not (tmp_path / "runs/s").exists()
