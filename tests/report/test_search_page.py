@@ -15,6 +15,7 @@ from raytrain.report import (
     coordinates,
     search_page,
     search_plots,
+    search_rows,
     stage_plot,
     stage_tree,
     worth_plot,
@@ -234,8 +235,8 @@ def test_a_large_search_says_what_it_leaves_out(large, large_page):
     text = read(large_page)
     count = len(large.table.trials)
     assert f"The best of {count} trials, and one for each reason why others failed." in text
-    assert f"The other {count - search_page.TABLE_ROWS} follow below" in text
-    assert f"{count - search_page.TABLE_ROWS} more trials" in text
+    assert f"The other {count - search_rows.TABLE_ROWS} follow below" in text
+    assert f"{count - search_rows.TABLE_ROWS} more trials" in text
     assert re.search(r"\d+ further trials are left out", text)
     assert "given recipe" in text
 
