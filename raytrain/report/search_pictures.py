@@ -181,7 +181,8 @@ def _worth(record: SearchRecord) -> Drawing | None:
         return None
     caption = (
         f"{record.score.name} that the model expects at each value of a field, all others as in "
-        "the best chain, with one standard deviation. The fields that matter most come first."
+        "the best chain, with one standard deviation. The fields that matter most come first. Of a "
+        "pair of rates, the second one is shown."
     )
     hidden = len(fields) - FIELDS
     if hidden > 0:

@@ -112,7 +112,7 @@ def promise(record: SearchRecord) -> str:
     if found is None:
         return ""
     sentence = (
-        f"Another trial promises {found.gain:+.4f}. The score of one recipe scatters by "
+        f"Another trial promises a gain of {found.gain:.4f}. The score of one recipe scatters by "
         f"{found.noise:.4f} over seeds."
     )
     if found.gain < found.noise:

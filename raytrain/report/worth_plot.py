@@ -56,7 +56,8 @@ def _draw_field(ax: Axes, field: Field, theme: Theme) -> None:
     shown = np.unique(np.linspace(0, len(labels) - 1, MOST_LABELS).round().astype(int))
     names = []
     for number in shown.tolist():
-        name = labels[number]
+        # Of a pair of rates the second one; both would not fit.
+        name = labels[number].rsplit(" to ", 1)[-1]
         if len(name) > LETTERS:
             name = name[: LETTERS - 1] + "…"
         names.append(name)

@@ -80,7 +80,10 @@ def test_an_ended_search_shows_the_winner_its_reason_and_every_picture(ended, pa
     assert f"Winner: trial {winner}. Trial {winner} is better than the given recipe" in text
     assert "The intervals cover seeds and tiles." in text
     assert "F2 to expect of it, read at seeds that did not choose it" in text
-    assert "Another trial promises +0.0004. The score of one recipe scatters by 0.0015" in text
+    assert (
+        "Another trial promises a gain of 0.0004. The score of one recipe scatters by 0.0015"
+        in text
+    )
     assert "More trials are hardly worth it." in text
     assert "raytrain train --config" in text and "raytrain predict --checkpoint calm" in text
 
