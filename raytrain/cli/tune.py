@@ -104,6 +104,8 @@ def tune(
         return
     settings = recipe.load()
     check_written("--storage", settings.storage)
+    name = runs.new_name("tune") if name is None else name
+    runs.refuse_taken(name, settings.storage)
     content = None
     if what.space is not None:
         content = parse_yaml(_file_text(what.space), what.space)
@@ -114,8 +116,6 @@ def tune(
             print(line)
         return
     check_session()
-    name = runs.new_name("tune") if name is None else name
-    runs.refuse_taken(name, settings.storage)
     from raytrain.distributed.search import search
 
     directory = storage.join(storage.absolute(settings.storage), name)

@@ -35,7 +35,7 @@ Config = Callable[[Trial], dict[str, Any]]
 Tell = Callable[[int], None]
 
 
-class Suggestions(Searcher):  # type: ignore[misc]  # ray is untyped for mypy
+class Suggestions(Searcher):
     """Hands out the planner's trials, and hears how each ended."""
 
     def __init__(self, planner: Planner, config: Config, tell: Tell) -> None:
@@ -90,7 +90,7 @@ class Suggestions(Searcher):  # type: ignore[misc]  # ray is untyped for mypy
         """Does nothing, as `save`."""
 
 
-class Verdicts(FIFOScheduler):  # type: ignore[misc]  # ray is untyped for mypy
+class Verdicts(FIFOScheduler):
     """Passes reports of trials to the planner, which may stop them."""
 
     def __init__(self, suggestions: Suggestions) -> None:
@@ -150,7 +150,7 @@ def _found(report: Mapping[str, Any]) -> Found:
     )
 
 
-class Watch(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
+class Watch(ray.tune.Callback):
     """Looks at Tune's trials after each step of its loop."""
 
     def __init__(self, suggestions: Suggestions, lacking: Callable[[], str]) -> None:
@@ -204,7 +204,7 @@ class Watch(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
             )
 
 
-class StopAll(ray.tune.Stopper):  # type: ignore[misc]  # ray is untyped for mypy
+class StopAll(ray.tune.Stopper):
     """Ends what is left when the search ends before its last trial."""
 
     def __init__(self, watch: Watch) -> None:

@@ -20,6 +20,7 @@ import ray
 
 from raytrain import registry, runs, storage
 from raytrain.checkpoints import winner
+from raytrain.checkpoints.joined import TrialFacts, joined, write_trial_events
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import search_finals, search_setup, slots, tune
@@ -58,6 +59,7 @@ from raytrain.errors import (
 )
 from raytrain.evaluation.objective import objective
 from raytrain.evaluation.own_metrics import combined
+from raytrain.evaluation.score import Score
 from raytrain.models import networks
 from raytrain.runlock import held
 from raytrain.search import default, space_file, table, worth_file
@@ -134,7 +136,9 @@ def search(
         with session():
             share = share_of(recipe, options)
             facts = facts_of(recipe, share)
-            setup = Setup(recipe, content, options, score, facts, stored_size_of(space, dataset))
+            size = stored_size_of(space, dataset)
+            options = replace(options, objective=score.key)
+            setup = Setup(recipe, content, options, score, facts, size)
             setup.write(directory)
             return _run(directory, setup, share, changed)
 
@@ -374,7 +378,19 @@ def _concluded(directory: str, setup: Setup, planner: Planner, finals: Finals) -
     storage.write_text(best, header + recipe.to_yaml())
     root = storage.join(recipe.storage, stages.FOLDER)
     winner.lay_out(directory, [storage.join(root, key) for key in trial.keys], recipe)
+    _write_events(directory, root, planner.parts.table, setup.score)
     return Found(directory, trial.number, verdict.reason, best)
+
+
+def _write_events(directory: str, root: str, found: Table, score: Score) -> None:
+    """Writes the curves and drawn values of all trials for TensorBoard."""
+    for trial in found.trials:
+        rows = joined([storage.join(root, key) for key in trial.keys])
+        scores = {}
+        if trial.score is not None:
+            scores[score.name] = trial.score
+        path = storage.join(directory, "tensorboard", f"trial-{trial.number}")
+        write_trial_events(path, rows, TrialFacts(trial.values, scores))
 
 
 def _nothing_complete(found: Table) -> RaytrainError:

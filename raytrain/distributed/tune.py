@@ -36,7 +36,7 @@ KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS
 WITHOUT_WRITERS = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
-class _Progress(ray.tune.Callback):  # type: ignore[misc]  # ray is untyped for mypy
+class _Progress(ray.tune.Callback):
     """Logs a line for each report of a trial and for its end."""
 
     def __init__(self, trials: int, score: Score) -> None:
