@@ -183,7 +183,7 @@ def test_a_search_in_a_bucket_leaves_the_keys_nowhere_and_prints_a_place_that_wo
     # The keys are the environment's where a line has left them out.
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEY")
     assert run_command([*words[1:], "--print-config"]) == 0
-    assert "s/trials.csv?scheme=http" in said
+    assert "s/search.html?scheme=http" in said
 
 
 def test_a_space_that_holds_keys_is_refused(bucket, dataset, tmp_path, capsys):

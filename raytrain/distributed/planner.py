@@ -35,7 +35,18 @@ Config = Callable[[Trial], dict[str, Any]]
 Tell = Callable[[int], None]
 
 
-class Suggestions(Searcher):
+class Unwritten:
+    """An object of which Tune's files hold nothing.
+
+    Tune pickles what it is given into files of its own, and a planner knows paths with keys.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns nothing: nobody reads those files."""
+        return {}
+
+
+class Suggestions(Unwritten, Searcher):
     """Hands out the planner's trials, and hears how each ended."""
 
     def __init__(self, planner: Planner, config: Config, tell: Tell) -> None:
@@ -90,7 +101,7 @@ class Suggestions(Searcher):
         """Does nothing, as `save`."""
 
 
-class Verdicts(FIFOScheduler):
+class Verdicts(Unwritten, FIFOScheduler):
     """Passes reports of trials to the planner, which may stop them."""
 
     def __init__(self, suggestions: Suggestions) -> None:
@@ -150,7 +161,7 @@ def _found(report: Mapping[str, Any]) -> Found:
     )
 
 
-class Watch(ray.tune.Callback):
+class Watch(Unwritten, ray.tune.Callback):
     """Looks at Tune's trials after each step of its loop."""
 
     def __init__(self, suggestions: Suggestions, lacking: Callable[[], str]) -> None:
@@ -204,8 +215,11 @@ class Watch(ray.tune.Callback):
             )
 
 
-class StopAll(ray.tune.Stopper):
+class StopAll(Unwritten, ray.tune.Stopper):
     """Ends what is left when the search ends before its last trial."""
+
+    # Of a copy that Tune makes.
+    watch: Watch | None = None
 
     def __init__(self, watch: Watch) -> None:
         """Starts.
@@ -221,7 +235,7 @@ class StopAll(ray.tune.Stopper):
 
     def stop_all(self) -> bool:
         """Returns whether all trials end."""
-        return self.watch.ends_all
+        return self.watch is not None and self.watch.ends_all
 
 
 def _first_line(error: BaseException) -> str:
