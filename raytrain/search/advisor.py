@@ -17,9 +17,9 @@ from raytrain.search.worth import worth_of_fields
 # Chains that are drawn before the model proposes any.
 FIRST_DRAWS = 8
 # With fewer finished chains, the best end is too uncertain to stop another one.
-LEAST_FINISHED = 4
+LEAST_FINISHED = 8
 # Candidates of a proposal: so many random ones, and as many neighbours of the best chains.
-CANDIDATES = 40
+CANDIDATES = 100
 BEST_CHAINS = 5
 # A chain stops if its mean and so many standard deviations lie below the best mean.
 PATIENCE = 1.0

@@ -16,7 +16,7 @@ a Complex Computer Code When Fast Approximations Are Available".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,40 +48,59 @@ class Hyperparameters:
     noise: float
 
 
-# Where hyperparameters are sought: the lowest and the highest value.
-RANGES = {
-    "list": (0.1, 1.5),
-    "level": (0.05, 0.5),
-    "shared": (0.05, 1.0),
-    "rate": (0.1, 2.0),
-    "mix": (0.05, 1.5),
-    "length": (0.15, 1.5),
-    "carry": (0.1, 1.0),
-    "noise": (0.05, 1.0),
+# What is thought of hyperparameters before any score: the median, and the standard deviation of the
+# logarithm. Rates are expected to add up, so that few scores teach much; many scores can tell more.
+PRIORS = {
+    "list": (0.4, 0.6),
+    "level": (0.3, 0.7),
+    "shared": (0.3, 0.8),
+    "rate": (1.2, 0.7),
+    "mix": (0.3, 0.7),
+    "length": (0.6, 0.5),
+    "carry": (0.5, 0.5),
+    "noise": (0.3, 0.6),
 }
+# A stage does not weigh more than it did when it was trained.
+MOST_CARRY = 1.0
+
+
+def usual() -> Hyperparameters:
+    """Returns the medians."""
+    return Hyperparameters(**{name: median for name, (median, _) in PRIORS.items()})
 
 
 def drawn(rng: np.random.Generator) -> Hyperparameters:
-    """Returns hyperparameters that are uniform in their logarithms."""
+    """Returns hyperparameters drawn from what is thought of them before any score."""
     values = {}
-    for name, (low, high) in RANGES.items():
-        values[name] = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    return Hyperparameters(**values)
+    for name, (median, spread) in PRIORS.items():
+        values[name] = median * float(np.exp(spread * rng.normal()))
+    return _limited(values)
 
 
 def moved(origin: Hyperparameters, rng: np.random.Generator, step: float) -> Hyperparameters:
-    """Returns others near them: each is multiplied by a lognormal number, and kept in its range.
+    """Returns others near them: each is multiplied by a lognormal number.
 
     Args:
         origin: where to start.
         rng: of the draw.
-        step: standard deviation of the logarithms.
+        step: standard deviation of the logarithms, in those of the priors.
     """
     values = {}
-    for field in fields(origin):
-        low, high = RANGES[field.name]
-        value = getattr(origin, field.name) * np.exp(step * rng.normal())
-        values[field.name] = float(np.clip(value, low, high))
+    for name, (_, spread) in PRIORS.items():
+        values[name] = getattr(origin, name) * float(np.exp(step * spread * rng.normal()))
+    return _limited(values)
+
+
+def log_prior(of: Hyperparameters) -> float:
+    """Returns the logarithm of the density of their logarithms, apart from a constant."""
+    total = 0.0
+    for name, (median, spread) in PRIORS.items():
+        total -= 0.5 * (np.log(getattr(of, name) / median) / spread) ** 2
+    return total
+
+
+def _limited(values: dict[str, float]) -> Hyperparameters:
+    values["carry"] = min(values["carry"], MOST_CARRY)
     return Hyperparameters(**values)
 
 

@@ -31,10 +31,6 @@ WIDEST_STEP = 0.5
 JITTER = 1e-8
 # The level of the ends of chains, which all lists share.
 ENDS = "ends"
-# Before the first fit.
-USUAL = Hyperparameters(
-    list=0.4, level=0.2, shared=0.3, rate=0.5, mix=0.4, length=0.4, carry=0.6, noise=0.3
-)
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ class Model:
         self._points: list[Point] = []
         self._scores: list[float | None] = []
         self._heard: set[str] = set()
-        self._fit = Fit(0, USUAL)
+        self._fit = Fit(0, kernel.usual())
         self._solved: Posterior | None = None
 
     @property
@@ -234,7 +230,9 @@ def next_fit(scores: int) -> int:
 def fitted(
     gaps: Gaps, values: Array, last: Hyperparameters, rng: np.random.Generator
 ) -> Hyperparameters:
-    """Returns the hyperparameters of the highest marginal likelihood among random tries.
+    """Returns the hyperparameters with the highest posterior density among random tries.
+
+    That is their marginal likelihood times what was thought of them before.
 
     Args:
         gaps: between the N points and themselves.
@@ -243,18 +241,23 @@ def fitted(
         rng: of the tries.
     """
     best = last
-    highest = log_likelihood(gaps, values, last)
+    highest = _worth(gaps, values, last)
     for number in range(DRAWN_TRIES + NEAR_TRIES):
         if number < DRAWN_TRIES:
             tried = kernel.drawn(rng)
         else:
             left = (DRAWN_TRIES + NEAR_TRIES - number) / NEAR_TRIES
             tried = kernel.moved(best, rng, WIDEST_STEP * left)
-        likelihood = log_likelihood(gaps, values, tried)
-        if likelihood > highest:
+        worth = _worth(gaps, values, tried)
+        if worth > highest:
             best = tried
-            highest = likelihood
+            highest = worth
     return best
+
+
+def _worth(gaps: Gaps, values: Array, of: Hyperparameters) -> float:
+    """What a fit makes as high as it can."""
+    return log_likelihood(gaps, values, of) + kernel.log_prior(of)
 
 
 def log_likelihood(gaps: Gaps, values: Array, of: Hyperparameters) -> float:

@@ -9,8 +9,9 @@ import numpy as np
 
 from raytrain.search.points import Array
 
-# A score this many interquartile ranges below the lower quartile counts as one that lies there.
-FENCE = 1.5
+# A score this many interquartile ranges below the lower quartile counts as one that lies there: the
+# outer one of his two fences, beyond which he calls values far out.
+FENCE = 3.0
 # From this number of scores on, quartiles say something.
 LEAST_FOR_FENCE = 6
 # How many scores the spread of the ends is worth where a spread is told from few scores.
