@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from simulated import SCORE, Chains, Disk, Faults, Grid, Search, Violation, World, drawing, noise_of
+from driven import SCORE, Chains, Disk, Faults, Grid, Search, Violation, World, drawing, noise_of
 
 from raytrain.errors import ConfigError, DataError, StorageError
 from raytrain.search import table as tables
