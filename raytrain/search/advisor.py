@@ -16,6 +16,8 @@ from raytrain.search.worth import worth_of_fields
 
 # Chains that are drawn before the model proposes any.
 FIRST_DRAWS = 8
+# With fewer finished chains, there is nothing to improve on.
+LEAST_TO_COMPARE = 2
 # With fewer finished chains, the best end is too uncertain to stop another one.
 LEAST_FINISHED = 8
 # Candidates of a proposal: so many random ones, and as many neighbours of the best chains.
@@ -77,7 +79,7 @@ class ModelAdvisor:
         """
         rng = np.random.default_rng((self._seed, number))
         finished = self._record.finished
-        if len(finished) < 2 or len(finished) + len(under_way) < FIRST_DRAWS:
+        if len(taken) < FIRST_DRAWS or len(finished) < LEAST_TO_COMPARE:
             chain = drawn_anew(self._space, rng, lambda one: self._record.closed(one, taken))
             if chain is None:
                 return None

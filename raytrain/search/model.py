@@ -153,7 +153,11 @@ class Model:
         return self._fit
 
     def restore(self, fit: Fit) -> None:
-        """Takes hyperparameters that were recorded, in place of the fits that led to them."""
+        """Takes hyperparameters that were recorded, in place of the fits that led to them.
+
+        Answers are those of the time when they were recorded, or later. A replay from the first
+        proposal on fits anew instead.
+        """
         self._fit = fit
         self._solved = None
 
@@ -269,7 +273,7 @@ def log_likelihood(gaps: Gaps, values: Array, of: Hyperparameters) -> float:
         lower = _factor(gaps, of)
     except LinAlgError:
         return float("-inf")
-    whitened = solve_triangular(lower, values, lower=True)
+    whitened = solve_triangular(lower, values, lower=True, check_finite=False)
     constant = 0.5 * len(values) * np.log(2 * np.pi)
     return float(-0.5 * whitened @ whitened - np.log(np.diag(lower)).sum() - constant)
 
@@ -278,7 +282,7 @@ def _factor(gaps: Gaps, of: Hyperparameters) -> Array:
     """The lower Cholesky factor of the covariance of scores with their noise, float64 (N, N)."""
     total = kernel.covariance(gaps, of)
     total[np.diag_indices_from(total)] += of.noise**2 + JITTER
-    return np.asarray(cholesky(total, lower=True))
+    return np.asarray(cholesky(total, lower=True, overwrite_a=True, check_finite=False))
 
 
 def _level(point: Point, families: Families) -> object:
