@@ -19,7 +19,7 @@ FIRST_DRAWS = 8
 # With fewer finished chains, there is nothing to improve on.
 LEAST_TO_COMPARE = 2
 # With fewer finished chains, the best end is too uncertain to stop another one.
-LEAST_FINISHED = 8
+LEAST_FINISHED = 4
 # Candidates of a proposal: so many random ones, and as many neighbours of the best chains.
 CANDIDATES = 100
 BEST_CHAINS = 5
