@@ -57,7 +57,7 @@ from raytrain.errors import (
     exit_code_of,
     typed,
 )
-from raytrain.evaluation.objective import objective
+from raytrain.evaluation.objective import is_mean_over_tiles, objective
 from raytrain.evaluation.own_metrics import combined
 from raytrain.evaluation.score import Score
 from raytrain.models import networks
@@ -274,7 +274,7 @@ def _planner(directory: str, setup: Setup, share: Share) -> tuple[Planner, Final
     if setup.options.method == "random":
         advisor = RandomAdvisor(candidates.source, recipe.train.seed)
     seeds = [recipe.train.seed + 1 + rerun for rerun in range(setup.options.reruns)]
-    finals = Finals(advisor, recipe.storage, setup.score, dataset.task, seeds)
+    finals = Finals(advisor, recipe.storage, setup.score, dataset, seeds)
     most = trials_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels)
     parts = Parts(
         table=table.read(directory),
@@ -359,12 +359,16 @@ def _with_resume(error: RaytrainError, directory: str) -> RaytrainError:
 
 def _concluded(directory: str, setup: Setup, planner: Planner, finals: Finals) -> Found:
     """Names the winner, and writes what it leaves behind."""
+    dataset = open_dataset(str(setup.recipe.dataset))
+    of_tiles = is_mean_over_tiles(setup.score, dataset.task)
+    if of_tiles and search_finals.has_known_test_tiles(dataset, setup.recipe.data.split):
+        finals.judge_by_test_tiles(planner.parts.table)
     verdict = finals.decide(planner.parts.table)
     if verdict is None:
         raise _nothing_complete(planner.parts.table)
-    storage.write_json(storage.join(directory, search_finals.FILE), search_finals.content(verdict))
+    content = search_finals.content(verdict, finals.part)
+    storage.write_json(storage.join(directory, search_finals.FILE), content)
     trial = planner.parts.table.trials[verdict.winner]
-    dataset = open_dataset(str(setup.recipe.dataset))
     drawn = planner.parts.candidates.space.recipe(Draw(trial.schedule, trial.values))
     recipe = Completion(dataset, setup.facts, setup.stored_size)(drawn)
     best = storage.join(directory, BEST)
@@ -372,7 +376,7 @@ def _concluded(directory: str, setup: Setup, planner: Planner, finals: Finals) -
     header = (
         f"# trial {trial.number} of {len(planner.parts.table.trials)}: "
         f"{setup.score.name} {score:.4f} in the search; {verdict.reason}\n"
-        f"# {search_finals.SAME_TILES}\n"
+        f"# {search_finals.JUDGED_BY[finals.part]}\n"
         f"# raytrain train --config {typed(best)}\n"
     )
     storage.write_text(best, header + recipe.to_yaml())

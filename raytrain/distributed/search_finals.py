@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from raytrain import registry, storage
+from raytrain.data.dataset import Dataset
+from raytrain.distributed.predict import predict
 from raytrain.evaluation import objective as objectives
 from raytrain.evaluation import predictions, rerun_scores
 from raytrain.evaluation.score import Score
@@ -20,14 +22,22 @@ from raytrain.training import stages
 FILE = "finals.json"
 # Trials that run again beside the given recipe.
 BEST = 3
-SAME_TILES = "the tiles that chose the finalists also judge them"
+# Files with the predictions of a rerun, by the part of the split that they are of.
+FILES = {"valid": "predictions.parquet", "test": "predictions-test.parquet"}
+# What the winner was judged by, for best.yaml and the page.
+JUDGED_BY = {
+    "valid": "The tiles that chose the finalists also judged them.",
+    "test": "The finalists were judged by the test tiles, which have chosen nothing.",
+}
+# Fewer test tiles with known labels decide nothing.
+LEAST_TILES = 2
 
 
 class Finals:
     """Names the finalists of a table, and reads their reruns."""
 
     def __init__(
-        self, advisor: Advisor, root: str, score: Score, task: str, seeds: Sequence[int]
+        self, advisor: Advisor, root: str, score: Score, dataset: Dataset, seeds: Sequence[int]
     ) -> None:
         """Starts.
 
@@ -35,15 +45,39 @@ class Finals:
             advisor: knows which finished trials are the best ones.
             root: storage path of the search.
             score: the objective.
-            task: of the dataset.
+            dataset: opened.
             seeds: of the reruns.
         """
         self._advisor = advisor
         self._root = storage.join(root, stages.FOLDER)
-        self._task = task
+        self._dataset = dataset
         self._reading = Reading(score, tuple(seeds))
+        self._part = "valid"
         # Scores of complete reruns by the keys of their last stages: they never change.
         self._known: dict[tuple[str, ...], dict[int, Rerun]] = {}
+
+    @property
+    def part(self) -> str:
+        """Part of the split whose tiles judge the finalists."""
+        return self._part
+
+    def judge_by_test_tiles(self, table: Table) -> None:
+        """Predicts the test tiles with all reruns, and reads those from here on.
+
+        Raises:
+            RaytrainError: as `predict`.
+        """
+        for rerun in table.of_kind(Kind.RERUN):
+            if rerun.state is not State.COMPLETE:
+                continue
+            stage = storage.join(self._root, rerun.keys[-1])
+            out = storage.join(stage, FILES["test"])
+            if storage.exists(out):
+                continue
+            checkpoint = storage.join(stage, "checkpoints", rerun.names[-1])
+            predict(checkpoint, out, dataset_path=self._dataset.path, part="test")
+        self._part = "test"
+        self._known.clear()
 
     def wanted(self, table: Table) -> Sequence[tuple[int, int]]:
         """Returns numbers and seeds of the trials to run again now."""
@@ -113,34 +147,47 @@ class Finals:
 
     def _read(self, complete: dict[int, Trial]) -> dict[int, Rerun]:
         name = self._reading.score.key
+        if not objectives.is_mean_over_tiles(self._reading.score, self._dataset.task):
+            return {seed: self._of_outcome(rerun) for seed, rerun in complete.items()}
         saved = {}
         for seed, rerun in complete.items():
-            path = storage.join(self._root, rerun.keys[-1], "predictions.parquet")
+            path = storage.join(self._root, rerun.keys[-1], FILES[self._part])
             saved[seed] = predictions.read(path)
-        if name in (objectives.OF_THRESHOLDS, registry.evaluation(self._task).SCORE.key):
+        if name in (objectives.OF_THRESHOLDS, registry.evaluation(self._dataset.task).SCORE.key):
             by_seed = rerun_scores.by_seed(saved)
             return {seed: rerun_of(values) for seed, values in by_seed.items()}
         found = {}
-        for seed, rerun in complete.items():
-            by_rule = registry.evaluation(self._task).tile_scores(saved[seed])
-            if name in by_rule:
-                found[seed] = rerun_of(by_rule[name])
-            else:
-                score = rerun.score
-                assert score is not None  # it is complete
-                found[seed] = Rerun(score)
+        for seed, predicted in saved.items():
+            by_rule = registry.evaluation(self._dataset.task).tile_scores(predicted)
+            found[seed] = rerun_of(by_rule[name])
         return found
 
+    def _of_outcome(self, rerun: Trial) -> Rerun:
+        """The score of a rerun that is no mean over tiles: that of the validation part."""
+        assert rerun.score is not None  # it is complete
+        return Rerun(rerun.score)
 
-def content(verdict: finals.Verdict) -> dict[str, Any]:
-    """Returns what finals.json holds."""
+
+def has_known_test_tiles(dataset: Dataset, split: str) -> bool:
+    """Returns whether the test part of a split has tiles whose labels are known."""
+    rows = dataset.part_rows(split, "test")
+    return int(dataset.known[rows].sum()) >= LEAST_TILES
+
+
+def content(verdict: finals.Verdict, part: str) -> dict[str, Any]:
+    """Returns what finals.json holds.
+
+    Args:
+        verdict: on the finalists.
+        part: of the split, whose tiles judged them.
+    """
     standings = [_finite(asdict(standing)) for standing in verdict.standings]
     return {
         "winner": verdict.winner,
         "reason": verdict.reason,
         "covers": verdict.covers,
         "score": verdict.score,
-        "note": SAME_TILES,
+        "note": JUDGED_BY[part],
         "standings": standings,
     }
 

@@ -38,6 +38,19 @@ def objective(name: str | None, task: str, own: Collection[str] = ()) -> Score:
     )
 
 
+def is_mean_over_tiles(score: Score, task: str) -> bool:
+    """Returns whether a score is a mean of scores of single tiles.
+
+    Args:
+        score: of `objective`.
+        task: of the dataset.
+    """
+    module = registry.evaluation(task)
+    if score.key == module.SCORE.key:
+        return True
+    return module.HAS_THRESHOLDS and score.key in rules.RULES
+
+
 def _known(task: str, own: Collection[str]) -> Mapping[str, Score]:
     module = registry.evaluation(task)
     found = {LOSS: Score(LOSS, "validation loss", higher_is_better=False)}
