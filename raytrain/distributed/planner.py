@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ray
 import ray.tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -200,7 +201,7 @@ class Watch(Unwritten, ray.tune.Callback):
         pending = [trial for trial in trials if trial.status == TuneTrial.PENDING]
         planner = self.suggestions.planner
         self.ends_all = planner.is_ending and not running
-        if running or not pending:
+        if running or not pending or process_starts():
             self.waiting_since = None
             return
         if self.waiting_since is None:
@@ -213,6 +214,19 @@ class Watch(Unwritten, ray.tune.Callback):
                     "ray status shows who uses what; then raytrain tune --resume NAME",
                 )
             )
+
+
+def process_starts() -> bool:
+    """Returns whether a process of this command has its resources and is starting.
+
+    Tune asks for the process of a trial only when its CPU or GPU is reserved. On a busy machine the
+    imports then take longer than one would wait for a CPU.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    job_id = ray.JobID(bytes.fromhex(job))
+    # The public ray.util.state needs the dashboard, which a local session does without.
+    starting = ray._private.state.actors(job_id=job_id, actor_state_name="PENDING_CREATION")
+    return bool(starting)
 
 
 class StopAll(Unwritten, ray.tune.Stopper):

@@ -128,12 +128,13 @@ def candidates_of(setup: Setup, dataset: Dataset) -> Candidates:
     completion = Completion(dataset, setup.facts, setup.stored_size)
     per_pixel = partial(operations.per_pixel, channels=dataset.tile_format.channels)
     costs = Costs.relative_to(setup.recipe, per_pixel)
+    keys = stage_keys.Keys(dataset, setup.facts)
 
     def stages_of(drawn: Recipe) -> Stages:
         whole = completion(drawn)
         first, last = whole.selected
         return Stages(
-            keys=stage_keys.keys(whole, dataset, setup.facts),
+            keys=keys.of(whole),
             costs=costs.of(whole),
             names=whole.stage_names[first - 1 : last],
         )

@@ -8,6 +8,7 @@ the same weights: to the bit on a CPU, and up to the order of sums on a GPU. No 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -191,65 +192,104 @@ def with_facts(recipe: Recipe, found: Facts) -> Recipe:
     return recipe.model_copy(update={"train": train, **placement})
 
 
+class Keys:
+    """Names the stages of recipes that train on one dataset.
+
+    Hashes of files are computed once. Whoever changes such a file meanwhile changes what its name
+    stands for, and is refused by the process that trains.
+    """
+
+    def __init__(self, dataset: Dataset, found: Facts) -> None:
+        """Starts.
+
+        Args:
+            dataset: opened.
+            found: what the machine decides about training.
+        """
+        self._dataset = dataset
+        self._facts = found
+        self._hashes: dict[str, str] = {}
+        self._rows: dict[str, int] = {}
+
+    def of(self, recipe: Recipe) -> tuple[str, ...]:
+        """Returns the keys of the stages that a recipe selects, in their order.
+
+        Args:
+            recipe: validated, with absolute paths and the numbers of its normalisation.
+
+        Raises:
+            FileNotFoundError: the file of the weights or the checkpoint to start from is gone.
+        """
+        key = _hash(self._shared(recipe))
+        found_keys = []
+        for number, stage in recipe.selected_stages():
+            key = _hash([key, number, self._own(recipe, stage)])
+            found_keys.append(key)
+        return tuple(found_keys)
+
+    def _shared(self, recipe: Recipe) -> dict[str, Any]:
+        """What all stages of a recipe share."""
+        dataset = self._dataset
+        task = resolved(recipe, dataset.task)
+        return {
+            "code": CODE_VERSION,
+            "versions": _versions(recipe.model.arch),
+            "task": dataset.task,
+            "dataset": dataset.hash,
+            "split": dataset.split_hash(recipe.data.split),
+            "tiles": dataset.tile_format.content(),
+            "decoder": images.DECODER_VERSION,
+            "stored_size": kept_size(recipe, dataset),
+            "model": _fields(recipe.model) | {"weights": self._weights(recipe.model.weights)},
+            "init_from": self._checkpoint(recipe.init_from),
+            "recipe": _fields(recipe),
+            "data": _fields(recipe.data),
+            "train": _fields(task.train),
+            "facts": self._facts.to_json(),
+        }
+
+    def _own(self, recipe: Recipe, stage: Stage) -> dict[str, Any]:
+        """What a stage has of its own."""
+        batch_size = recipe.batch_size(stage)
+        # Rounded up: the last batch may be smaller.
+        steps = stage.epochs * -(-self._row_count(recipe) // batch_size)
+        device = torch.device(self._facts.device)
+        how = execution.chosen(recipe.train.execution, device, steps, self._facts.world)
+        return _fields(stage) | {
+            "frozen_groups": stage.frozen_groups,
+            "batch_size": batch_size,
+            "augment": _fields(recipe.augment(stage)),
+            "execution": how,
+        }
+
+    def _row_count(self, recipe: Recipe) -> int:
+        """Number of tiles in an epoch."""
+        what = json.dumps([recipe.data.split, recipe.data.repeat])
+        if what not in self._rows:
+            self._rows[what] = len(sampling.training_rows(recipe, self._dataset))
+        return self._rows[what]
+
+    def _weights(self, weights: str) -> str:
+        """A name of weights that torchvision pins, or the hash of a file."""
+        if weights in NAMED_WEIGHTS:
+            return weights
+        return self._hash_of(weights)
+
+    def _checkpoint(self, path: str | None) -> str | None:
+        """The hash of a checkpoint's manifest, which holds those of all its files."""
+        if path is None:
+            return None
+        return self._hash_of(storage.join(path, layout.MANIFEST))
+
+    def _hash_of(self, path: str) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = hashlib.sha256(storage.read_bytes(path)).hexdigest()
+        return self._hashes[path]
+
+
 def keys(recipe: Recipe, dataset: Dataset, found: Facts) -> tuple[str, ...]:
-    """Returns the keys of the stages that a recipe selects, in their order.
-
-    Args:
-        recipe: validated, with absolute paths and the numbers of its normalisation.
-        dataset: opened.
-        found: what the machine decides about it.
-
-    Raises:
-        FileNotFoundError: the file of the weights or the checkpoint to start from is gone.
-    """
-    key = _hash(_shared(recipe, dataset, found))
-    rows = len(sampling.training_rows(recipe, dataset))
-    found_keys = []
-    for number, stage in recipe.selected_stages():
-        key = _hash([key, number, _own(recipe, stage, found, rows)])
-        found_keys.append(key)
-    return tuple(found_keys)
-
-
-def _shared(recipe: Recipe, dataset: Dataset, found: Facts) -> dict[str, Any]:
-    """What all stages of a recipe share."""
-    task = resolved(recipe, dataset.task)
-    return {
-        "code": CODE_VERSION,
-        "versions": _versions(recipe.model.arch),
-        "task": dataset.task,
-        "dataset": dataset.hash,
-        "split": dataset.split_hash(recipe.data.split),
-        "tiles": dataset.tile_format.content(),
-        "decoder": images.DECODER_VERSION,
-        "stored_size": kept_size(recipe, dataset),
-        "model": _fields(recipe.model) | {"weights": _weights(recipe.model.weights)},
-        "init_from": _manifest_hash(recipe.init_from),
-        "recipe": _fields(recipe),
-        "data": _fields(recipe.data),
-        "train": _fields(task.train),
-        "facts": found.to_json(),
-    }
-
-
-def _own(recipe: Recipe, stage: Stage, found: Facts, rows: int) -> dict[str, Any]:
-    """What a stage has of its own.
-
-    Args:
-        recipe: of the run.
-        stage: of the recipe.
-        found: what the machine decides.
-        rows: number of tiles in an epoch.
-    """
-    batch_size = recipe.batch_size(stage)
-    steps = stage.epochs * -(-rows // batch_size)  # rounded up: the last batch may be smaller
-    device = torch.device(found.device)
-    return _fields(stage) | {
-        "frozen_groups": stage.frozen_groups,
-        "batch_size": batch_size,
-        "augment": _fields(recipe.augment(stage)),
-        "execution": execution.chosen(recipe.train.execution, device, steps, found.world),
-    }
+    """Returns the keys of the stages of a single recipe; see `Keys`."""
+    return Keys(dataset, found).of(recipe)
 
 
 def _fields(model: BaseModel) -> dict[str, Any]:
@@ -257,27 +297,13 @@ def _fields(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json", include=IN_KEY[type(model)])
 
 
+@functools.cache
 def _versions(arch: str) -> dict[str, str]:
     """Versions of the packages that build and run the network."""
     names = ["torch", "torchvision"]
     if arch.startswith(bodies.TIMM):
         names.append("timm")
     return {name: metadata.version(name) for name in names}
-
-
-def _weights(weights: str) -> str:
-    """A name of weights that torchvision pins, or the hash of a file."""
-    if weights in NAMED_WEIGHTS:
-        return weights
-    return hashlib.sha256(storage.read_bytes(weights)).hexdigest()
-
-
-def _manifest_hash(checkpoint: str | None) -> str | None:
-    """The hash of a checkpoint's manifest, which holds those of all its files."""
-    if checkpoint is None:
-        return None
-    content = storage.read_bytes(storage.join(checkpoint, layout.MANIFEST))
-    return hashlib.sha256(content).hexdigest()
 
 
 def _hash(content: Any) -> str:

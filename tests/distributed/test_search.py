@@ -251,6 +251,28 @@ def test_worker_groups_leave_nothing_behind(dataset, tmp_path):
     assert all(row["state"] in ("complete", "stopped") for row in table(tmp_path))
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_search_that_finds_no_free_cpu_says_what_it_lacks_and_ends(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    """The CPUs are held by somebody else; nothing is lost, and the search goes on once they are free."""
+
+    class Holder:
+        def ready(self):
+            return True
+
+    holder = ray.remote(num_cpus=2)(Holder).remote()
+    ray.get(holder.ready.remote())
+    files(tmp_path, dataset)
+    monkeypatch.setattr("raytrain.distributed.planner.PATIENCE_S", 3.0)
+    assert run_command(command(tmp_path, "--num-samples", "1", "--reruns", "0")) == 5
+    message = capsys.readouterr().err
+    assert "no trial could start within 3 seconds: it needs 1 CPU, and 0 CPU is free" in message
+    assert "raytrain tune --resume s" in message and "Traceback" not in message
+    assert [row["state"] for row in table(tmp_path)] == ["open"]
+    ray.kill(holder)
+
+
 # A trial, without Ray
 
 
