@@ -5,6 +5,7 @@ Heavy modules are imported inside the command, so that help and mistakes in flag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,13 @@ class SearchFlags:
         str | None,
         Parameter(help="judge the decision rules over this predictions file instead"),
     ] = None
-    resume: Annotated[str | None, Parameter(help="go on with the search of this name")] = None
+    resume: Annotated[
+        str | None,
+        Parameter(
+            help="go on with the search of this name; only --num-samples, --budget-s, --trial-cpus "
+            "and --trial-gpus may change"
+        ),
+    ] = None
     num_samples: Annotated[
         int | None,
         Parameter(
@@ -51,7 +58,11 @@ class SearchFlags:
         ),
     ] = None
     budget_s: Annotated[
-        float | None, Parameter(help="seconds after which no further trial is drawn")
+        float | None,
+        Parameter(
+            help="seconds, over all attempts, after which no further trial is drawn; "
+            "those under way and the reruns are finished"
+        ),
     ] = None
     tries: Annotated[
         list[str] | None,
@@ -63,28 +74,43 @@ class SearchFlags:
         ),
     ] = None
     reruns: Annotated[
-        int | None, Parameter(help="how often the finalists are trained again (2)")
+        int | None,
+        Parameter(
+            help="how often each finalist is trained again with a fresh seed (2); "
+            "with 1, none can be called better"
+        ),
     ] = None
     objective: Annotated[
         str | None,
-        Parameter(help="score to search by; default: held-out, with one threshold if there are"),
+        Parameter(
+            help="score to search by, such as valid_loss; default: the score of the task, "
+            "with several labels held out under one threshold for all"
+        ),
     ] = None
     method: Annotated[
-        str | None, Parameter(name="--search", help="model (default), or random draws")
+        str | None,
+        Parameter(name="--search", help="who chooses trials: model (default), or random"),
     ] = None
     trial_cpus: Annotated[
-        float | None, Parameter(help="CPUs of each worker of a trial; default: 1")
+        float | None,
+        Parameter(help="CPUs of each worker of a trial; default: 1, or its GPU's share of them"),
     ] = None
     trial_gpus: Annotated[
         float | None,
         Parameter(help="GPUs of each worker of a trial, such as 0.5; default: 1 if there are any"),
     ] = None
     dry_run: Annotated[
-        bool, Parameter(negative="", help="check everything and show the first trials")
+        bool,
+        Parameter(
+            negative="",
+            help="check recipe and space, show the first trials with their cost, and start nothing",
+        ),
     ] = False
 
 
 NO_SEARCH_FLAGS = SearchFlags()
+# Flags that are not called as their field.
+FLAGS = {"tries": "try", "method": "search", "select": "stages"}
 # What a search that goes on may change.
 CHANGEABLE = ("num_samples", "budget_s", "trial_cpus", "trial_gpus")
 
@@ -141,7 +167,8 @@ def _options(what: SearchFlags) -> Options:
 def _resume(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
     """Goes on with a search."""
     where = recipe.overrides.get("storage") or recipe.load().storage
-    others = sorted(field_paths(recipe.overrides) - {"storage"}) + sorted(recipe.by_path)
+    others = sorted(field_paths(recipe.overrides) - {"storage"})
+    others += [f"set {path}" for path in sorted(recipe.by_path)]
     if recipe.config is not None:
         others.append("config")
     if name is not None:
@@ -152,9 +179,9 @@ def _resume(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
             others.append(field)
     if others:
         raise ConfigError(
-            f"--resume goes on with the search {what.resume}; {', '.join(others)} cannot change",
+            f"--resume goes on with the search {what.resume}; {_flags(others)} cannot change",
             "its trials could not be compared any more",
-            f"leave that out; {', '.join(CHANGEABLE)} may change",
+            f"leave that out; {_flags(CHANGEABLE)} may change",
         )
     assert what.resume is not None
     found = runs.find_search(what.resume, where)
@@ -173,6 +200,17 @@ def _resume(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
     changes = {field: given[field] for field in CHANGEABLE if given[field] is not None}
     shown = partial(_show, found.path)
     _print_found(resume(found.path, replace(options, **changes), changed=shown))
+
+
+def _flags(fields: Iterable[str]) -> str:
+    """Flags for a message."""
+    return ", ".join(_flag(field) for field in fields)
+
+
+def _flag(field: str) -> str:
+    """The flag of a field, as it is typed."""
+    name = FLAGS.get(field, field)
+    return "--" + name.replace("_", "-")
 
 
 def _show(directory: str) -> None:
@@ -198,9 +236,8 @@ def _tune_thresholds(what: SearchFlags, recipe: RecipeFlags, name: str | None) -
     settings = recipe.load()
     for field, value in asdict(what).items():
         if field not in ("thresholds", "num_samples", "dry_run") and value is not None:
-            flag = {"tries": "--try", "method": "--search"}.get(field, f"--{field}")
             raise ConfigError(
-                f"--thresholds and {flag.replace('_', '-')} cannot be used together",
+                f"--thresholds and {_flag(field)} cannot be used together",
                 "--thresholds judges decision rules over saved predictions; nothing is trained",
                 "leave one of them out",
             )
@@ -238,6 +275,6 @@ def _file_text(path: str) -> str:
         raise ConfigError(
             f"the file {path} does not exist",
             "it defines the search space",
-            "see README, Searches",
+            "see docs/search.md, The space file",
         )
     return file.read_text()

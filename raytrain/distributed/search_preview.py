@@ -60,7 +60,9 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
             f"reruns: up to {BEST + 1} finalists x {options.reruns} cost about "
             f"{(BEST + 1) * options.reruns * mean:.2f} on top"
         )
-    if len(entries) < options.num_samples:
+    if len(entries) < min(options.num_samples, FIRST_DRAWS):
+        yield "the space is used up: a thousand draws gave no new trial of allowed cost"
+    elif len(entries) < options.num_samples:
         yield f"the other {options.num_samples - len(entries)} trials follow from their scores"
 
 
