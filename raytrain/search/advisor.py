@@ -94,7 +94,7 @@ class ModelAdvisor:
         finished = self._record.finished
         if stages == chain.length or len(finished) < LEAST_FINISHED:
             return Verdict(stop=False)
-        ends = self._model.posterior([chain]).ends([chain, *finished])
+        ends = self._model.posterior([chain, *finished]).ends([chain, *finished])
         mean = float(ends.mean[0])
         sd = float(ends.sd[0])
         best = float(ends.mean[1:].max())
@@ -127,7 +127,7 @@ class ModelAdvisor:
         finished = self._record.finished
         if not finished:
             return []
-        means = self._model.posterior().ends(finished).mean
+        means = self._model.posterior(finished).ends(finished).mean
         return [finished[place] for place in np.argsort(-means, kind="stable")]
 
     def _candidates(self, rng: np.random.Generator, taken: Collection[str]) -> list[Chain]:
@@ -153,7 +153,7 @@ class ModelAdvisor:
         under_way: Sequence[Chain],
         trained: Collection[str],
     ) -> Proposal:
-        posterior = self._model.posterior(candidates, under_way)
+        posterior = self._model.posterior([*candidates, *finished], under_way)
         ends = posterior.ends(candidates)
         best = float(posterior.ends([*finished, *under_way]).mean.max())
         improvement = expected_improvement(ends.mean, ends.sd, best)

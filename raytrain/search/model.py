@@ -7,7 +7,7 @@ Rasmussen and C. K. I. Williams 2006, "Gaussian Processes for Machine Learning".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,9 @@ from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 
 from raytrain.search import kernel
 from raytrain.search.chains import Axes, Chain
-from raytrain.search.families import Families
 from raytrain.search.kernel import Hyperparameters
 from raytrain.search.points import Array, Encoder, Gaps, Point, end
-from raytrain.search.scores import Scale, standard
+from raytrain.search.scores import Scale, scales_of
 
 # Hyperparameters are fitted when this many scores are heard, and again whenever their number has
 # grown by a tenth and two.
@@ -48,14 +47,14 @@ class Evidence:
     Attributes:
         points: N chains after some of their stages.
         values: their scores in standard units, float64 (N,).
+        trainings: which of the points are the same training, and have the same noise, int64 (N,).
         scale: of the ends, which leads back to scores.
-        families: which lists begin alike.
     """
 
     points: tuple[Point, ...]
     values: Array
+    trainings: Array
     scale: Scale
-    families: Families
 
     def believing(self, chains: Sequence[Chain], means: Array) -> Evidence:
         """Returns the same with ends that are not known yet, at the means that are expected.
@@ -64,10 +63,14 @@ class Evidence:
             chains: that are under way.
             means: of the scores of their ends, float64 (N,).
         """
-        points = self.points + tuple(end(chain) for chain in chains)
         expected = (means - self.scale.centre) / self.scale.spread
-        values = np.concatenate([self.values, expected])
-        return Evidence(points, values, self.scale, self.families)
+        first = int(self.trainings.max()) + 1
+        return Evidence(
+            points=self.points + tuple(end(chain) for chain in chains),
+            values=np.concatenate([self.values, expected]),
+            trainings=np.concatenate([self.trainings, first + np.arange(len(chains))]),
+            scale=self.scale,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +100,9 @@ class Posterior:
         self.evidence = evidence
         self._encoder = encoder
         self._of = of
-        self._rows = encoder.rows(evidence.points, evidence.families)
-        self._lower = _factor(encoder.gaps(self._rows, self._rows), of)
+        self._rows = encoder.rows(evidence.points)
+        gaps = encoder.gaps(self._rows, self._rows)
+        self._lower = _factor(gaps, evidence.trainings, of)
         self._weights = cho_solve((self._lower, True), evidence.values)
 
     def ends(self, chains: Sequence[Chain]) -> Expected:
@@ -107,7 +111,7 @@ class Posterior:
 
     def at(self, points: Sequence[Point]) -> Expected:
         """Returns what is expected at points, in the units and around the mean of the ends."""
-        rows = self._encoder.rows(points, self.evidence.families)
+        rows = self._encoder.rows(points)
         cross = kernel.covariance(self._encoder.gaps(rows, self._rows), self._of)
         explained = solve_triangular(self._lower, cross.T, lower=True)
         left = kernel.variance(rows, self._of) - (explained**2).sum(axis=0)
@@ -118,7 +122,7 @@ class Posterior:
     def covariance(self, chains: Sequence[Chain]) -> Array:
         """Returns the covariance of the errors of the means of N ends, float64 (N, N)."""
         points = [end(chain) for chain in chains]
-        rows = self._encoder.rows(points, self.evidence.families)
+        rows = self._encoder.rows(points)
         cross = kernel.covariance(self._encoder.gaps(rows, self._rows), self._of)
         explained = solve_triangular(self._lower, cross.T, lower=True)
         prior = kernel.covariance(self._encoder.gaps(rows, rows), self._of)
@@ -142,7 +146,8 @@ class Model:
         self._seed = seed
         self._points: list[Point] = []
         self._scores: list[float | None] = []
-        self._heard: set[str] = set()
+        # The place of each key in these lists.
+        self._places: dict[str, int] = {}
         self._fit = Fit(0, kernel.usual())
         self._solved: Posterior | None = None
 
@@ -168,9 +173,9 @@ class Model:
             point: the chain after that stage.
             score: higher is better; None for a stage that diverged.
         """
-        if point.key in self._heard:
+        if point.key in self._places:
             return
-        self._heard.add(point.key)
+        self._places[point.key] = len(self._points)
         self._points.append(point)
         self._scores.append(score)
         self._solved = None
@@ -179,34 +184,48 @@ class Model:
         """Returns what is expected now.
 
         Args:
-            chains: that will be asked about. Their keys may tell that lists begin alike.
+            chains: that will be asked about. What they share with chains of other lists counts for
+                them, too.
             believed: chains under way, which count as if their ends had the means expected.
         """
         self._fit_where_due()
-        families = self._encoder.families([point.chain for point in self._points])
-        for chain in (*chains, *believed):
-            families.meet(chain)
-        posterior = self._solve(families)
+        posterior = self._solve(self._twins([*chains, *believed]))
         if not believed:
             return posterior
         means = posterior.ends(believed).mean
         evidence = posterior.evidence.believing(believed, means)
         return Posterior(self._encoder, evidence, self._fit.hyperparameters)
 
-    def _solve(self, families: Families) -> Posterior:
-        known = self._solved
-        if known is None or not known.evidence.families.same_as(families):
-            evidence = self._evidence(len(self._points), families)
-            known = Posterior(self._encoder, evidence, self._fit.hyperparameters)
-            self._solved = known
-        return known
+    def _twins(self, chains: Sequence[Chain]) -> list[Point]:
+        """Points of a list whose training was heard as one of another list: they have its key."""
+        found: dict[tuple[str, str], Point] = {}
+        for chain in (*(point.chain for point in self._points), *chains):
+            for stages, key in enumerate(chain.keys, start=1):
+                place = self._places.get(key)
+                if place is None or self._points[place].chain.schedule == chain.schedule:
+                    continue
+                found.setdefault((key, chain.schedule), Point(chain, stages))
+        return list(found.values())
 
-    def _evidence(self, count: int, families: Families) -> Evidence:
-        """The first scores."""
-        points = tuple(self._points[:count])
-        levels = [_level(point, families) for point in points]
-        values, scale = standard(self._scores[:count], levels, ENDS)
-        return Evidence(points, values, scale, families)
+    def _solve(self, twins: Sequence[Point]) -> Posterior:
+        points = (*self._points, *twins)
+        if self._solved is None or self._solved.evidence.points != points:
+            evidence = self._evidence(len(self._points), twins)
+            self._solved = Posterior(self._encoder, evidence, self._fit.hyperparameters)
+        return self._solved
+
+    def _evidence(self, count: int, twins: Sequence[Point]) -> Evidence:
+        """The first scores, and what they are to chains of other lists."""
+        points = (*self._points[:count], *twins)
+        places = [self._places[point.key] for point in points]
+        levels = [_level(point) for point in self._points[:count]]
+        scales = scales_of(self._scores[:count], levels, ENDS)
+        values = []
+        for point, place in zip(points, places, strict=True):
+            # A list that was not heard of at this level has no scale of its own there.
+            scale = scales.get(_level(point), scales[levels[place]])
+            values.append(scale.units(self._scores[place]))
+        return Evidence(points, np.array(values), np.array(places), scales[ENDS])
 
     def _fit_where_due(self) -> None:
         """Goes through the fits that are due, each on the scores that were known when it was."""
@@ -214,9 +233,9 @@ class Model:
             count = next_fit(self._fit.scores)
             if count > len(self._points):
                 return
-            families = self._encoder.families([point.chain for point in self._points[:count]])
-            evidence = self._evidence(count, families)
-            rows = self._encoder.rows(evidence.points, families)
+            # Twins tell nothing new, and two lists with equal scores would look like no chance.
+            evidence = self._evidence(count, ())
+            rows = self._encoder.rows(evidence.points)
             gaps = self._encoder.gaps(rows, rows)
             rng = np.random.default_rng((self._seed, count))
             found = fitted(gaps, evidence.values, self._fit.hyperparameters, rng)
@@ -270,7 +289,7 @@ def log_likelihood(gaps: Gaps, values: Array, of: Hyperparameters) -> float:
     Equation 2.30 of Rasmussen and Williams. -inf where the covariance cannot be factorised.
     """
     try:
-        lower = _factor(gaps, of)
+        lower = _factor(gaps, np.arange(len(values)), of)
     except LinAlgError:
         return float("-inf")
     whitened = solve_triangular(lower, values, lower=True, check_finite=False)
@@ -278,15 +297,16 @@ def log_likelihood(gaps: Gaps, values: Array, of: Hyperparameters) -> float:
     return float(-0.5 * whitened @ whitened - np.log(np.diag(lower)).sum() - constant)
 
 
-def _factor(gaps: Gaps, of: Hyperparameters) -> Array:
+def _factor(gaps: Gaps, trainings: Array, of: Hyperparameters) -> Array:
     """The lower Cholesky factor of the covariance of scores with their noise, float64 (N, N)."""
-    total = kernel.covariance(gaps, of)
-    total[np.diag_indices_from(total)] += of.noise**2 + JITTER
+    same = trainings[:, None] == trainings[None]
+    total = kernel.covariance(gaps, of) + of.noise**2 * same
+    total[np.diag_indices_from(total)] += JITTER
     return np.asarray(cholesky(total, lower=True, overwrite_a=True, check_finite=False))
 
 
-def _level(point: Point, families: Families) -> object:
+def _level(point: Point) -> Hashable:
     """What the score of a point is compared with."""
     if point.ended:
         return ENDS
-    return families.family(point.chain.schedule, point.stages), point.stages
+    return point.chain.schedule, point.stages

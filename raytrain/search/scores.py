@@ -25,16 +25,24 @@ class Scale:
     Attributes:
         centre: the score that is 0.
         spread: what one unit is, above 0.
+        lowest: what a lower score counts as.
     """
 
     centre: float
     spread: float
+    lowest: float
+
+    def units(self, score: float | None) -> float:
+        """Returns a score in standard units. None, for a stage that diverged, is the lowest one."""
+        if score is None or not score > self.lowest:
+            score = self.lowest
+        return (score - self.centre) / self.spread
 
 
-def standard(
+def scales_of(
     scores: Sequence[float | None], levels: Sequence[Hashable], ends: Hashable
-) -> tuple[Array, Scale]:
-    """Puts the scores of each level in units of its spread around its mean.
+) -> dict[Hashable, Scale]:
+    """Returns the scale of each level: the spread of its scores around their mean.
 
     Early scores scatter more than ends, or less; only their order says something about the end.
     How bad a bad score is says little, too: a collapsed chain would outweigh all others. So low
@@ -44,28 +52,20 @@ def standard(
         scores: higher is better; None for a stage that diverged, which counts as the worst.
         levels: what each score is compared with.
         ends: the level of the ends of chains.
-
-    Returns:
-        The scores in standard units, float64 (N,), and the scale of the ends.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for number, level in enumerate(levels):
-        groups.setdefault(level, []).append(number)
-    values = np.array([np.nan if score is None else score for score in scores], np.float64)
-    for members in groups.values():
-        values[members] = _fenced(values[members])
-    scale = _scale_of_ends(values, groups.get(ends, list(range(len(values)))))
-    found = np.zeros(len(values))
-    for level, members in groups.items():
-        own = scale
+    groups: dict[Hashable, list[float | None]] = {}
+    for score, level in zip(scores, levels, strict=True):
+        groups.setdefault(level, []).append(score)
+    found = {ends: _scale_of_ends(groups.get(ends, scores))}
+    for level, group in groups.items():
         if level != ends:
-            own = _own_scale(values[members], scale.spread)
-        found[members] = (values[members] - own.centre) / own.spread
-    return found, scale
+            found[level] = _scale_of_level(group, found[ends].spread)
+    return found
 
 
-def _fenced(values: Array) -> Array:
-    """Scores of a level with low outliers and missing ones at its fence."""
+def _fenced(scores: Sequence[float | None]) -> Array:
+    """Scores of a level, float64 (N,); low outliers and missing ones are at the fence."""
+    values = np.array([np.nan if score is None else score for score in scores], np.float64)
     known = values[np.isfinite(values)]
     if len(known) == 0:
         return np.zeros(len(values))
@@ -73,20 +73,22 @@ def _fenced(values: Array) -> Array:
     if len(known) >= LEAST_FOR_FENCE:
         lower, upper = np.quantile(known, (0.25, 0.75))
         lowest = max(lowest, float(lower - FENCE * (upper - lower)))
-    return np.maximum(np.where(np.isfinite(values), values, lowest), lowest)
+    values[~np.isfinite(values)] = lowest
+    return np.maximum(values, lowest)
 
 
-def _scale_of_ends(values: Array, members: list[int]) -> Scale:
-    ends = values[members]
-    spread = float(ends.std())
+def _scale_of_ends(scores: Sequence[float | None]) -> Scale:
+    values = _fenced(scores)
+    spread = float(values.std())
     if spread == 0:
         # Nothing is known about the spread where all ends are equal.
-        spread = max(abs(float(ends.mean())) * 1e-3, 1e-9)
-    return Scale(float(ends.mean()), spread)
+        spread = max(abs(float(values.mean())) * 1e-3, 1e-9)
+    return Scale(float(values.mean()), spread, float(values.min()))
 
 
-def _own_scale(values: Array, usual: float) -> Scale:
+def _scale_of_level(scores: Sequence[float | None], usual: float) -> Scale:
     """The scale of an early level; few scores say little about their spread."""
+    values = _fenced(scores)
     squares = float(((values - values.mean()) ** 2).sum())
     spread = np.sqrt((squares + PRIOR_SCORES * usual**2) / (len(values) + PRIOR_SCORES))
-    return Scale(float(values.mean()), float(spread))
+    return Scale(float(values.mean()), float(spread), float(values.min()))
