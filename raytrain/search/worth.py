@@ -8,8 +8,8 @@ import numpy as np
 
 from raytrain.search.advice import FieldWorth
 from raytrain.search.chains import Axes, Axis, Chain
-from raytrain.search.model import Posterior
 from raytrain.search.points import Array
+from raytrain.search.regression import Posterior
 
 # Levels of an ordered field, its ends included.
 LEVELS = 9

@@ -8,9 +8,11 @@ from scipy.stats import multivariate_normal
 
 from raytrain.search import kernel, scores
 from raytrain.search.chains import Axes, Axis, Chain
+from raytrain.search.fitting import fitted
 from raytrain.search.kernel import Hyperparameters
-from raytrain.search.model import Fit, Model, fitted, log_likelihood
+from raytrain.search.model import Fit, Model
 from raytrain.search.points import Encoder, Point, end
+from raytrain.search.regression import log_likelihood
 
 OF = Hyperparameters(
     list=0.5, level=0.3, shared=0.7, rate=1.1, mix=0.4, length=0.6, carry=0.8, noise=0.2

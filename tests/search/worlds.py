@@ -28,13 +28,10 @@ class Advised:
     def __init__(self, advisor):
         self._advisor = advisor
         self._number = 0
-        self.slowest = 0.0
 
     def propose(self, taken, under_way, trained):
         self._number += 1
-        began = time.perf_counter()
         proposal = self._advisor.propose(self._number, under_way, taken, trained)
-        self.slowest = max(self.slowest, time.perf_counter() - began)
         if proposal is None:
             return None
         return proposal.chain
