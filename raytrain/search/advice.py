@@ -16,7 +16,7 @@ MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
-class Space:
+class Source:
     """Where chains come from.
 
     Attributes:
@@ -136,17 +136,17 @@ class Advisor(Protocol):
 
 
 def drawn_anew(
-    space: Space, rng: np.random.Generator, closed: Callable[[Chain], bool]
+    source: Source, rng: np.random.Generator, closed: Callable[[Chain], bool]
 ) -> Chain | None:
     """Returns a random chain that is not closed; None if MOST_DRAWS give none.
 
     Args:
-        space: where it comes from.
+        source: where it comes from.
         rng: of the draws.
         closed: whether a chain cannot be proposed.
     """
     for _ in range(MOST_DRAWS):
-        chain = space.draw(rng)
+        chain = source.draw(rng)
         if chain is not None and not closed(chain):
             return chain
     return None

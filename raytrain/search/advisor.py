@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from scipy.special import ndtr
 
-from raytrain.search.advice import FieldWorth, Proposal, Space, Verdict, drawn_anew
+from raytrain.search.advice import FieldWorth, Proposal, Source, Verdict, drawn_anew
 from raytrain.search.chains import Chain
 from raytrain.search.model import Fit, Model
 from raytrain.search.points import Array, Point
@@ -37,17 +37,17 @@ class ModelAdvisor:
     It answers the questions of `Advisor`.
     """
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, source: Source, seed: int) -> None:
         """Starts without any outcome.
 
         Args:
-            space: where chains come from.
+            source: where chains come from.
             seed: of the draws and of the fits of the model.
         """
-        self._space = space
+        self._source = source
         self._seed = seed
         self._record = Record()
-        self._model = Model(space.axes, seed)
+        self._model = Model(source.axes, seed)
 
     @property
     def fit(self) -> Fit:
@@ -80,7 +80,7 @@ class ModelAdvisor:
         rng = np.random.default_rng((self._seed, number))
         finished = self._record.finished
         if len(taken) < FIRST_DRAWS or len(finished) < LEAST_TO_COMPARE:
-            chain = drawn_anew(self._space, rng, lambda one: self._record.closed(one, taken))
+            chain = drawn_anew(self._source, rng, lambda one: self._record.closed(one, taken))
             if chain is None:
                 return None
             return Proposal(chain, chain.cost_left(trained))
@@ -112,7 +112,7 @@ class ModelAdvisor:
         best = self.finalists(1)
         if not best:
             return []
-        return worth_of_fields(self._model.posterior(), self._space.axes, best[0])
+        return worth_of_fields(self._model.posterior(), self._source.axes, best[0])
 
     def noise(self) -> float | None:
         """Returns the standard deviation of the score of a chain over seeds, as the model sees it;
@@ -136,12 +136,12 @@ class ModelAdvisor:
         found: dict[str, Chain] = {}
         for _ in range(CANDIDATES):
             origin = best[rng.integers(len(best))]
-            for chain in (self._space.draw(rng), self._space.near(origin, rng)):
+            for chain in (self._source.draw(rng), self._source.near(origin, rng)):
                 if chain is not None and not self._record.closed(chain, taken):
                     found[chain.keys[-1]] = chain
         if not found:
             # The neighbourhood is used up, and perhaps the space.
-            chain = drawn_anew(self._space, rng, lambda one: self._record.closed(one, taken))
+            chain = drawn_anew(self._source, rng, lambda one: self._record.closed(one, taken))
             if chain is not None:
                 return [chain]
         return list(found.values())

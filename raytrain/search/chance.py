@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from raytrain.search.advice import Proposal, Space, Verdict, drawn_anew
+from raytrain.search.advice import Proposal, Source, Verdict, drawn_anew
 from raytrain.search.chains import Chain
 from raytrain.search.record import Record
 
@@ -17,14 +17,14 @@ class RandomAdvisor:
     It answers the questions of `Advisor`.
     """
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, source: Source, seed: int) -> None:
         """Starts without any outcome.
 
         Args:
-            space: where chains come from.
+            source: where chains come from.
             seed: of the draws.
         """
-        self._space = space
+        self._source = source
         self._seed = seed
         self._record = Record()
 
@@ -41,7 +41,7 @@ class RandomAdvisor:
     ) -> Proposal | None:
         """Returns a random chain that was not proposed before; see `Advisor.propose`."""
         rng = np.random.default_rng((self._seed, number))
-        chain = drawn_anew(self._space, rng, lambda one: self._record.closed(one, taken))
+        chain = drawn_anew(self._source, rng, lambda one: self._record.closed(one, taken))
         if chain is None:
             return None
         return Proposal(chain, chain.cost_left(trained))

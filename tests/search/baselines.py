@@ -50,15 +50,15 @@ class Finished:
 class RandomHalving:
     """Random draws, with halving."""
 
-    def __init__(self, space, seed, slots):
-        self._space = space
+    def __init__(self, source, seed, slots):
+        self._source = source
         self._rng = np.random.default_rng(seed)
         self._halving = Halving()
         self._finished = Finished()
 
     def propose(self, taken, under_way, trained):
         for _ in range(MOST_REPEATS):
-            chain = self._space.draw(self._rng)
+            chain = self._source.draw(self._rng)
             if chain.keys[-1] not in taken:
                 return chain
         return None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raytrain.search.advice import Space
+from raytrain.search.advice import Source
 from raytrain.search.chains import Axes, Axis, Chain
 
 KINDS = ("base", "inter", "cliff", "decor", "flat", "late", "noisy")
@@ -97,12 +97,12 @@ def stepped(level, levels_in_all, chance, rng):
     return int(np.clip(level + rng.choice([-2, -1, 1, 2]), 0, levels_in_all - 1))
 
 
-def space():
+def source():
     """The space of all worlds."""
     rate_axes = {}
     for name, stages in LISTS.items():
         rate_axes[name] = tuple((Axis(f"stages.{i}.lr"),) for i in range(1, len(stages) + 1))
-    return Space(Axes((Axis("train.wd"),), rate_axes), draw, near)
+    return Source(Axes((Axis("train.wd"),), rate_axes), draw, near)
 
 
 @dataclass(frozen=True)

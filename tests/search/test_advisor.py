@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from raytrain.search.advice import Space
+from raytrain.search.advice import Source
 from raytrain.search.advisor import FIRST_DRAWS, LEAST_FINISHED, ModelAdvisor, expected_improvement
 from raytrain.search.chains import Axes, Axis, Chain
 from raytrain.search.chance import RandomAdvisor
@@ -40,7 +40,7 @@ def train(advisor, chain, trained, world):
 
 
 def advisor_after(proposals, seed=3):
-    advisor = ModelAdvisor(made_up.space(), seed)
+    advisor = ModelAdvisor(made_up.source(), seed)
     table = played(advisor, proposals)
     taken = {chain.keys[-1] for chain, _, _ in table}
     return advisor, table, taken
@@ -58,7 +58,7 @@ def test_expected_improvement_is_the_integral():
 
 
 def test_the_first_proposals_are_random():
-    advisor = ModelAdvisor(made_up.space(), seed=0)
+    advisor = ModelAdvisor(made_up.source(), seed=0)
     table = played(advisor, FIRST_DRAWS)
     for number in range(FIRST_DRAWS):
         assert advisor_draw(number) == table[number][0]
@@ -73,7 +73,7 @@ def test_a_replay_of_what_was_heard_gives_the_same_proposals_verdicts_and_finali
     first, table, taken = advisor_after(20)
     assert any(stopped for _, _, stopped in table)
 
-    again = ModelAdvisor(made_up.space(), 3)
+    again = ModelAdvisor(made_up.source(), 3)
     seen, trained = set(), set()
     for number, (chain, stages, stopped) in enumerate(table):
         assert again.propose(number, [], seen, trained).chain == chain
@@ -90,7 +90,7 @@ def test_an_advisor_is_rebuilt_from_a_table_of_outcomes_and_its_hyperparameters(
     )
     read = json.loads(recorded)
 
-    again = ModelAdvisor(made_up.space(), 3)
+    again = ModelAdvisor(made_up.source(), 3)
     again.restore(Fit(read["scores"], Hyperparameters(**read["values"])))
     for chain, last, _ in table:
         for stages in range(1, last + 1):
@@ -109,7 +109,7 @@ def test_answers_depend_on_nothing_but_what_was_heard_and_asked():
     first.field_worth()
     assert first.propose(12, [], taken, ()) == plain
 
-    silent = ModelAdvisor(made_up.space(), 3)
+    silent = ModelAdvisor(made_up.source(), 3)
     for chain, last, _ in table:
         for stages in range(1, last + 1):
             silent.hear(chain, stages, WORLD.seen(chain, stages))
@@ -152,7 +152,7 @@ def two_stages(first, second):
     return Chain("two", (), ((first / 9,), (second / 9,)), keys, (0.5, 0.5))
 
 
-def two_stage_space():
+def two_stage_source():
     def draw(rng):
         return two_stages(int(rng.integers(10)), int(rng.integers(10)))
 
@@ -164,7 +164,7 @@ def two_stage_space():
         return two_stages(*moved)
 
     axes = Axes((), {"two": ((Axis("stages.1.lr"),), (Axis("stages.2.lr"),))})
-    return Space(axes, draw, near)
+    return Source(axes, draw, near)
 
 
 def levels_of(chain):
@@ -172,7 +172,7 @@ def levels_of(chain):
 
 
 def test_no_chain_stops_before_enough_are_finished():
-    advisor = ModelAdvisor(two_stage_space(), seed=0)
+    advisor = ModelAdvisor(two_stage_source(), seed=0)
     poor = two_stages(0, 0)
     advisor.hear(poor, 1, 0.1)
     for number in range(LEAST_FINISHED):
@@ -187,7 +187,7 @@ def test_no_chain_stops_before_enough_are_finished():
 
 
 def test_a_trained_prefix_costs_nothing_and_draws_the_search_to_it():
-    advisor = ModelAdvisor(two_stage_space(), seed=0)
+    advisor = ModelAdvisor(two_stage_source(), seed=0)
     rng = np.random.default_rng(0)
     taken = set()
     for _ in range(12):
@@ -206,7 +206,7 @@ def test_a_trained_prefix_costs_nothing_and_draws_the_search_to_it():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_what_diverges_is_avoided(seed):
-    advisor = ModelAdvisor(two_stage_space(), seed)
+    advisor = ModelAdvisor(two_stage_source(), seed)
     taken, diverged = set(), []
     for number in range(30):
         chain = advisor.propose(number, [], taken, ()).chain
@@ -221,7 +221,7 @@ def test_what_diverges_is_avoided(seed):
 
 
 def test_no_chain_goes_through_a_stage_that_diverged():
-    advisor = ModelAdvisor(two_stage_space(), seed=1)
+    advisor = ModelAdvisor(two_stage_source(), seed=1)
     played_levels = [(first, second) for first in range(1, 10) for second in (2, 6)]
     for first, second in played_levels:
         chain = two_stages(first, second)
@@ -236,7 +236,7 @@ def test_no_chain_goes_through_a_stage_that_diverged():
 @pytest.mark.parametrize("kind", [ModelAdvisor, RandomAdvisor])
 def test_a_space_that_is_used_up_gives_no_proposal(kind):
     everything = {two_stages(a, b).keys[-1] for a in range(10) for b in range(10)}
-    advisor = kind(two_stage_space(), 0)
+    advisor = kind(two_stage_source(), 0)
     for level in range(10):
         advisor.hear(two_stages(level, 3), 1, 0.5)
         advisor.hear(two_stages(level, 3), 2, 0.1 * level)
@@ -246,7 +246,7 @@ def test_a_space_that_is_used_up_gives_no_proposal(kind):
 
 
 def test_a_lucky_score_among_poor_neighbours_is_not_the_first_finalist():
-    advisor = ModelAdvisor(two_stage_space(), seed=0)
+    advisor = ModelAdvisor(two_stage_source(), seed=0)
     rng = np.random.default_rng(0)
     for first in range(10):
         for second in range(10):
@@ -260,7 +260,7 @@ def test_a_lucky_score_among_poor_neighbours_is_not_the_first_finalist():
 
 
 def test_the_worth_of_fields_finds_the_field_that_matters():
-    advisor = ModelAdvisor(two_stage_space(), seed=0)
+    advisor = ModelAdvisor(two_stage_source(), seed=0)
     assert advisor.field_worth() == []
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -275,19 +275,19 @@ def test_the_worth_of_fields_finds_the_field_that_matters():
 
 
 def test_random_draws_stop_nothing_and_rank_by_score():
-    advisor = RandomAdvisor(made_up.space(), seed=0)
+    advisor = RandomAdvisor(made_up.source(), seed=0)
     table = played(advisor, 10)
     assert not any(stopped for _, _, stopped in table)
     ends = [WORLD.seen(chain, chain.length) for chain, _, _ in table]
     best = table[int(np.argmax(ends))][0]
     assert advisor.finalists(1) == [best]
-    again = RandomAdvisor(made_up.space(), seed=0)
+    again = RandomAdvisor(made_up.source(), seed=0)
     assert played(again, 10) == table
 
 
 @pytest.mark.slow
 def test_a_proposal_takes_less_than_a_second_after_200_stages():
-    advisor = ModelAdvisor(made_up.space(), seed=0)
+    advisor = ModelAdvisor(made_up.source(), seed=0)
     rng = np.random.default_rng(0)
     heard, taken = set(), set()
     slowest = 0.0

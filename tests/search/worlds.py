@@ -48,11 +48,11 @@ class Advised:
 def method_named(name, seed, slots):
     """A search by its name."""
     if name == "model":
-        return Advised(ModelAdvisor(made_up.space(), seed))
+        return Advised(ModelAdvisor(made_up.source(), seed))
     if name == "draws":
-        return Advised(RandomAdvisor(made_up.space(), seed))
+        return Advised(RandomAdvisor(made_up.source(), seed))
     if name == "random":
-        return baselines.RandomHalving(made_up.space(), seed, slots)
+        return baselines.RandomHalving(made_up.source(), seed, slots)
     if name == "tpe":
         return baselines.TpeHalving(made_up, seed, slots)
     raise SystemExit(f"there is no method {name}: model, draws, random, tpe")
