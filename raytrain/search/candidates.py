@@ -51,9 +51,9 @@ class Candidates:
         self._draws: dict[str, Draw] = {}
 
     @property
-    def source(self) -> advice.Space:
+    def source(self) -> advice.Source:
         """The space as an advisor takes it."""
-        return advice.Space(self.space.axes, self.draw, self.near)
+        return advice.Source(self.space.axes, self.draw, self.near)
 
     def draw(self, rng: np.random.Generator) -> Chain | None:
         """Draws a chain; None if it costs more than the space allows."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from raytrain.evaluation.score import Score
-from raytrain.search.advice import Advisor, Space
+from raytrain.search.advice import Advisor, Source
 from raytrain.search.chains import Axes, Axis, Chain
 from raytrain.search.chance import RandomAdvisor
 from raytrain.search.failures import End, How
@@ -94,7 +94,7 @@ class Chains:
     """Stands for `Candidates`: any source of chains, whose draws are the chains themselves."""
 
     def __init__(self, source: Any) -> None:
-        self.source = Space(source.axes, source.draw, source.near)
+        self.source = Source(source.axes, source.draw, source.near)
         self.chains: dict[str, Chain] = {}
 
     def draw_of(self, chain: Chain) -> Draw:
@@ -252,7 +252,7 @@ class Search:
     """
 
     name: str
-    advisor: Callable[[Space], Advisor]
+    advisor: Callable[[Source], Advisor]
     limits: Limits
     slots: int
     reruns: Callable[[Table], Any] = lambda table: ()
@@ -510,6 +510,6 @@ def noise_of(key: str, chain: Chain | None, stage: int) -> float:
     return 0.8 + random.Random(key).random() * 0.1
 
 
-def drawing(seed: int) -> Callable[[Space], Advisor]:
+def drawing(seed: int) -> Callable[[Source], Advisor]:
     """Random draws."""
     return lambda space: RandomAdvisor(space, seed)
