@@ -117,12 +117,10 @@ def _search_in_words(search: runs.Run) -> str:
 
 
 def _show_search(search: runs.Run) -> None:
-    from raytrain.report.search_record import read_setup
-    from raytrain.report.trials import text_table
-    from raytrain.search import table
+    from raytrain.report.search_text import printed
 
     print(f"search {search.path}")
-    print(text_table(table.read(search.path), read_setup(search.path)))
+    print(printed(search.path))
 
 
 def _report_search(search: runs.Run) -> None:

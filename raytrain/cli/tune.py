@@ -122,6 +122,12 @@ def tune(
     name: Annotated[str | None, Parameter(help="name of the search; default: a unique one")] = None,
 ) -> None:
     """Search learning rates, the resize schedule or any other field of a recipe; or thresholds."""
+    if what.dry_run and (what.thresholds is not None or what.resume is not None):
+        raise ConfigError(
+            "--dry-run shows the first trials of a new search",
+            "with --thresholds and --resume there is nothing to show",
+            "leave --dry-run out; raytrain runs show NAME shows a search",
+        )
     if what.thresholds is not None:
         _tune_thresholds(what, recipe, name)
         return
@@ -222,7 +228,7 @@ def _show(directory: str) -> None:
 
 def _print_found(found: Found) -> None:
     from raytrain.report.conclude import conclude
-    from raytrain.report.search_files import printed
+    from raytrain.report.search_text import printed
 
     print(printed(found.directory))
     conclude(found.directory)

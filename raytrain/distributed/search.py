@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from raytrain import registry, runs, storage
+from raytrain import runs, storage
 from raytrain.checkpoints import winner
 from raytrain.checkpoints.joined import TrialFacts, joined, write_trial_events
 from raytrain.config import Recipe
@@ -29,17 +29,16 @@ from raytrain.distributed.messages import interruptible, mailbox
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
 from raytrain.distributed.preflight import (
     check_recipe,
-    checkpoint_bytes,
-    free_bytes,
 )
+from raytrain.distributed.search_checks import check_disk, check_draws, check_options
 from raytrain.distributed.search_finals import Finals
 from raytrain.distributed.search_lines import Lines
 from raytrain.distributed.search_resources import facts_of, share_of, worker_of
 from raytrain.distributed.search_setup import (
-    METHODS,
     Options,
     Setup,
     candidates_of,
+    own_draws,
     stored_size_of,
 )
 from raytrain.distributed.session import session
@@ -53,24 +52,22 @@ from raytrain.errors import (
     ResourceError,
     StorageError,
     UnfinishedError,
-    did_you_mean,
     exit_code_of,
     typed,
 )
 from raytrain.evaluation.objective import is_mean_over_tiles, objective
 from raytrain.evaluation.own_metrics import combined
 from raytrain.evaluation.score import Score
-from raytrain.models import networks
 from raytrain.runlock import held
 from raytrain.search import default, space_file, table, worth_file
 from raytrain.search.advice import Advisor
 from raytrain.search.advisor import ModelAdvisor
 from raytrain.search.chance import RandomAdvisor
 from raytrain.search.planner import Parts, Planner
-from raytrain.search.space import Draw, Space
+from raytrain.search.space import Draw
 from raytrain.search.supply import Limits
-from raytrain.search.table import Kind, State, Table
-from raytrain.training import stages
+from raytrain.search.table import State, Table
+from raytrain.training import stage_keys, stages
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +118,7 @@ def search(
         UnfinishedError: a signal stopped it; `resume` goes on.
         RaytrainError: the class that fits the failure.
     """
-    _check_options(options)
+    check_options(options)
     recipe, dataset = check_recipe(recipe)
     if content is None:
         content = default.values(recipe)
@@ -130,7 +127,7 @@ def search(
         space.tried(text)
     score = objective(options.objective, dataset.task, combined(recipe.metrics, (), dataset.task))
     directory = storage.join(recipe.storage, name)
-    _check_disk(recipe, space, options)
+    check_disk(recipe, space, options)
     with held(directory):
         runs.refuse_taken(name, recipe.storage)
         with session():
@@ -139,6 +136,7 @@ def search(
             size = stored_size_of(space, dataset)
             options = replace(options, objective=score.key)
             setup = Setup(recipe, content, options, score, facts, size)
+            check_draws(candidates_of(setup, dataset))
             setup.write(directory)
             return _run(directory, setup, share, changed)
 
@@ -155,7 +153,7 @@ def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> F
         ConfigError: machines or versions are not those that the search began with.
         RaytrainError: as `search`.
     """
-    _check_options(options)
+    check_options(options)
     setup = replace(search_setup.read(directory), options=options)
     recipe, _ = check_recipe(setup.recipe)
     setup = replace(setup, recipe=recipe)
@@ -170,68 +168,16 @@ def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> F
 # Before it starts
 
 
-def _check_options(options: Options) -> None:
-    if options.num_samples < 1:
-        raise ConfigError(
-            f"--num-samples {options.num_samples} is less than 1",
-            "a search has at least one trial, the given recipe",
-            "--num-samples 30",
-        )
-    if options.reruns < 0:
-        raise ConfigError(
-            f"--reruns {options.reruns} is less than 0",
-            "it says how often the finalists run again",
-            "--reruns 2",
-        )
-    if options.method not in METHODS:
-        raise ConfigError(
-            f'--search "{options.method}" is unknown.{did_you_mean(options.method, METHODS)}',
-            f"there are {', '.join(METHODS)}",
-            "--search model",
-        )
-
-
 def _check_facts(directory: str, setup: Setup, share: Share) -> None:
     found = facts_of(setup.recipe, share)
     if found == setup.facts:
         return
+    changed = stage_keys.differences(setup.facts, found)
     raise ConfigError(
-        f"the search {storage.name_of(directory)} began with {setup.facts}, this cluster would "
-        f"train with {found}",
+        f"the search {storage.name_of(directory)} cannot go on here: {changed}",
         "its stages would not be trained alike any more",
-        "resume it on machines of the same kind and with the same --trial-cpus, "
-        "or start another search",
-    )
-
-
-def _check_disk(recipe: Recipe, space: Space, options: Options) -> None:
-    """Compares the free disk with the checkpoints of all trials, as if they shared none.
-
-    Raises:
-        StorageError: they will not fit.
-    """
-    free = free_bytes(recipe.storage)
-    if free is None:
-        return
-    dataset = open_dataset(str(recipe.dataset))
-    network = registry.training(dataset.task).network(
-        recipe.model, len(dataset.classes), dataset.tile_format.channels
-    )
-    weights = networks.parameter_count(network)
-    named, full = checkpoint_bytes(recipe, weights)
-    longest = max(len(schedule.numbers) for schedule in space.schedules)
-    trials = options.num_samples + options.reruns * (search_finals.BEST + 1)
-    # The checkpoints to resume from are removed when a stage is complete; the winner is laid out
-    # once more.
-    needed = named * longest * (trials + 1) + full * 2
-    if free >= needed:
-        return
-    fits = max(0, int((free - full * 2) / (named * longest)) - 1)
-    raise StorageError(
-        f"{trials} trials of up to {longest} stages, reruns among them, keep {needed / 1e6:,.0f} MB"
-        f" of checkpoints; {recipe.storage} has {free / 1e6:,.0f} MB free",
-        f"the disk would be full in the middle of the search; {fits} trials fit",
-        "free some, give another --storage, or fewer --num-samples",
+        "resume it on machines of the same kind; --trial-cpus also sets the threads of a trial, "
+        "unless the recipe sets train.threads",
     )
 
 
@@ -293,9 +239,7 @@ def _enter_own_trials(planner: Planner, setup: Setup) -> None:
     """Puts the given recipe and the user's own trials first, where the table is new."""
     candidates = planner.parts.candidates
     trials = planner.parts.table.trials
-    own = [(Kind.GIVEN, candidates.space.given_draw())]
-    for text in setup.options.tries:
-        own.append((Kind.TRIED, candidates.space.tried(text)))
+    own = own_draws(candidates.space, setup.options)
     for kind, draw in own[len(trials) :]:
         planner.enter(candidates.trial(len(trials), kind, draw))
 

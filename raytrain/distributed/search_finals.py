@@ -132,6 +132,7 @@ class Finals:
             name=name,
             cost=sum(trial.costs),
             given=trial.kind is Kind.GIVEN,
+            first=trial.score,
             reruns=self._reruns(complete),
             diverged=frozenset(diverged),
         )

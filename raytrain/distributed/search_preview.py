@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from raytrain.config import Recipe
-from raytrain.distributed.preflight import check_recipe
+from raytrain.distributed import slots
+from raytrain.distributed.preflight import check_recipe, check_workers
+from raytrain.distributed.search_checks import check_disk, check_draws, check_options
 from raytrain.distributed.search_finals import BEST
 from raytrain.distributed.search_resources import facts_here, worker_of
-from raytrain.distributed.search_setup import Options, Setup, candidates_of, stored_size_of
+from raytrain.distributed.search_setup import (
+    Options,
+    Setup,
+    candidates_of,
+    own_draws,
+    stored_size_of,
+)
 from raytrain.distributed.slots import Share
 from raytrain.evaluation.objective import objective
 from raytrain.evaluation.own_metrics import combined
@@ -39,28 +47,34 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
     Raises:
         RaytrainError: as `search`, as far as it needs no cluster.
     """
+    check_options(options)
     recipe, dataset = check_recipe(recipe)
     if content is None:
         content = default.values(recipe)
     space = space_file.read(content, recipe)
     own = combined(recipe.metrics, (), dataset.task)
     score = objective(options.objective, dataset.task, own)
-    share = Share(recipe.num_workers, options.trial_cpus or 1.0, gpus=0.0)
+    check_workers(recipe.num_workers)
+    share = Share(recipe.num_workers, options.trial_cpus or 1.0, options.trial_gpus or 0.0)
+    slots.check(share)
+    check_disk(recipe, space, options)
     facts = facts_here(recipe, worker_of(share))
     size = stored_size_of(space, dataset)
     setup = Setup(recipe, content, options, score, facts, size)
     candidates = candidates_of(setup, dataset)
+    check_draws(candidates)
     entries = [_entry(candidates, trial) for trial in _first_trials(candidates, options)]
     yield from tree.lines(entries)
     totals = tree.totals(entries)
     yield totals.line
     mean = totals.alone / totals.trials
-    if options.reruns:
+    finalists = min(BEST + 1, options.num_samples)
+    if options.reruns and finalists > 1:
         yield (
-            f"reruns: up to {BEST + 1} finalists x {options.reruns} cost about "
-            f"{(BEST + 1) * options.reruns * mean:.2f} on top"
+            f"reruns: up to {finalists} finalists x {options.reruns} cost about "
+            f"{finalists * options.reruns * mean:.2f} on top"
         )
-    if len(entries) < min(options.num_samples, FIRST_DRAWS):
+    if len(entries) < _known(options):
         yield "the space is used up: a thousand draws gave no new trial of allowed cost"
     elif len(entries) < options.num_samples:
         yield f"the other {options.num_samples - len(entries)} trials follow from their scores"
@@ -69,10 +83,10 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
 def _first_trials(candidates: Candidates, options: Options) -> list[Trial]:
     """The trials that do not depend on scores: those of the user, and the first draws."""
     space = candidates.space
-    trials = [candidates.trial(0, Kind.GIVEN, space.given_draw())]
-    for text in options.tries:
-        trials.append(candidates.trial(len(trials), Kind.TRIED, space.tried(text)))
-    while len(trials) < min(options.num_samples, FIRST_DRAWS):
+    trials: list[Trial] = []
+    for kind, draw in own_draws(space, options):
+        trials.append(candidates.trial(len(trials), kind, draw))
+    while len(trials) < _known(options):
         taken = {trial.keys[-1] for trial in trials}
         rng = np.random.default_rng((space.given.train.seed, len(trials)))
 
@@ -84,6 +98,13 @@ def _first_trials(candidates: Candidates, options: Options) -> list[Trial]:
             break
         trials.append(candidates.trial(len(trials), Kind.DRAWN, candidates.draw_of(chain)))
     return trials
+
+
+def _known(options: Options) -> int:
+    """How many trials are known before any score."""
+    if options.method == "random":
+        return options.num_samples
+    return min(options.num_samples, FIRST_DRAWS)
 
 
 def _entry(candidates: Candidates, trial: Trial) -> tree.Entry:

@@ -7,6 +7,7 @@ A search that is resumed takes all of it from there, except for its limits and i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,10 +26,13 @@ from raytrain.models import operations
 from raytrain.search import space_file
 from raytrain.search.candidates import Candidates, Stages
 from raytrain.search.cost import Costs
-from raytrain.search.space import Space
+from raytrain.search.space import Draw, Space
+from raytrain.search.table import Kind
 from raytrain.tiles.cache import stored_size
 from raytrain.training import stage_keys
 from raytrain.training.stage_keys import Facts
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("model", "random")
 # Their versions change what a stage computes.
@@ -140,6 +144,21 @@ def candidates_of(setup: Setup, dataset: Dataset) -> Candidates:
         )
 
     return Candidates(setup.space, stages_of)
+
+
+def own_draws(space: Space, options: Options) -> list[tuple[Kind, Draw]]:
+    """Returns the trials that a search begins with: the given recipe, and those of the user.
+
+    One that is tried and equal to another one is left out.
+    """
+    found = [(Kind.GIVEN, space.given_draw())]
+    for text in options.tries:
+        draw = space.tried(text)
+        if all(draw.text != known.text for _, known in found):
+            found.append((Kind.TRIED, draw))
+        else:
+            logger.info(f"--try '{text}' is a trial of this search already")
+    return found
 
 
 def versions() -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _check_facts(drawn: Recipe, dataset: Dataset, worker: Worker, given: Given) 
     if found == given.facts:
         return
     raise ResourceError(
-        f"this machine would train with {found}, the search began with {given.facts}",
+        f"this machine would train otherwise: {stage_keys.differences(given.facts, found)}",
         "stages of both kinds could not be shared or compared",
         "raytrain tune --resume NAME on machines of one kind; or another search whose recipe sets "
         "train.precision, train.threads and tiles",

@@ -144,6 +144,8 @@ def run_attempt(attempt: Attempt) -> None:
     function = ray.tune.with_parameters(
         attempt.function, worker=attempt.worker, given=attempt.given
     )
+    # It would warn of each trial that wrote no files for it.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with _folder() as folder:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(function, dict(attempt.resources)),

@@ -58,7 +58,7 @@ def _known(task: str, own: Collection[str]) -> Mapping[str, Score]:
         found[key] = Score(key, title)
     if module.HAS_THRESHOLDS:
         for rule, title in rules.RULES.items():
-            found[rule] = Score(rule, f"{module.SCORE.name}, {title}")
+            found[rule] = Score(rule, f"{module.SCORE.name} ({title})")
     found[module.SCORE.key] = module.SCORE
     for key in own:
         found[key] = Score(key, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from raytrain.report import search_page, trials
 from raytrain.report.search_record import read_search
-from raytrain.search import table
 
 
 def write(directory: str) -> None:
@@ -20,9 +19,3 @@ def write(directory: str) -> None:
     record = read_search(directory)
     trials.write_trials(record.table, record.setup)
     search_page.write_page(record)
-
-
-def printed(directory: str) -> str:
-    """Returns the best trials of a search as text for the terminal."""
-    record = read_search(directory)
-    return trials.text_table(table.read(directory), record.setup)

@@ -11,7 +11,7 @@ from raytrain import runlock, storage
 from raytrain.errors import masked, typed
 from raytrain.report.numbers import NOTHING, count, duration
 from raytrain.report.numbers import score as number
-from raytrain.report.search_record import SearchRecord
+from raytrain.report.search_record import SearchRecord, read_search
 from raytrain.report.sections import TextTable
 from raytrain.report.spending import Savings, Work, savings
 from raytrain.report.trials import (
@@ -21,6 +21,7 @@ from raytrain.report.trials import (
     one_line,
     ranked,
     states_in_words,
+    text_table,
 )
 from raytrain.search.table import Kind, Trial
 
@@ -208,3 +209,16 @@ def commands(record: SearchRecord) -> list[Command]:
             f"raytrain tune --resume {name} --storage {where}",
         )
     ]
+
+
+def printed(directory: str) -> str:
+    """Returns the best trials of a search and what came of it, as text for the terminal.
+
+    Args:
+        directory: of the search.
+
+    Raises:
+        DataError: a file of the search is damaged.
+    """
+    record = read_search(directory)
+    return "\n".join([text_table(record.table, record.setup), *result(record).sentences])

@@ -40,6 +40,7 @@ class Finalist:
         given: whether it is the given recipe.
         reruns: the complete ones, by seed.
         diverged: seeds of those whose training diverged.
+        first: its score in the search; of no use but where nothing was trained again.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Finalist:
     given: bool = False
     reruns: Mapping[int, Rerun] = field(default_factory=dict)
     diverged: frozenset[int] = frozenset()
+    first: float | None = None
 
     @property
     def scores(self) -> Array:

@@ -111,14 +111,18 @@ def _why_out(finalist: Finalist, finalists: Sequence[Finalist], how: Reading) ->
 
 
 def _undecided(finalists: Sequence[Finalist], how: Reading) -> Verdict:
-    """The verdict where no finalist has complete reruns: the search's own order stands."""
+    """The verdict where no finalist has complete reruns: the best score of the search stands."""
+    winner = finalists[0]
+    for finalist in finalists:
+        if finalist.first is not None and how.score.is_better(finalist.first, winner.first):
+            winner = finalist
     standings = []
     for finalist in finalists:
         out = _why_out(finalist, finalists, how)
         standings.append(Standing(finalist.number, None, len(finalist.reruns), None, None, out))
     return Verdict(
-        winner=finalists[0].number,
-        reason=f"no finalist has complete reruns; {finalists[0].name} was the most promising one",
+        winner=winner.number,
+        reason=f"no rerun is complete; {winner.name} has the best score, which may be luck",
         covers="there is no interval",
         standings=tuple(standings),
         score=None,
@@ -128,6 +132,9 @@ def _undecided(finalists: Sequence[Finalist], how: Reading) -> Verdict:
 def _champion(standing: Sequence[Finalist], noise: Noise, score: Score) -> tuple[int, int | None]:
     """Indices of the winner and of the last champion that it has beaten, or None."""
     champion = standing.index(cheapest(standing))
+    if noise.seed_df == 0:
+        # Nothing tells equal ones from others, so the cheaper one could be far worse.
+        return _given_or(standing, champion), None
     beaten = None
     while True:
         better = []
@@ -139,6 +146,14 @@ def _champion(standing: Sequence[Finalist], noise: Noise, score: Score) -> tuple
             return champion, beaten
         beaten = champion
         champion = standing.index(cheapest(better))
+
+
+def _given_or(standing: Sequence[Finalist], champion: int) -> int:
+    """Index of the given recipe, or the other one where it is out."""
+    for number, finalist in enumerate(standing):
+        if finalist.given:
+            return number
+    return champion
 
 
 def _verdict(difference: Estimate, score: Score) -> str:

@@ -29,6 +29,7 @@ FIXED = {
     "train.execution": "how the network runs is chosen once for all trials",
     "train.save_every_s": _SAME_RESULT,
     "train.stall_s": _SAME_RESULT,
+    "init_from": "a checkpoint is looked up and checked for the given recipe alone",
     "train.seed": "the best of several seeds is the luckiest; finalists run again with fresh ones",
 }
 

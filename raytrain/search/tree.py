@@ -151,7 +151,9 @@ def chain_in_words(recipe: Recipe, shared: Mapping[str, Any]) -> tuple[str, ...]
 
 def _in_words(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.3g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_in_words(part)}" for name, part in value.items())
     return str(value)
 
 
@@ -161,8 +163,8 @@ def _rate_in_words(recipe: Recipe, stage: Stage) -> str:
         return recipe.lr
     if isinstance(stage.lr, tuple):
         first, second = stage.lr
-        return f"{first:g} to {second:g}"
-    return f"{stage.lr:g}"
+        return f"{first:.3g} to {second:.3g}"
+    return f"{stage.lr:.3g}"
 
 
 def _augment_in_words(recipe: Recipe, stage: Stage) -> list[str]:

@@ -35,11 +35,12 @@ def content(advisor: Advisor, space: Space, table: Table, sign: float) -> dict[s
 
 def _levels(worth: FieldWorth, space: Space, sign: float) -> list[dict[str, Any]]:
     drawn = _drawn(space, worth)
-    levels = []
+    levels: dict[str, dict[str, Any]] = {}
     for coordinate, mean, sd in zip(worth.levels, worth.mean, worth.sd, strict=True):
         label = _label(drawn.distribution.value(float(coordinate)))
-        levels.append({"label": label, "mean": sign * float(mean), "sd": float(sd)})
-    return levels
+        # Several coordinates may stand for one value of a grid.
+        levels.setdefault(label, {"label": label, "mean": sign * float(mean), "sd": float(sd)})
+    return list(levels.values())
 
 
 def _drawn(space: Space, worth: FieldWorth) -> Drawn:

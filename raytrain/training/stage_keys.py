@@ -136,6 +136,16 @@ class Facts:
         return asdict(self)
 
 
+def differences(one: Facts, other: Facts) -> str:
+    """Returns what differs between what two machines decide, such as `threads 1 is now 2`."""
+    before = one.to_json()
+    found = []
+    for name, value in other.to_json().items():
+        if before[name] != value:
+            found.append(f"{name} {before[name]} is now {value}")
+    return ", ".join(found)
+
+
 def facts(recipe: Recipe, dataset: Dataset, worker: Worker) -> Facts:
     """Finds out what this machine decides about a recipe.
 

@@ -519,7 +519,7 @@ A = "stages: {choice: {a: [{size: 32, epochs: 1, lr: %s}]}}"
         ),
         (
             "model.weights: {choice: [none, imagenet]}\ninit_from: {choice: [a, b]}",
-            "start from init_from",
+            "init_from, which is the same for all trials",
         ),
         (
             "stages.1.batch_size: {choice: [8, 16]}\nstages.2.batch_size: {choice: [8, 16]}\n"

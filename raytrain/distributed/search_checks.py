@@ -1,0 +1,96 @@
+"""What is refused before a search starts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raytrain import registry
+from raytrain.config import Recipe
+from raytrain.data.dataset import open_dataset
+from raytrain.distributed import search_finals
+from raytrain.distributed.preflight import checkpoint_bytes, free_bytes
+from raytrain.distributed.search_setup import METHODS, Options
+from raytrain.errors import ConfigError, StorageError, did_you_mean
+from raytrain.models import networks
+from raytrain.search.advice import drawn_anew
+from raytrain.search.candidates import Candidates
+from raytrain.search.space import Space
+
+
+def check_options(options: Options) -> None:
+    """Refuses numbers and words out of range.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if options.num_samples < 1:
+        raise ConfigError(
+            f"--num-samples {options.num_samples} is less than 1",
+            "a search has at least one trial, the given recipe",
+            "--num-samples 30",
+        )
+    if options.reruns < 0:
+        raise ConfigError(
+            f"--reruns {options.reruns} is less than 0",
+            "it says how often the finalists run again",
+            "--reruns 2",
+        )
+    if options.budget_s is not None and options.budget_s <= 0:
+        raise ConfigError(
+            f"--budget-s {options.budget_s:g} is not above 0",
+            "nothing would be drawn",
+            "--budget-s 3600, or leave it out",
+        )
+    if options.method not in METHODS:
+        raise ConfigError(
+            f'--search "{options.method}" is unknown.{did_you_mean(options.method, METHODS)}',
+            f"there are {', '.join(METHODS)}",
+            "--search model",
+        )
+
+
+def check_draws(candidates: Candidates) -> None:
+    """Refuses a space whose chains all cost more than it allows.
+
+    Raises:
+        ConfigError: no draw is cheap enough.
+    """
+    rng = np.random.default_rng(0)
+    if drawn_anew(candidates.source, rng, lambda chain: False) is not None:
+        return
+    raise ConfigError(
+        f"at_most: {{cost: {candidates.space.most_cost:g}}} allows none of a thousand draws",
+        "only the given recipe would be trained, which costs 1",
+        "a higher cost in the space, or cheaper lists of stages",
+    )
+
+
+def check_disk(recipe: Recipe, space: Space, options: Options) -> None:
+    """Compares the free disk with the checkpoints of all trials, as if they shared none.
+
+    Raises:
+        StorageError: they will not fit.
+    """
+    free = free_bytes(recipe.storage)
+    if free is None:
+        return
+    dataset = open_dataset(str(recipe.dataset))
+    network = registry.training(dataset.task).network(
+        recipe.model, len(dataset.classes), dataset.tile_format.channels
+    )
+    weights = networks.parameter_count(network)
+    named, full = checkpoint_bytes(recipe, weights)
+    longest = max(len(schedule.numbers) for schedule in space.schedules)
+    trials = options.num_samples + options.reruns * (search_finals.BEST + 1)
+    # The checkpoints to resume from are removed when a stage is complete; the winner is laid out
+    # once more.
+    needed = named * longest * (trials + 1) + full * 2
+    if free >= needed:
+        return
+    fits = max(0, int((free - full * 2) / (named * longest)) - 1)
+    raise StorageError(
+        f"{trials} trials of up to {longest} stages, reruns among them, keep {needed / 1e6:,.0f} MB"
+        f" of checkpoints; {recipe.storage} has {free / 1e6:,.0f} MB free",
+        f"the disk would be full in the middle of the search; {fits} trials fit",
+        "free some, give another --storage, or fewer --num-samples",
+    )
