@@ -11,51 +11,53 @@ import argparse
 import time
 
 import baselines
+import driven
 import made_up
 import numpy as np
-from simulated import simulate
+from simulated import FINALISTS, simulate
 
 from raytrain.search.advisor import ModelAdvisor
 from raytrain.search.chance import RandomAdvisor
+from raytrain.search.supply import Limits
 
 RERUNS = 2
+MOST_TRIALS = 10_000
 UNIT = 10_000
 
 
-class Advised:
-    """An advisor of the product, as a search of the simulation."""
-
-    def __init__(self, advisor):
-        self._advisor = advisor
-        self._number = 0
-
-    def propose(self, taken, under_way, trained):
-        self._number += 1
-        proposal = self._advisor.propose(self._number, under_way, taken, trained)
-        if proposal is None:
-            return None
-        return proposal.chain
-
-    def stage_ended(self, chain, stages, score, fresh):
-        self._advisor.hear(chain, stages, score)
-        # The proposal knew of stages that were trained already.
-        return fresh and self._advisor.verdict(chain, stages).stop
-
-    def finalists(self, count):
-        return self._advisor.finalists(count)
+# The product's; the peers are in `baselines`.
+ADVISORS = {"model": ModelAdvisor, "draws": RandomAdvisor}
 
 
-def method_named(name, seed, slots):
-    """A search by its name."""
-    if name == "model":
-        return Advised(ModelAdvisor(made_up.source(), seed))
-    if name == "draws":
-        return Advised(RandomAdvisor(made_up.source(), seed))
-    if name == "random":
-        return baselines.RandomHalving(made_up.source(), seed, slots)
-    if name == "tpe":
-        return baselines.TpeHalving(made_up, seed, slots)
-    raise SystemExit(f"there is no method {name}: model, draws, random, tpe")
+def finalists_of(method, world, seed, options):
+    """The finalists that a search names in a world."""
+    if method in ADVISORS:
+        return planned(ADVISORS[method], world, seed, options)
+    if method == "random":
+        peer = baselines.RandomHalving(made_up.source(), seed, options.slots)
+    elif method == "tpe":
+        peer = baselines.TpeHalving(made_up, seed, options.slots)
+    else:
+        raise SystemExit(f"there is no method {method}: model, draws, random, tpe")
+    return simulate(world, peer, options.budget, options.slots).finalists
+
+
+def planned(advisor, world, seed, options):
+    """The finalists of a search by the product's planner, on a clock on which a stage takes as long as it costs."""
+    made = []
+
+    def begin(source):
+        made.append(advisor(source, seed))
+        return made[-1]
+
+    clock = driven.World(
+        made_up.source(),
+        lambda key, chain, stage: world.seen(chain, stage),
+        seed,
+        seconds_of=lambda cost: cost,
+    )
+    clock.run(driven.Search("search", begin, Limits(MOST_TRIALS, options.budget), options.slots))
+    return made[-1].finalists(FINALISTS)
 
 
 def regret(world, finalists, seed):
@@ -72,9 +74,7 @@ def measured(kind, method, options):
     found = []
     for seed in range(options.first, options.first + options.worlds):
         world = made_up.make(kind, seed)
-        search = method_named(method, seed, options.slots)
-        result = simulate(world, search, options.budget, options.slots)
-        found.append(regret(world, result.finalists, seed))
+        found.append(regret(world, finalists_of(method, world, seed, options), seed))
     return np.array(found)
 
 
