@@ -165,16 +165,25 @@ def _found(report: Mapping[str, Any]) -> Found:
 class Watch(Unwritten, ray.tune.Callback):
     """Looks at Tune's trials after each step of its loop."""
 
-    def __init__(self, suggestions: Suggestions, lacking: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        suggestions: Suggestions,
+        lacking: Callable[[], str],
+        ask_to_stop: Callable[[str], None],
+    ) -> None:
         """Starts.
 
         Args:
             suggestions: knows the trials.
             lacking: what the cluster lacks for a trial, in words.
+            ask_to_stop: called with a reason for which all running trials shall stop.
         """
         super().__init__()
         self.suggestions = suggestions
         self.lacking = lacking
+        self.ask_to_stop = ask_to_stop
+        # Whether the trials have been told of an error that ends the search.
+        self.told = False
         # Whether all pending trials shall end.
         self.ends_all = False
         # When a trial was first seen waiting for resources while none ran.
@@ -200,6 +209,9 @@ class Watch(Unwritten, ray.tune.Callback):
         running = [trial for trial in trials if trial.status == TuneTrial.RUNNING]
         pending = [trial for trial in trials if trial.status == TuneTrial.PENDING]
         planner = self.suggestions.planner
+        if planner.error is not None and not self.told:
+            self.told = True
+            self.ask_to_stop(type(planner.error).__name__)
         self.ends_all = planner.is_ending and not running
         if running or not pending or process_starts():
             self.waiting_since = None

@@ -25,7 +25,7 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import search_finals, search_setup, slots, tune
 from raytrain.distributed.memory import trials_that_fit
-from raytrain.distributed.messages import interruptible, mailbox
+from raytrain.distributed.messages import ANSWERS_S, interruptible, mailbox
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
 from raytrain.distributed.preflight import (
     check_recipe,
@@ -260,7 +260,13 @@ def _tune(planner: Planner, setup: Setup, share: Share, box: Any, lines: Lines) 
         gpu_share=share.gpus or 1.0,
     )
     suggestions = Suggestions(planner, config_of, lines.event)
-    watch = Watch(suggestions, partial(slots.lacking, share))
+
+    def ask_to_stop(reason: str) -> None:
+        """Asks the running trials for a checkpoint after their next step."""
+        with suppress(ray.exceptions.RayError):
+            ray.get(box.put.remote(reason), timeout=ANSWERS_S)
+
+    watch = Watch(suggestions, partial(slots.lacking, share), ask_to_stop)
     attempt = tune.Attempt(
         function=run,
         given=given,
@@ -276,8 +282,7 @@ def _tune(planner: Planner, setup: Setup, share: Share, box: Any, lines: Lines) 
     def deliver(name: str) -> bool:
         planner.stop(name)
         lines.stopping(name)
-        with suppress(ray.exceptions.RayError):
-            ray.get(box.put.remote(name), timeout=10)
+        ask_to_stop(name)
         return True
 
     interruptible(partial(tune.run_attempt, attempt), deliver)
