@@ -126,7 +126,10 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
     jobs = {
         "ingest": ["--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", planet],
         "train": [*small, "--num-workers", "2", "--name", "job"],
-        "tune": [*small, "--space", str(space), "--num-samples", "2", "--name", "search"],
+        "tune": [
+            *small,
+            *("--space", str(space), "--num-samples", "2", "--reruns", "0", "--name", "search"),
+        ],
         "predict": [
             "--checkpoint",
             "job",

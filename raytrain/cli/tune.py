@@ -138,6 +138,8 @@ def tune(
     check_written("--storage", settings.storage)
     name = runs.new_name("tune") if name is None else name
     runs.refuse_taken(name, settings.storage)
+    if not what.dry_run:
+        check_session()
     content = None
     if what.space is not None:
         content = parse_yaml(_file_text(what.space), what.space)
@@ -147,7 +149,6 @@ def tune(
         for line in preview(settings, content, _options(what)):
             print(line)
         return
-    check_session()
     from raytrain.distributed.search import search
 
     directory = storage.join(storage.absolute(settings.storage), name)

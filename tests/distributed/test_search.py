@@ -38,7 +38,7 @@ def searched(dataset, tmp_path_factory):
     ray.shutdown()
     folder = tmp_path_factory.mktemp("searched")
     files(folder, dataset)
-    own = ["--try", "train.wd=0.02", "--num-samples", "3", "--reruns", "1"]
+    own = ["--try", "train.wd=0.02", "--num-samples", "3", "--reruns", "0"]
     driver = Driver(folder, command(folder, *own))
     assert driver.end(300) == 0, driver.text
     return folder, driver.text
@@ -48,7 +48,7 @@ def test_a_search_names_a_winner_and_says_how_far_it_is(searched):
     folder, text = searched
     rows = table(folder)
     kinds = [row["kind"] for row in rows]
-    assert kinds[:3] == ["given", "tried", "drawn"] and set(kinds[3:]) == {"rerun"}
+    assert kinds == ["given", "tried", "drawn"]
     assert {row["state"] for row in rows} == {"complete"}
     assert "trial 0  stage 1 of 2  F2 (one threshold)" in text
     assert "of 3 trials have ended" in text and "next: raytrain train --config" in text
@@ -107,12 +107,19 @@ def test_train_with_best_yaml_has_the_bits_of_the_winner(searched, tmp_path, in_
 def test_a_second_search_in_the_storage_trains_nothing_of_the_first(searched, tmp_path):
     folder, _ = searched
     before = trained(folder)
-    again = [*command(folder)[:-1], "second", "--num-samples", "1", "--reruns", "0"]
-    driver = Driver(folder, again)
-    assert driver.end(200) == 0, driver.text
-    assert trained(folder) == before
+    again = [*command(folder)[:-1], "second", "--num-samples", "2", "--reruns", "2"]
+    driver = Driver(folder, [*again, "--try", "train.wd=0.02"])
+    assert driver.end(400) == 0, driver.text
     rows = json.loads((folder / "runs/second/trials.json").read_text())["trials"]
-    assert [part["trained"] for part in rows[0]["parts"]] == [False, False]
+    for row in rows[:2]:
+        assert not any(part["trained"] for part in row["parts"])
+    # Both run again with two fresh seeds, the same ones; only that is trained.
+    reruns = {(row["rerun_of"], row["seed"]) for row in rows[2:]}
+    assert reruns == {(0, 4), (0, 5), (1, 4), (1, 5)}
+    fresh = {key for row in rows[2:] for key in row["keys"]}
+    assert trained(folder).keys() == before.keys() | fresh
+    finals = json.loads((folder / "runs/second/finals.json").read_text())
+    assert {standing["reruns"] for standing in finals["standings"]} == {2}
 
 
 @pytest.mark.usefixtures("no_cluster")
@@ -355,7 +362,7 @@ def test_the_disk_is_counted_for_all_trials_before_the_start(
     dataset, tmp_path, monkeypatch, capsys
 ):
     files(tmp_path, dataset)
-    monkeypatch.setattr("raytrain.distributed.search.free_bytes", lambda path: 40_000_000)
+    monkeypatch.setattr("raytrain.distributed.search_checks.free_bytes", lambda path: 40_000_000)
     assert run_command(command(tmp_path, "--num-samples", "100")) == 7
     message = capsys.readouterr().err
     assert "108 trials of up to 2 stages" in message and "trials fit" in message

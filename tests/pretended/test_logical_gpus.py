@@ -101,7 +101,7 @@ def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(
 
 
 @pytest.mark.usefixtures("usable")
-def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
+def test_each_worker_gets_a_gpu_of_its_own_and_predict_shares_them_out(
     recipe, data, tmp_path, monkeypatch, logged
 ):
     def note(rank, batch, path=str(tmp_path)):
@@ -115,6 +115,11 @@ def test_each_worker_gets_a_gpu_of_its_own_and_predict_and_tune_share_them_out(
     assert {text[-1] for text in ranks} == {"0", "1"} and len({text[:-2] for text in ranks}) == 2
 
     predicted_alike(f"{done.run.path}/checkpoints/last", data, tmp_path, logged)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("usable")
+def test_trials_of_a_search_have_a_gpu_each(recipe):
     alone = recipe.model_copy(update={"num_workers": 1})
     options = Options(num_samples=2, reruns=0)
     search(alone, {"train.wd": {"choice": [0.01, 0.1]}}, options, name="search")
