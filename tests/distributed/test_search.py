@@ -271,16 +271,21 @@ def test_a_search_that_finds_no_free_cpu_says_what_it_lacks_and_ends(
         def ready(self):
             return True
 
-    holder = ray.remote(num_cpus=2)(Holder).remote()
-    ray.get(holder.ready.remote())
     files(tmp_path, dataset)
     monkeypatch.setattr("raytrain.distributed.planner.PATIENCE_S", 3.0)
-    assert run_command(command(tmp_path, "--num-samples", "1", "--reruns", "0")) == 5
+    holder = ray.remote(num_cpus=2)(Holder).remote()
+    try:
+        ray.get(holder.ready.remote())
+        code = run_command(command(tmp_path, "--num-samples", "1", "--reruns", "0"))
+    finally:
+        # Otherwise the tests after this one would wait for its CPUs.
+        ray.kill(holder)
+    assert code == 5
     message = capsys.readouterr().err
-    assert "no trial could start within 3 seconds: it needs 1 CPU, and 0 CPU is free" in message
+    # How many are free is what Ray has heard last, which may be old on a busy machine.
+    assert "no trial could start within 3 seconds: it needs 1 CPU, and " in message
     assert "raytrain tune --resume s" in message and "Traceback" not in message
     assert [row["state"] for row in table(tmp_path)] == ["open"]
-    ray.kill(holder)
 
 
 # A trial, without Ray
