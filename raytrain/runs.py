@@ -265,10 +265,7 @@ def find_folds(name: str, path: str) -> Run | None:
         name: its name, or the path of its directory.
         path: storage path; one of that name there comes before a directory of that path.
     """
-    for candidate in (storage.join(storage.absolute(path), name), storage.absolute(name)):
-        if storage.exists(storage.join(candidate, FOLDS)):
-            return Run(candidate)
-    return None
+    return _holding(FOLDS, name, path)
 
 
 def find_search(name: str, path: str) -> Run | None:
@@ -278,8 +275,13 @@ def find_search(name: str, path: str) -> Run | None:
         name: its name, or the path of its directory.
         path: storage path; one of that name there comes before a directory of that path.
     """
+    return _holding(SEARCH, name, path)
+
+
+def _holding(file: str, name: str, path: str) -> Run | None:
+    """The directory of a name under a storage path, or at a path, that holds a file."""
     for candidate in (storage.join(storage.absolute(path), name), storage.absolute(name)):
-        if storage.exists(storage.join(candidate, SEARCH)):
+        if storage.exists(storage.join(candidate, file)):
             return Run(candidate)
     return None
 

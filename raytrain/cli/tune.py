@@ -221,7 +221,7 @@ def _flag(field: str) -> str:
 
 
 def _show(directory: str) -> None:
-    """Writes what people look at: the table of trials, the page, and curves at the end."""
+    """Writes what people look at: the table of trials, and the page."""
     from raytrain.report.search_files import write
 
     write(directory)

@@ -27,9 +27,7 @@ from raytrain.distributed import search_finals, search_setup, slots, tune
 from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.messages import ANSWERS_S, interruptible, mailbox
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
-from raytrain.distributed.preflight import (
-    check_recipe,
-)
+from raytrain.distributed.preflight import check_recipe
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
 from raytrain.distributed.search_finals import Finals
 from raytrain.distributed.search_lines import Lines

@@ -69,16 +69,14 @@ class Failures:
             # Nothing is wrong with the trial, and all others would fail in the same way.
             return end.error
         trial.close(State.FAILED, end.reason)
-        self._reasons.append(end.reason)
-        same = self._reasons[-SAME_FAILURES:]
-        if len(same) < SAME_FAILURES or len(set(same)) > 1:
-            return None
-        if end.error is not None:
-            return end.error
-        return RaytrainError(f"{SAME_FAILURES} trials in a row failed: {end.reason}")
+        return self._repeated(end.reason, end.error)
 
-    def died(self, trial: Trial, reason: str) -> None:
-        """Takes the death of a trial's process. The trial stays open, unless it died too often."""
+    def died(self, trial: Trial, reason: str) -> RaytrainError | None:
+        """Takes the death of a trial's process. The trial stays open, unless it died too often.
+
+        Returns:
+            The error that ends the search, if it does.
+        """
         stage = len(trial.parts)
         reached = (stage, self._shelf.reached(trial.keys[stage]))
         before = self._reached.get(trial.number)
@@ -90,5 +88,15 @@ class Failures:
             f"trial {trial.number}: {reason}; death {trial.deaths} of {MOST_DEATHS} without a "
             "newer checkpoint"
         )
-        if trial.deaths >= MOST_DEATHS:
-            trial.close(State.FAILED, f"its process died {MOST_DEATHS} times: {reason}")
+        if trial.deaths < MOST_DEATHS:
+            return None
+        trial.close(State.FAILED, f"its process died {MOST_DEATHS} times: {reason}")
+        return self._repeated(trial.reason, None)
+
+    def _repeated(self, reason: str, error: RaytrainError | None) -> RaytrainError | None:
+        """Counts a failure. Returns the error of one that has come too often in a row."""
+        self._reasons.append(reason)
+        same = self._reasons[-SAME_FAILURES:]
+        if len(same) < SAME_FAILURES or len(set(same)) > 1:
+            return None
+        return error or RaytrainError(f"{SAME_FAILURES} trials in a row failed: {reason}")

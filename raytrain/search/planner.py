@@ -164,7 +164,9 @@ class Planner:
                 self.fail(error)
         elif end.how is not How.SIGNALLED:
             # A trial that ends without its last outcome and without a word has died, too.
-            self._failures.died(trial, end.reason or "its process ended without a word")
+            error = self._failures.died(trial, end.reason or "its process ended without a word")
+            if error is not None:
+                self.fail(error)
         self._save()
 
     def stop(self, signal_name: str) -> None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -189,6 +191,9 @@ def test_three_kills_of_the_driver_and_one_of_a_trial_change_no_trial_and_no_sco
         time.sleep(0.5)
         driver.send(signal.SIGKILL)
         driver.end()
+        # What a killed driver cannot remove: Tune's own files.
+        for left in Path(tempfile.gettempdir()).glob("raytrain-*"):
+            shutil.rmtree(left)
         driver = Driver(killed, resume(killed))
     driver.wait_for(_kill_a_trial)
     assert driver.end(300) == 0, driver.text

@@ -275,6 +275,15 @@ def test_the_same_failure_three_times_in_a_row_ends_the_search_with_its_reason()
     assert found.is_over and found.error is error
 
 
+def test_a_fault_that_kills_every_trial_ends_the_search():
+    found, _, _ = planner(Grid(levels=3), slots=1, limits=Limits(9))
+    for _ in range(9):
+        trial = found.next_trial()
+        found.ended(trial.number, End(How.DIED, "ImportError: no module"))
+    assert found.is_over and "3 trials in a row failed" in str(found.error)
+    assert "no module" in str(found.error)
+
+
 def test_different_failures_do_not_end_the_search():
     found, _, _ = planner(Grid(levels=3), slots=1, limits=Limits(9))
     for reason in ("one", "two", "one", "two"):
