@@ -60,8 +60,8 @@ class SearchFlags:
     budget_s: Annotated[
         float | None,
         Parameter(
-            help="seconds, over all attempts, after which no further trial is drawn; "
-            "those under way and the reruns are finished"
+            help="seconds that the search may take, over all attempts; time for the reruns is set "
+            "aside, and trials under way are finished"
         ),
     ] = None
     tries: Annotated[

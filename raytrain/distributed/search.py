@@ -225,7 +225,7 @@ def _planner(directory: str, setup: Setup, share: Share) -> tuple[Planner, Final
         candidates=candidates,
         advisor=advisor,
         shelf=StageShelf(recipe, setup.score.key, dataset.task),
-        limits=Limits(setup.options.num_samples, setup.options.budget_s),
+        limits=Limits(setup.options.num_samples, setup.options.budget_s, setup.options.reruns),
         score=setup.score,
         slots=lambda: slots.count(share, most),
         reruns=finals.wanted,

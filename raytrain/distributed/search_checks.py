@@ -7,13 +7,13 @@ import numpy as np
 from raytrain import registry
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
-from raytrain.distributed import search_finals
 from raytrain.distributed.preflight import checkpoint_bytes, free_bytes
 from raytrain.distributed.search_setup import METHODS, Options
 from raytrain.errors import ConfigError, StorageError, did_you_mean
 from raytrain.models import networks
 from raytrain.search.advice import drawn_anew
 from raytrain.search.candidates import Candidates
+from raytrain.search.finalists import BEST
 from raytrain.search.space import Space
 
 
@@ -81,7 +81,7 @@ def check_disk(recipe: Recipe, space: Space, options: Options) -> None:
     weights = networks.parameter_count(network)
     named, full = checkpoint_bytes(recipe, weights)
     longest = max(len(schedule.numbers) for schedule in space.schedules)
-    trials = options.num_samples + options.reruns * (search_finals.BEST + 1)
+    trials = options.num_samples + options.reruns * (BEST + 1)
     # The checkpoints to resume from are removed when a stage is complete; the winner is laid out
     # once more.
     needed = named * longest * (trials + 1) + full * 2

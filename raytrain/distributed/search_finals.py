@@ -14,14 +14,12 @@ from raytrain.evaluation import predictions, rerun_scores
 from raytrain.evaluation.score import Score
 from raytrain.search import finals
 from raytrain.search.advice import Advisor
-from raytrain.search.finalists import Finalist, Rerun, rerun_of
+from raytrain.search.finalists import BEST, Finalist, Rerun, rerun_of
 from raytrain.search.reruns import Reading, still_to_train
 from raytrain.search.table import Kind, State, Table, Trial
 from raytrain.training import stages
 
 FILE = "finals.json"
-# Trials that run again beside the given recipe.
-BEST = 3
 # Files with the predictions of a rerun, by the part of the split that they are of.
 FILES = {"valid": "predictions.parquet", "test": "predictions-test.parquet"}
 # What the winner was judged by, for best.yaml and the page.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from raytrain.errors import RaytrainError
 from raytrain.evaluation.score import Score
 from raytrain.log import duration
+from raytrain.search.forecast import seconds_of_reruns
 from raytrain.search.planner import Planner
 from raytrain.search.table import Kind, State, Trial
 
@@ -113,15 +114,28 @@ class Lines:
         saved = _saved(table.trials)
         if saved is not None:
             text += f"; sharing saved {saved:.0%} of the work"
-        left = planner.parts.limits.num_samples - len(ended)
-        if ended and left > 0:
-            seconds = planner.seconds / len(ended) * left
+        if ended:
+            seconds = self._seconds_left(len(ended))
             end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
-            text += f"; end about {end} (in {duration(seconds)}), reruns on top"
+            text += f"; end about {end} (in {duration(seconds)}), reruns included"
         gains = [trial.gain for trial in table.trials if trial.gain is not None]
         if gains:
             text += f"; the last draw promised {gains[-1]:+.4f}"
         return text
+
+    def _seconds_left(self, ended: int) -> float:
+        """Expected seconds until the end.
+
+        Args:
+            ended: number of trials that have ended, reruns not among them; at least 1.
+        """
+        planner = self._planner
+        limits = planner.parts.limits
+        reruns = seconds_of_reruns(planner.parts.table, limits.reruns, planner.parts.slots())
+        trials = planner.seconds / ended * max(0, limits.num_samples - ended)
+        if limits.budget_s is not None:
+            trials = min(trials, max(0.0, limits.budget_s - planner.seconds - reruns))
+        return trials + reruns
 
 
 def _saved(trials: list[Trial]) -> float | None:

@@ -15,7 +15,6 @@ from raytrain.config import Recipe
 from raytrain.distributed import slots
 from raytrain.distributed.preflight import check_recipe, check_workers
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
-from raytrain.distributed.search_finals import BEST
 from raytrain.distributed.search_resources import facts_here, worker_of
 from raytrain.distributed.search_setup import (
     Options,
@@ -32,6 +31,7 @@ from raytrain.search.advice import drawn_anew
 from raytrain.search.advisor import FIRST_DRAWS
 from raytrain.search.candidates import Candidates, chain_of
 from raytrain.search.chains import Chain
+from raytrain.search.finalists import BEST
 from raytrain.search.space import Draw
 from raytrain.search.table import Kind, Trial
 

@@ -45,7 +45,7 @@ class Options:
 
     Attributes:
         num_samples: number of trials, the given recipe and tried ones among them.
-        budget_s: seconds after which nothing more is drawn; None for any.
+        budget_s: seconds that the search may take, reruns included; None for any.
         tries: trials of the user's own, see `Space.tried`.
         reruns: how often the finalists run again.
         objective: name of a score; None for that of the task.

@@ -9,6 +9,9 @@ import numpy as np
 
 from raytrain.evaluation.metrics import Array
 
+# How many of the best trials run again, beside the given recipe.
+BEST = 3
+
 
 @dataclass(frozen=True, eq=False)
 class Rerun:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from raytrain.search.advice import Advisor
 from raytrain.search.candidates import Candidates, chain_of
 from raytrain.search.chains import Chain
+from raytrain.search.forecast import seconds_of_reruns
 from raytrain.search.table import Kind, Table, Trial
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,13 @@ class Limits:
 
     Attributes:
         num_samples: number of trials, the given recipe and tried ones among them, reruns not.
-        budget_s: seconds after which nothing more is drawn; None for any.
+        budget_s: seconds that the search may take, reruns included; None for any.
+        reruns: how often each finalist runs again.
     """
 
     num_samples: int
     budget_s: float | None = None
+    reruns: int = 0
 
 
 class Supply:
@@ -62,16 +65,19 @@ class Supply:
         for trial in table.trials:
             candidates.remember(trial)
 
-    def has_drawn_all(self, seconds: float) -> bool:
+    def has_drawn_all(self, seconds: float, slots: int) -> bool:
         """Returns whether no trial is drawn any more.
 
         Args:
             seconds: that the search has run.
+            slots: how many trials run at once.
         """
         if self._exhausted:
             return True
-        if self._limits.budget_s is not None and seconds >= self._limits.budget_s:
-            return True
+        if self._limits.budget_s is not None:
+            reruns = seconds_of_reruns(self._table, self._limits.reruns, slots)
+            if seconds + reruns >= self._limits.budget_s:
+                return True
         drawn = self._table.of_kind(Kind.GIVEN, Kind.TRIED, Kind.DRAWN)
         return len(drawn) >= self._limits.num_samples
 

@@ -336,6 +336,20 @@ def test_a_search_ends_when_its_space_is_used_up(logged):
     assert any("the space is used up" in line for line in logged)
 
 
+def test_a_budget_keeps_the_time_of_the_reruns():
+    found, _, clock = planner(Grid(levels=9), slots=1, limits=Limits(50, budget_s=50.0, reruns=2))
+    drawn = 0
+    while (trial := found.next_trial()) is not None:
+        drawn += 1
+        # A second for each stage, as `train_all` says.
+        clock.now += len(trial.keys)
+        train_all(found, trial)
+        found.ended(trial.number, End(How.DONE))
+    # Eight reruns of two or three stages take 16 to 24 s of the 50.
+    assert 26 <= clock.now <= 34 + 3
+    assert drawn < 50
+
+
 def test_a_budget_ends_the_drawing():
     found, _, clock = planner(slots=1, limits=Limits(50, budget_s=100.0))
     trial = found.next_trial()
