@@ -107,6 +107,9 @@ class Evaluation(Protocol):
     def decision(self, path: str | None, rule: str | None, classes: tuple[str, ...]) -> Any:
         """Returns how labels are decided, by a file and the name of a rule; None for one way."""
 
+    def decided(self, logits: Array, chosen: Any) -> Array:
+        """Returns the labels of tiles, bool (N, K), decided by what `decision` has returned."""
+
     def answers(self, predictions: Predictions, chosen: Any) -> Iterator[str]:
         """Yields the answer for each tile, decided by what `decision` has returned."""
 

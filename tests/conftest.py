@@ -14,9 +14,10 @@ import pytest
 from filelock import FileLock
 from handmade import NETWORK
 
-from raytrain.cli.main import RAY_ENVIRONMENT, run_command
+from raytrain.cli.main import run_command
 from raytrain.data import synthetic
 from raytrain.data.dataset import open_dataset
+from raytrain.distributed.environment import QUIET
 from raytrain.log import collected
 
 pytest_plugins = ["leaks"]
@@ -54,7 +55,7 @@ def surroundings(temporary_directory, tmp_path_factory):
         HOME=str(home),
         RAYTRAIN_CACHE=str(home / "cache"),
         RAY_AUTH_MODE="disabled",
-        **RAY_ENVIRONMENT,
+        **QUIET,
     )
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # their epochs are as short as that
     os.environ[ARCH] = NETWORK

@@ -7,7 +7,6 @@ wrong setting answer at once.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -29,34 +28,11 @@ from raytrain.cli.train import lr_find, train
 from raytrain.cli.tune import tune
 from raytrain.cli.usage import usage_error
 from raytrain.data.names import is_utf8, visible
+from raytrain.distributed.environment import quiet_ray
 from raytrain.distributed.stop_signals import end_with_supervisor
 from raytrain.errors import ConfigError, Interrupted, RaytrainError
 from raytrain.output import Output, ReaderLeft, open_closed_streams
 
-# Set before ray is imported. A variable that is already set keeps its value.
-RAY_ENVIRONMENT = {
-    # 2 s by default: the end of a run, and two reports in a row, wait for it.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # It logs a harmless error at every start.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # With the patch, what workers print appears twice.
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # The actor pools of Ray Data log a harmless error; `info` brings all of Ray's lines back.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # The default of future versions; silences a warning at every start.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Nobody reads metrics of a session that ends with its command.
-    "RAY_enable_metrics_collection": "0",
-    # One of the prestarted workers would stay idle; actors start their own just as fast.
-    "RAY_prestart_worker_first_driver": "0",
-    # 15 by default: a step waits for its slowest thread, and any other program would come first.
-    "RAY_worker_niceness": "0",
-}
 # As a shell counts a process that SIGPIPE ends: 128 + 13.
 READER_LEFT_CODE = 141
 
@@ -93,8 +69,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         argv: arguments without the program's name; None: those of this process.
     """
     end_with_supervisor()
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    quiet_ray()
     if argv is None:
         argv = sys.argv[1:]
     sys.exit(run_command(argv))

@@ -94,7 +94,7 @@ def inspect(content: bytes, name: str = "") -> Picture:
             bands, 16-bit or truncated.
     """
     image = _open(content)
-    pixels = _rgb(image)
+    pixels = rgb(image)
     return Picture(
         width=pixels.width,
         height=pixels.height,
@@ -148,7 +148,7 @@ def decode(content: bytes, size: int | None = None) -> np.ndarray[Any, Any]:
     image = _open(content)
     if size is not None:
         image.draft(None, (size, size))
-    pixels = _rgb(image)
+    pixels = rgb(image)
     if size is not None and pixels.size != (size, size):
         pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(pixels)
@@ -263,8 +263,12 @@ def _check_samples(header: TiffHeader) -> None:
         raise BadImage("bands", f"a TIFF of L*a*b* colours in separate planes: {_BANDS_FLAGS}")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Decodes the pixels, upright, as RGB; transparent ones become black."""
+def rgb(image: Image.Image) -> Image.Image:
+    """Returns a picture upright, as RGB; transparent pixels become black.
+
+    Raises:
+        BadImage: its file is damaged.
+    """
     try:
         image.load()
         if _is_turned(image):

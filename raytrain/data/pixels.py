@@ -49,6 +49,36 @@ def decode(content: bytes, tiles: TileFormat, size: int | None = None) -> Array:
     return np.stack(channels, axis=2)
 
 
+def of_picture(picture: Any, tiles: TileFormat, size: int) -> Array:
+    """Makes a tile of a picture in memory.
+
+    A JPEG file is decoded at a smaller size where it has at least twice `size`. A picture in memory
+    is resized from its own pixels, which differs by one grey level in the mean.
+
+    Args:
+        picture: a PIL picture, or an array (H, W, C) of the format's type.
+        tiles: format of the dataset's tiles.
+        size: side of the result in pixels.
+
+    Returns:
+        (size, size, channels) of the format's type.
+
+    Raises:
+        BadImage: it is no picture of this format.
+    """
+    if isinstance(picture, Image.Image):
+        return _of_pil(picture, tiles, size)
+    array = np.asarray(picture)
+    if array.ndim != 3 or array.shape[2] != tiles.channels:
+        raise BadImage("bands", f"an array of shape {array.shape}, not (H, W, {tiles.channels})")
+    _check_type(array.dtype.name, tiles)
+    height, width, channels = array.shape
+    images.check_sides(width, height)
+    if (height, width) == (size, size):
+        return array
+    return np.stack([_resized(array[:, :, channel], size) for channel in range(channels)], axis=2)
+
+
 def inspect(content: bytes, tiles: TileFormat, name: str = "") -> Picture:
     """Checks a file as `images.inspect` does, and that it holds a tile of this format.
 
@@ -106,6 +136,16 @@ def tiff_mode(content: bytes) -> str:
         return "TIFF"
     noun = "band" if header.bands == 1 else "bands"
     return f"{header.bands} {noun} of {header.bits} bits"
+
+
+def _of_pil(picture: Image.Image, tiles: TileFormat, size: int) -> Array:
+    rgb = images.rgb(picture)
+    images.check_sides(rgb.width, rgb.height)
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    if tiles.is_plain:
+        return np.asarray(rgb)
+    return _of_picture(np.asarray(rgb), tiles)
 
 
 def _of_picture(rgb: Array, tiles: TileFormat) -> Array:

@@ -22,9 +22,8 @@ import pandas as pd
 import ray
 import torch
 
-from raytrain import registry, storage
+from raytrain import storage
 from raytrain.checkpoints import fitting, reading
-from raytrain.config import Model, normalization
 from raytrain.data import images, pixels
 from raytrain.data.bands import BandRule, KeptBands, as_picture
 from raytrain.data.contents import contents, trouble
@@ -35,22 +34,15 @@ from raytrain.distributed import gpus
 from raytrain.distributed.session import actors, blocks_of, cpus, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
-from raytrain.models import initial_weights, networks
-from raytrain.models.precision import default_precision, keep_fp32
-from raytrain.training import transforms
-from raytrain.training.inference import Inference, logits_of
+from raytrain.training import trained_model
+from raytrain.training.trained_model import BATCH, CPU
 from raytrain.worker import compute_device
 
 logger = logging.getLogger(__name__)
 
 
-# Tiles in a forward pass.
-BATCH = 64
 # Pictures in a block, where they are files of their own. Of a dataset, a shard is a block.
 TILES_PER_BLOCK = 256
-# The rotations and reflections of a square.
-SYMMETRIES = 8
-CPU = torch.device("cpu")
 # Encoded pictures in memory for each thread that decodes.
 WINDOW = 4
 
@@ -110,9 +102,9 @@ def predict(
     checkpoint = reading.load(checkpoint_path)
     rule = _rule(checkpoint, bands)
     blocks, origin = _blocks_and_origin(checkpoint, dataset_path, part, sources)
-    _check_resize(checkpoint)
-    # Loaded here only to refuse weights that do not fit before any process starts.
-    _network(checkpoint)
+    # Here only to refuse, before any process starts, what none of them could load.
+    trained_model.check_resize(checkpoint)
+    trained_model.network_of(checkpoint)
     table = _run(blocks, (checkpoint.path, tta, rule))
     usable, refused = _divided(table)
     meta = {
@@ -207,33 +199,6 @@ def _rule(checkpoint: reading.Checkpoint, bands: BandRule | KeptBands | None) ->
     )
 
 
-def _check_resize(checkpoint: reading.Checkpoint) -> None:
-    """Refuses a checkpoint that was trained on tiles resized by a rule of another version.
-
-    Raises:
-        ConfigError: this version does not know the rule.
-    """
-    rule = checkpoint.meta["resize"]["rule"]
-    if rule != transforms.RESIZE_RULE:
-        raise ConfigError(
-            f"{checkpoint.path} resizes tiles by another rule: {rule}",
-            f"this version knows {transforms.RESIZE_RULE}; other pixels give other predictions",
-            "predict with the version that trained it (meta.json, versions)",
-        )
-
-
-def _network(checkpoint: reading.Checkpoint) -> torch.nn.Sequential:
-    """The network of a checkpoint with the weights that its validation used."""
-    meta = checkpoint.meta
-    # Dropout does nothing in evaluation, so its probability does not matter here.
-    settings = Model(arch=meta["arch"], dropout=0.0)
-    model = registry.training(meta["task"]).network(
-        settings, len(meta["classes"]), checkpoint.tile_format.channels
-    )
-    initial_weights.load_weights(model, checkpoint.judged_weights(), checkpoint.path)
-    return model
-
-
 def _divided(table: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
     """Divides the results into those of usable tiles and the files that were refused.
 
@@ -280,29 +245,10 @@ class Predictor:
         device: torch.device = CPU,
         decoders: int = 1,
     ) -> None:
-        keep_fp32()
         self.bands = bands
-        self.device = device
         self.decoders = decoders
         self.pool = ThreadPoolExecutor(decoders)
-        checkpoint = reading.load(path)
-        self.meta = checkpoint.meta
-        self.tiles = checkpoint.tile_format
-        self.model = _network(checkpoint)
-        networks.to_device(self.model, device).eval()
-        # As the network was trained, where this processor computes in bf16. One that only emulates
-        # it would be slower than in fp32.
-        precision = "fp32"
-        if self.meta["precision"] == "bf16" and default_precision(device) == "bf16":
-            precision = "bf16"
-        symmetries = SYMMETRIES if tta else 1
-        self.how = Inference(
-            self.meta["size"],
-            normalization(self.meta["normalize"]),
-            precision,
-            symmetries,
-            registry.training(self.meta["task"]).undone,
-        )
+        self.model = trained_model.load(path, device, tta=tta)
 
     def __call__(self, block: pd.DataFrame) -> pd.DataFrame:
         """Predicts the tiles of a block.
@@ -325,7 +271,7 @@ class Predictor:
             raise cause
         tiles = [picture for picture in pictures if not isinstance(picture, images.BadImage)]
         logits = self._logits_of_all(tiles)
-        no_logits = np.zeros(len(self.meta["classes"]), np.float32)
+        no_logits = np.zeros(len(self.model.classes), np.float32)
         values: list[np.ndarray[Any, Any]] = []
         kinds: list[str] = []
         details: list[str] = []
@@ -358,21 +304,14 @@ class Predictor:
             return content
         try:
             picture = as_picture(content, path, self.bands)
-            return pixels.decode(picture, self.tiles, self.meta["resize"]["stored_size"])
+            return pixels.decode(picture, self.model.tiles, self.model.stored_size)
         except images.BadImage as error:
             return error
 
     def _logits_of_all(self, tiles: list[Tile]) -> Iterator[np.ndarray[Any, Any]]:
         """The logits, float32 (K,), of each tile in turn, computed in batches."""
         for start in range(0, len(tiles), BATCH):
-            yield from self._logits(tiles[start : start + BATCH])
-
-    def _logits(self, tiles: list[Tile]) -> np.ndarray[Any, Any]:
-        """The logits of one batch, float32 (B, K). All tiles have the same size."""
-        # (B, S, S, C) -> (B, C, S, S)
-        pictures = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).to(self.device)
-        values: np.ndarray[Any, Any] = logits_of(self.model, pictures, self.how).cpu().numpy()
-        return values
+            yield from self.model.logits_of_tiles(np.stack(tiles[start : start + BATCH]))
 
 
 def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:

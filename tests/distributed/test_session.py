@@ -16,9 +16,9 @@ import sys
 import psutil
 import ray
 
-from raytrain.cli.main import RAY_ENVIRONMENT
+from raytrain.distributed.environment import QUIET
 
-os.environ.update(RAY_ENVIRONMENT)
+os.environ.update(QUIET)
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 

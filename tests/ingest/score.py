@@ -30,9 +30,9 @@ import ray
 
 import raytrain
 from raytrain import storage
-from raytrain.cli.main import RAY_ENVIRONMENT
 from raytrain.data import images
 from raytrain.data.sources import DividedTiles, images_in
+from raytrain.distributed.environment import QUIET
 from raytrain.distributed.ingest import ingest
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -209,5 +209,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.update(RAY_ENVIRONMENT)
+    os.environ.update(QUIET)
     main()

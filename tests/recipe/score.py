@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from raytrain.cli.main import RAY_ENVIRONMENT, run_command
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
+from raytrain.distributed.environment import QUIET
 
 sys.path.append(str(Path(__file__).parents[1]))
 from test_real import REAL as RELATIVE
@@ -148,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["planet", "ucmerced"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 1, 2])
     options = parser.parse_args()
-    os.environ.update({"RAY_AUTH_MODE": "disabled"} | RAY_ENVIRONMENT)
+    os.environ.update({"RAY_AUTH_MODE": "disabled"} | QUIET)
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(out)

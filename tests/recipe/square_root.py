@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 from score import prepared
 
-from raytrain.cli.main import RAY_ENVIRONMENT, run_command
+from raytrain.cli.main import run_command
+from raytrain.distributed.environment import QUIET
 from raytrain.evaluation import intervals, metrics, predictions
 
 BATCHES = (16, 64)
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     out = Path(parser.parse_args().out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    os.environ.update(RAY_ENVIRONMENT)
+    os.environ.update(QUIET)
     lines = [
         f"| data | tiles | batch {BATCHES[0]} | batch {BATCHES[1]} | difference, 95 % interval | verdict |"
     ]

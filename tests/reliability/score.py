@@ -92,7 +92,7 @@ def selected(arguments: argparse.Namespace, all_figures: list[Figure]) -> list[t
 
 def surroundings(home: Path) -> None:
     """A home and a cache of its own for all that is started from here, and Ray without tokens."""
-    from raytrain.cli.main import RAY_ENVIRONMENT
+    from raytrain.distributed.environment import QUIET
 
     for name in [
         name for name in os.environ if name.startswith("RAYTRAIN_") or name == "RAY_ADDRESS"
@@ -102,7 +102,7 @@ def surroundings(home: Path) -> None:
         HOME=str(home),
         RAYTRAIN_CACHE=str(home / "cache"),
         RAY_AUTH_MODE="disabled",
-        **RAY_ENVIRONMENT,
+        **QUIET,
     )
 
 

@@ -121,6 +121,21 @@ def decision(path: str | None, rule: str | None, classes: tuple[str, ...]) -> Ch
     return Chosen(rules.DEFAULT, rules.default(len(classes)), why)
 
 
+def decided(logits: Array, chosen: Chosen) -> Array:
+    """Returns the labels of tiles, bool (N, K). Every tile gets at least its most probable label.
+
+    Args:
+        logits: (N, K).
+        chosen: how labels are decided.
+    """
+    predicted: Array = chosen.decision.labels(logits)
+    # argmax fails for a part without tiles.
+    if len(predicted):
+        empty = ~predicted.any(axis=1)
+        predicted[empty, np.argmax(logits[empty], axis=1)] = True
+    return predicted
+
+
 def answers(predictions: Predictions, chosen: Chosen) -> Iterator[str]:
     """Yields the answer for each tile: its labels in class order, separated by spaces.
 
@@ -130,10 +145,5 @@ def answers(predictions: Predictions, chosen: Chosen) -> Iterator[str]:
         predictions: of N tiles.
         chosen: how labels are decided.
     """
-    predicted = chosen.decision.labels(predictions.logits)  # bool (N, K)
-    # argmax fails for a part without tiles.
-    if len(predicted):
-        empty = ~predicted.any(axis=1)
-        predicted[empty, np.argmax(predictions.logits[empty], axis=1)] = True
-    for row in predicted.tolist():
+    for row in decided(predictions.logits, chosen).tolist():
         yield " ".join(compress(predictions.classes, row))

@@ -321,6 +321,13 @@ def decision(path: str | None, rule: str | None, classes: tuple[str, ...]) -> No
             )
 
 
+def decided(logits: Array, chosen: None) -> Array:
+    """Returns the labels of tiles, bool (N, K): the most probable class of each."""
+    found = np.zeros(logits.shape, np.bool_)
+    found[np.arange(len(logits)), _classes_of(logits)] = True
+    return found
+
+
 def answers(predictions: Predictions, chosen: None) -> Iterator[str]:
     """Yields the answer for each tile: its most probable class. Nothing else can be chosen."""
     for index in _classes_of(predictions.logits).tolist():
