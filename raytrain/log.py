@@ -2,7 +2,8 @@
 
 Each module has its own child logger. INFO is progress; WARNING is what the user may have to act on.
 The command line prints both as they arrive. A program that imports raytrain configures the logger
-as it likes. In a group of workers, only rank 0 reports progress.
+as it likes. In a group of workers, only rank 0 reports progress. Threads that train at the same
+time give their messages a label each.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 ROOT = logging.getLogger("raytrain")
 # Pass this as `extra` of a message that every rank shall send, not only rank 0.
 EVERY_RANK = {"every_rank": True}
+# What each line of the current thread begins with. A new thread begins without a label.
+_LABEL: ContextVar[str] = ContextVar("label", default="")
 
 
 class _Handler(logging.Handler):
@@ -26,7 +30,28 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # logging.StreamHandler would catch the error of a closed output and print a traceback.
         # Here the error reaches the command, which ends quietly.
-        self.function(record.levelno, record.getMessage())
+        self.function(record.levelno, _with_label(record.getMessage()))
+
+
+def _with_label(text: str) -> str:
+    """The text with the label of this thread before each of its lines."""
+    label = _LABEL.get()
+    return label + text.replace("\n", f"\n{label}")
+
+
+@contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Puts a label such as `fold 2: ` before each line of what this thread says."""
+    before = _LABEL.set(label)
+    try:
+        yield
+    finally:
+        _LABEL.reset(before)
+
+
+def current_label() -> str:
+    """Returns the label of this thread, for a thread that speaks for it; empty if there is none."""
+    return _LABEL.get()
 
 
 @contextmanager

@@ -133,10 +133,9 @@ def _train_folds(recipe: Recipe, run: RunFlags, name: str) -> int | None:
     if run.dry_run:
         from raytrain.distributed.dry_run import dry_run
 
-        found = folds.checked(recipe, run.folds, name)
-        if folds.find(found.path) is None:
-            folds.refuse_taken(found)
+        found = folds.planned(recipe, run.folds, name)
         dry_run(found.recipe_of(found.splits[0]))
+        print(folds.plan_in_words(found))
         return None
     _conclude_folds(folds.train_folds(recipe, run.folds, name))
     return None

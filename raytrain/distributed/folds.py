@@ -1,5 +1,6 @@
 """Cross-validation: one run for each fold of a family of splits, and their predictions in one file.
 
+    planned(recipe, family, name)        checks what can be known before
     train_folds(recipe, family, name)    begins, or goes on where an earlier call has ended
     resume_folds(folds, overrides)       goes on
 
@@ -24,9 +25,13 @@ import numpy as np
 from raytrain import runs, storage
 from raytrain.config import Recipe, merge, nested, parse_yaml, validate
 from raytrain.data.dataset import Dataset, open_dataset
-from raytrain.distributed import environment
-from raytrain.distributed.preflight import check_group, check_recipe
-from raytrain.distributed.session import session, to_go
+from raytrain.distributed import environment, slots
+from raytrain.distributed.fold_limits import Limit, in_words, threads_of_worker, with_threads
+from raytrain.distributed.folds_at_once import Fold, Work, train_at_once
+from raytrain.distributed.memory import groups_that_fit
+from raytrain.distributed.messages import Reason
+from raytrain.distributed.preflight import check_group, check_recipe, use_gpu
+from raytrain.distributed.session import cpus, session, to_go
 from raytrain.distributed.train import resume, train
 from raytrain.errors import (
     ConfigError,
@@ -42,7 +47,6 @@ from raytrain.evaluation.own_metrics import Metric
 from raytrain.evaluation.predictions import Predictions
 from raytrain.log import duration
 from raytrain.runlock import held
-from raytrain.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +111,7 @@ class Folds:
 
 
 def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Metric] = ()) -> Folds:
-    """Trains one run for each fold, one after the other, and joins their predictions.
+    """Trains one run for each fold, as many at once as fit, and joins their predictions.
 
     The same call again goes on: complete runs stay, the one that was cut is resumed.
 
@@ -126,14 +130,28 @@ def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Met
     """
     new = checked(recipe, family, name)
     with held(new.path):
-        begun = find(new.path)
-        if begun is None:
-            refuse_taken(new)
-        else:
-            new = _continued(begun, new, threads=recipe.train.threads)
-        storage.write_text(storage.join(new.path, RECIPE), new.recipe.to_yaml())
-        _write_state(new)
-        return _train_all(new, metrics)
+        folds = _begun_or_new(new, threads=recipe.train.threads)
+        _write_recipe(folds)
+        _write_state(folds)
+        return _train_all(folds, metrics)
+
+
+def planned(recipe: Recipe, family: str, name: str) -> Folds:
+    """What `train_folds` would train, without training.
+
+    Raises:
+        RaytrainError: what `train_folds` would raise before it starts anything.
+    """
+    return _begun_or_new(checked(recipe, family, name), threads=recipe.train.threads)
+
+
+def _begun_or_new(given: Folds, *, threads: int | None) -> Folds:
+    """The cross-validation of a command: the one that was begun under its name, or a new one."""
+    begun = find(given.path)
+    if begun is not None:
+        return _continued(begun, given, threads=threads)
+    refuse_taken(given)
+    return given
 
 
 def resume_folds(
@@ -155,7 +173,7 @@ def resume_folds(
     where = {"storage": folds.storage, "dataset": storage.absolute(recipe.dataset or "")}
     folds = replace(folds, recipe=recipe.model_copy(update=where))
     with held(folds.path):
-        storage.write_text(storage.join(folds.path, RECIPE), folds.recipe.to_yaml())
+        _write_recipe(folds)
         return _train_all(folds, metrics)
 
 
@@ -179,8 +197,8 @@ def checked(recipe: Recipe, family: str, name: str) -> Folds:
     path = storage.join(first.storage, name)
     # Absolute paths, but nothing that was computed from the tiles of one fold.
     where = {key: getattr(first, key) for key in ("dataset", "storage", "init_from", "model")}
-    recipe = _with_threads(recipe.model_copy(update=where))
-    return Folds(path, recipe, family, splits, dataset.hash)
+    folds = Folds(path, recipe.model_copy(update=where), family, splits, dataset.hash)
+    return _with_threads_of_machine(folds, dataset)
 
 
 def _with_split(recipe: Recipe, split: str) -> Recipe:
@@ -202,18 +220,48 @@ def _refuse_start(recipe: Recipe, dataset: Dataset) -> None:
     )
 
 
-def _with_threads(recipe: Recipe) -> Recipe:
-    """The recipe with the number of threads that its workers have on this machine.
+def _with_threads_of_machine(folds: Folds, dataset: Dataset) -> Folds:
+    """The folds with the number of threads that each worker has on this machine.
 
-    Resolved once: all folds then compute alike, whatever else runs on the machine later. On a
-    cluster each worker takes its share of its own node.
+    Resolved once: all folds then compute alike, whatever else runs on the machine later. A cluster
+    is asked once it is connected.
     """
+    recipe = folds.recipe
     if recipe.train.threads is not None or environment.connects():
-        return recipe
-    workers = recipe.num_workers
-    one = Worker(world=workers, local_world=workers, cpus=len(os.sched_getaffinity(0)))
-    train = recipe.train.model_copy(update={"threads": one.cpu_share})
-    return recipe.model_copy(update={"train": train})
+        return folds
+    limit = _limit(recipe, _most(recipe, dataset))
+    at_once = min(len(folds.splits), limit.at_once(slots.resources()))
+    cpus_here = len(os.sched_getaffinity(0))
+    threads = threads_of_worker(cpus_here, recipe.num_workers, at_once)
+    return replace(folds, recipe=with_threads(recipe, threads))
+
+
+def _most(recipe: Recipe, dataset: Dataset) -> int | None:
+    """How many folds fit into the memory of this machine; None for any."""
+    return groups_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels)
+
+
+def _limit(recipe: Recipe, most: int | None) -> Limit:
+    """What decides how many folds train at once.
+
+    Raises:
+        ConfigError, ResourceError: as `use_gpu`.
+    """
+    return Limit(recipe.num_workers, use_gpu(recipe), recipe.train.threads, most)
+
+
+def plan_in_words(folds: Folds) -> str:
+    """Returns how many folds would be trained, and how many at once on this machine.
+
+    Raises:
+        RaytrainError: the dataset, or the GPUs that are asked for, cannot be used.
+    """
+    left = len(_left(folds))
+    if environment.connects():
+        return f"{in_words(left, 1)}, or as many at once as the cluster holds when they start"
+    most = _most(folds.recipe, _checked_dataset(folds))
+    at_once = _limit(folds.recipe, most).at_once(slots.resources())
+    return f"{in_words(left, at_once)}; threads per worker: {folds.recipe.train.threads}"
 
 
 def family_of(dataset: Dataset, family: str) -> tuple[str, ...]:
@@ -341,24 +389,101 @@ def _different(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "")
 
 
 def _train_all(folds: Folds, metrics: Sequence[Metric]) -> Folds:
-    """Trains the runs that are left, one after the other, and joins the predictions of all."""
-    with session(), _failure_recorded(folds):
+    """Trains the runs that are left, and joins the predictions of all."""
+    with _failure_recorded(folds):
         dataset = _checked_dataset(folds)
-        began = time.monotonic()
-        left = [split for split in folds.splits if not folds.is_done(split)]
-        for done, split in enumerate(left, 1):
-            number = folds.splits.index(split) + 1
-            logger.info(f"fold {number} of {len(folds.splits)}: {folds.run_name(split)}")
-            _train_one(folds, split, metrics)
-            folds = replace(folds, done=tuple({*folds.done, split}))
-            _write_state(folds)
-            logger.info(
-                f"fold {number} of {len(folds.splits)} is done, "
-                f"{duration(time.monotonic() - began)} after the start, "
-                f"{to_go(done, len(left), began)}"
-            )
+        if _left(folds):
+            # Before Ray starts, whose processes take memory as well.
+            most = _most(folds.recipe, dataset)
+            with session():
+                folds = _Training(folds, metrics, _limit(folds.recipe, most)).run()
         predictions.write(folds.predictions, join(folds, dataset))
     return folds
+
+
+def _left(folds: Folds) -> list[Fold]:
+    """The folds that are not complete."""
+    return [
+        Fold(split, folds.run_name(split), number, len(folds.splits))
+        for number, split in enumerate(folds.splits, 1)
+        if not folds.is_done(split)
+    ]
+
+
+class _Training:
+    """Trains the folds that are left, one after the other or several at once."""
+
+    def __init__(self, folds: Folds, metrics: Sequence[Metric], limit: Limit) -> None:
+        self.folds = folds
+        self.metrics = metrics
+        self.limit = limit
+        self.left = _left(folds)
+        self.began = time.monotonic()
+
+    def run(self) -> Folds:
+        """Trains all that are left. Returns the cross-validation with all folds done."""
+        total = len(self.left)
+        logger.info(in_words(total, self._at_once()))
+        while self.left:
+            if self._at_once() > 1:
+                self._train_several()
+            else:
+                self._train_next(total)
+        return self.folds
+
+    def _at_once(self) -> int:
+        """How many folds train at once now. A cluster may grow, so this is asked again."""
+        return min(len(self.left), self.limit.at_once(slots.resources()))
+
+    def _train_next(self, total: int) -> None:
+        """Trains one fold, in the main thread.
+
+        Args:
+            total: number of folds that were left at first.
+        """
+        fold = self.left[0]
+        logger.info(f"{fold}: {fold.run}")
+        _train_one(self.folds, fold.split, self.metrics)
+        self._done(fold)
+        logger.info(
+            f"{fold} is done, {duration(time.monotonic() - self.began)} after the start, "
+            f"{to_go(total - len(self.left), total, self.began)}"
+        )
+
+    def _train_several(self) -> None:
+        """Trains the folds that are left, as many at once as fit."""
+        self._resolve_threads()
+        work = Work(
+            folds=tuple(self.left),
+            train=self._train_beside_others,
+            at_once=lambda: self.limit.at_once(slots.resources()),
+            done=self._done,
+            began=self.began,
+        )
+        train_at_once(work)
+
+    def _resolve_threads(self) -> None:
+        """Divides the CPUs of a cluster among the folds.
+
+        A worker on CPUs alone would take all of its node that its own group leaves it. Recorded, so
+        that all folds that follow compute alike.
+        """
+        if self.limit.threads is not None or self.limit.gpu:
+            return
+        threads = threads_of_worker(cpus(), self.limit.workers, self._at_once())
+        self.limit = replace(self.limit, threads=threads)
+        self.folds = replace(self.folds, recipe=with_threads(self.folds.recipe, threads))
+        _write_recipe(self.folds)
+        logger.info(f"threads per worker: {threads}, in all folds that follow")
+
+    def _train_beside_others(self, fold: Fold, reason: Reason) -> None:
+        _train_one(self.folds, fold.split, self.metrics, reason)
+
+    def _done(self, fold: Fold) -> None:
+        """Notes that a fold is complete. Never called by two threads at a time."""
+        self.left.remove(fold)
+        self.folds = replace(self.folds, done=tuple({*self.folds.done, fold.split}))
+        _write_state(self.folds)
 
 
 @contextmanager
@@ -394,10 +519,20 @@ def _checked_dataset(folds: Folds) -> Dataset:
     )
 
 
-def _train_one(folds: Folds, split: str, metrics: Sequence[Metric]) -> None:
+def _train_one(
+    folds: Folds, split: str, metrics: Sequence[Metric], reason: Reason | None = None
+) -> None:
+    """Begins the run of a fold, or goes on with it.
+
+    Args:
+        folds: all of them.
+        split: of the fold.
+        metrics: as for `train`.
+        reason: as for `train`.
+    """
     run = folds.run(split)
     if not storage.exists(storage.join(run.path, "config.yaml")):
-        train(folds.recipe_of(split), name=run.name, metrics=metrics)
+        train(folds.recipe_of(split), name=run.name, metrics=metrics, reason=reason)
         return
     # The run may have been begun with another dataset path, or other workers.
     values = folds.recipe.model_dump()
@@ -408,7 +543,11 @@ def _train_one(folds: Folds, split: str, metrics: Sequence[Metric]) -> None:
         for key in keys:
             value = value[key]
         placed = merge(placed, nested(keys, value))
-    resume(run, placed, metrics=metrics)
+    resume(run, placed, metrics=metrics, reason=reason)
+
+
+def _write_recipe(folds: Folds) -> None:
+    storage.write_text(storage.join(folds.path, RECIPE), folds.recipe.to_yaml())
 
 
 def _write_state(folds: Folds) -> None:

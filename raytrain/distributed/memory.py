@@ -22,6 +22,7 @@ from raytrain.training.footprint import footprint
 # (docs/speed.md, Memory).
 WORKER_BYTES = 800_000_000  # Python, torch and Ray, before there is a network
 RAY_BYTES = 1_900_000_000  # this command, Ray's servers and the controller of the run
+CONTROLLER_BYTES = 300_000_000  # the controller of a further group, and its mailbox
 # Largest number of passes per step that is recommended to a user.
 MOST_ACCUMULATE = 64
 # Seconds that Ray's processes may take to end after their session.
@@ -162,11 +163,27 @@ def workers_that_fit(recipe: Recipe, classes: int) -> int:
     return 0
 
 
-def trials_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | None:
-    """How many trials of one worker each fit into this machine's memory at the same time.
+def groups_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | None:
+    """How many worker groups of a recipe fit into this machine's memory at the same time.
 
     Args:
-        recipe: complete.
+        recipe: complete, with the number of workers of each group.
+        classes: number of classes of the dataset.
+        channels: of its tiles.
+
+    Returns:
+        At least 1: `check_memory` is what refuses. None where the memory is unknown or a cluster is
+        used.
+    """
+    need = needed(recipe, classes, channels)
+    return _at_once(CONTROLLER_BYTES + need.workers * need.worker)
+
+
+def trials_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | None:
+    """How many trials of a search fit into this machine's memory at the same time.
+
+    Args:
+        recipe: complete. A trial of several workers is a process that has a group of them.
         classes: number of classes of the dataset.
         channels: of its tiles.
 
@@ -176,13 +193,19 @@ def trials_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | No
     Raises:
         ResourceError: not even one trial fits.
     """
-    trial = recipe.model_copy(update={"num_workers": 1})
-    check_memory(trial, classes, channels)
+    check_memory(recipe, classes, channels)
+    need = needed(recipe, classes, channels)
+    if need.workers == 1:
+        return _at_once(need.worker)
+    return _at_once(WORKER_BYTES + CONTROLLER_BYTES + need.workers * need.worker)
+
+
+def _at_once(each: int) -> int | None:
+    """How often so many bytes fit into what Ray and this command leave free; at least once."""
     bound = _local_bound()
     if bound is None:
         return None
-    # At least one, since `check_memory` has passed; the free memory may have shrunk since then.
-    return max(1, (bound.free - RAY_BYTES) // needed(trial, classes, channels).worker)
+    return max(1, (bound.free - RAY_BYTES) // each)
 
 
 def _smaller_run(recipe: Recipe, classes: int, channels: int, free: int) -> str:

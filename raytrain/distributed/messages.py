@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytrain.distributed.stop_signals import handled, stopping_signals
 from raytrain.errors import Interrupted
+from raytrain.log import current_label, labelled
 from raytrain.training.watchdog import Saves
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ ANSWERS_S = 10.0
 LOOK_EVERY_S = 0.1
 # So many answers in a row that no step is under way mean that none will save a checkpoint.
 IDLE_ANSWERS = 2
+
+# Returns the name of the signal that asks a run to stop; None as long as there is none.
+Reason = Callable[[], str | None]
 
 
 class Unstarted(Interrupted):
@@ -134,11 +138,11 @@ def _on_drivers_machine() -> dict[str, Any]:
 def mailbox() -> Iterator[Any]:
     """Starts a mailbox and yields its handle. Ends it at the end.
 
-    Messages that workers leave there are logged in this process, in their order. Ray's own
-    forwarding of logs would add prefixes and duplicates.
+    Messages that workers leave there are logged in this process, in their order, with the label of
+    this thread (`log.labelled`). Ray's own forwarding of logs would add prefixes and duplicates.
     """
     handle = ray.remote(Mailbox).options(**_on_drivers_machine()).remote()
-    thread = threading.Thread(target=_log_messages, args=(handle,), daemon=True)
+    thread = threading.Thread(target=_log_messages, args=(handle, current_label()), daemon=True)
     thread.start()
     try:
         yield handle
@@ -150,9 +154,9 @@ def mailbox() -> Iterator[Any]:
             ray.kill(handle)
 
 
-def _log_messages(handle: Any) -> None:
+def _log_messages(handle: Any, label: str) -> None:
     # The mailbox may be gone.
-    with suppress(ray.exceptions.RayError):
+    with suppress(ray.exceptions.RayError), labelled(label):
         while True:
             message = ray.get(handle.next_line.remote())
             if message is None:
@@ -202,10 +206,16 @@ class GroupSaves(Saves):
 class Outbox:
     """The driver's side of the mailbox, for reasons to stop."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, *, announced: bool = False) -> None:
+        """Starts.
+
+        Args:
+            handle: of the mailbox.
+            announced: whether somebody else announces the checkpoint.
+        """
         self.handle = handle
         # Whether a message has announced the checkpoint.
-        self.announced = False
+        self.announced = announced
         # How many of the last answers said that no step is under way.
         self.idle = 0
 
@@ -373,9 +383,7 @@ def _wait_for(
 
 
 @contextmanager
-def relayed(
-    reason: Callable[[], str | None] | None, deliver: Callable[[str], bool] | None
-) -> Iterator[None]:
+def relayed(reason: Reason | None, deliver: Callable[[str], bool] | None) -> Iterator[None]:
     """Passes a reason to stop on to a group that this process has started, while it runs.
 
     Args:

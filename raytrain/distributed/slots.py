@@ -1,4 +1,4 @@
-"""How many trials of a search can run at once on the connected cluster."""
+"""How many trials of a search, or folds of a cross-validation, can run at once on a cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
+from raytrain.distributed.gpus import seen
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, ResourceError
 
@@ -37,6 +38,19 @@ class Share:
         if self.gpus:
             found["GPU"] = self.gpus
         return found
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster, or one machine, has in total.
+
+    Attributes:
+        cpus: number of CPUs.
+        gpus: number of GPUs.
+    """
+
+    cpus: float
+    gpus: float = 0.0
 
 
 def check(share: Share) -> None:
@@ -73,7 +87,7 @@ def count(share: Share, most: int | None = None) -> int:
         most: how many fit into the memory of this machine; None for any.
     """
     if share.workers > 1:
-        found = _groups(share)
+        found = groups(share, resources())
     else:
         found = sum(_on_node(node["Resources"], share) for node in ray.nodes() if node["Alive"])
     if most is not None:
@@ -91,13 +105,38 @@ def _on_node(has: dict[str, float], share: Share) -> int:
     return found
 
 
-def _groups(share: Share) -> int:
-    """Worker groups that the cluster holds. One CPU is left to the driver and Ray Data."""
-    found = math.floor((cpus() - 1) / (share.workers * share.cpus) + 1e-9)
+def groups(share: Share, has: Resources) -> int:
+    """Returns how many worker groups fit at once. One CPU is left to the driver and Ray Data.
+
+    Args:
+        share: what a group takes.
+        has: what there is for all of them.
+    """
+    # Without the small number, a group that takes thirds of a CPU would miss the last of them.
+    found = math.floor((has.cpus - 1) / (share.workers * share.cpus) + 1e-9)
     if share.gpus:
-        gpus = sum(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
-        found = min(found, math.floor(gpus / (share.workers * share.gpus)))
+        found = min(found, math.floor(has.gpus / (share.workers * share.gpus)))
     return found
+
+
+def resources() -> Resources:
+    """Returns what the connected cluster has, or this machine where none is connected."""
+    if not ray.is_initialized():
+        return Resources(cpus(), seen().count)
+    gpus = sum(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
+    return Resources(cpus(), gpus)
+
+
+def cpus_of_worker(workers: int, cpus: float) -> float:
+    """Returns the CPUs that each worker of a group asks Ray for, at most 1.
+
+    Args:
+        workers: number of workers of the group.
+        cpus: of the cluster. One of them is left to Ray Data and the driver.
+    """
+    # Workers share the CPUs that remain. With a single CPU none remains, and each worker asks for
+    # a hundredth of it.
+    return max(0.01, min(1.0, (cpus - 1) / workers))
 
 
 def check_room(share: Share) -> None:

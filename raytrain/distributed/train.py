@@ -32,6 +32,7 @@ from raytrain.distributed.messages import (
     GroupSaves,
     Inbox,
     Outbox,
+    Reason,
     Unstarted,
     interruptible,
     log_in_driver,
@@ -41,6 +42,7 @@ from raytrain.distributed.messages import (
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.session import cpus, own_cause, session
+from raytrain.distributed.slots import cpus_of_worker
 from raytrain.distributed.unused_actors import leave_unused_actors_out
 from raytrain.errors import (
     ConfigError,
@@ -78,7 +80,9 @@ class Trained:
     metrics: Metrics
 
 
-def train(recipe: Recipe, *, name: str, metrics: Sequence[Metric] = ()) -> Trained:
+def train(
+    recipe: Recipe, *, name: str, metrics: Sequence[Metric] = (), reason: Reason | None = None
+) -> Trained:
     """Trains a new run.
 
     Args:
@@ -86,6 +90,8 @@ def train(recipe: Recipe, *, name: str, metrics: Sequence[Metric] = ()) -> Train
         name: of the run directory under `recipe.storage`.
         metrics: further functions on (probabilities, targets), beside those that the recipe names.
             No file holds them: resuming asks for them again.
+        reason: asked again and again for a reason to stop, where a command trains several runs at
+            once. That command gets the signals, and has counted the memory of all its runs.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -97,7 +103,9 @@ def train(recipe: Recipe, *, name: str, metrics: Sequence[Metric] = ()) -> Train
     runs.check_name(name)
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
-    check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
+    if reason is None:
+        check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
+    _end_if_asked(reason)
     with held(storage.join(recipe.storage, name)):
         # With the lock held: of two commands that start at the same time, one is refused.
         runs.refuse_taken(name, recipe.storage)
@@ -105,10 +113,16 @@ def train(recipe: Recipe, *, name: str, metrics: Sequence[Metric] = ()) -> Train
             check_cluster(recipe)
             run = runs.create(recipe, name, dataset)
             logger.info(f"run {run.name} in {run.path}")
-            return _attempt(run, recipe, metrics)
+            return _attempt(run, recipe, metrics, reason)
 
 
-def resume(run: runs.Run, overrides: dict[str, Any], *, metrics: Sequence[Metric] = ()) -> Trained:
+def resume(
+    run: runs.Run,
+    overrides: dict[str, Any],
+    *,
+    metrics: Sequence[Metric] = (),
+    reason: Reason | None = None,
+) -> Trained:
     """Resumes a run from its latest checkpoint.
 
     Args:
@@ -116,6 +130,7 @@ def resume(run: runs.Run, overrides: dict[str, Any], *, metrics: Sequence[Metric
         overrides: nested values of the fields that may change, `runs.PLACEMENT`: the workers, where
             tiles are kept, how often checkpoints are written.
         metrics: the functions that `train` was given.
+        reason: as for `train`.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -130,14 +145,29 @@ def resume(run: runs.Run, overrides: dict[str, Any], *, metrics: Sequence[Metric
     # The run directory may have been moved since its recipe was written.
     recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
     recipe, dataset = check_recipe(recipe, run)
-    check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
+    if reason is None:
+        check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     _check_metrics(run, recipe, dataset, metrics)
+    _end_if_asked(reason)
     with held(run.path), session():
         check_cluster(recipe)
         runs.write_paths(run, recipe)
         storage.remove(storage.join(run.path, "failure.json"))
         logger.info(f"run {run.name} in {run.path}")
-        return _attempt(run, recipe, metrics)
+        return _attempt(run, recipe, metrics, reason)
+
+
+def _end_if_asked(reason: Reason | None) -> None:
+    """Ends a run that has not begun, or waits for room, where the command was asked to stop.
+
+    Raises:
+        Unstarted: it was.
+    """
+    if reason is None:
+        return
+    name = reason()
+    if name is not None:
+        raise Unstarted(signal.Signals[name])
 
 
 def _check_metrics(
@@ -160,10 +190,12 @@ def _check_metrics(
         )
 
 
-def _attempt(run: runs.Run, recipe: Recipe, own: Sequence[Metric] = ()) -> Trained:
+def _attempt(
+    run: runs.Run, recipe: Recipe, own: Sequence[Metric] = (), reason: Reason | None = None
+) -> Trained:
     """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
     try:
-        metrics = _train_while_progressing(run, recipe, own)
+        metrics = _train_while_progressing(run, recipe, own, reason)
         signal_name = metrics.get("stopped")
         if signal_name:
             raise _stopped(run, signal.Signals[signal_name], metrics["checkpoint"])
@@ -178,7 +210,9 @@ def _attempt(run: runs.Run, recipe: Recipe, own: Sequence[Metric] = ()) -> Train
         raise error from None
 
 
-def _train_while_progressing(run: runs.Run, recipe: Recipe, own: Sequence[Metric]) -> Metrics:
+def _train_while_progressing(
+    run: runs.Run, recipe: Recipe, own: Sequence[Metric], reason: Reason | None = None
+) -> Metrics:
     """Trains, again after waits for free CPUs or GPUs as long as each start gets the run further.
 
     Ray counts such waits over the whole run, and ends it after `START_ATTEMPTS` of them. A long run
@@ -186,14 +220,16 @@ def _train_while_progressing(run: runs.Run, recipe: Recipe, own: Sequence[Metric
 
     Raises:
         NoRoomError: the group found no room, and the run has no newer checkpoint since its start.
+        Unstarted: the group found no room, and the command was asked to stop meanwhile.
     """
     checkpoints = storage.join(run.path, "checkpoints")
     while True:
         reached = reading.furthest(checkpoints)
         try:
-            metrics: Metrics = _group(train_worker, run.path, recipe, own)
+            metrics: Metrics = _group(train_worker, run.path, recipe, own, reason)
             return metrics
         except NoRoomError as error:
+            _end_if_asked(reason)
             if reading.furthest(checkpoints) == reached:
                 raise
             logger.info(f"{error.what}; waiting again, since the run got further")
@@ -271,7 +307,7 @@ def _group(
     path: str,
     recipe: Recipe,
     own: Sequence[Metric] = (),
-    reason: Callable[[], str | None] | None = None,
+    reason: Reason | None = None,
 ) -> Any:
     """Starts the worker group and runs a function in every worker.
 
@@ -313,7 +349,10 @@ def _group(
         )
         leave_unused_actors_out(trainer)
         # A range test writes no checkpoint, so a signal ends it at once.
-        deliver = None if function is lr_find_worker else Outbox(box).deliver
+        deliver = None
+        if function is not lr_find_worker:
+            # Whoever has the reason has said what follows from it.
+            deliver = Outbox(box, announced=reason is not None).deliver
         with relayed(reason, deliver):
             return _result(trainer, deliver, recipe.num_workers)
 
@@ -385,7 +424,7 @@ def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomErro
     )
 
 
-def train_stage(recipe: Recipe, path: str, reason: Callable[[], str | None]) -> Metrics:
+def train_stage(recipe: Recipe, path: str, reason: Reason) -> Metrics:
     """Trains the one selected stage of a recipe in a worker group, for a search.
 
     A divergence is an outcome there, so the group does not go on with half the rates.
@@ -507,10 +546,7 @@ def _end_process() -> None:
 
 def resources_of_worker(workers: int, gpu: bool) -> dict[str, float]:
     """What each worker asks Ray for. One CPU of the cluster is left to Ray Data and the driver."""
-    # Workers share the CPUs that remain. With a single CPU none remains, and each worker asks for
-    # a hundredth of it.
-    share = max(0.01, min(1.0, (cpus() - 1) / workers))
-    resources = {"CPU": share}
+    resources = {"CPU": cpus_of_worker(workers, cpus())}
     if gpu:
         resources["GPU"] = 1
     return resources

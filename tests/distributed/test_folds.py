@@ -81,10 +81,10 @@ def test_the_same_command_goes_on_and_the_joined_file_is_the_same(
     check_every_tile_is_predicted_by_the_run_that_did_not_train_on_it(divided, whole)
     group = folds.train.__globals__["_group"]
 
-    def dies_in_the_second(function, path, settings, own=()):
+    def dies_in_the_second(function, path, *more):
         if path.endswith("cv-2"):
             raise RuntimeError("as if the node were gone")
-        return group(function, path, settings, own)
+        return group(function, path, *more)
 
     monkeypatch.setattr("raytrain.distributed.train._group", dies_in_the_second)
     with pytest.raises(RuntimeError, match="as if the node"):

@@ -160,7 +160,7 @@ def test_failures_count_from_the_last_place_that_the_run_reached(tmp_path):
 def test_waits_for_room_end_a_run_only_where_it_got_no_further(tmp_path, monkeypatch, logged):
     run, groups = Run(str(tmp_path)), []
 
-    def group(function, path, recipe, own):
+    def group(function, path, *more):
         groups.append(path)
         if len(groups) <= 2:
             saved(tmp_path / "checkpoints", len(groups))
@@ -189,7 +189,7 @@ def test_only_a_signal_beside_the_steps_has_cost_nothing(tmp_path, raised, code)
 def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, trained):
     run, groups = Run(str(tmp_path)), []
 
-    def group(function, path, recipe, own):
+    def group(function, path, *more):
         groups.append(path)
         if trained:
             saved(tmp_path / "checkpoints", 3)
