@@ -493,17 +493,27 @@ def _failure_recorded(folds: Folds) -> Iterator[None]:
     again = runs.resume_command(folds.name, folds.storage)
     try:
         yield
-    except BaseException as error:
+    except BaseException as raised:
+        error = _with_resume(raised, again)
         # The storage may be what failed. The user needs the error itself, not this second one.
         with suppress(StorageError):
             runs.write_failure(runs.Run(folds.path), error, exit_code_of(error))
-        # Their own advice resumes the run of one fold alone.
-        if isinstance(error, UnfinishedError):
-            raise UnfinishedError(error.what, error.why, again) from None
-        if isinstance(error, Interrupted):
-            raise Interrupted(error.number, f"\n  next: {again}") from None
+        if error is not raised:
+            raise error from None
         logger.info(f"all folds go on with: {again}")
         raise
+
+
+def _with_resume(error: BaseException, again: str) -> BaseException:
+    """The error of folds that a signal has stopped, with the command that resumes all of them.
+
+    Its own advice, if it has one, resumes the run of one fold alone. Other errors stay as they are.
+    """
+    if isinstance(error, UnfinishedError):
+        return UnfinishedError(error.what, error.why, again)
+    if isinstance(error, Interrupted):
+        return Interrupted(error.number, f"\n  next: {again}")
+    return error
 
 
 def _checked_dataset(folds: Folds) -> Dataset:

@@ -225,12 +225,13 @@ class _Crew:
 
     def _stopped(self, number: signal.Signals) -> UnfinishedError | Interrupted:
         """The error of folds that a first signal has stopped."""
-        kept = [fold.split for fold, error in self.stops.items() if _has_checkpoint(error)]
+        kept = [fold for fold, error in self.stops.items() if isinstance(error, UnfinishedError)]
         if self.stops and not kept:
             return Interrupted(number)
         what = f"stopped by {number.name}, with everything kept"
         if kept:
-            what += f" in the checkpoints of {', '.join(kept)}"
+            kept.sort(key=lambda fold: fold.number)
+            what += f" in the checkpoints of {', '.join(fold.run for fold in kept)}"
         return UnfinishedError(what)
 
 
@@ -250,11 +251,6 @@ def seconds_to_go(each: float, running: Sequence[float], waiting: int, at_once: 
         place = free.index(min(free))
         free[place] += each
     return max(free)
-
-
-def _has_checkpoint(error: BaseException) -> bool:
-    """Whether a fold that was stopped has one, which holds all that was trained."""
-    return isinstance(error, UnfinishedError)
 
 
 def _first_line(error: BaseException) -> str:

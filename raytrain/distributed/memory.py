@@ -22,7 +22,9 @@ from raytrain.training.footprint import footprint
 # (docs/speed.md, Memory).
 WORKER_BYTES = 800_000_000  # Python, torch and Ray, before there is a network
 RAY_BYTES = 1_900_000_000  # this command, Ray's servers and the controller of the run
-CONTROLLER_BYTES = 300_000_000  # the controller of a further group, and its mailbox
+# What each group of workers has beside them: a controller, a mailbox, and the actor at which its
+# workers wait for each other. The ones of a single run are part of RAY_BYTES.
+CONTROLLER_BYTES = 650_000_000
 # Largest number of passes per step that is recommended to a user.
 MOST_ACCUMULATE = 64
 # Seconds that Ray's processes may take to end after their session.
@@ -176,7 +178,8 @@ def groups_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | No
         used.
     """
     need = needed(recipe, classes, channels)
-    return _at_once(CONTROLLER_BYTES + need.workers * need.worker)
+    each = CONTROLLER_BYTES + need.workers * need.worker
+    return _at_once(each, RAY_BYTES - CONTROLLER_BYTES)
 
 
 def trials_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | None:
@@ -196,16 +199,25 @@ def trials_that_fit(recipe: Recipe, classes: int, channels: int = 3) -> int | No
     check_memory(recipe, classes, channels)
     need = needed(recipe, classes, channels)
     if need.workers == 1:
-        return _at_once(need.worker)
-    return _at_once(WORKER_BYTES + CONTROLLER_BYTES + need.workers * need.worker)
+        return _at_once(need.worker, RAY_BYTES)
+    each = WORKER_BYTES + CONTROLLER_BYTES + need.workers * need.worker
+    return _at_once(each, RAY_BYTES - CONTROLLER_BYTES)
 
 
-def _at_once(each: int) -> int | None:
-    """How often so many bytes fit into what Ray and this command leave free; at least once."""
+def _at_once(each: int, once: int) -> int | None:
+    """How many of something fit into the memory of this machine; at least 1.
+
+    Args:
+        each: bytes of each of them.
+        once: bytes that are needed once for all.
+
+    Returns:
+        None where the memory is unknown or a cluster is used.
+    """
     bound = _local_bound()
     if bound is None:
         return None
-    return max(1, (bound.free - RAY_BYTES) // each)
+    return max(1, (bound.free - once) // each)
 
 
 def _smaller_run(recipe: Recipe, classes: int, channels: int, free: int) -> str:

@@ -51,12 +51,14 @@ def resume(folder: Path, *more: str) -> list[str]:
     return ["tune", "--resume", "s", "--storage", str(folder / "runs"), *more]
 
 
-class Driver:
-    """A search in a process of its own."""
+MAIN = "from raytrain.cli.main import main; main()"
 
-    def __init__(self, folder: Path, arguments: list[str]) -> None:
+
+class Driver:
+    """A search, or another command, in a process of its own."""
+
+    def __init__(self, folder: Path, arguments: list[str], code: str = MAIN) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}"
-        code = "from raytrain.cli.main import main; main()"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, *arguments],
