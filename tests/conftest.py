@@ -91,7 +91,7 @@ def in_this_process(monkeypatch):
     from raytrain.training.services import Hooks
     from raytrain.worker import Worker
 
-    def group(function, path, recipe, own=(), reason=None):
+    def group(function, path, recipe, own=(), stop=None):
         hooks = Hooks(metrics=tuple(own))
         return fit(recipe, open_dataset(recipe.dataset), path, Worker(), hooks)
 

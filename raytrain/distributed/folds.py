@@ -29,7 +29,7 @@ from raytrain.distributed import environment, slots
 from raytrain.distributed.fold_limits import Limit, in_words, threads_of_worker, with_threads
 from raytrain.distributed.folds_at_once import Fold, Work, train_at_once
 from raytrain.distributed.memory import groups_that_fit
-from raytrain.distributed.messages import Reason
+from raytrain.distributed.messages import Stop
 from raytrain.distributed.preflight import check_group, check_recipe, use_gpu
 from raytrain.distributed.session import cpus, session, to_go
 from raytrain.distributed.train import resume, train
@@ -476,8 +476,8 @@ class _Training:
         _write_recipe(self.folds)
         logger.info(f"threads per worker: {threads}, in all folds that follow")
 
-    def _train_beside_others(self, fold: Fold, reason: Reason) -> None:
-        _train_one(self.folds, fold.split, self.metrics, reason)
+    def _train_beside_others(self, fold: Fold, stop: Stop) -> None:
+        _train_one(self.folds, fold.split, self.metrics, stop)
 
     def _done(self, fold: Fold) -> None:
         """Notes that a fold is complete. Never called by two threads at a time."""
@@ -530,7 +530,7 @@ def _checked_dataset(folds: Folds) -> Dataset:
 
 
 def _train_one(
-    folds: Folds, split: str, metrics: Sequence[Metric], reason: Reason | None = None
+    folds: Folds, split: str, metrics: Sequence[Metric], stop: Stop | None = None
 ) -> None:
     """Begins the run of a fold, or goes on with it.
 
@@ -538,11 +538,11 @@ def _train_one(
         folds: all of them.
         split: of the fold.
         metrics: as for `train`.
-        reason: as for `train`.
+        stop: as for `train`.
     """
     run = folds.run(split)
     if not storage.exists(storage.join(run.path, "config.yaml")):
-        train(folds.recipe_of(split), name=run.name, metrics=metrics, reason=reason)
+        train(folds.recipe_of(split), name=run.name, metrics=metrics, stop=stop)
         return
     # The run may have been begun with another dataset path, or other workers.
     values = folds.recipe.model_dump()
@@ -553,7 +553,7 @@ def _train_one(
         for key in keys:
             value = value[key]
         placed = merge(placed, nested(keys, value))
-    resume(run, placed, metrics=metrics, reason=reason)
+    resume(run, placed, metrics=metrics, stop=stop)
 
 
 def _write_recipe(folds: Folds) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raytrain.distributed.messages import Reason, interruptible
+from raytrain.distributed.messages import Stop, interruptible
 from raytrain.errors import (
     Interrupted,
     NoRoomError,
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two questions how many folds fit now, while none ends.
 ASK_EVERY_S = 10.0
+# Seconds that the threads of the folds may take to end at once.
+ENDING_S = 30.0
 # How a fold ends that is asked to stop: with a checkpoint, before its first step, without a place.
 STOPS = UnfinishedError | Interrupted | NoRoomError
 
@@ -72,7 +74,7 @@ class Work:
     """
 
     folds: Sequence[Fold]
-    train: Callable[[Fold, Reason], None]
+    train: Callable[[Fold, Stop], None]
     at_once: Callable[[], int]
     done: Callable[[Fold], None]
     began: float
@@ -89,8 +91,8 @@ def train_at_once(work: Work) -> None:
     crew = _Crew(work)
     try:
         interruptible(crew.run, crew.deliver)
-    except Interrupted:
-        crew.silent = True
+    except BaseException as error:
+        crew.end_at_once(error.number if isinstance(error, Interrupted) else signal.SIGTERM)
         raise
 
 
@@ -114,8 +116,9 @@ class _Crew:
         self.error: BaseException | None = None
         # How many folds found room when one of them found none. Unknown again once a fold ends.
         self.room: int | None = None
-        # Whether the command ends at once, and so nothing more is said.
-        self.silent = False
+        # The number of the signal that ends all at once.
+        self.number: int | None = None
+        self.threads: list[threading.Thread] = []
 
     def run(self) -> None:
         """Starts folds and waits for their ends until none is left. Raises as `train_at_once`."""
@@ -150,9 +153,25 @@ class _Crew:
             )
         return True
 
+    def end_at_once(self, number: int) -> None:
+        """Ends the folds that run, where they are. The main thread calls it.
+
+        Their threads end before the session does: one that uses Ray afterwards would end, or hang,
+        this process.
+
+        Args:
+            number: of the signal that is the reason.
+        """
+        self.number = number
+        deadline = time.monotonic() + ENDING_S
+        for thread in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
     def _start_what_fits(self) -> None:
         """Starts as many of the waiting folds as fit now."""
-        if not self.waiting or self.reason is not None or self.error is not None:
+        if not self.waiting or self.error is not None:
+            return
+        if self.reason is not None or self.number is not None:
             return
         at_once = self.work.at_once()
         if self.room is not None:
@@ -161,14 +180,17 @@ class _Crew:
             fold = self.waiting.pop(0)
             logger.info(f"{fold}: {fold.run}")
             self.running[fold] = time.monotonic()
-            threading.Thread(target=self._train, args=(fold,), daemon=True).start()
+            thread = threading.Thread(target=self._train, args=(fold,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
 
     def _train(self, fold: Fold) -> None:
         """Trains a fold in a thread of its own."""
         error = None
+        stop = Stop(reason=lambda: self.reason, at_once=lambda: self.number)
         try:
             with labelled(fold.label):
-                self.work.train(fold, lambda: self.reason)
+                self.work.train(fold, stop)
         except BaseException as raised:
             error = raised
         self.ended.put((fold, error))
@@ -216,7 +238,7 @@ class _Crew:
         """Notes a failure. The folds that run go on, since what they train is not in vain."""
         if self.error is None:
             self.error = error
-        if not self.running or self.silent:
+        if not self.running or self.number is not None:
             return
         others = "the other fold that runs goes on to its end"
         if len(self.running) > 1:

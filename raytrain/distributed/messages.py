@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -50,8 +51,20 @@ LOOK_EVERY_S = 0.1
 # So many answers in a row that no step is under way mean that none will save a checkpoint.
 IDLE_ANSWERS = 2
 
-# Returns the name of the signal that asks a run to stop; None as long as there is none.
-Reason = Callable[[], str | None]
+
+@dataclass(frozen=True)
+class Stop:
+    """How a run learns of signals that another thread or process gets.
+
+    Attributes:
+        reason: returns the name of the signal that asks it to stop after its next step; None as
+            long as there is none.
+        at_once: returns the number of a further signal, which ends it at once; None as long as
+            there is none. Where the attribute is None, there never is one.
+    """
+
+    reason: Callable[[], str | None]
+    at_once: Callable[[], int | None] | None = None
 
 
 class Unstarted(Interrupted):
@@ -320,38 +333,59 @@ def interruptible(
     function: Callable[[], Any],
     deliver: Callable[[str], bool] | None,
     caught: list[tuple[int, float]] | None = None,
+    stop: Stop | None = None,
 ) -> Any:
     """Runs a function in a thread while the main thread waits for signals.
 
-    In another thread than the main one, which gets no signals, the function is simply called.
+    In another thread than the main one, which gets no signals, the function is simply called, or
+    ended when `stop` says so.
 
     Args:
         function: its result is returned, and its error raised.
         deliver: called with the name of the first signal, repeatedly. It returns whether the
             function will end by itself. None if the function cannot be told to stop.
         caught: every signal is appended to this list, as (number, time by `time.monotonic`).
+        stop: tells another thread than the main one when to end at once.
 
     Raises:
         Interrupted: a second signal came, or a first one and `deliver` is None.
         Unstarted: a first signal came, and the function does nothing that has to be saved.
     """
+    outcome: Future[Any] = Future()
+    thread = threading.Thread(target=_call, args=(function, outcome), daemon=True)
     if threading.current_thread() is not threading.main_thread():
-        return function()
+        if stop is None or stop.at_once is None:
+            return function()
+        thread.start()
+        _wait_until_told(thread, stop.at_once)
+        return outcome.result()
     if caught is None:
         caught = []
-    outcome: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=work, daemon=True)
     with handled(partial(_note_signal, caught)):
         thread.start()
         _wait_for(thread, deliver, caught)
     return outcome.result()
+
+
+def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
+    """Calls a function and keeps what it returns or raises."""
+    try:
+        outcome.set_result(function())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _wait_until_told(thread: threading.Thread, at_once: Callable[[], int | None]) -> None:
+    """Waits for the end of a thread, or until another thread tells of a signal.
+
+    Raises:
+        Interrupted: with the number of that signal.
+    """
+    while thread.is_alive():
+        thread.join(LOOK_EVERY_S)
+        number = at_once()
+        if number is not None and thread.is_alive():
+            raise Interrupted(number)
 
 
 def _note_signal(caught: list[tuple[int, float]], number: int, frame: Any) -> None:
@@ -383,21 +417,21 @@ def _wait_for(
 
 
 @contextmanager
-def relayed(reason: Reason | None, deliver: Callable[[str], bool] | None) -> Iterator[None]:
+def relayed(stop: Stop | None, deliver: Callable[[str], bool] | None) -> Iterator[None]:
     """Passes a reason to stop on to a group that this process has started, while it runs.
 
     Args:
-        reason: asked again and again; None where nobody has one.
+        stop: its reason is asked for again and again; None where there never is one.
         deliver: called with the reason, again and again.
     """
-    if reason is None or deliver is None:
+    if stop is None or deliver is None:
         yield
         return
     ended = threading.Event()
 
     def relay() -> None:
         while not ended.wait(DELIVER_EVERY_S):
-            found = reason()
+            found = stop.reason()
             if found is not None:
                 deliver(found)
 

@@ -32,7 +32,7 @@ from raytrain.distributed.messages import (
     GroupSaves,
     Inbox,
     Outbox,
-    Reason,
+    Stop,
     Unstarted,
     interruptible,
     log_in_driver,
@@ -81,7 +81,7 @@ class Trained:
 
 
 def train(
-    recipe: Recipe, *, name: str, metrics: Sequence[Metric] = (), reason: Reason | None = None
+    recipe: Recipe, *, name: str, metrics: Sequence[Metric] = (), stop: Stop | None = None
 ) -> Trained:
     """Trains a new run.
 
@@ -90,8 +90,8 @@ def train(
         name: of the run directory under `recipe.storage`.
         metrics: further functions on (probabilities, targets), beside those that the recipe names.
             No file holds them: resuming asks for them again.
-        reason: asked again and again for a reason to stop, where a command trains several runs at
-            once. That command gets the signals, and has counted the memory of all its runs.
+        stop: tells of signals, where a command trains several runs at once. That command gets the
+            signals, and has counted the memory of all its runs.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -103,9 +103,9 @@ def train(
     runs.check_name(name)
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
-    if reason is None:
+    if stop is None:
         check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
-    _end_if_asked(reason)
+    _end_if_asked(stop)
     with held(storage.join(recipe.storage, name)):
         # With the lock held: of two commands that start at the same time, one is refused.
         runs.refuse_taken(name, recipe.storage)
@@ -113,7 +113,7 @@ def train(
             check_cluster(recipe)
             run = runs.create(recipe, name, dataset)
             logger.info(f"run {run.name} in {run.path}")
-            return _attempt(run, recipe, metrics, reason)
+            return _attempt(run, recipe, metrics, stop)
 
 
 def resume(
@@ -121,7 +121,7 @@ def resume(
     overrides: dict[str, Any],
     *,
     metrics: Sequence[Metric] = (),
-    reason: Reason | None = None,
+    stop: Stop | None = None,
 ) -> Trained:
     """Resumes a run from its latest checkpoint.
 
@@ -130,7 +130,7 @@ def resume(
         overrides: nested values of the fields that may change, `runs.PLACEMENT`: the workers, where
             tiles are kept, how often checkpoints are written.
         metrics: the functions that `train` was given.
-        reason: as for `train`.
+        stop: as for `train`.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -145,27 +145,27 @@ def resume(
     # The run directory may have been moved since its recipe was written.
     recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
     recipe, dataset = check_recipe(recipe, run)
-    if reason is None:
+    if stop is None:
         check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     _check_metrics(run, recipe, dataset, metrics)
-    _end_if_asked(reason)
+    _end_if_asked(stop)
     with held(run.path), session():
         check_cluster(recipe)
         runs.write_paths(run, recipe)
         storage.remove(storage.join(run.path, "failure.json"))
         logger.info(f"run {run.name} in {run.path}")
-        return _attempt(run, recipe, metrics, reason)
+        return _attempt(run, recipe, metrics, stop)
 
 
-def _end_if_asked(reason: Reason | None) -> None:
+def _end_if_asked(stop: Stop | None) -> None:
     """Ends a run that has not begun, or waits for room, where the command was asked to stop.
 
     Raises:
         Unstarted: it was.
     """
-    if reason is None:
+    if stop is None:
         return
-    name = reason()
+    name = stop.reason()
     if name is not None:
         raise Unstarted(signal.Signals[name])
 
@@ -191,11 +191,11 @@ def _check_metrics(
 
 
 def _attempt(
-    run: runs.Run, recipe: Recipe, own: Sequence[Metric] = (), reason: Reason | None = None
+    run: runs.Run, recipe: Recipe, own: Sequence[Metric] = (), stop: Stop | None = None
 ) -> Trained:
     """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
     try:
-        metrics = _train_while_progressing(run, recipe, own, reason)
+        metrics = _train_while_progressing(run, recipe, own, stop)
         signal_name = metrics.get("stopped")
         if signal_name:
             raise _stopped(run, signal.Signals[signal_name], metrics["checkpoint"])
@@ -211,7 +211,7 @@ def _attempt(
 
 
 def _train_while_progressing(
-    run: runs.Run, recipe: Recipe, own: Sequence[Metric], reason: Reason | None = None
+    run: runs.Run, recipe: Recipe, own: Sequence[Metric], stop: Stop | None = None
 ) -> Metrics:
     """Trains, again after waits for free CPUs or GPUs as long as each start gets the run further.
 
@@ -226,10 +226,10 @@ def _train_while_progressing(
     while True:
         reached = reading.furthest(checkpoints)
         try:
-            metrics: Metrics = _group(train_worker, run.path, recipe, own, reason)
+            metrics: Metrics = _group(train_worker, run.path, recipe, own, stop)
             return metrics
         except NoRoomError as error:
-            _end_if_asked(reason)
+            _end_if_asked(stop)
             if reading.furthest(checkpoints) == reached:
                 raise
             logger.info(f"{error.what}; waiting again, since the run got further")
@@ -307,7 +307,7 @@ def _group(
     path: str,
     recipe: Recipe,
     own: Sequence[Metric] = (),
-    reason: Reason | None = None,
+    stop: Stop | None = None,
 ) -> Any:
     """Starts the worker group and runs a function in every worker.
 
@@ -316,7 +316,7 @@ def _group(
         path: the run directory.
         recipe: complete, with absolute paths.
         own: metrics that were given in Python.
-        reason: asked again and again for a reason to stop, where this process gets no signals.
+        stop: tells of signals, where this thread or process gets none.
 
     Returns:
         What the function returned on rank 0.
@@ -351,10 +351,10 @@ def _group(
         # A range test writes no checkpoint, so a signal ends it at once.
         deliver = None
         if function is not lr_find_worker:
-            # Whoever has the reason has said what follows from it.
-            deliver = Outbox(box, announced=reason is not None).deliver
-        with relayed(reason, deliver):
-            return _result(trainer, deliver, recipe.num_workers)
+            # Whoever gets the signals has said what follows from them.
+            deliver = Outbox(box, announced=stop is not None).deliver
+        with relayed(stop, deliver):
+            return _result(trainer, deliver, recipe.num_workers, stop)
 
 
 def _run_config(path: str, box: Any) -> ray.train.RunConfig:
@@ -383,7 +383,10 @@ def _run_config(path: str, box: Any) -> ray.train.RunConfig:
 
 
 def _result(
-    trainer: ray.train.torch.TorchTrainer, deliver: Callable[[str], bool] | None, workers: int
+    trainer: ray.train.torch.TorchTrainer,
+    deliver: Callable[[str], bool] | None,
+    workers: int,
+    stop: Stop | None,
 ) -> Any:
     """Runs the trainer until its group has ended. Returns what rank 0 returned.
 
@@ -391,11 +394,12 @@ def _result(
         trainer: ready to start.
         deliver: passes the name of a first signal on to the group; None ends the group at once.
         workers: number of workers, for the error message.
+        stop: as for `_group`.
     """
     # (number, monotonic time) of each signal so far.
     caught: list[tuple[int, float]] = []
     try:
-        return interruptible(trainer.fit, deliver, caught).return_value
+        return interruptible(trainer.fit, deliver, caught, stop).return_value
     except ray.train.TrainingFailedError as error:
         no_room = not_placed(error, workers)
         if no_room is None:
@@ -424,7 +428,7 @@ def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomErro
     )
 
 
-def train_stage(recipe: Recipe, path: str, reason: Reason) -> Metrics:
+def train_stage(recipe: Recipe, path: str, reason: Callable[[], str | None]) -> Metrics:
     """Trains the one selected stage of a recipe in a worker group, for a search.
 
     A divergence is an outcome there, so the group does not go on with half the rates.
@@ -440,7 +444,7 @@ def train_stage(recipe: Recipe, path: str, reason: Reason) -> Metrics:
     Raises:
         RaytrainError: as `train`.
     """
-    metrics: Metrics = _group(stage_worker, path, recipe, reason=reason)
+    metrics: Metrics = _group(stage_worker, path, recipe, stop=Stop(reason))
     return metrics
 
 

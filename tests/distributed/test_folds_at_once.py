@@ -138,6 +138,8 @@ class Training:
         self.done = []
         self.ends = {fold: threading.Event() for fold in self.folds}
         self.errors = {}
+        # Whether a first signal is not heard, as in a step that lasts.
+        self.steps_on = False
 
     @property
     def work(self):
@@ -145,13 +147,15 @@ class Training:
             self.folds, self.train, lambda: self.at_once, self.done.append, time.monotonic()
         )
 
-    def train(self, fold, reason):
+    def train(self, fold, stop):
         self.running.append(fold.number)
         self.most = max(self.most, len(self.running))
         try:
             while not self.ends[fold].wait(0.005):
-                if reason() is not None:
-                    raise UnfinishedError(f"stopped by {reason()}")
+                if stop.at_once() is not None:
+                    raise Interrupted(stop.at_once())
+                if stop.reason() is not None and not self.steps_on:
+                    raise UnfinishedError(f"stopped by {stop.reason()}")
             if fold in self.errors:
                 raise self.errors.pop(fold)
         finally:
@@ -295,8 +299,8 @@ def test_a_signal_stops_all_that_run_and_none_starts(number, logged):
 def test_a_signal_before_any_first_step_keeps_nothing():
     training = Training(at_once=2)
 
-    def train(fold, reason):
-        while reason() is None:
+    def train(fold, stop):
+        while stop.reason() is None:
             time.sleep(0.005)
         raise Interrupted(signal.SIGTERM)
 
@@ -307,21 +311,30 @@ def test_a_signal_before_any_first_step_keeps_nothing():
     assert caught.value.exit_code == 143
 
 
-def test_a_second_signal_ends_at_once(monkeypatch):
+def test_a_second_signal_ends_at_once_and_waits_for_the_threads(monkeypatch):
     monkeypatch.setattr("raytrain.distributed.messages.SAME_SIGNAL_S", 0.05)
-    never = threading.Event()
     training = Training(at_once=2)
+    training.steps_on = True
 
-    def send():
+    def script():
+        training.wait_for(1, 2)
         for _ in range(2):
-            time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        training.wait_for()
 
-    threading.Thread(target=send).start()
     with pytest.raises(Interrupted) as caught:
-        train_at_once(replace(training.work, train=lambda fold, reason: never.wait()))
-    assert caught.value.exit_code == 130
-    never.set()
+        beside(training, script)
+    assert caught.value.exit_code == 130 and training.done == []
+
+
+def test_a_fault_of_the_limit_leaves_no_thread_behind(monkeypatch):
+    training = Training(at_once=2)
+    answers = iter([1])
+    training.end(1)
+    with pytest.raises(StopIteration):
+        train_at_once(replace(training.work, at_once=lambda: next(answers)))
+    assert training.running == []
 
 
 # On Ray
@@ -462,11 +475,12 @@ def test_on_a_cluster_the_threads_are_recorded_when_folds_first_train_at_once(
 
 # Signals
 
+# A session of the command's own, which declares three CPUs.
 CODE = (
-    "import ray, sys\n"
-    "ray.init(address='local', num_cpus=3, log_to_driver=False)\n"
-    "from raytrain.cli.main import run_command\n"
-    "sys.exit(run_command(sys.argv[1:]))\n"
+    "import functools, ray\n"
+    "ray.init = functools.partial(ray.init, num_cpus=3)\n"
+    "from raytrain.cli.main import main\n"
+    "main()\n"
 )
 
 
@@ -532,7 +546,7 @@ def test_a_second_signal_ends_two_folds_that_start(divided, tmp_path):
     # Later than what counts as the same signal, and long before the first step.
     time.sleep(2.5)
     driver.send(signal.SIGTERM)
-    assert driver.end(20) == 143, driver.text
+    assert driver.end(60) == 143, driver.text
     assert "raytrain train --resume n --storage" in driver.text
     assert "Traceback" not in driver.text and "failed" not in driver.text
 
