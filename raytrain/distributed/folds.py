@@ -26,6 +26,7 @@ from raytrain import runs, storage
 from raytrain.config import Recipe, merge, nested, parse_yaml, validate
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, slots
+from raytrain.distributed.controllers import end_controllers
 from raytrain.distributed.fold_limits import Limit, in_words, threads_of_worker, with_threads
 from raytrain.distributed.folds_at_once import Fold, Work, train_at_once
 from raytrain.distributed.memory import groups_that_fit
@@ -458,6 +459,7 @@ class _Training:
             train=self._train_beside_others,
             at_once=lambda: self.limit.at_once(slots.resources()),
             done=self._done,
+            end_groups=end_controllers,
             began=self.began,
         )
         train_at_once(work)

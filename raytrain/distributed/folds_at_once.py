@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 ASK_EVERY_S = 10.0
 # Seconds that the threads of the folds may take to end at once.
 ENDING_S = 30.0
+# Seconds between two looks for groups that have to end.
+LOOK_EVERY_S = 0.5
 # How a fold ends that is asked to stop: with a checkpoint, before its first step, without a place.
 STOPS = UnfinishedError | Interrupted | NoRoomError
 
@@ -70,6 +72,7 @@ class Work:
         train: trains a fold to its end. Called in a thread for each fold.
         at_once: how many folds fit, at least 1. A cluster may grow, so it is asked again and again.
         done: called for each fold that is complete, for one at a time.
+        end_groups: ends the worker groups of all folds at once, whose `train` then raises an error.
         began: when the first fold of the command was started, by `time.monotonic()`.
     """
 
@@ -77,6 +80,7 @@ class Work:
     train: Callable[[Fold, Stop], None]
     at_once: Callable[[], int]
     done: Callable[[Fold], None]
+    end_groups: Callable[[], None]
     began: float
 
 
@@ -156,8 +160,7 @@ class _Crew:
     def end_at_once(self, number: int) -> None:
         """Ends the folds that run, where they are. The main thread calls it.
 
-        Their threads end before the session does: one that uses Ray afterwards would end, or hang,
-        this process.
+        Their threads end before the session does, after which none may use Ray.
 
         Args:
             number: of the signal that is the reason.
@@ -165,7 +168,10 @@ class _Crew:
         self.number = number
         deadline = time.monotonic() + ENDING_S
         for thread in self.threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and time.monotonic() < deadline:
+                # Repeatedly: a thread may only just start its group.
+                self.work.end_groups()
+                thread.join(LOOK_EVERY_S)
 
     def _start_what_fits(self) -> None:
         """Starts as many of the waiting folds as fit now."""
@@ -187,7 +193,7 @@ class _Crew:
     def _train(self, fold: Fold) -> None:
         """Trains a fold in a thread of its own."""
         error = None
-        stop = Stop(reason=lambda: self.reason, at_once=lambda: self.number)
+        stop = Stop(reason=lambda: self.reason, number=lambda: self.number)
         try:
             with labelled(fold.label):
                 self.work.train(fold, stop)

@@ -52,6 +52,10 @@ LOOK_EVERY_S = 0.1
 IDLE_ANSWERS = 2
 
 
+def _no_number() -> None:
+    """There is no signal."""
+
+
 @dataclass(frozen=True)
 class Stop:
     """How a run learns of signals that another thread or process gets.
@@ -59,12 +63,12 @@ class Stop:
     Attributes:
         reason: returns the name of the signal that asks it to stop after its next step; None as
             long as there is none.
-        at_once: returns the number of a further signal, which ends it at once; None as long as
-            there is none. Where the attribute is None, there never is one.
+        number: returns the number of a further signal, for which whoever gets it ends the run at
+            once; None as long as there is none.
     """
 
     reason: Callable[[], str | None]
-    at_once: Callable[[], int | None] | None = None
+    number: Callable[[], int | None] = _no_number
 
 
 class Unstarted(Interrupted):
@@ -333,59 +337,38 @@ def interruptible(
     function: Callable[[], Any],
     deliver: Callable[[str], bool] | None,
     caught: list[tuple[int, float]] | None = None,
-    stop: Stop | None = None,
 ) -> Any:
     """Runs a function in a thread while the main thread waits for signals.
 
-    In another thread than the main one, which gets no signals, the function is simply called, or
-    ended when `stop` says so.
+    In another thread than the main one, which gets no signals, the function is simply called.
 
     Args:
         function: its result is returned, and its error raised.
         deliver: called with the name of the first signal, repeatedly. It returns whether the
             function will end by itself. None if the function cannot be told to stop.
         caught: every signal is appended to this list, as (number, time by `time.monotonic`).
-        stop: tells another thread than the main one when to end at once.
 
     Raises:
         Interrupted: a second signal came, or a first one and `deliver` is None.
         Unstarted: a first signal came, and the function does nothing that has to be saved.
     """
-    outcome: Future[Any] = Future()
-    thread = threading.Thread(target=_call, args=(function, outcome), daemon=True)
     if threading.current_thread() is not threading.main_thread():
-        if stop is None or stop.at_once is None:
-            return function()
-        thread.start()
-        _wait_until_told(thread, stop.at_once)
-        return outcome.result()
+        return function()
     if caught is None:
         caught = []
+    outcome: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=work, daemon=True)
     with handled(partial(_note_signal, caught)):
         thread.start()
         _wait_for(thread, deliver, caught)
     return outcome.result()
-
-
-def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
-    """Calls a function and keeps what it returns or raises."""
-    try:
-        outcome.set_result(function())
-    except BaseException as error:
-        outcome.set_exception(error)
-
-
-def _wait_until_told(thread: threading.Thread, at_once: Callable[[], int | None]) -> None:
-    """Waits for the end of a thread, or until another thread tells of a signal.
-
-    Raises:
-        Interrupted: with the number of that signal.
-    """
-    while thread.is_alive():
-        thread.join(LOOK_EVERY_S)
-        number = at_once()
-        if number is not None and thread.is_alive():
-            raise Interrupted(number)
 
 
 def _note_signal(caught: list[tuple[int, float]], number: int, frame: Any) -> None:

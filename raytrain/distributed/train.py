@@ -201,7 +201,7 @@ def _attempt(
             raise _stopped(run, signal.Signals[signal_name], metrics["checkpoint"])
         return Trained(run, metrics)
     except BaseException as raised:
-        error = _final_error(run, raised)
+        error = _final_error(run, raised, stop)
         # The storage may be what failed. The user needs the error itself, not this second one.
         with suppress(StorageError):
             runs.write_failure(run, error, exit_code_of(error))
@@ -235,12 +235,16 @@ def _train_while_progressing(
             logger.info(f"{error.what}; waiting again, since the run got further")
 
 
-def _final_error(run: runs.Run, raised: BaseException) -> BaseException:
+def _final_error(run: runs.Run, raised: BaseException, stop: Stop | None = None) -> BaseException:
     """The error that a run ends with.
 
     A first signal that reached the driver while no step was under way has lost nothing. It ends the
     run in the same way as a signal after whose step a checkpoint was written.
     """
+    number = None if stop is None else stop.number()
+    if number is not None:
+        # What was raised is only how this thread has learned of it.
+        return Interrupted(number)
     if isinstance(raised.__context__, Interrupted):
         # A further signal came while an earlier one was ending the run in the middle of a step.
         return raised
@@ -354,7 +358,7 @@ def _group(
             # Whoever gets the signals has said what follows from them.
             deliver = Outbox(box, announced=stop is not None).deliver
         with relayed(stop, deliver):
-            return _result(trainer, deliver, recipe.num_workers, stop)
+            return _result(trainer, deliver, recipe.num_workers)
 
 
 def _run_config(path: str, box: Any) -> ray.train.RunConfig:
@@ -386,7 +390,6 @@ def _result(
     trainer: ray.train.torch.TorchTrainer,
     deliver: Callable[[str], bool] | None,
     workers: int,
-    stop: Stop | None,
 ) -> Any:
     """Runs the trainer until its group has ended. Returns what rank 0 returned.
 
@@ -394,12 +397,11 @@ def _result(
         trainer: ready to start.
         deliver: passes the name of a first signal on to the group; None ends the group at once.
         workers: number of workers, for the error message.
-        stop: as for `_group`.
     """
     # (number, monotonic time) of each signal so far.
     caught: list[tuple[int, float]] = []
     try:
-        return interruptible(trainer.fit, deliver, caught, stop).return_value
+        return interruptible(trainer.fit, deliver, caught).return_value
     except ray.train.TrainingFailedError as error:
         no_room = not_placed(error, workers)
         if no_room is None:
