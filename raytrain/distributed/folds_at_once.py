@@ -244,12 +244,12 @@ class _Crew:
         """Notes a failure. The folds that run go on, since what they train is not in vain."""
         if self.error is None:
             self.error = error
-        if not self.running or self.number is not None:
+        if not self.running or self.reason is not None:
             return
         others = "the other fold that runs goes on to its end"
         if len(self.running) > 1:
             others = f"the {len(self.running)} other folds that run go on to their ends"
-        logger.warning(f"{fold} failed: {_first_line(error)}; {others}, and no further one starts")
+        logger.warning(f"{fold} failed: {_in_a_line(error)}; {others}, and no further one starts")
 
     def _stopped(self, number: signal.Signals) -> UnfinishedError | Interrupted:
         """The error of folds that a first signal has stopped."""
@@ -281,9 +281,14 @@ def seconds_to_go(each: float, running: Sequence[float], waiting: int, at_once: 
     return max(free)
 
 
-def _first_line(error: BaseException) -> str:
+def _in_a_line(error: BaseException) -> str:
     """What is wrong, in a line."""
     if isinstance(error, RaytrainError):
         return error.what
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    if not lines:
+        return type(error).__name__
+    if any(line.startswith("Traceback") for line in lines):
+        # Ray's errors hold the traceback of a worker, whose last line is the error there.
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"
