@@ -170,14 +170,28 @@ def refuse_taken(name: str, path: str) -> None:
     for file in ("config.yaml", SEARCH, "trials.csv", "lr-find", FOLDS):
         if not storage.exists(storage.join(base, file)):
             continue
-        again = resume_command(name, path)
-        if storage.exists(storage.join(base, SEARCH)):
-            again = resume_search_command(name, path)
         raise ConfigError(
             f'there is already a run "{name}" in {path}',
             "a second one under its name would mix two results",
-            f"{again}, or another --name",
+            _instead_of_taken(base, name, path),
         )
+
+
+def _instead_of_taken(base: str, name: str, path: str) -> str:
+    """What to type where a name is taken.
+
+    Args:
+        base: the directory of that name.
+        name: of the run, search, range test or cross-validation in it.
+        path: storage path, as the user gave it.
+    """
+    if storage.exists(storage.join(base, SEARCH)):
+        return f"{resume_search_command(name, path)}, or another --name"
+    for file in ("config.yaml", FOLDS):
+        if storage.exists(storage.join(base, file)):
+            return f"{resume_command(name, path)}, or another --name"
+    # A range test or a judgement of decision rules: there is nothing to go on with.
+    return "another --name"
 
 
 # Creating a run

@@ -334,6 +334,28 @@ def dry(trained):
     return run
 
 
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        (["config.yaml"], "raytrain train --resume n --storage "),
+        (["folds.json"], "raytrain train --resume n --storage "),
+        (["search.yaml"], "raytrain tune --resume n --storage "),
+        (["search.yaml", "config.yaml", "trials.csv"], "raytrain tune --resume n --storage "),
+        (["trials.csv"], "another --name"),
+        (["lr-find/stage-1-32.csv"], "another --name"),
+    ],
+    ids=["run", "folds", "open search", "finished search", "thresholds", "range test"],
+)
+def test_the_advice_for_a_taken_name_is_a_command_that_works(files, advice, tmp_path):
+    for file in files:
+        path = tmp_path / "n" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with pytest.raises(ConfigError, match='there is already a run "n"') as caught:
+        runs.refuse_taken("n", str(tmp_path))
+    assert caught.value.fix.startswith(advice) and caught.value.fix.endswith("another --name")
+
+
 def test_a_dry_run_refuses_a_name_that_is_taken(dry, capsys):
     assert dry("--name", "n") == 2
     assert 'already a run "n"' in capsys.readouterr().err

@@ -142,3 +142,5 @@ def test_the_printed_next_command_uses_what_was_found(tmp_path, capsys):
     before = cuts.read_bytes()
     assert run_command(["tune", "--thresholds", path, *where]) == 2
     assert cuts.read_bytes() == before
+    # Nothing was trained, so no command goes on with it.
+    assert "next: another --name\n" in capsys.readouterr().err
