@@ -7,6 +7,7 @@ asked what torch sees there. The driver's own GPUs prove nothing about other mac
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ def needed(wanted: bool | None) -> list[Machine]:
     """
     machines = usable(wanted)
     if wanted and not machines:
+        owner = "the cluster declares" if ray.is_initialized() else "this machine has"
         raise ResourceError(
-            "GPUs are asked for, the cluster declares 0 GPUs",
+            f"GPUs are asked for, {owner} 0 GPUs",
             "Ray would wait for one forever",
             "--no-use-gpu, or a cluster with GPUs",
         )
@@ -162,8 +164,9 @@ def _this_machine() -> list[Machine]:
     found = seen()
     if found.count == 0:
         return []
-    # A local Ray declares the GPUs that it finds. Nothing reads the CPUs before it runs.
-    return [Machine("this machine", 0.0, found.count, found)]
+    # A local Ray declares the CPUs and GPUs that it finds.
+    cpus = len(os.sched_getaffinity(0))
+    return [Machine("this machine", cpus, found.count, found)]
 
 
 def count(machines: Sequence[Machine]) -> int:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds that a trial may wait for its CPU or GPU while no other one runs.
 PATIENCE_S = 60.0
+# Seconds until the user is told about that wait.
+WAIT_TOLD_S = 10.0
 
 # Makes what Ray Tune passes to a trial of the table.
 Config = Callable[[Trial], dict[str, Any]]
@@ -188,6 +190,8 @@ class Watch(Unwritten, ray.tune.Callback):
         self.ends_all = False
         # When a trial was first seen waiting for resources while none ran.
         self.waiting_since: float | None = None
+        # Whether the user has been told of this wait.
+        self.wait_told = False
 
     def on_trial_error(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: Any
@@ -215,17 +219,35 @@ class Watch(Unwritten, ray.tune.Callback):
         self.ends_all = planner.is_ending and not running
         if running or not pending or process_starts():
             self.waiting_since = None
-            return
+            self.wait_told = False
+        elif not planner.is_ending:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Says that no trial can start, and ends the search if that lasts too long."""
         if self.waiting_since is None:
             self.waiting_since = time.monotonic()
-        if time.monotonic() - self.waiting_since > PATIENCE_S and not planner.is_ending:
-            planner.fail(
+        waited = time.monotonic() - self.waiting_since
+        if waited > PATIENCE_S:
+            self.suggestions.planner.fail(
                 ResourceError(
                     f"no trial could start within {PATIENCE_S:.0f} seconds: {self.lacking()}",
                     "others use the cluster; all that was drawn and trained is kept",
                     "ray status shows who uses what; then raytrain tune --resume NAME",
                 )
             )
+        elif waited > WAIT_TOLD_S and not self.wait_told:
+            self.wait_told = True
+            logger.info(wait_in_words(self.lacking()))
+
+
+def wait_in_words(lacking: str) -> str:
+    """Returns what a user reads while no trial can start.
+
+    Args:
+        lacking: what the cluster lacks for a trial, in words.
+    """
+    return f"no trial can start yet: {lacking}; the search waits {PATIENCE_S:.0f} seconds at most"
 
 
 def process_starts() -> bool:

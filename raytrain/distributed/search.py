@@ -10,6 +10,7 @@ away. A search that was stopped or killed goes on from its table and from the st
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from raytrain.data.dataset import open_dataset
 from raytrain.distributed import search_finals, search_setup, slots, tune
 from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.messages import ANSWERS_S, interruptible, mailbox
+from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
 from raytrain.distributed.preflight import check_recipe
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
@@ -46,6 +48,7 @@ from raytrain.distributed.trial import Completion, Given, config_of, run
 from raytrain.errors import (
     ConfigError,
     DivergedError,
+    Interrupted,
     RaytrainError,
     ResourceError,
     StorageError,
@@ -129,6 +132,7 @@ def search(
     with held(directory):
         runs.refuse_taken(name, recipe.storage)
         with session():
+            check_reach(recipe.storage)
             share = share_of(recipe, options)
             facts = facts_of(recipe, share)
             size = stored_size_of(space, dataset)
@@ -156,6 +160,7 @@ def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> F
     recipe, _ = check_recipe(setup.recipe)
     setup = replace(setup, recipe=recipe)
     with held(directory), session():
+        check_reach(recipe.storage)
         share = share_of(recipe, options)
         _check_facts(directory, setup, share)
         setup.write(directory)
@@ -198,7 +203,17 @@ def _run(directory: str, setup: Setup, share: Share, changed: Changed) -> Found:
             runs.write_failure(runs.Run(directory), error, exit_code_of(error))
         with suppress(RaytrainError):
             changed()
+        if isinstance(error, KeyboardInterrupt):
+            raise _at_once(error, directory) from None
         raise
+
+
+def _at_once(error: KeyboardInterrupt, directory: str) -> Interrupted:
+    """The error of a search that a signal has ended at once, with the command that goes on."""
+    number: int = signal.SIGINT
+    if isinstance(error, Interrupted):
+        number = error.number
+    return Interrupted(number, f"\n  next: {_resume_command(directory)}")
 
 
 def _show(planner: Planner, setup: Setup, changed: Changed) -> None:
@@ -291,8 +306,12 @@ def _tune(planner: Planner, setup: Setup, share: Share, box: Any, lines: Lines) 
         raise UnfinishedError(
             f"stopped by {planner.stopped}, with everything kept in {directory}",
             "",
-            runs.resume_search_command(storage.name_of(directory), storage.parent(directory)),
+            _resume_command(directory),
         )
+
+
+def _resume_command(directory: str) -> str:
+    return runs.resume_search_command(storage.name_of(directory), storage.parent(directory))
 
 
 def _with_resume(error: RaytrainError, directory: str) -> RaytrainError:

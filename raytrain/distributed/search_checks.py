@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from raytrain import registry
@@ -81,7 +83,7 @@ def check_disk(recipe: Recipe, space: Space, options: Options) -> None:
     weights = networks.parameter_count(network)
     named, full = checkpoint_bytes(recipe, weights)
     longest = max(len(schedule.numbers) for schedule in space.schedules)
-    trials = options.num_samples + options.reruns * (BEST + 1)
+    trials = options.num_samples + _most_reruns(options)
     # The checkpoints to resume from are removed when a stage is complete; the winner is laid out
     # once more.
     needed = named * longest * (trials + 1) + full * 2
@@ -92,5 +94,28 @@ def check_disk(recipe: Recipe, space: Space, options: Options) -> None:
         f"{trials} trials of up to {longest} stages, reruns among them, keep {needed / 1e6:,.0f} MB"
         f" of checkpoints; {recipe.storage} has {free / 1e6:,.0f} MB free",
         f"the disk would be full in the middle of the search; {fits} trials fit",
-        "free some, give another --storage, or fewer --num-samples",
+        f"free some, or give another --storage{_smaller(options, fits)}",
     )
+
+
+def _most_reruns(options: Options) -> int:
+    finalists = min(options.num_samples, BEST + 1)
+    # The only finalist needs no rerun.
+    if finalists < 2:
+        return 0
+    return options.reruns * finalists
+
+
+def _smaller(options: Options, fits: int) -> str:
+    """Flags of a smaller search, to end a piece of advice; empty if nothing fits.
+
+    Args:
+        options: of the search that does not fit.
+        fits: how many trials do, reruns among them.
+    """
+    for reruns in sorted({options.reruns, 0}, reverse=True):
+        for trials in range(min(options.num_samples, fits), 1, -1):
+            smaller = replace(options, num_samples=trials, reruns=reruns)
+            if trials + _most_reruns(smaller) <= fits:
+                return f"; or --num-samples {trials} --reruns {reruns}"
+    return ""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from raytrain.config import Recipe
-from raytrain.distributed import slots
+from raytrain.distributed import environment, slots
 from raytrain.distributed.preflight import check_recipe, check_workers
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
-from raytrain.distributed.search_resources import facts_here, worker_of
+from raytrain.distributed.search_resources import facts_here, share_of, worker_of
 from raytrain.distributed.search_setup import (
     Options,
     Setup,
@@ -54,9 +54,7 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
     space = space_file.read(content, recipe)
     own = combined(recipe.metrics, (), dataset.task)
     score = objective(options.objective, dataset.task, own)
-    check_workers(recipe.num_workers)
-    share = Share(recipe.num_workers, options.trial_cpus or 1.0, options.trial_gpus or 0.0)
-    slots.check(share)
+    share = _share(recipe, options)
     check_disk(recipe, space, options)
     facts = facts_here(recipe, worker_of(share))
     size = stored_size_of(space, dataset)
@@ -78,6 +76,16 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
         yield "the space is used up: a thousand draws gave no new trial of allowed cost"
     elif len(entries) < options.num_samples:
         yield f"the other {options.num_samples - len(entries)} trials follow from their scores"
+
+
+def _share(recipe: Recipe, options: Options) -> Share:
+    """What a trial takes, compared with this machine. A cluster is asked when the search starts."""
+    if not environment.connects():
+        return share_of(recipe, options)
+    check_workers(recipe.num_workers)
+    share = Share(recipe.num_workers, options.trial_cpus or 1.0, options.trial_gpus or 0.0)
+    slots.check(share)
+    return share
 
 
 def _first_trials(candidates: Candidates, options: Options) -> list[Trial]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import ray
 
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import environment, gpus, slots
-from raytrain.distributed.nodes import check_reach
-from raytrain.distributed.planner import PATIENCE_S
+from raytrain.distributed.messages import interruptible
+from raytrain.distributed.planner import PATIENCE_S, WAIT_TOLD_S, wait_in_words
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.search_setup import Options
 from raytrain.distributed.slots import Share
@@ -21,16 +26,17 @@ from raytrain.training import stage_keys
 from raytrain.training.stage_keys import Facts
 from raytrain.worker import Worker, compute_device
 
+logger = logging.getLogger(__name__)
+
 
 def share_of(recipe: Recipe, options: Options) -> Share:
-    """What a trial takes of the connected cluster.
+    """What a trial takes of the connected cluster, or of this machine where Ray will run locally.
 
     Raises:
         ConfigError: a share that Ray cannot give.
         ResourceError: the cluster has too little.
     """
     check_workers(recipe.num_workers)
-    check_reach(recipe.storage)
     machines = gpus.needed(recipe.use_gpu)
     each_gpu = 0.0
     each_cpu = 1.0
@@ -69,14 +75,18 @@ def facts_of(recipe: Recipe, share: Share) -> Facts:
     """Returns what a machine that trains decides, asked once for all trials.
 
     Raises:
+        Interrupted: a signal came meanwhile.
         ResourceError: no machine had room for the question.
     """
     worker = worker_of(share)
     if not environment.connects() and share.gpus == 0:
         return facts_here(recipe, worker)
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(facts_here)
+    answer = task.remote(recipe, worker)
     try:
-        found: Facts = ray.get(task.remote(recipe, worker), timeout=PATIENCE_S)
+        with _wait_told(share):
+            # In the main thread Ray would take every signal for Ctrl-C.
+            found: Facts = interruptible(partial(ray.get, answer, timeout=PATIENCE_S), None)
         return found
     except ray.exceptions.GetTimeoutError:
         raise ResourceError(
@@ -84,6 +94,24 @@ def facts_of(recipe: Recipe, share: Share) -> Facts:
             "others use the cluster",
             "ray status shows who uses what; then the same command again",
         ) from None
+
+
+@contextmanager
+def _wait_told(share: Share) -> Iterator[None]:
+    """Says what is lacking if the work inside has to wait for a CPU or a GPU."""
+
+    def tell() -> None:
+        # Otherwise a process is starting, which takes longer on a busy machine.
+        if not slots.is_free(share):
+            logger.info(wait_in_words(slots.lacking(share)))
+
+    reminder = threading.Timer(WAIT_TOLD_S, tell)
+    reminder.daemon = True
+    reminder.start()
+    try:
+        yield
+    finally:
+        reminder.cancel()
 
 
 def facts_here(recipe: Recipe, worker: Worker) -> Facts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raytrain.distributed.gpus import seen
+from raytrain.distributed import gpus
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, ResourceError
 
@@ -89,7 +89,7 @@ def count(share: Share, most: int | None = None) -> int:
     if share.workers > 1:
         found = groups(share, resources())
     else:
-        found = sum(_on_node(node["Resources"], share) for node in ray.nodes() if node["Alive"])
+        found = sum(_on_node(has, share) for has in _nodes())
     if most is not None:
         found = min(found, most)
     return found
@@ -121,10 +121,14 @@ def groups(share: Share, has: Resources) -> int:
 
 def resources() -> Resources:
     """Returns what the connected cluster has, or this machine where none is connected."""
-    if not ray.is_initialized():
-        return Resources(cpus(), seen().count)
-    gpus = sum(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
-    return Resources(cpus(), gpus)
+    return Resources(cpus(), sum(has.get("GPU", 0.0) for has in _nodes()))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """CPUs and GPUs of each live node, or of this machine where Ray will run locally."""
+    if ray.is_initialized():
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [{"CPU": float(cpus()), "GPU": float(gpus.seen().count)}]
 
 
 def cpus_of_worker(workers: int, cpus: float) -> float:
@@ -147,15 +151,23 @@ def check_room(share: Share) -> None:
     """
     if count(share) > 0:
         return
-    has = ray.cluster_resources()
+    has_cpus = sum(has.get("CPU", 0.0) for has in _nodes())
+    has_gpus = sum(has.get("GPU", 0.0) for has in _nodes())
+    owner = "the cluster declares" if ray.is_initialized() else "this machine has"
     each = f"{share.workers} workers" if share.workers > 1 else "one worker"
-    gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
+    with_gpus = f" and {share.gpus:g} GPU" if share.gpus else ""
     raise ResourceError(
-        f"a trial takes {each} of {share.cpus:g} CPU{gpus}, the cluster declares "
-        f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs",
+        f"a trial takes {each} of {share.cpus:g} CPU{with_gpus}, {owner} "
+        f"{has_cpus:g} CPUs and {has_gpus:g} GPUs",
         "no trial would ever start",
         "fewer --num-workers, --trial-cpus or --trial-gpus, or a larger cluster",
     )
+
+
+def is_free(share: Share) -> bool:
+    """Returns whether the cluster has a trial's CPUs and GPUs free, as far as Ray knows by now."""
+    free = ray.available_resources()
+    return all(free.get(name, 0.0) >= value for name, value in share.resources.items())
 
 
 def lacking(share: Share) -> str:

@@ -48,7 +48,7 @@ def test_a_smaller_copy_comes_from_no_fewer_pixels_than_it_has(mode, size, decod
     )
     seen = []
     monkeypatch.setattr(
-        images, "_rgb", lambda image, rgb=images.rgb: (seen.append(image.size), rgb(image))[1]
+        images, "rgb", lambda image, rgb=images.rgb: (seen.append(image.size), rgb(image))[1]
     )
     found = images.decode(content, size)
     assert seen == [(decoded, decoded)] and found.shape == (size, size, 3)

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from raytrain import runs, storage
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import search_setup, trial
+from raytrain.distributed.gpus import Seen
 from raytrain.distributed.search_setup import Options
 from raytrain.errors import ConfigError, DivergedError, MemoryExceededError, StorageError
 from raytrain.evaluation import judgement, predictions
@@ -266,31 +269,55 @@ def test_worker_groups_leave_nothing_behind(dataset, tmp_path):
     assert all(row["state"] in ("complete", "stopped") for row in table(tmp_path))
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_search_that_finds_no_free_cpu_says_what_it_lacks_and_ends(
-    dataset, tmp_path, monkeypatch, capsys
-):
-    """The CPUs are held by somebody else; nothing is lost, and the search goes on once they are free."""
+@pytest.fixture
+def busy(cluster):
+    """A cluster whose CPUs are held by somebody else."""
 
     class Holder:
         def ready(self):
             return True
 
-    files(tmp_path, dataset)
-    monkeypatch.setattr("raytrain.distributed.planner.PATIENCE_S", 3.0)
     holder = ray.remote(num_cpus=2)(Holder).remote()
     try:
         ray.get(holder.ready.remote())
-        code = run_command(command(tmp_path, "--num-samples", "1", "--reruns", "0"))
+        yield
     finally:
         # Otherwise the tests after this one would wait for its CPUs.
         ray.kill(holder)
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_search_that_finds_no_free_cpu_says_what_it_lacks_and_ends(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    """Nothing is lost, and the search goes on once the CPUs are free."""
+    files(tmp_path, dataset)
+    monkeypatch.setattr("raytrain.distributed.planner.PATIENCE_S", 3.0)
+    code = run_command(command(tmp_path, "--num-samples", "1", "--reruns", "0"))
     assert code == 5
     message = capsys.readouterr().err
     # How many are free is what Ray has heard last, which may be old on a busy machine.
     assert "no trial could start within 3 seconds: it needs 1 CPU, and " in message
     assert "raytrain tune --resume s" in message and "Traceback" not in message
     assert [row["state"] for row in table(tmp_path)] == ["open"]
+
+
+@pytest.mark.usefixtures("busy", "hangups")
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_before_its_first_trial_a_search_says_that_it_waits_and_a_signal_ends_it(
+    dataset, tmp_path, monkeypatch, capsys, number
+):
+    """On a cluster the first question to a machine waits for a CPU, as a trial does."""
+    files(tmp_path, dataset)
+    monkeypatch.setattr("raytrain.distributed.environment.connects", lambda: True)
+    monkeypatch.setattr("raytrain.distributed.search_resources.WAIT_TOLD_S", 0.5)
+    signals = threading.Timer(3.0, os.kill, (os.getpid(), number))
+    signals.start()
+    assert run_command(command(tmp_path, "--num-samples", "1")) == 128 + number
+    said = "".join(capsys.readouterr())
+    assert "no trial can start yet: it needs 1 CPU, and " in said
+    assert "stopped " in said and "Traceback" not in said
+    assert not (tmp_path / "runs/s").exists()
 
 
 # A trial, without Ray
@@ -376,6 +403,31 @@ def test_the_disk_is_counted_for_all_trials_before_the_start(
     assert run_command(command(tmp_path, "--num-samples", "100")) == 7
     message = capsys.readouterr().err
     assert "108 trials of up to 2 stages" in message and "trials fit" in message
+    # What is advised fits.
+    smaller = message.rpartition("; or ")[2].splitlines()[0].split()
+    assert smaller[0] == "--num-samples" and smaller[2] == "--reruns"
+    assert run_command(command(tmp_path, "--dry-run", *smaller)) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--use-gpu"], "GPUs are asked for, this machine has 0 GPUs"),
+        (["--trial-gpus", "0.5"], "--trial-gpus 0.5 is asked for, and no GPUs are used"),
+        (["--num-workers", "9"], "9 workers are asked for, there are 2 CPUs"),
+        (["--trial-cpus", "3"], "a trial takes one worker of 3 CPU, this machine has 2 CPUs"),
+    ],
+)
+def test_the_dry_run_refuses_what_no_trial_of_the_search_would_get(
+    dataset, tmp_path, monkeypatch, capsys, flags, sentence
+):
+    """Before, flags for GPUs and workers were ignored, and the winner could not be trained."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr("raytrain.distributed.gpus.seen", lambda: Seen(0, "no driver"))
+    files(tmp_path, dataset)
+    assert run_command(command(tmp_path, "--dry-run", *flags)) == 5
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_dry_run_shows_the_first_trials_as_a_tree_with_their_cost(dataset, tmp_path, capsys):

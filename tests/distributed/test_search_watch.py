@@ -106,6 +106,25 @@ def test_a_search_that_only_waits_ends_with_what_it_lacks(parts, monkeypatch):
     assert parts.planner.parts.table.trials[0].is_open
 
 
+def test_a_search_that_waits_says_so_once(parts, monkeypatch, logged):
+    parts.suggestions.suggest("a")
+    pending = [tune_trial("a", TuneTrial.PENDING)]
+    parts.watch.on_step_end(0, pending)
+    assert logged == []
+    monkeypatch.setattr(module, "WAIT_TOLD_S", 0.0)
+    for _ in range(3):
+        parts.watch.on_step_end(0, pending)
+    sentence = (
+        "no trial can start yet: it needs 1 CPU, and 0 CPU is free; the search waits 60 seconds"
+    )
+    assert [text.startswith(sentence) for text in logged] == [True]
+    # The next wait is told anew.
+    parts.watch.on_step_end(0, [tune_trial("a", TuneTrial.RUNNING)])
+    parts.watch.on_step_end(0, pending)
+    parts.watch.on_step_end(0, pending)
+    assert len(logged) == 2
+
+
 def test_nothing_of_a_search_is_in_the_files_of_tune(parts):
     for thing in (parts.suggestions, parts.watch, Verdicts(parts.suggestions)):
         assert thing.__getstate__() == {}
