@@ -117,10 +117,13 @@ def _search_in_words(search: runs.Run) -> str:
 
 
 def _show_search(search: runs.Run) -> None:
-    from raytrain.report.search_text import printed
+    from raytrain.report.search_record import read_search
+    from raytrain.report.search_text import commands, printed
 
     print(f"search {search.path}")
     print(printed(search.path))
+    for command in commands(read_search(search.path)):
+        print(f"next: {command.line}")
 
 
 def _report_search(search: runs.Run) -> None:

@@ -42,6 +42,15 @@ def test_show_prints_the_best_trials_while_a_search_runs(made, capsys):
     text = said(capsys, "show", "calm", "--storage", str(made.storage))
     assert "trials: " in text and "what was drawn" in text
     assert "checkpoints" not in text
+    assert "next: raytrain train --config" in text
+
+
+def test_show_says_how_a_search_that_was_stopped_goes_on(tmp_path, capsys):
+    made = Maker(tmp_path)
+    made.whole(made.trial(Kind.GIVEN), 0.86)
+    made.save()
+    text = said(capsys, "show", "calm", "--storage", str(tmp_path))
+    assert text.endswith(f"next: raytrain tune --resume calm --storage {tmp_path}\n")
 
 
 def test_report_writes_the_page_and_the_table_again(made, capsys):
