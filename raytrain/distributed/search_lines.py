@@ -45,7 +45,8 @@ class Lines:
         table = self._planner.parts.table
         slots = self._planner.parts.slots()
         limits = self._planner.parts.limits
-        again = f", {len(table.trials)} of them drawn before" if len(table.trials) > 1 else ""
+        drawn = len(table.of_kind(Kind.GIVEN, Kind.TRIED, Kind.DRAWN))
+        again = f", {drawn} of them drawn before" if drawn > 1 else ""
         logger.info(
             f"search {table.directory}: up to {limits.num_samples} trials{again}, "
             f"{slots} at once, objective {self._score.name}"

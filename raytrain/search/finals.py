@@ -120,9 +120,12 @@ def _undecided(finalists: Sequence[Finalist], how: Reading) -> Verdict:
     for finalist in finalists:
         out = _why_out(finalist, finalists, how)
         standings.append(Standing(finalist.number, None, len(finalist.reruns), None, None, out))
+    reason = f"no rerun is complete; {winner.name} has the best score, which may be luck"
+    if len(finalists) == 1:
+        reason = "no other trial is complete"
     return Verdict(
         winner=winner.number,
-        reason=f"no rerun is complete; {winner.name} has the best score, which may be luck",
+        reason=reason,
         covers="there is no interval",
         standings=tuple(standings),
         score=None,

@@ -212,6 +212,11 @@ def test_without_a_complete_rerun_the_best_score_of_the_search_stands():
     assert "no rerun is complete" in verdict.reason and "may be luck" in verdict.reason
 
 
+def test_where_the_given_recipe_alone_is_complete_nothing_is_said_of_reruns():
+    verdict = finals.decide([replace(finalist(0, [], given=True), first=0.92)], HOW)
+    assert verdict.winner == 0 and verdict.reason == "no other trial is complete"
+
+
 # What is still to be trained
 
 
