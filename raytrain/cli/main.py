@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """
     end_with_supervisor()
     quiet_ray()
+    # After a second signal, a thread that still calls Ray would start or join another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if argv is None:
         argv = sys.argv[1:]
     sys.exit(run_command(argv))
