@@ -19,7 +19,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from raytrain import storage
-from raytrain.config import Recipe, field_paths, parse_yaml, validate
+from raytrain.config import Recipe, field_paths, names, parse_yaml, validate
 from raytrain.errors import ConfigError, did_you_mean, typed
 
 if TYPE_CHECKING:
@@ -28,16 +28,7 @@ if TYPE_CHECKING:
 # What a resumed run may change: where it runs and how often it saves, not what it computes.
 PLACEMENT = ("num_workers", "use_gpu", "tiles", "dataset", "train.stall_s", "train.save_every_s")
 # Below the storage path: the stages of all searches, see `training/stages.py`.
-STAGES = "stages"
-# Words that mean something else where a run is named, such as `--lr auto`.
-RESERVED = (STAGES, "auto")
-# Linux allows 255 bytes in a file name; while a file is written, its name gets this suffix.
-MOST_NAME_BYTES = 255 - len("..01234567.partial")
-# The first five mean something in a path, in RUN:CHECKPOINT or in a URI. Some operating systems
-# allow none of the others in a file name.
-NOT_IN_NAMES = '/\\:?#%*"<>|'
-# How much of a refused name an error message shows, characters.
-SHOWN_OF_NAME = 60
+STAGES = names.STAGES
 # In the directory of a cross-validation, see `distributed/folds.py`.
 FOLDS = "folds.json"
 # In the directory of a search: recipe, space and flags, see `search/table.py` for its trials.
@@ -106,52 +97,14 @@ def check_name(name: str) -> str:
         ConfigError: not every system allows a directory of that name, or commands would
             mistake it for something else.
     """
-    why = _why_no_name(name)
+    why = names.wrong_name(name)
     if not why:
         return name
-    shown = _printable(name[:SHOWN_OF_NAME])
-    if len(name) > SHOWN_OF_NAME:
-        shown += "..."
     raise ConfigError(
-        f'the name "{shown}" {why}',
+        f'the name "{names.shown(name)}" {why}',
         "a directory gets this name, and every command finds the run by it",
         "--name with letters, digits, _, . and -, such as --name first",
     )
-
-
-def _printable(text: str) -> str:
-    """The text with a code such as <U+202E> for each character that cannot be printed."""
-    shown = ""
-    for character in text:
-        if character.isprintable():
-            shown += character
-        else:
-            shown += f"<U+{ord(character):04X}>"
-    return shown
-
-
-def _why_no_name(name: str) -> str:
-    """What is wrong with a name, to follow it in a message; empty if nothing is."""
-    # surrogatepass: an argument that is not UTF-8 reaches us with lone surrogates.
-    size = len(name.encode("utf-8", "surrogatepass"))
-    if not name:
-        return "is empty"
-    if size > MOST_NAME_BYTES:
-        return f"has {size} bytes; {MOST_NAME_BYTES} are the most"
-    if name.strip() != name:
-        return "begins or ends with a blank"
-    if not name.isprintable():
-        return "has a character that cannot be printed"
-    if name in (".", ".."):
-        return "means another directory"
-    if name[0] in "-~":
-        return f"begins with {name[0]}"
-    if name.casefold() in RESERVED:
-        return "is reserved"
-    for character in name:
-        if character in NOT_IN_NAMES:
-            return f"has the character {character}"
-    return ""
 
 
 def refuse_taken(name: str, path: str) -> None:

@@ -169,6 +169,79 @@ def test_stages_have_the_lessons_names_over_the_whole_list():
     assert Recipe().stage_names == ("stage-1-128", "stage-2-128", "stage-1-256", "stage-2-256")
 
 
+def named(*names):
+    """A recipe whose stages of 128, 128, 256 and 256 px have these names."""
+    fields = {f"stages.{n}.name": name for n, name in enumerate(names, 1) if name is not None}
+    return load_recipe(None, fields=fields)
+
+
+def test_a_stage_may_have_a_name_of_its_own(tmp_path):
+    recipe = named("head", None, "stage-1-256-rn50", "größe 256")
+    assert recipe.stage_names == ("head", "stage-2-128", "stage-1-256-rn50", "größe 256")
+    assert recipe.default_stage_names == Recipe().stage_names
+    assert recipe.without_stage_names() == Recipe()
+    path = tmp_path / "printed.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(str(path)) == recipe and "name:" not in Recipe().to_yaml()
+    assert load_recipe(str(path), fields={"stages.1.name": None}).stage_names[0] == "stage-1-128"
+    # Its own default name is one, too.
+    assert named("stage-1-128").stage_names == Recipe().stage_names
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "is empty"),
+        ("..", "means another directory"),
+        ("a/b", "has the character /"),
+        ("first:last", "has the character :"),
+        (" a", "begins or ends with a blank"),
+        ("-a", "begins with -"),
+        ("x" * 300, "has 300 bytes; 232 are the most"),
+        ("a\u202eb", "cannot be printed"),
+        ("last", "that of another checkpoint"),
+        ("Best", "that of another checkpoint"),
+        ("step-3", "that of another checkpoint"),
+        ("a.partial", "being replaced"),
+        ("a.old", "being replaced"),
+        ("3-4", "looks like numbers of stages"),
+    ],
+)
+def test_a_name_of_a_stage_follows_the_rules_of_names(name, why):
+    with pytest.raises(ConfigError) as caught:
+        named(None, name)
+    error = caught.value
+    assert "stages.2.name" in error.what and why in error.what
+    assert "--init-from RUN:NAME" in error.why and "--set stages.1.name=" in error.fix
+
+
+@pytest.mark.parametrize("name", ["last-try", "best-of-all", "step", "256 px", "x" * 232])
+def test_other_names_of_stages_are_taken(name):
+    assert named(name).stage_names[0] == name
+
+
+@pytest.mark.parametrize(
+    ("names", "stages"),
+    [(("a", "b", "a"), "1 and 3"), (("a", "A"), "1 and 2"), (("stage-2-256",), "1 and 4")],
+)
+def test_two_stages_of_one_name_are_refused(names, stages):
+    with pytest.raises(ConfigError) as caught:
+        named(*names)
+    assert f"the stages {stages} both have the name" in caught.value.what
+    assert caught.value.fix.startswith("give each stage another name")
+
+
+def test_a_stage_is_selected_by_its_name():
+    fields = {"stages.3.name": "large"}
+    for select in ("large", "3"):
+        assert load_recipe(None, {"select": select}, fields).selected == (3, 3)
+    assert load_recipe(None, {"select": "stage-2-256"}).selected == (4, 4)
+    with pytest.raises(ConfigError, match=r'of this name\. Did you mean "large"') as caught:
+        load_recipe(None, {"select": "larg"}, fields)
+    assert "stage-1-128, stage-2-128, large, stage-2-256" in caught.value.why
+    assert caught.value.fix == "--stages 1-4, or --stages stage-2-256"
+
+
 def test_a_selection_of_stages_must_exist():
     assert load_recipe(None, {"select": "3-4"}).selected == (3, 4)
     assert load_recipe(None, {"select": "2"}).selected == (2, 2)
@@ -299,6 +372,7 @@ def lesson(**changes):
                 "start_size": None,
                 "batch_size": None,
                 "augment": None,
+                "name": None,
             }
             for size, freeze, lr in stages
         ),

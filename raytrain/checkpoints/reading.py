@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import torch
 
 from raytrain import storage
-from raytrain.checkpoints.layout import BEGINNING, BEST, FILES, MANIFEST, Position, goes_on_within
+from raytrain.checkpoints.layout import (
+    BEGINNING,
+    BEST,
+    FILES,
+    MANIFEST,
+    Position,
+    goes_on_within,
+    is_named,
+)
 from raytrain.checkpoints.versions import VERSION, lifted_meta, lifted_train_state, version_of
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import ConfigError
@@ -276,8 +284,7 @@ def _candidates(directory: str) -> tuple[list[_Candidate], list[str]]:
     skipped = []
     for name in storage.names(directory, directories=True):
         path = storage.join(directory, name)
-        # `best.old` is ignored too.
-        if name.endswith(".partial") or name.startswith(BEST):
+        if name.endswith(".partial") or is_named(name, BEST):
             continue
         try:
             meta = storage.read_json(storage.join(path, "meta.json"))

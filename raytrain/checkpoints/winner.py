@@ -10,7 +10,7 @@ of a run. What a report adds is written by `raytrain.report.conclude`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raytrain import registry, storage
@@ -32,9 +32,10 @@ OF_ONE_STAGE = ("stages", "select", "storage", "init_from", "remap_labels")
 def lay_out(directory: str, stages: Sequence[str], recipe: Recipe) -> None:
     """Writes the run into the directory of the search. It may be called again after a crash.
 
-    Checkpoints have the names that the recipe gives them. `last` is that of the last stage, and
-    `best` that of the stage with the best score at its end: stages keep no checkpoint of an epoch
-    within them.
+    Checkpoints and range tests have the names that the recipe gives to its stages; in the
+    directories of the stages they have the lesson's. `last` is the checkpoint of the last stage,
+    and `best` that of the stage with the best score at its end: stages keep no checkpoint of an
+    epoch within them.
 
     Args:
         directory: of the search.
@@ -45,48 +46,85 @@ def lay_out(directory: str, stages: Sequence[str], recipe: Recipe) -> None:
         FileNotFoundError: a stage is not complete.
         StorageError: something cannot be written.
     """
-    first, last = recipe.selected
-    names = recipe.stage_names[first - 1 : last]
-    checkpoints = []
-    for stage, name in zip(stages, names, strict=True):
-        checkpoints.append(storage.join(stage, "checkpoints", name))
+    placed = _placed(stages, recipe)
     joined(stages).write(directory)
-    _copy_checkpoints(directory, checkpoints, recipe)
+    _copy_checkpoints(directory, placed, recipe)
     _write_predictions(directory, stages[-1])
     _copy_if_there(storage.join(stages[-1], THRESHOLDS), storage.join(directory, THRESHOLDS))
     _copy_if_there(storage.join(stages[0], ENVIRONMENT), storage.join(directory, ENVIRONMENT))
-    for stage in stages:
-        tests = storage.join(stage, RANGE_TESTS)
-        for name in storage.names(tests):
-            target = storage.join(directory, RANGE_TESTS, name)
-            _copy_if_there(storage.join(tests, name), target)
+    for stage in placed:
+        _copy_range_test(directory, stage)
     # Last: with this file the directory is a run.
     storage.write_text(storage.join(directory, CONFIG), recipe.to_yaml())
 
 
-def _copy_checkpoints(directory: str, checkpoints: Sequence[str], recipe: Recipe) -> None:
+@dataclass(frozen=True)
+class _Stage:
+    """A stage of the winner.
+
+    Attributes:
+        path: its run directory.
+        stored_name: that its checkpoint and its range test have there.
+        name: that the recipe gives it.
+    """
+
+    path: str
+    stored_name: str
+    name: str
+
+    @property
+    def checkpoint(self) -> str:
+        """Path of the checkpoint that it has left behind."""
+        return storage.join(self.path, "checkpoints", self.stored_name)
+
+
+def _placed(stages: Sequence[str], recipe: Recipe) -> list[_Stage]:
+    """The stages with their names."""
+    first, last = recipe.selected
+    stored = recipe.default_stage_names[first - 1 : last]
+    names = recipe.stage_names[first - 1 : last]
+    found = []
+    for path, stored_name, name in zip(stages, stored, names, strict=True):
+        found.append(_Stage(path, stored_name, name))
+    return found
+
+
+def _copy_checkpoints(directory: str, stages: Sequence[_Stage], recipe: Recipe) -> None:
     """Copies those of all stages under their names, and names the last and the best one."""
-    metas = [storage.read_json(storage.join(path, writing.META)) for path in checkpoints]
-    facts = _facts_of_one_run(metas, recipe)
+    facts = _facts_of_one_run(stages, recipe)
     folder = storage.join(directory, "checkpoints")
-    for path, meta in zip(checkpoints, facts, strict=True):
-        writing.copy(path, storage.join(folder, storage.name_of(path)), meta)
+    for stage, meta in zip(stages, facts, strict=True):
+        writing.copy(stage.checkpoint, storage.join(folder, stage.name), meta)
     best = _best(facts)
-    writing.copy(checkpoints[best], storage.join(folder, BEST), facts[best])
-    writing.copy(checkpoints[-1], storage.join(folder, LAST), facts[-1])
+    writing.copy(stages[best].checkpoint, storage.join(folder, BEST), facts[best])
+    writing.copy(stages[-1].checkpoint, storage.join(folder, LAST), facts[-1])
 
 
-def _facts_of_one_run(metas: Sequence[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
+def _copy_range_test(directory: str, stage: _Stage) -> None:
+    """Copies the files of a stage's range test under its name, if it had one."""
+    tests = storage.join(stage.path, RANGE_TESTS)
+    for file in storage.names(tests):
+        ending = file.removeprefix(stage.stored_name)
+        target = storage.join(directory, RANGE_TESTS, f"{stage.name}{ending}")
+        _copy_if_there(storage.join(tests, file), target)
+
+
+def _facts_of_one_run(stages: Sequence[_Stage], recipe: Recipe) -> list[dict[str, Any]]:
     """Content of meta.json of each stage as one run over all of them writes it."""
+    metas = []
+    for stage in stages:
+        metas.append(storage.read_json(storage.join(stage.checkpoint, writing.META)))
     whole = recipe.model_dump(mode="json")
     # The other fields as training has resolved them, such as its precision.
     values = metas[-1]["recipe"] | {name: whole[name] for name in OF_ONE_STAGE}
     steps = 0
     found = []
-    for meta in metas:
+    for stage, meta in zip(stages, metas, strict=True):
         steps += meta["step"]
         # The stage alone starts from the one before it, the run from where the first one did.
-        found.append(meta | {"recipe": values, "step": steps, "parent": metas[0]["parent"]})
+        parent = metas[0]["parent"]
+        changes = {"recipe": values, "stage_name": stage.name, "step": steps, "parent": parent}
+        found.append(meta | changes)
     return found
 
 

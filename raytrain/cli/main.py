@@ -8,6 +8,7 @@ wrong setting answer at once.
 from __future__ import annotations
 
 import signal
+import os
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout

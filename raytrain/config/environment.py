@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from raytrain.config.names import SELECTION
 from raytrain.config.overrides import leaf_paths, merge, nested, stage_field_hint
-from raytrain.config.recipe import SELECTION, STAGE_ONLY, Recipe
+from raytrain.config.recipe import STAGE_ONLY, Recipe
 from raytrain.errors import ConfigError, did_you_mean
 
 ENV_PREFIX = "RAYTRAIN_"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from raytrain import storage
 from raytrain.config.environment import environment
 from raytrain.config.mistakes import as_config_error
+from raytrain.config.names import SELECTION, shown
 from raytrain.config.overrides import merge, refuse_set_twice, with_fields
 from raytrain.config.recipe import Recipe
 from raytrain.errors import ConfigError, did_you_mean
@@ -83,8 +85,18 @@ def _checked(values: Mapping[str, Any], label: str, text: str = "") -> Recipe:
 
 
 def _check_selection(recipe: Recipe, label: str) -> None:
+    names = recipe.stage_names
+    if recipe.select is None or recipe.select in names:
+        return
+    count = len(names)
+    if re.fullmatch(SELECTION, recipe.select) is None:
+        raise ConfigError(
+            f"--stages {shown(recipe.select)}: {label} has no stage of this name."
+            f"{did_you_mean(recipe.select, names)}",
+            f"its stages 1 to {count} are {', '.join(names)}",
+            f"--stages 1-{count}, or --stages {names[-1]}",
+        )
     first, last = recipe.selected
-    count = len(recipe.stages)
     if 1 <= first <= last <= count:
         return
     raise ConfigError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from raytrain.config.overrides import nested_model, stage_field_hint
-from raytrain.config.recipe import STAGE_ONLY, Recipe, Stage
+from raytrain.config.recipe import STAGE_NAME_ERROR, STAGE_ONLY, Recipe, Stage
 from raytrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ def as_config_error(error: ValidationError, label: str = "", text: str = "") -> 
     if label:
         what = f"{label}: {what}"
     for entry in found:
+        if entry["type"] == STAGE_NAME_ERROR:
+            return ConfigError(
+                what,
+                "the checkpoint of a stage has its name, and --init-from RUN:NAME finds it",
+                "give each stage another name, with letters, digits, _, . and -: "
+                "--set stages.1.name=first-256; null takes the name of its number and size",
+            )
         field = _stage_field_of(entry)
         if field is not None:
             return ConfigError(what, *stage_field_hint(field, entry.get("input")))
@@ -76,7 +83,7 @@ def _sentence(entry: ErrorDetails, text: str) -> str:
         return f"{where} = {value!r}: it has fields of its own, such as {key}.{first}"
     message = entry["msg"].removeprefix("Value error, ")
     # A mistake of a whole model has no value to show but all of its fields.
-    if kind == "value_error" and not path:
+    if kind in ("value_error", STAGE_NAME_ERROR) and not path:
         return f"{where}: {message}"
     return f"{where} = {value!r}: {message}"
 

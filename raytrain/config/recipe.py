@@ -16,14 +16,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-SELECTION = r"\d+(-\d+)?"
+from raytrain.config.names import wrong_stage_name
+
 SPLIT_NAME = r"^[A-Za-z0-9_.-]+$"
 # The stem up to 1/8 of the tile's size, the rest of the body, and the head: fastai 1 splits a
 # ResNet into the same three groups.
 LAYER_GROUPS = 3
 # Fields that exist only in a stage. Whoever gives them to the whole run is told how to set them.
 STAGE_ONLY = ("lr", "size", "epochs", "freeze", "start_size")
+# Type of the errors about names of stages, which `mistakes.py` answers with a command of their own.
+STAGE_NAME_ERROR = "stage_name"
 
 
 class Settings(BaseModel):
@@ -335,6 +339,11 @@ class Stage(Settings):
         None, ge=2, le=65536, description="global batch size of this stage, tiles"
     )
     augment: Augment | None = Field(None, description="fields that differ from data.augment")
+    name: str | None = Field(
+        None,
+        description="name of the stage and of its checkpoint, such as stage-1-256-rn50; "
+        "default: the lesson's name, such as stage-1-256",
+    )
 
     @field_validator("lr")
     @classmethod
@@ -352,6 +361,16 @@ class Stage(Settings):
                 f"true, false, or a number of layer groups from 0 to {LAYER_GROUPS - 1}"
             )
         return freeze
+
+    @field_validator("name")
+    @classmethod
+    def _allowed_name(cls, name: str | None) -> str | None:
+        why = ""
+        if name is not None:
+            why = wrong_stage_name(name)
+        if why:
+            raise stage_name_error(f"a name that {why}")
+        return name
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
@@ -413,8 +432,7 @@ class Recipe(Settings):
     # The flag is --stages; `stages` itself is the list.
     select: str | None = Field(
         None,
-        pattern=f"^{SELECTION}$",
-        description="train only these stages of the list, such as 3 or 3-4",
+        description="train only these stages of the list, such as 3 or 3-4, or the one of a name",
     )
     metrics: tuple[str, ...] = Field(
         (),
@@ -466,17 +484,44 @@ class Recipe(Settings):
             stages.append(stage)
         return {**values, "stages": stages}
 
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        # Some file systems do not tell upper from lower case.
+        numbers: dict[str, int] = {}
+        for number, name in enumerate(self.stage_names, 1):
+            other = numbers.setdefault(name.casefold(), number)
+            if other != number:
+                raise stage_name_error(
+                    f'the stages {other} and {number} both have the name "{name}"'
+                )
+        return self
+
     @property
     def selected(self) -> tuple[int, int]:
         """First and last stage to train, counted from 1 over the whole list."""
         if self.select is None:
             return 1, len(self.stages)
+        names = self.stage_names
+        if self.select in names:
+            number = names.index(self.select) + 1
+            return number, number
         first, _, last = self.select.partition("-")
         return int(first), int(last or first)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The lesson's names: `stage-2-128` is the second stage of size 128 in the whole list."""
+        """Names of all stages: their own, or those of `default_stage_names`."""
+        names = []
+        for stage, default in zip(self.stages, self.default_stage_names, strict=True):
+            names.append(stage.name or default)
+        return tuple(names)
+
+    @property
+    def default_stage_names(self) -> tuple[str, ...]:
+        """The lesson's names: `stage-2-128` is the second stage of size 128 in the whole list.
+
+        They count stages with a name of their own, too.
+        """
         names = []
         count_by_size: dict[int, int] = {}
         for stage in self.stages:
@@ -513,6 +558,11 @@ class Recipe(Settings):
         stages = tuple(stage.model_copy(update={"start_size": None}) for stage in self.stages)
         return self.model_copy(update={"stages": stages})
 
+    def without_stage_names(self) -> Recipe:
+        """The same recipe with the lesson's names of all stages."""
+        stages = tuple(stage.model_copy(update={"name": None}) for stage in self.stages)
+        return self.model_copy(update={"stages": stages})
+
     def to_yaml(self) -> str:
         """This recipe as YAML text that `load_recipe` reads back to an equal recipe."""
         import yaml
@@ -520,6 +570,11 @@ class Recipe(Settings):
         values = self.model_dump(mode="json")
         values["stages"] = [_without_empty(stage) for stage in values["stages"]]
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+
+
+def stage_name_error(text: str) -> PydanticCustomError:
+    """The error about the name of a stage, with a sentence that says what is wrong."""
+    return PydanticCustomError(STAGE_NAME_ERROR, "{text}", {"text": text})
 
 
 def _common_augment(data: Any) -> dict[str, Any]:

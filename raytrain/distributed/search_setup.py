@@ -140,7 +140,7 @@ def candidates_of(setup: Setup, dataset: Dataset) -> Candidates:
         return Stages(
             keys=keys.of(whole),
             costs=costs.of(whole),
-            names=whole.stage_names[first - 1 : last],
+            names=whole.default_stage_names[first - 1 : last],
         )
 
     return Candidates(setup.space, stages_of)

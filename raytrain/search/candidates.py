@@ -21,7 +21,7 @@ class Stages:
     Attributes:
         keys: name them by everything that makes their result.
         costs: where the given recipe costs 1.
-        names: of the checkpoints that they leave behind.
+        names: of the checkpoints that they leave behind, whatever the recipe calls them.
     """
 
     keys: tuple[str, ...]

@@ -51,11 +51,14 @@ def values(given: Recipe) -> dict[str, Any]:
             if given.lr is None:
                 content[f"stages.{number}.lr"] = _rates(stage)
         return content
-    lists = {"same": list(given.stages)}
-    once = _once(given.stages)
+    plain = given.without_stage_names().stages
+    lists = {"same": list(plain)}
+    once = _once(plain)
     for name, stages in (("once", once), ("ramp", _ramp(once))):
         if stages not in lists.values():
             lists[name] = stages
+    # The names that a user gave to these stages would not fit those of the other lists.
+    lists["same"] = list(given.stages)
     written = {}
     for name, stages in lists.items():
         written[name] = [_stage(stage, given) for stage in stages]

@@ -28,6 +28,11 @@ def is_rate(path: str) -> bool:
     return stage_of(path) is not None and path.split(".")[2:3] == ["lr"]
 
 
+def is_stage_name(path: str) -> bool:
+    """Whether a path leads to the name of a stage."""
+    return stage_of(path) is not None and path.split(".")[2:] == ["name"]
+
+
 def takes_pair(path: str) -> bool:
     """Whether a path leads to the learning rate of a stage, which may be a pair."""
     return is_rate(path) and path.endswith(".lr")

@@ -9,6 +9,7 @@ from raytrain.config import Recipe, field_paths
 from raytrain.errors import ConfigError, masked
 from raytrain.search import paths
 
+_STAGE_NAME = "it names a checkpoint and changes no result"
 _SAME_RESULT = "it changes no result"
 _SAME_MACHINE = "what a trial computes with is the same for all of them"
 # Paths, each with the reason.
@@ -64,10 +65,13 @@ def refuse_fixed(drawn: Iterable[str], what: str) -> None:
         ConfigError: one of them is.
     """
     for path in drawn:
-        if path in FIXED:
+        reason = FIXED.get(path)
+        if paths.is_stage_name(path):
+            reason = _STAGE_NAME
+        if reason is not None:
             raise ConfigError(
                 f"{what} {path}, which is the same for all trials",
-                FIXED[path],
+                reason,
                 f"leave it out; --set {path}=VALUE sets it for the whole search",
             )
 

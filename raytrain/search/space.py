@@ -398,7 +398,7 @@ def _next_value(
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """The fields of a recipe, equal for recipes that train alike."""
-    values: dict[str, Any] = json.loads(recipe.model_dump_json())
+    values: dict[str, Any] = json.loads(recipe.without_stage_names().model_dump_json())
     for stage, resolved in zip(recipe.stages, values["stages"], strict=True):
         resolved["freeze"] = stage.frozen_groups
         resolved["batch_size"] = recipe.batch_size(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from raytrain.search.space import GIVEN, Drawn, Schedule, Space, assembled
 WHAT = "the space"
 # Fields of a stage whose ranges depend on each other: a stage grows from start_size to size.
 GROWTH = ("size", "start_size", "epochs")
+# The names of stages that have none of their own: the number among those of a size, and the size.
+DEFAULT_NAME = re.compile(r"stage-\d+-\d+", re.IGNORECASE)
 # A quantile that gives no whole number between whole ends.
 INSIDE = 0.381966
 # Fields that stages may replace by their own.
@@ -30,6 +33,7 @@ def check(space: Space) -> None:
     for schedule in space.schedules:
         _check_use(space, schedule)
         _check_values(space, schedule)
+        _check_names(schedule)
         for number in range(1, len(schedule.values["stages"]) + 1):
             _check_growth(schedule, number)
     _check_replaced(space)
@@ -90,6 +94,20 @@ def _check_inside(schedule: Schedule, drawn: Drawn, interval: Interval) -> None:
             f"{drawn.path}: {{randint: [{low}, {high + 1}]}} draws {low} to {high}: "
             "the upper end of randint is exclusive",
         ) from None
+
+
+def _check_names(schedule: Schedule) -> None:
+    """Refuses a name of a stage that a drawn size could give to another one."""
+    if not any(drawn.path.endswith(".size") for drawn in schedule.fields):
+        return
+    for number, stage in enumerate(schedule.values["stages"], 1):
+        name = stage.get("name") or ""
+        if DEFAULT_NAME.fullmatch(name):
+            raise ConfigError(
+                f'{_label(schedule)} draws sizes, and its stage {number} has the name "{name}"',
+                "a stage of a drawn size could get the same name",
+                f"{name}-own, or another name for stage {number}",
+            )
 
 
 def _check_growth(schedule: Schedule, number: int) -> None:

@@ -159,7 +159,7 @@ def _lists(how: Any, given: Recipe) -> list[_List]:
 def _refuse_equal(lists: Mapping[str, Any]) -> None:
     names: dict[str, str] = {}
     for name, stages in lists.items():
-        text = as_text(stages)
+        text = as_text(_without_names(stages))
         if text in names:
             raise ConfigError(
                 f"the lists {names[text]} and {name} of the space are equal",
@@ -167,6 +167,18 @@ def _refuse_equal(lists: Mapping[str, Any]) -> None:
                 "leave one of them out",
             )
         names[text] = name
+
+
+def _without_names(stages: Any) -> Any:
+    """A list of stages without their names, which change no result; anything else as it is."""
+    if not isinstance(stages, list):
+        return stages
+    plain = []
+    for stage in stages:
+        if isinstance(stage, Mapping):
+            stage = {key: how for key, how in stage.items() if key != "name"}
+        plain.append(stage)
+    return plain
 
 
 def _list(name: str, stages: Any) -> _List:

@@ -89,7 +89,8 @@ class Trial:
             None where the space does not hold the trial.
         keys: of its stages.
         costs: of its stages, where the given recipe costs 1.
-        names: of the checkpoints of its stages, such as stage-1-128.
+        names: of the checkpoints in the directories of its stages, such as stage-1-128, whatever
+            names the recipe gives them.
         state: how far it is.
         parts: its stages that have an outcome, in order.
         verdicts: of the model.

@@ -38,7 +38,7 @@ from raytrain.worker import Worker
 # Raised with every change of the code after which the same recipe gives other bits.
 CODE_VERSION = 1
 # SHA-256 of the sources that were last compared with that number, see `sources_hash`.
-SOURCES = "cb7d92d773a7d1d133c65a97d7d47d00cdebb280a07282ff8672b01488ef4b8e"
+SOURCES = "c3b0004abab682383488b7890e046839bc787020c8b1ef6875067728aa9b7726"
 # The modules that compute a result. Those that only record one are among them: telling them apart
 # by hand would go wrong sooner than noting a hash once more.
 SOURCE_PATTERNS = (
@@ -107,7 +107,7 @@ WITHOUT_EFFECT: dict[type[BaseModel], set[str]] = {
     config.Data: set(),
     config.Augment: set(),
     config.Train: {"save_every_s", "stall_s"},
-    Stage: set(),
+    Stage: {"name"},
 }
 
 

@@ -4,7 +4,8 @@
     <storage>/stages/<key>/outcome.json     what came of it, written last
 
 Each stage starts from the checkpoint of the stage before it. Such a chain has the bits of one run
-on a CPU: seeds and names count over the whole list of stages.
+on a CPU: seeds and names count over the whole list of stages. The checkpoint of a stage has the
+lesson's name here, such as stage-1-256: searches that share the stage may call it otherwise.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def plans(recipe: Recipe, keys: Sequence[str]) -> tuple[Plan, ...]:
         keys: of the stages that it selects.
     """
     root = storage.join(recipe.storage, FOLDER)
+    recipe = recipe.without_stage_names()
     found: list[Plan] = []
     for (number, _), key in zip(recipe.selected_stages(), keys, strict=True):
         changes: dict[str, Any] = {

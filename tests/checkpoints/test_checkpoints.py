@@ -97,6 +97,18 @@ def test_the_best_is_no_place_to_go_on_from_within_a_stage(tmp_path):
     assert reading.find_latest(str(tmp_path))[0].position == (1, 1, 0)
 
 
+def test_names_of_stages_that_begin_like_best_or_last_are_those_of_stages(tmp_path):
+    save(tmp_path / "best", 3.0, epoch=9)
+    save(tmp_path / "best.old", 3.0, epoch=9)
+    save(tmp_path / "best-of-all", 2.0, epoch=2)
+    found, _ = reading.find_latest(str(tmp_path))
+    assert found.position == (1, 2, 0)
+    for name in ("last", "last.old", "step-00000001"):
+        assert layout.goes_on_within(name)
+    for name in ("last-try", "stage-1-64"):
+        assert not layout.goes_on_within(name)
+
+
 def test_step_checkpoints_are_thinned_to_the_newest_and_later_ones_of_a_run_that_fell_back_go(
     tmp_path,
 ):

@@ -15,10 +15,11 @@ SPACE = {
     "stages": {
         "choice": {
             "two": [
-                {"size": 32, "epochs": 1, "freeze": True, "lr": RATES},
+                {"size": 32, "epochs": 1, "freeze": True, "lr": RATES, "name": "head"},
                 {"size": 32, "epochs": 1, "lr": RATES},
             ],
-            "one": [{"size": 32, "epochs": 1, "freeze": True, "lr": RATES}],
+            # The same stage under another name: both lists share it.
+            "one": [{"size": 32, "epochs": 1, "freeze": True, "lr": RATES, "name": "only"}],
         }
     }
 }

@@ -87,6 +87,8 @@ def test_the_name_of_the_search_is_the_run_that_its_winner_would_leave(searched,
     assert "s" in capsys.readouterr().out
     found = runs.find("s", storage_path)
     assert set(best.stage_names) | {"best", "last"} == set(found.checkpoints)
+    assert best.stage_names[0] in ("head", "only")
+    assert {row["names"][0] for row in table(folder)} == {"stage-1-32"}
     events = {path.name for path in (folder / "runs/s/tensorboard").iterdir()}
     assert events == {f"trial-{row['number']}" for row in table(folder)}
     assert (folder / "runs/s/search.html").exists() and (folder / "runs/s/report.html").exists()

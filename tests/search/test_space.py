@@ -320,6 +320,14 @@ def test_the_given_recipe_is_found_in_its_space(lists):
 def test_a_recipe_that_trains_alike_is_found(lists):
     stages = [RECIPE["stages"][0] | {"freeze": 2}, RECIPE["stages"][1] | {"batch_size": 16}]
     assert lists.locate(recipe(stages=stages)).text == lists.given_draw().text
+    stages = [RECIPE["stages"][0] | {"name": "head"}, RECIPE["stages"][1]]
+    assert lists.locate(recipe(stages=stages)).text == lists.given_draw().text
+
+
+def test_stages_of_a_list_keep_their_names():
+    space = read(LISTS.replace("{size: 32,", "{name: head, size: 32,"))
+    assert space.recipe(space.given_draw()).stage_names == ("head", "stage-1-64")
+    assert space.size == read(LISTS).size
 
 
 @pytest.mark.parametrize(
@@ -421,6 +429,22 @@ A = "stages: {choice: {a: [{size: 32, epochs: 1, lr: %s}]}}"
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        # Names of stages
+        ("stages.1.name: {choice: [a, b]}", "draws stages.1.name, which is the same for all"),
+        (
+            "stages: {choice: {a: [{size: 32, epochs: 1, lr: 0.1}], "
+            "b: [{size: 32, epochs: 1, lr: 0.1, name: c}]}}",
+            "the lists a and b of the space are equal",
+        ),
+        (
+            A % "0.1, name: last" + "\ntrain.wd: {choice: [0.1, 0.2]}",
+            "list a: stages.1.name = 'last': a name that is that of another checkpoint",
+        ),
+        (
+            "stages.1.size: {choice: [32, 64]}\nstages: {choice: {a: [{size: 32, epochs: 1, lr: 1}, "
+            "{size: 32, epochs: 1, lr: 0.1, name: stage-3-64}]}}",
+            'draws sizes, and its stage 2 has the name "stage-3-64"',
+        ),
         # Nothing to draw
         ("", "nothing is searched: the space draws no field"),
         ("{}", "nothing is searched: the space draws no field"),
@@ -610,6 +634,12 @@ def test_the_default_space_of_the_lesson():
         "ratio": pytest.approx(0.005),
     }
     assert content["train.wd"] == {"choice": [0.003, 0.01, 0.03]}
+    # Names of stages stay where the stages do.
+    named = base.model_copy(
+        update={"stages": (base.stages[0].model_copy(update={"name": "a"}), *base.stages[1:])}
+    )
+    of_named = default.values(named)["stages"]["choice"]
+    assert [of_named[name][0].get("name") for name in of_named] == ["a", None, None]
     # As a file, it is the same space.
     assert space_file.read(
         yaml.safe_load(yaml.safe_dump(content, sort_keys=False)), base

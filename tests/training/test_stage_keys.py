@@ -68,6 +68,7 @@ def test_chains_share_what_comes_before_their_first_difference(
         {"stages.1.lr": 1e-2},
         {"stages.1.batch_size": 32},
         {"stages.2.augment": {"rotate": 10.0}},
+        {"stages.1.name": "head", "stages.3.name": "larger"},
         {"train.loss": "bce"},
         {"train.execution": "eager"},
         {"data.stored_size": 64},
@@ -121,7 +122,7 @@ SAME_BITS = [
     {"train.precision": "fp32"},
     {"train.execution": "eager"},
     {"stages.1.batch_size": 32, "train.batch_size": 16},
-    {"stages.1.freeze": 2},
+    {"stages.1.freeze": 2, "stages.1.name": "head"},
     {"data.window_gb": 1.0},
     {"use_gpu": False},
 ]
@@ -133,7 +134,10 @@ def always_half(probabilities, targets):
 
 @pytest.mark.parametrize("fields", SAME_BITS, ids=lambda fields: next(iter(fields)))
 def test_fields_outside_the_key_change_no_weight(dataset, tmp_path, fields):
-    """One stage of one epoch with and without the field, in two storages."""
+    """One stage of one epoch with and without the field, in two storages.
+
+    Whatever the stage is called, its checkpoint has the lesson's name there.
+    """
     found = []
     for place, changed in (("plain", {}), ("changed", fields)):
         recipe = recipe_of(dataset, tmp_path / place, changed, THREE[:1])

@@ -71,6 +71,7 @@ def weights(checkpoint):
             "train.accumulate": 2,
             "train.clip_norm": 1.0,
             "train.label_smoothing": 0.05,
+            "stages.2.name": "unfrozen",
         },
         {"lr": "auto"},
     ],
@@ -80,10 +81,10 @@ def test_a_chain_of_stages_has_the_bits_of_one_run(dataset, tmp_path, fields):
     recipe = recipe_of(dataset, tmp_path, fields)
     run_alone(recipe, tmp_path / "one")
     plans, _ = train_chain(recipe, dataset)
-    for plan in plans:
-        name = plan.recipe.stage_names[-1]
+    for plan, name in zip(plans, recipe.stage_names, strict=True):
+        stored = plan.recipe.stage_names[-1]
         assert weights(tmp_path / "one/checkpoints" / name) == weights(
-            tmp_path / "stages" / plan.key / "checkpoints" / name
+            tmp_path / "stages" / plan.key / "checkpoints" / stored
         )
 
 
@@ -95,6 +96,16 @@ def test_an_outcome_has_the_scores_that_evaluate_shows_to_the_last_digit(dataset
         assert outcomes[-1].scores[rule] == estimate.value
     assert outcomes[-1].scores["f2"] == judged.f2
     assert outcomes[1].epochs == 2
+
+
+def test_a_stage_is_found_by_whoever_calls_it_otherwise(dataset, tmp_path):
+    named = recipe_of(dataset, tmp_path, {"stages.1.name": "head"}, THREE[:1])
+    other = recipe_of(dataset, tmp_path, {"stages.1.name": "first"}, THREE[:1])
+    train_chain(named, dataset)
+    (plan,) = plans_of(other, dataset)
+    found = stages.find(plan)
+    assert found is not None and found == stages.find(plans_of(named, dataset)[0])
+    assert storage.exists(plan.checkpoint) and plan.checkpoint.endswith("stage-1-32")
 
 
 def test_a_complete_stage_keeps_one_checkpoint_and_is_not_trained_again(dataset, tmp_path):

@@ -1,6 +1,7 @@
 """The winner of a search, laid out from its stages, is the run that its recipe would leave."""
 
 import json
+import shutil
 
 import pytest
 from group import TIMES, run_alone
@@ -12,15 +13,19 @@ from raytrain import runs, storage
 from raytrain.checkpoints import history, joined, reading, winner
 from raytrain.cli.main import run_command
 from raytrain.evaluation import predictions
+from raytrain.report import rates
 from raytrain.report.conclude import conclude
-from raytrain.training import stages
+from raytrain.training import lr_find, stages
+
+# Of the checkpoints of a run. Where a stage is trained alone, the first is stage-1-32.
+NAMES = ("head", "stage-2-32", "last of all")
 
 
 @pytest.fixture(scope="module")
 def both(dataset, tmp_path_factory):
     """(folder, plans): `one` is a real run there, `found` the same recipe laid out from its stages."""
     folder = tmp_path_factory.mktemp("winner")
-    recipe = recipe_of(dataset, folder)
+    recipe = recipe_of(dataset, folder, {"stages.1.name": NAMES[0], "stages.3.name": NAMES[2]})
     runs.create(recipe, "one", dataset)
     run_alone(recipe, folder / "one")
     plans, _ = train_chain(recipe, dataset)
@@ -63,7 +68,7 @@ def without_times(row):
 
 def test_the_checkpoints_have_the_names_the_weights_and_the_facts_of_one_run(both):
     folder, _ = both
-    for name in ("stage-1-32", "stage-2-32", "stage-1-64", "last"):
+    for name in (*NAMES, "last"):
         path = folder / "found/checkpoints" / name
         assert weights(path) == weights(folder / "one/checkpoints" / name)
         own = json.loads((path / "meta.json").read_text())
@@ -76,7 +81,7 @@ def test_the_checkpoints_have_the_names_the_weights_and_the_facts_of_one_run(bot
 def test_the_best_checkpoint_is_that_of_the_stage_with_the_best_end(both):
     folder, plans = both
     ends = [stages.find(plan).scores["f2"] for plan in plans]
-    name = plans[ends.index(max(ends))].recipe.stage_names[-1]
+    name = NAMES[ends.index(max(ends))]
     assert weights(folder / "found/checkpoints/best") == weights(
         folder / "found/checkpoints" / name
     )
@@ -84,7 +89,7 @@ def test_the_best_checkpoint_is_that_of_the_stage_with_the_best_end(both):
 
 def test_weights_are_hard_links_and_survive_the_stages(both):
     folder, plans = both
-    own = folder / "found/checkpoints/stage-1-32/model.safetensors"
+    own = folder / "found/checkpoints/head/model.safetensors"
     stage = folder / "stages" / plans[0].key / "checkpoints/stage-1-32/model.safetensors"
     assert own.samefile(stage)
 
@@ -99,13 +104,29 @@ def test_laying_out_again_changes_nothing(both):
     assert (folder / "found/history.csv").read_bytes() == rows
 
 
+def test_the_range_tests_have_the_names_of_the_recipe_in_the_order_of_the_stages(both, tmp_path):
+    folder, plans = both
+    copies = []
+    for number, plan in enumerate(plans, 1):
+        copies.append(str(tmp_path / str(number)))
+        shutil.copytree(plan.path, copies[-1])
+        stored = plan.recipe.stage_names[-1]
+        curve = lr_find.Curve([1e-3, 1e-2], [0.5, 0.4], [0.5, 0.4])
+        lr_find.write(f"{copies[-1]}/lr-find", stored, curve, {"valley": number / 100})
+    recipe = runs.find("found", str(folder)).recipe
+    winner.lay_out(str(tmp_path / "out"), copies, recipe)
+    found = rates.read(str(tmp_path / "out"), recipe.stage_names)
+    suggested = [(test.stage, test.suggestions["valley"]) for test in found]
+    assert suggested == list(zip(NAMES, (0.01, 0.02, 0.03), strict=True))
+
+
 def test_files_stand_where_links_are_not_possible(both, tmp_path, monkeypatch):
     folder, plans = both
     monkeypatch.setattr(storage, "linked", lambda source, target: False)
     recipe = runs.find("found", str(folder)).recipe
     winner.lay_out(str(tmp_path / "copied"), [plan.path for plan in plans], recipe)
-    copied = tmp_path / "copied/checkpoints/stage-1-32"
-    assert weights(copied) == weights(folder / "one/checkpoints/stage-1-32")
+    copied = tmp_path / "copied/checkpoints/head"
+    assert weights(copied) == weights(folder / "one/checkpoints/head")
     assert (copied / "model.safetensors").stat().st_nlink == 1
 
 
@@ -118,9 +139,11 @@ def test_the_name_of_the_search_is_a_run_for_every_command(both, capsys):
     assert file.meta["checkpoint"] == str(found / "checkpoints/last")
     assert run_command(["runs", "show", "found", "--storage", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "stage-1-64" in shown and len(shown.splitlines()) == 2 + 4
+    assert "last of all" in shown and len(shown.splitlines()) == 2 + 4
     assert runs.find_checkpoint("found", str(folder)) == str(found / "checkpoints/last")
-    assert runs.find_checkpoint("found:best", str(folder)) == str(found / "checkpoints/best")
+    for name in ("best", "head", "last of all"):
+        path = str(found / "checkpoints" / name)
+        assert runs.find_checkpoint(f"found:{name}", str(folder)) == path
 
 
 def test_a_trial_has_its_curves_over_all_stages_and_its_values_in_tensorboard(both, tmp_path):
@@ -172,7 +195,7 @@ def test_the_winner_is_laid_out_in_a_bucket(both, bucket):
     out = bucket("found")
     for _ in range(2):  # the second time as after a crash
         winner.lay_out(out, paths, recipe)
-    for name in ("stage-1-32", "stage-2-32", "stage-1-64", "last"):
+    for name in (*NAMES, "last"):
         checkpoint = reading.load(storage.join(out, "checkpoints", name))
         own = (folder / "one/checkpoints" / name / "model.safetensors").read_bytes()
         assert checkpoint.files["model.safetensors"] == own
