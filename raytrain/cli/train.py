@@ -263,7 +263,9 @@ def lr_find(
 
     find_rates(settings, name)
     path = storage.join(storage.absolute(settings.storage), name)
-    for test, picture in zip(rates.read(path), rates.draw(path), strict=True):
+    tests = rates.read(path, settings.stage_names)
+    pictures = rates.draw(path, settings.stage_names)
+    for test, picture in zip(tests, pictures, strict=True):
         found = ", ".join(f"{rule} {lr:.1e}" for rule, lr in test.suggestions.items())
         print(f"{test.stage}: {found}\n  {picture}")
         _print_pair(settings, test)

@@ -307,7 +307,7 @@ def _drawings(record: Record) -> dict[str, Drawing]:
     if len(steps):
         draw_schedule = partial(plots.schedule, steps, names)
         found["lr"] = Drawing(draw_schedule, "learning rate and momentum")
-    for test in rates.read(record.path):
+    for test in rates.read(record.path, names):
         # page.html.j2 finds the range tests by the beginning of this name.
         name = f"lr-find/{test.stage}"
         draw_test = partial(plots.range_test, test.curve, test.suggestions)

@@ -544,7 +544,8 @@ def _mark_stages(ax: Axes, edges: pd.Series, stage_names: Sequence[str], theme: 
         ax.text(
             middle,
             1.02 + 0.065 * text_row,  # share of the height of the axes
-            _stage_name(stages[i], stage_names),
+            short(_stage_name(stages[i], stage_names)),
+            parse_math=False,  # a name may hold dollar signs
             transform=ax.get_xaxis_transform(),
             ha="center",
             va="bottom",

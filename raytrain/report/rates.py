@@ -6,6 +6,7 @@ Imports neither torch nor ray.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -29,28 +30,39 @@ class RangeTest:
     suggestions: dict[str, float]
 
 
-def read(run: str) -> list[RangeTest]:
+def read(run: str, stage_names: Sequence[str] = ()) -> list[RangeTest]:
     """Reads the range tests of a run directory.
 
+    Args:
+        run: the directory.
+        stage_names: in the order of the stages.
+
     Returns:
-        The tests in the order of the stage names; an empty list if there is no `lr-find` folder.
+        The tests in this order, and those of other stages after them by their names; an empty list
+        if there is no `lr-find` folder.
     """
     folder = storage.join(run, "lr-find")
-    stages = []
+    stages = set()
     for name in storage.names(folder):
         if name.endswith(".json"):
-            stages.append(name.removesuffix(".json"))
-    return [_read_test(folder, stage) for stage in sorted(stages)]
+            stages.add(name.removesuffix(".json"))
+    ordered = [name for name in stage_names if name in stages]
+    ordered += sorted(stages.difference(ordered))
+    return [_read_test(folder, stage) for stage in ordered]
 
 
-def draw(run: str) -> list[str]:
+def draw(run: str, stage_names: Sequence[str] = ()) -> list[str]:
     """Draws every range test of a run directory.
+
+    Args:
+        run: the directory.
+        stage_names: in the order of the stages.
 
     Returns:
         The paths of the PNG files, in the order of `read`.
     """
     paths = []
-    for test in read(run):
+    for test in read(run, stage_names):
         path = storage.join(run, "lr-find", f"{test.stage}.png")
         storage.write_bytes(path, plots.range_test(test.curve, test.suggestions))
         paths.append(path)
