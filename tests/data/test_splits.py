@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from handmade import write_dataset
 from PIL import Image
 
 from raytrain.cli.main import run_command
+from raytrain.cli.split_flags import SplitBy
 from raytrain.data import splits
 from raytrain.data.dataset import open_dataset
 from raytrain.errors import DataError
@@ -179,6 +181,10 @@ def test_a_wrong_division_is_refused(copy, capsys, flags, words):
     assert run_command(["data", "split", str(copy), "--name", "x", *flags]) == 2
     assert words in capsys.readouterr().err
     assert not (copy / "splits" / "x.parquet").exists()
+
+
+def test_the_ways_of_splitting_are_the_rules():
+    assert set(get_args(SplitBy)) == set(splits.BY)
 
 
 def test_a_name_that_is_no_file_name_is_refused(copy, capsys):
