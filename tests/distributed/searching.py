@@ -18,7 +18,7 @@ SPACE = {
                 {"size": 32, "epochs": 1, "freeze": True, "lr": RATES, "name": "head"},
                 {"size": 32, "epochs": 1, "lr": RATES},
             ],
-            # The same stage under another name: both lists share it.
+            # The same stage under another name: the lists share it.
             "one": [{"size": 32, "epochs": 1, "freeze": True, "lr": RATES, "name": "only"}],
         }
     }
@@ -27,7 +27,7 @@ RECIPE = {
     "model": {"weights": "none", "dropout": 0.25},
     "train": {"batch_size": 32, "seed": 3},
     "stages": [
-        {"size": 32, "epochs": 1, "freeze": True, "lr": 0.01},
+        {"size": 32, "epochs": 1, "freeze": True, "lr": 0.01, "name": "given"},
         {"size": 32, "epochs": 1, "lr": 0.005},
     ],
 }
