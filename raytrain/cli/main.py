@@ -7,8 +7,8 @@ wrong setting answer at once.
 
 from __future__ import annotations
 
-import signal
 import os
+import signal
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
