@@ -307,6 +307,7 @@ OLD_PYTHON = f"""#!/bin/sh
 exec {sys.executable} -c 'import sys; sys.version_info = (3, 10, 9); exec(sys.argv[1])' "$2"
 """
 SHIM = "#!/bin/sh\necho 'pyenv: command not found: python3.11' >&2\nexit 127\n"
+SITE = "-m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs"
 TWO_PROCESSES = "--numprocesses 2 --dist loadgroup"
 NINE_GIGABYTES = (
     "#!/bin/sh\necho 'Filesystem 1024-blocks Used Available'\necho '/dev/sda 99999999 1 9500000'\n"
@@ -355,7 +356,7 @@ def log(dev):
 @pytest.mark.parametrize("words", [(), ("tests",), ("--help",)])
 def test_dev_answers_an_unknown_word_with_its_usage(dev, words):
     done = dev(*words)
-    assert (done.returncode, done.stderr) == (2, "usage: ./dev quickstart | test | lint | shell\n")
+    assert (done.returncode, done.stderr) == (2, "usage: ./dev quickstart | test | lint | docs | shell\n")
     assert not (dev.tree / ".venv").exists()
 
 
@@ -389,7 +390,7 @@ def test_dev_refuses_a_full_disk_in_one_sentence(dev):
 
 def test_dev_installs_once_goes_on_after_an_interruption_and_follows_the_pins(dev):
     install = (
-        "-m pip install -q --disable-pip-version-check --no-input -c constraints.txt -e .[dev]"
+        "-m pip install -q --disable-pip-version-check --no-input -c constraints.txt -e .[dev,docs]"
     )
     (dev.tree.parent / "offline").touch()
     assert dev("test").returncode == 1
@@ -400,7 +401,10 @@ def test_dev_installs_once_goes_on_after_an_interruption_and_follows_the_pins(de
     assert dev("test").stderr == "" and log(dev) == [f"-m pytest {TWO_PROCESSES}"]
     (dev.tree / "constraints.txt").write_text("numpy==2.4.6\n")
     dev("lint")
-    assert log(dev) == [install, "-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy", SITE]
+    assert log(dev) == [install, *checks]
+    done = dev("docs")
+    assert log(dev) == [SITE] and done.stderr.endswith("build/docs/index.html\n")
 
 
 def test_dev_takes_only_torch_from_the_index_the_user_names(dev):
@@ -414,7 +418,7 @@ def test_dev_uses_uv_where_there_is_one(dev):
     program(dev.programs / "uv", '#!/bin/sh\necho "uv $*" >>../log\n')
     dev("test")
     assert log(dev) == [
-        "uv pip install -q --python .venv/bin/python -c constraints.txt -e .[dev]",
+        "uv pip install -q --python .venv/bin/python -c constraints.txt -e .[dev,docs]",
         f"-m pytest {TWO_PROCESSES}",
     ]
 
@@ -501,8 +505,8 @@ def test_committed_files_name_no_package_registry_and_no_machine():
     ]
     registries += [".".join(("download", "pytorch", "org"))]
     machine = re.compile(r"(?<![\w~.$/}-])/(root|home|work|tmp|mnt|opt|Users|workspace)/")
-    # An archive is no text; the script that made it leaves out what names a machine.
-    texts = {path: path.read_text() for path in paths if path.suffix != ".xz"}
+    # Archives and pictures are no text; the scripts that make them leave out what names a machine.
+    texts = {path: path.read_text() for path in paths if path.suffix not in (".xz", ".png")}
     assert [
         str(path) for path, text in texts.items() if any(host in text for host in registries)
     ] == []
@@ -533,11 +537,11 @@ def test_the_pins_satisfy_the_bounds_and_so_does_what_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = pins()
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["timm"], *extras["dev"]]:
+    for text in [*project["dependencies"], *extras["timm"], *extras["dev"], *extras["docs"]]:
         requirement = Requirement(text)
         pin = pinned[requirement.name.lower().replace("_", "-")]
         assert pin in requirement.specifier, f"{text}: the pin is {pin}"
-        if requirement.name != "optuna":  # optional
+        if text not in extras["docs"] and requirement.name != "optuna":  # no test imports these
             assert Version(importlib.metadata.version(requirement.name)) in requirement.specifier
 
 

@@ -282,6 +282,6 @@ def _file_text(path: str) -> str:
         raise ConfigError(
             f"the file {path} does not exist",
             "it defines the search space",
-            "see docs/search.md, The space file",
+            "see docs/searches.md, The space file",
         )
     return file.read_text()
