@@ -53,7 +53,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         draw_tiles(base / "dataset", Path(scratch))
-        for name in ("losses", "lr", "per_label"):
+        for name in ("losses", "lr"):
             save(Image.open(run / f"{name}.png"), name)
         page = Path(scratch) / "report.html"
         # Of no interest to a reader: where it was made.

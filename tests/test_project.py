@@ -356,7 +356,10 @@ def log(dev):
 @pytest.mark.parametrize("words", [(), ("tests",), ("--help",)])
 def test_dev_answers_an_unknown_word_with_its_usage(dev, words):
     done = dev(*words)
-    assert (done.returncode, done.stderr) == (2, "usage: ./dev quickstart | test | lint | docs | shell\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "usage: ./dev quickstart | test | lint | docs | shell\n",
+    )
     assert not (dev.tree / ".venv").exists()
 
 
