@@ -7,7 +7,9 @@ page cannot differ from `raytrain --help`.
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -19,7 +21,9 @@ def reference() -> str:
     """All commands with their arguments and flags, as Markdown with headings of level two."""
     from raytrain.cli.main import app
 
-    text = app.generate_docs(output_format="markdown")
+    # cyclopts takes the program's name in usage lines from this process, which is Sphinx.
+    with mock.patch.object(sys, "argv", ["raytrain"]):
+        text = app.generate_docs(output_format="markdown")
     # The site has a table of contents and a heading of its own.
     _, _, text = text.partition("**Commands**:\n")
     text = text.replace("```console\n", "```\n")
@@ -41,7 +45,13 @@ def add_reference(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] += "\n" + reference()
 
 
+def outdated(app: Sphinx, env: Any, added: Any, changed: Any, removed: Any) -> list[str]:
+    """The page of the command line, always: Sphinx cannot know that the parser has changed."""
+    return [PAGE]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the extension."""
     app.connect("source-read", add_reference)
+    app.connect("env-get-outdated", outdated)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """The errors of this package: each says what is wrong, why it matters and what to do next.
 
-The command line prints them without a traceback and exits with their `exit_code`. The README lists
-the exit codes.
+The command line prints them without a traceback and exits with their `exit_code`.
+docs/exit-codes.md lists the codes.
 """
 
 from __future__ import annotations

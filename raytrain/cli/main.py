@@ -64,7 +64,7 @@ app.command(
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Runs a command line and exits with one of the codes that README lists.
+    """Runs a command line and exits with one of the codes that docs/exit-codes.md lists.
 
     Args:
         argv: arguments without the program's name; None: those of this process.

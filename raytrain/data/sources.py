@@ -70,7 +70,7 @@ class Images:
 
     def __str__(self) -> str:
         names = _first_names(self.table["image_name"])
-        # Printed by the README's examples after each step.
+        # Printed by the examples of docs/python.md after each step.
         text = f"{len(self.table)} pictures in {self.source['images']}: {names}"
         for folder in self.test_folders:
             text += f"; {folder}"

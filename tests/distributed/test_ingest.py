@@ -261,14 +261,14 @@ def test_a_division_without_validation_tiles_is_refused_before_any_work(tiles, t
 
 
 def python_blocks():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
     return [
         block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "images_in" in block
     ]
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_five_lines_of_the_readme_run(number, request, tiles, tmp_path, monkeypatch, capsys):
+def test_the_five_lines_of_the_python_page_run(number, request, tiles, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # The first trains a ResNet-18 with a worker of Ray.
     request.getfixturevalue("in_this_process" if number else "own_network")
@@ -284,7 +284,7 @@ def test_the_five_lines_of_the_readme_run(number, request, tiles, tmp_path, monk
         "planet-resnet(50|18)|single-label-resnet18", "smoke", python_blocks()[number]
     ).replace('{"dataset"', '{"select": "1", "dataset"')
     assert "smoke" in code
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "python.md", "exec"), {})
     printed = capsys.readouterr().out
     (dataset,) = [p.parent for p in Path().glob("*/dataset.json")]
     assert (

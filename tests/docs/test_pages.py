@@ -110,8 +110,16 @@ def test_flags_in_sentences_exist():
 
 
 def known_flags():
-    """The flags of all commands, of `python -m raytrain.bench`, of the scripts under tests/ and of pytest here."""
-    found = {"--help", "--version"}
+    """The flags of all commands, of `python -m raytrain.bench`, and of the scripts under tests/."""
+    found = {"--help", "--version"} | flags_of_commands()
+    scripts = [*pages.ROOT.glob("raytrain/bench/*.py"), *pages.ROOT.glob("tests/*/*.py")]
+    for script in scripts:
+        found.update(re.findall(r'"(--[\w-]+)"', script.read_text()))
+    return found
+
+
+def flags_of_commands():
+    found = set()
     waiting = [app]
     while waiting:
         current = waiting.pop()
@@ -120,10 +128,8 @@ def known_flags():
                 waiting.append(current[name])
         if current.default_command is not None:
             for argument in current.assemble_argument_collection():
-                found.update(argument.names)
-    scripts = [*pages.ROOT.glob("raytrain/bench/*.py"), *pages.ROOT.glob("tests/*/*.py")]
-    for script in scripts:
-        found.update(re.findall(r'"(--[\w-]+)"', script.read_text()))
+                if argument.parse and not argument.children:
+                    found.update(name for name in argument.names if name.startswith("--"))
     return found
 
 
@@ -140,6 +146,15 @@ def test_the_places_that_run_the_others_exist():
     for place in ELSEWHERE.values():
         file, _, test = place.partition("::")
         assert test in (pages.ROOT / file).read_text()
+
+
+def test_the_page_of_the_command_line_has_every_command_and_flag(monkeypatch):
+    monkeypatch.syspath_prepend(pages.DOCS)
+    import command_line
+
+    text = command_line.reference()
+    assert "\nraytrain train [OPTIONS]\n" in text and "## raytrain runs prune" in text
+    assert [flag for flag in flags_of_commands() if flag not in text] == []
 
 
 # Other blocks

@@ -1,4 +1,4 @@
-"""R25: what people type wrongly, and what the world refuses: the exit code of README, what is wrong, why or what next."""
+"""R25: what people type wrongly, and what the world refuses: its exit code, what is wrong, why or what next."""
 
 import os
 from collections.abc import Callable
