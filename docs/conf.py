@@ -35,6 +35,11 @@ autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+add_module_names = False
+python_use_unqualified_type_names = True
+# Docstrings write `name` for code.
+default_role = "code"
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]

@@ -268,7 +268,9 @@ def python_blocks():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_five_lines_of_the_python_page_run(number, request, tiles, tmp_path, monkeypatch, capsys):
+def test_the_five_lines_of_the_python_page_run(
+    number, request, tiles, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     # The first trains a ResNet-18 with a worker of Ray.
     request.getfixturevalue("in_this_process" if number else "own_network")

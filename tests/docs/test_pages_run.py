@@ -20,7 +20,7 @@ from raytrain.evaluation import predictions
 
 pytestmark = pytest.mark.slow
 
-TILES = 120
+TILES = 60
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,8 @@ def weights_of_the_tests(path):
 
     from raytrain.models import bodies
 
-    torch.save(bodies.build(NETWORK).state_dict(), path)
+    body = bodies.timm_body(NETWORK.removeprefix("timm:"))
+    torch.save(body.state_dict(), path)
 
 
 def test_python(here, painted):
