@@ -20,7 +20,8 @@ from raytrain.evaluation import predictions
 
 pytestmark = pytest.mark.slow
 
-TILES = 60
+# Training needs a full batch of 64 tiles after a fifth was taken for validation.
+TILES = 100
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def four_bands(here):
     (here / "four-bands").mkdir()
     draw = np.random.default_rng(0)
     rows = []
-    for number in range(24):
+    for number in range(48):
         name = f"tile_{number}"
         values = draw.integers(0, 4000, (32, 32, 4), dtype=np.uint16)
         (here / "four-bands" / f"{name}.tif").write_bytes(tiff(values))
@@ -247,8 +248,8 @@ def weights_of_the_tests(path):
 
     from raytrain.models import bodies
 
-    body = bodies.timm_body(NETWORK.removeprefix("timm:"))
-    torch.save(body.state_dict(), path)
+    network = bodies.timm_network(NETWORK.removeprefix("timm:"))
+    torch.save(network.state_dict(), path)
 
 
 def test_python(here, painted):
