@@ -10,6 +10,7 @@ them. DATASET is an ingested one; resnet18.pth are weights to start from. Interr
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import time
 from dataclasses import replace
@@ -152,6 +153,26 @@ def work(root):
     return sum(o["seconds"] for o in outcomes), sum(o["epochs"] for o in outcomes), len(outcomes)
 
 
+def seconds_alone(root):
+    """Mean seconds of each stage that was trained for trials alone, by its key."""
+    found = collections.defaultdict(list)
+    for path in (Path(root) / "alone").rglob("outcome.json"):
+        found[path.parent.name].append(json.loads(path.read_text())["seconds"])
+    return {key: np.mean(seconds) for key, seconds in found.items()}
+
+
+def saved(root, name):
+    """Share of the seconds of `alone` that was saved, where each stage counts with its seconds there.
+
+    So what else runs on the machine does not matter. None where other stages were trained.
+    """
+    alone = seconds_alone(root)
+    keys = [path.parent.name for path in (Path(root) / name).rglob("outcome.json")]
+    if not set(keys) <= set(alone):
+        return None
+    return 1 - sum(alone[key] for key in keys) / work(Path(root) / "alone")[0]
+
+
 def replayed(table, candidates):
     """How many verdicts and proposals of a table the model gives again from the recorded outcomes alone."""
     same = 0
@@ -215,9 +236,8 @@ def main():
         scores = ", ".join(f"{part.score:.4f}" for part in row.parts)
         after = len(other.parts) if other.state is State.STOPPED else "-"
         print(f"| {row.number} | {row.schedule}: {values} | {scores} | {after} |")
-    print("\n| | seconds | stages | epochs | best |\n| --- | --- | --- | --- | --- |")
+    print("\n| | seconds | saved | stages | epochs | best |\n| --- | --- | --- | --- | --- | --- |")
     root = Path(options.out)
-    whole = work(root / "alone")
     for name, rows in (
         ("alone", single),
         ("shared", shared.trials),
@@ -226,9 +246,9 @@ def main():
     ):
         seconds, epochs, count = work(root / name)
         best = max(row.score for row in rows if row.score is not None)
-        print(
-            f"| {name} | {seconds:.0f} ({1 - seconds / whole[0]:.0%} saved) | {count} | {epochs} | {best:.4f} |"
-        )
+        share = saved(root, name)
+        words = "-" if share is None else f"{share:.0%}"
+        print(f"| {name} | {seconds:.0f} | {words} | {count} | {epochs} | {best:.4f} |")
     of_alone = [[part.score for part in row.parts] for row in single]
     of_shared = [[part.score for part in row.parts] for row in shared.trials]
     print(f"\nscores alone and shared equal to the last digit: {of_alone == of_shared}")
