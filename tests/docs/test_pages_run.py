@@ -135,6 +135,9 @@ def test_readme(here, painted):
     shutil.copytree(painted, here / "tiles")
     photos(here, painted)
     assert run_page("README.md") == 9
+    shutil.copy(next((here / "tiles" / "train-jpg").iterdir()), "tile.jpg")
+    (code,) = [one for one in pages.blocks(pages.page("README.md")) if one.language == "python"]
+    exec(compile(code.text, "README.md", "exec"), {})
     submitted = pd.read_csv("submission.csv")
     assert list(submitted) == ["image_name", "tags"] and len(submitted) == 9
 
@@ -253,13 +256,15 @@ def weights_of_the_tests(path):
 
 
 def test_python(here, painted):
-    """The last example of the page; tests/distributed/test_ingest.py runs the first two."""
+    """All examples but the first two, which tests/distributed/test_ingest.py runs."""
     planet(here, painted)
     short_run("first", "--dataset", "planet")
-    *_, last = [
+    blocks = [
         block for block in pages.blocks(pages.page("python.md")) if block.language == "python"
     ]
-    exec(compile(last.text, "python.md", "exec"), {})
+    for block in blocks[2:]:
+        exec(compile(block.text, "python.md", "exec"), {})
+    assert len(blocks) == 5 and (here / "results.png").exists()
 
 
 def test_the_metric_of_the_page_can_be_used(here, painted, monkeypatch):
