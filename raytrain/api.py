@@ -89,7 +89,7 @@ class Figure:
     @property
     def image(self) -> Image.Image:
         """The picture for Pillow."""
-        return Image.open(io.BytesIO(self.png))
+        return Image.open(io.BytesIO(self.png), formats=("PNG",))
 
     def _repr_png_(self) -> bytes:
         """Called by a notebook."""
@@ -657,4 +657,4 @@ def _results(record: Record) -> Figure:
 def _pixels(uri: str) -> np.ndarray[Any, Any]:
     """The pixels of a picture in a data: URI, uint8 (H, W, 3)."""
     content = base64.b64decode(uri.partition(",")[2])
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB"))

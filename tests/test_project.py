@@ -62,6 +62,8 @@ ROOMS = {
     "bench": {"data", "worker", "models", "tiles", "checkpoints", "training", "report"},
 }
 ROOMS["distributed"] = set(ROOMS) - {"report"}
+ROOMS["tile_sheets"] = {"data", "training", "report"}
+ROOMS["api"] = set(ROOMS)
 ROOMS["cli"] = set(ROOMS)
 
 

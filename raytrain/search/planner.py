@@ -82,7 +82,12 @@ class Planner:
         self._outcomes = Outcomes(parts.table, parts.advisor, parts.shelf, parts.score, parts.clock)
         self._failures = Failures(parts.shelf)
         self._supply = Supply(
-            parts.table, parts.candidates, parts.advisor, parts.limits, parts.reruns
+            parts.table,
+            parts.candidates,
+            parts.advisor,
+            parts.limits,
+            parts.reruns,
+            parts.slots,
         )
         self._began = parts.clock() - parts.table.seconds
 
@@ -105,7 +110,7 @@ class Planner:
             return False
         if self.is_ending:
             return True
-        if self.parts.table.open_trials() or not self._has_drawn_all():
+        if self.parts.table.open_trials() or not self._supply.has_drawn_all(self.seconds):
             return False
         return not self._supply.wanted_reruns()
 
@@ -224,7 +229,7 @@ class Planner:
         """Draws another trial, or adds the reruns. Returns whether there may be new trials."""
         if len(self.parts.table.waiting(self.live)) >= WAITING_PER_SLOT * self.parts.slots():
             return False
-        if not self._has_drawn_all():
+        if not self._supply.has_drawn_all(self.seconds):
             trial = self._supply.draw(self._outcomes.known)
             if trial is not None:
                 self.enter(trial)
@@ -235,9 +240,6 @@ class Planner:
         for number, seed in wanted:
             self.enter(self._supply.rerun(number, seed))
         return bool(wanted)
-
-    def _has_drawn_all(self) -> bool:
-        return self._supply.has_drawn_all(self.seconds, self.parts.slots())
 
     def _save(self) -> None:
         """Writes the table. A storage that fails again and again ends the search."""

@@ -46,6 +46,7 @@ class Supply:
         advisor: Advisor,
         limits: Limits,
         reruns: Reruns,
+        slots: Callable[[], int],
     ) -> None:
         """Takes up a table, which an earlier attempt may have left.
 
@@ -55,27 +56,28 @@ class Supply:
             advisor: proposes them.
             limits: when the search is over.
             reruns: which finalists run again.
+            slots: how many trials run at once.
         """
         self._table = table
         self._candidates = candidates
         self._advisor = advisor
         self._limits = limits
         self._reruns = reruns
+        self._slots = slots
         self._exhausted = False
         for trial in table.trials:
             candidates.remember(trial)
 
-    def has_drawn_all(self, seconds: float, slots: int) -> bool:
+    def has_drawn_all(self, seconds: float) -> bool:
         """Returns whether no trial is drawn any more.
 
         Args:
             seconds: that the search has run.
-            slots: how many trials run at once.
         """
         if self._exhausted:
             return True
         if self._limits.budget_s is not None:
-            reruns = seconds_of_reruns(self._table, self._limits.reruns, slots)
+            reruns = seconds_of_reruns(self._table, self._limits.reruns, self._slots())
             if seconds + reruns >= self._limits.budget_s:
                 return True
         drawn = self._table.of_kind(Kind.GIVEN, Kind.TRIED, Kind.DRAWN)

@@ -92,7 +92,7 @@ class TrainedModel(nn.Module):
 
     @property
     def task(self) -> str:
-        """Name of the task, such as multi-label."""
+        """Name of the task, see `raytrain.registry`."""
         return str(self.meta["task"])
 
     @property
