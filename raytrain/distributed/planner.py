@@ -19,7 +19,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raytrain.distributed.trial import unpacked
-from raytrain.errors import ResourceError
+from raytrain.errors import NoRoomError
 from raytrain.search.failures import End, How
 from raytrain.search.outcomes import Found
 from raytrain.search.planner import Planner
@@ -230,10 +230,10 @@ class Watch(Unwritten, ray.tune.Callback):
         waited = time.monotonic() - self.waiting_since
         if waited > PATIENCE_S:
             self.suggestions.planner.fail(
-                ResourceError(
+                NoRoomError(
                     f"no trial could start within {PATIENCE_S:.0f} seconds: {self.lacking()}",
                     "others use the cluster; all that was drawn and trained is kept",
-                    "ray status shows who uses what; then raytrain tune --resume NAME",
+                    "ray status shows who uses what",
                 )
             )
         elif waited > WAIT_TOLD_S and not self.wait_told:

@@ -25,7 +25,6 @@ from raytrain.checkpoints.joined import TrialFacts, joined, write_trial_events
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import search_finals, search_setup, slots, tune
-from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.messages import ANSWERS_S, interruptible, mailbox
 from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
@@ -33,7 +32,7 @@ from raytrain.distributed.preflight import check_recipe
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
 from raytrain.distributed.search_finals import Finals
 from raytrain.distributed.search_lines import Lines
-from raytrain.distributed.search_resources import facts_of, share_of, worker_of
+from raytrain.distributed.search_resources import facts_of, share_of, slots_of, worker_of
 from raytrain.distributed.search_setup import (
     Options,
     Setup,
@@ -49,6 +48,7 @@ from raytrain.errors import (
     ConfigError,
     DivergedError,
     Interrupted,
+    NoRoomError,
     RaytrainError,
     ResourceError,
     StorageError,
@@ -128,12 +128,12 @@ def search(
         space.tried(text)
     score = objective(options.objective, dataset.task, combined(recipe.metrics, (), dataset.task))
     directory = storage.join(recipe.storage, name)
-    check_disk(recipe, space, options)
     with held(directory):
         runs.refuse_taken(name, recipe.storage)
         with session():
             check_reach(recipe.storage)
             share = share_of(recipe, options)
+            check_disk(recipe, space, options, slots_of(recipe, dataset, share)())
             facts = facts_of(recipe, share)
             size = stored_size_of(space, dataset)
             options = replace(options, objective=score.key)
@@ -198,22 +198,34 @@ def _run(directory: str, setup: Setup, share: Share, changed: Changed) -> Found:
         found = _concluded(directory, setup, planner, finals)
         _show(planner, setup, changed)
         return found
-    except BaseException as error:
+    except BaseException as raised:
+        error = _with_resume(raised, directory)
         with suppress(StorageError):
             runs.write_failure(runs.Run(directory), error, exit_code_of(error))
         with suppress(RaytrainError):
             changed()
-        if isinstance(error, KeyboardInterrupt):
-            raise _at_once(error, directory) from None
-        raise
+        if error is raised:
+            raise
+        raise error from None
 
 
-def _at_once(error: KeyboardInterrupt, directory: str) -> Interrupted:
-    """The error of a search that a signal has ended at once, with the command that goes on."""
-    number: int = signal.SIGINT
-    if isinstance(error, Interrupted):
-        number = error.number
-    return Interrupted(number, f"\n  next: {_resume_command(directory)}")
+def _with_resume(error: BaseException, directory: str) -> BaseException:
+    """The error that ends a search, with the command that goes on where that may help."""
+    again = _resume_command(directory)
+    if isinstance(error, KeyboardInterrupt):
+        number: int = signal.SIGINT
+        if isinstance(error, Interrupted):
+            number = error.number
+        return Interrupted(number, f"\n  next: {again}")
+    if isinstance(error, NoRoomError):
+        return NoRoomError(error.what, error.why, f"ray status shows who uses what; then {again}")
+    if isinstance(error, StorageError):
+        return StorageError(error.what, error.why, f"{error.fix}; then {again}")
+    return error
+
+
+def _resume_command(directory: str) -> str:
+    return runs.resume_search_command(storage.name_of(directory), storage.parent(directory))
 
 
 def _show(planner: Planner, setup: Setup, changed: Changed) -> None:
@@ -234,7 +246,6 @@ def _planner(directory: str, setup: Setup, share: Share) -> tuple[Planner, Final
         advisor = RandomAdvisor(candidates.source, recipe.train.seed)
     seeds = [recipe.train.seed + 1 + rerun for rerun in range(setup.options.reruns)]
     finals = Finals(advisor, recipe.storage, setup.score, dataset, seeds)
-    most = trials_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels)
     parts = Parts(
         table=table.read(directory),
         candidates=candidates,
@@ -242,7 +253,7 @@ def _planner(directory: str, setup: Setup, share: Share) -> tuple[Planner, Final
         shelf=StageShelf(recipe, setup.score.key, dataset.task),
         limits=Limits(setup.options.num_samples, setup.options.budget_s, setup.options.reruns),
         score=setup.score,
-        slots=lambda: slots.count(share, most),
+        slots=slots_of(recipe, dataset, share),
         reruns=finals.wanted,
     )
     return Planner(parts), finals
@@ -301,23 +312,13 @@ def _tune(planner: Planner, setup: Setup, share: Share, box: Any, lines: Lines) 
     interruptible(partial(tune.run_attempt, attempt), deliver)
     directory = planner.parts.table.directory
     if planner.error is not None:
-        raise _with_resume(planner.error, directory)
+        raise planner.error
     if planner.stopped:
         raise UnfinishedError(
             f"stopped by {planner.stopped}, with everything kept in {directory}",
             "",
             _resume_command(directory),
         )
-
-
-def _resume_command(directory: str) -> str:
-    return runs.resume_search_command(storage.name_of(directory), storage.parent(directory))
-
-
-def _with_resume(error: RaytrainError, directory: str) -> RaytrainError:
-    """The error that ends a search, with the name of the search in its advice."""
-    error.fix = error.fix.replace("--resume NAME", f"--resume {storage.name_of(directory)}")
-    return type(error)(error.what, error.why, error.fix)
 
 
 # At its end

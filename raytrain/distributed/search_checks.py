@@ -67,8 +67,14 @@ def check_draws(candidates: Candidates) -> None:
     )
 
 
-def check_disk(recipe: Recipe, space: Space, options: Options) -> None:
+def check_disk(recipe: Recipe, space: Space, options: Options, at_once: int) -> None:
     """Compares the free disk with the checkpoints of all trials, as if they shared none.
+
+    Args:
+        recipe: complete.
+        space: of the search.
+        options: of the search.
+        at_once: how many trials can run at once.
 
     Raises:
         StorageError: they will not fit.
@@ -84,15 +90,17 @@ def check_disk(recipe: Recipe, space: Space, options: Options) -> None:
     named, full = checkpoint_bytes(recipe, weights)
     longest = max(len(schedule.numbers) for schedule in space.schedules)
     trials = options.num_samples + _most_reruns(options)
-    # The checkpoints to resume from are removed when a stage is complete; the winner is laid out
-    # once more.
-    needed = named * longest * (trials + 1) + full * 2
+    # While a stage is trained: its best epoch, the checkpoint to resume from, and the next one.
+    running = min(at_once, trials) * (named + full * 2)
+    # The winner is laid out once more.
+    needed = named * longest * (trials + 1) + running
     if free >= needed:
         return
-    fits = max(0, int((free - full * 2) / (named * longest)) - 1)
+    fits = max(0, int((free - running) / (named * longest)) - 1)
     raise StorageError(
-        f"{trials} trials of up to {longest} stages, reruns among them, keep {needed / 1e6:,.0f} MB"
-        f" of checkpoints; {recipe.storage} has {free / 1e6:,.0f} MB free",
+        f"{trials} trials of up to {longest} stages, reruns among them and up to {at_once} at once,"
+        f" take {needed / 1e6:,.0f} MB for checkpoints; {recipe.storage} has {free / 1e6:,.0f} MB"
+        " free",
         f"the disk would be full in the middle of the search; {fits} trials fit",
         f"free some, or give another --storage{_smaller(options, fits)}",
     )

@@ -15,7 +15,7 @@ from raytrain.config import Recipe
 from raytrain.distributed import environment, slots
 from raytrain.distributed.preflight import check_recipe, check_workers
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
-from raytrain.distributed.search_resources import facts_here, share_of, worker_of
+from raytrain.distributed.search_resources import facts_here, share_of, slots_of, worker_of
 from raytrain.distributed.search_setup import (
     Options,
     Setup,
@@ -55,7 +55,11 @@ def preview(recipe: Recipe, content: Mapping[str, Any] | None, options: Options)
     own = combined(recipe.metrics, (), dataset.task)
     score = objective(options.objective, dataset.task, own)
     share = _share(recipe, options)
-    check_disk(recipe, space, options)
+    # How many run at once on a cluster is known when the search starts.
+    at_once = 1
+    if not environment.connects():
+        at_once = slots_of(recipe, dataset, share)()
+    check_disk(recipe, space, options, at_once)
     facts = facts_here(recipe, worker_of(share))
     size = stored_size_of(space, dataset)
     setup = Setup(recipe, content, options, score, facts, size)

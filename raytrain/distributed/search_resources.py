@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,8 +13,9 @@ from functools import partial
 import ray
 
 from raytrain.config import Recipe
-from raytrain.data.dataset import open_dataset
+from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, gpus, slots
+from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.messages import interruptible
 from raytrain.distributed.planner import PATIENCE_S, WAIT_TOLD_S, wait_in_words
 from raytrain.distributed.preflight import check_workers
@@ -59,6 +60,16 @@ def share_of(recipe: Recipe, options: Options) -> Share:
     slots.check(share)
     slots.check_room(share)
     return share
+
+
+def slots_of(recipe: Recipe, dataset: Dataset, share: Share) -> Callable[[], int]:
+    """Returns a function that counts how many trials can run at once; a cluster may grow.
+
+    Raises:
+        ResourceError: not even one trial fits into the memory of this machine.
+    """
+    most = trials_that_fit(recipe, len(dataset.classes), dataset.tile_format.channels)
+    return partial(slots.count, share, most)
 
 
 def worker_of(share: Share) -> Worker:

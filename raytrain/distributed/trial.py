@@ -205,7 +205,7 @@ def _check_facts(drawn: Recipe, dataset: Dataset, worker: Worker, given: Given) 
     raise ResourceError(
         f"this machine would train otherwise: {stage_keys.differences(given.facts, found)}",
         "stages of both kinds could not be shared or compared",
-        "raytrain tune --resume NAME on machines of one kind; or another search whose recipe sets "
+        "raytrain tune --resume on machines of one kind; or another search whose recipe sets "
         "train.precision, train.threads and tiles",
     )
 

@@ -9,6 +9,7 @@ that is removed at the end, and nothing reads them: a URI may hold keys.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from raytrain import storage
 from raytrain.distributed.nodes import check_reach
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.session import cpus, session
+from raytrain.errors import StorageError
 from raytrain.evaluation.score import Score
 from raytrain.worker import Worker
 
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Tune passes these to trials in a runtime environment, which Ray logs on every machine.
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+# The disk, or the share of it that the user may fill, is full.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Without its own writers of CSV, JSON and TensorBoard: nobody would read their files.
 WITHOUT_WRITERS = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
@@ -170,12 +174,24 @@ def run_attempt(attempt: Attempt) -> None:
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """A temporary folder for Tune's own files."""
+    """A temporary folder for Tune's own files.
+
+    Raises:
+        StorageError: its disk is full.
+    """
     # Every machine has its own keys; `raytrain train` needs them there as well.
     class_cache.ENV_VARS_TO_PROPAGATE -= KEYS
     folder = tempfile.mkdtemp(prefix="raytrain-")
     try:
         with mock.patch.dict("os.environ", WITHOUT_WRITERS):
             yield folder
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise StorageError(
+            f"cannot write {folder}: {error.strerror}",
+            "Ray Tune writes files of its own into the temporary folder while trials run",
+            "free some space there (df -h), or set TMPDIR to a folder on a larger disk",
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from searching import SPACE, Driver, command, files, resume, scores, table, trai
 from raytrain import runs, storage
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed import search_setup, trial
+from raytrain.distributed import search_resources, search_setup, trial
 from raytrain.distributed.gpus import Seen
 from raytrain.distributed.search_setup import Options
 from raytrain.errors import ConfigError, DivergedError, MemoryExceededError, StorageError
@@ -321,9 +320,14 @@ def test_before_its_first_trial_a_search_says_that_it_waits_and_a_signal_ends_it
     """On a cluster the first question to a machine waits for a CPU, as a trial does."""
     files(tmp_path, dataset)
     monkeypatch.setattr("raytrain.distributed.environment.connects", lambda: True)
-    monkeypatch.setattr("raytrain.distributed.search_resources.WAIT_TOLD_S", 0.5)
-    signals = threading.Timer(3.0, os.kill, (os.getpid(), number))
-    signals.start()
+    monkeypatch.setattr(search_resources, "WAIT_TOLD_S", 2.0)
+    words = search_resources.wait_in_words
+
+    def words_then_signal(lacking):
+        os.kill(os.getpid(), number)
+        return words(lacking)
+
+    monkeypatch.setattr(search_resources, "wait_in_words", words_then_signal)
     assert run_command(command(tmp_path, "--num-samples", "1")) == 128 + number
     said = "".join(capsys.readouterr())
     assert "no trial can start yet: it needs 1 CPU, and " in said
@@ -406,6 +410,7 @@ def test_search_yaml_is_read_back_and_other_versions_are_refused(setup, tmp_path
         search_setup.read(directory)
 
 
+@pytest.mark.usefixtures("cluster")
 def test_the_disk_is_counted_for_all_trials_before_the_start(
     dataset, tmp_path, monkeypatch, capsys
 ):
@@ -413,7 +418,8 @@ def test_the_disk_is_counted_for_all_trials_before_the_start(
     monkeypatch.setattr("raytrain.distributed.search_checks.free_bytes", lambda path: 40_000_000)
     assert run_command(command(tmp_path, "--num-samples", "100")) == 7
     message = capsys.readouterr().err
-    assert "108 trials of up to 2 stages" in message and "trials fit" in message
+    assert "108 trials of up to 2 stages, reruns among them and up to 2 at once" in message
+    assert "trials fit" in message and not (tmp_path / "runs/s/search.yaml").exists()
     # What is advised fits.
     smaller = message.rpartition("; or ")[2].splitlines()[0].split()
     assert smaller[0] == "--num-samples" and smaller[2] == "--reruns"

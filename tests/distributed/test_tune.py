@@ -1,5 +1,6 @@
 """What Ray Tune is given: files of its own in a temporary folder, and no keys of the environment."""
 
+import errno
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from ray.tune.execution import class_cache
 
 from raytrain.distributed import tune as module
+from raytrain.errors import StorageError
 from raytrain.evaluation.tasks.multi_label import SCORE
 from raytrain.worker import Worker
 
@@ -16,7 +18,7 @@ from raytrain.worker import Worker
 @pytest.fixture
 def tuner(monkeypatch):
     """Tune without Ray: what it was given, and the settings that Ray would show of a trial; fails where it is told to."""
-    told = SimpleNamespace(fails=False)
+    told = SimpleNamespace(fails=False, error=KeyboardInterrupt())
 
     class Tuner:
         def __init__(self, trainable, tune_config, run_config, param_space=None):
@@ -31,7 +33,7 @@ def tuner(monkeypatch):
             (told.folder / "ray").mkdir(parents=True, exist_ok=True)
             (told.folder / "ray" / "tuner.pkl").write_text("what Tune pickles")
             if told.fails:
-                raise KeyboardInterrupt
+                raise told.error
             return [SimpleNamespace(error=None, metrics={"trial_id": "a"})]
 
     monkeypatch.setattr(module.ray.tune, "Tuner", Tuner)
@@ -71,6 +73,23 @@ def test_tune_keeps_its_files_in_a_folder_that_is_removed(tuner, fails, what):
             module.run_attempt(attempt())
     assert "S3CRET" not in str(tuner.folder) and str(tuner.folder).startswith(tempfile.gettempdir())
     assert not tuner.folder.exists()
+
+
+@pytest.mark.parametrize("what", ["trials", "attempt"])
+def test_a_full_temporary_folder_is_an_error_of_the_storage(tuner, tmp_path, what):
+    tuner.fails, tuner.error = True, OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(StorageError, match=r"cannot write .*: No space left") as caught:
+        if what == "trials":
+            module.run_trials(trials_in(str(tmp_path)))
+        else:
+            module.run_attempt(attempt())
+    assert "TMPDIR" in caught.value.fix and not tuner.folder.exists()
+
+
+def test_another_error_of_the_system_is_not_taken_for_a_full_disk(tuner):
+    tuner.fails, tuner.error = True, OSError(errno.EBADF, "Bad file descriptor")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        module.run_attempt(attempt())
 
 
 def test_keys_of_the_environment_are_no_settings_of_trials(tuner, tmp_path, monkeypatch):
