@@ -393,11 +393,12 @@ def _train_all(folds: Folds, metrics: Sequence[Metric]) -> Folds:
     """Trains the runs that are left, and joins the predictions of all."""
     with _failure_recorded(folds):
         dataset = _checked_dataset(folds)
+        # Before Ray starts, whose processes take memory as well.
+        most = _most(folds.recipe, dataset)
+    # A session that does not begin is no failure of the folds: with --restarts it is tried again.
+    with session(), _failure_recorded(folds):
         if _left(folds):
-            # Before Ray starts, whose processes take memory as well.
-            most = _most(folds.recipe, dataset)
-            with session():
-                folds = _Training(folds, metrics, _limit(folds.recipe, most)).run()
+            folds = _Training(folds, metrics, _limit(folds.recipe, most)).run()
         predictions.write(folds.predictions, join(folds, dataset))
     return folds
 
