@@ -17,7 +17,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 project = "raytrain"
 html_title = "raytrain"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "command_line"]
-exclude_patterns = ["README.md"]
 # References that lead nowhere are warnings, too. `./dev docs` turns warnings into errors.
 nitpicky = True
 # Types of other packages, and of ours that have no entry in the reference.
@@ -26,7 +25,6 @@ nitpick_ignore_regex = [("py:.*", ".*")]
 # Headings get the anchors that they have where the repository is shown.
 myst_heading_anchors = 4
 # The pages use `...` and `--` as a shell does.
-myst_enable_extensions: list[str] = []
 smartquotes = False
 
 # The code has types; docstrings say what they mean.
@@ -57,8 +55,6 @@ html_theme_options = {
     "show_toc_level": 2,
     "footer_start": [],
     "footer_end": [],
-    # Light or dark as the reader's system is; the button in the corner changes it.
-    "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
 }
+# Light or dark as the reader's system is; the button in the corner changes it.
 html_context = {"default_mode": "auto"}

@@ -1,10 +1,11 @@
 """Runs the commands of README and of the pages as they are printed, each page in a folder of its own.
 
 What a page takes for granted lies there: small synthetic tiles in place of Planet's, runs of the names that it uses. The
-network is that of the tests, from random weights. Commands that are marked `not run here` are left out.
+network is that of the tests, from random weights, and each stage of a recipe has one epoch. Commands that are marked `not run here` are left out.
 """
 
 import json
+import re
 import shlex
 import shutil
 
@@ -15,6 +16,7 @@ import pytest
 from handmade import NETWORK, tiff
 
 from raytrain.cli.main import run_command
+from raytrain.config import loading
 from raytrain.data import synthetic
 from raytrain.evaluation import predictions
 
@@ -55,6 +57,10 @@ def here(tmp_path, monkeypatch, cluster, in_this_process):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYTRAIN_MODEL__ARCH", NETWORK)
     monkeypatch.setenv("RAYTRAIN_MODEL__WEIGHTS", "none")
+    whole = loading._recipe_text
+    monkeypatch.setattr(
+        loading, "_recipe_text", lambda name: re.sub(r"epochs: \d+", "epochs: 1", whole(name))
+    )
     return tmp_path
 
 
@@ -90,9 +96,8 @@ def planet(here, painted):
 
 
 def short_run(name, *more):
-    """A run of one epoch in each of the lesson's four stages."""
-    epochs = [word for stage in "1234" for word in ("--set", f"stages.{stage}.epochs=1")]
-    run("train", "--config", "planet-resnet18", "--name", name, *epochs, *more)
+    """A run of the lesson's four stages."""
+    run("train", "--config", "planet-resnet18", "--name", name, *more)
 
 
 def photos(here, painted):
