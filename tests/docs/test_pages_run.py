@@ -181,15 +181,14 @@ def test_your_own_tiles(here, painted, capsys):
     run("ingest", "--images", "digits", "--labels", "folders", "--split", "folder", "--valid-values", "valid",
         "--test-folder", "test", "--out", "digits-first")  # fmt: skip
     short_run("digits", "--dataset", "digits-first", "--data.split", "folder")
-    write_sample("test/", sorted((here / "digits" / "test").iterdir()))
-    assert run_page("data.md") == 19
-
-
-def write_sample(prefix, pictures):
-    rows = [f"{prefix}{path.stem}" for path in pictures]
-    pd.DataFrame({"image_name": [*rows, "test/gone"], "tags": "3"}).to_csv(
+    # Of the page's block on submissions: one tile of the sample could not be predicted.
+    short_run("first", "--dataset", "planet")
+    run("predict", "--checkpoint", "first", "--images", "tiles/test-jpg", "--out", "test.parquet")
+    names = [*(path.stem for path in (here / "tiles" / "test-jpg").iterdir()), "gone"]
+    pd.DataFrame({"image_name": names, "tags": "clear"}).to_csv(
         "sample_submission_v2.csv", index=False
     )
+    assert run_page("data.md") == 18
 
 
 def test_decisions(here, painted):
