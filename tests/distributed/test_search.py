@@ -68,6 +68,8 @@ def test_no_stage_was_trained_twice(searched):
         assert len(epochs) == len(set(epochs))
     by_trial = [part["trained"] for row in rows for part in row["parts"]]
     assert by_trial.count(True) <= len(keys)
+    # No trial was cut while it wrote a checkpoint.
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_stage_is_shared_by_lists_that_call_it_otherwise(searched):
@@ -225,6 +227,32 @@ def _kill_a_trial():
             process.kill()
             return True
     return False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_a_storage_that_fails_in_the_middle_loses_nothing(dataset, tmp_path):
+    """As on a full disk, nothing can be written while a stage is trained; later it can be again."""
+    files(tmp_path, dataset, epochs=60)
+    driver = Driver(tmp_path, command(tmp_path, "--num-samples", "3", "--reruns", "0"))
+    driver.wait_for(partial(_some_epoch, tmp_path))
+    stages_there = tmp_path / "runs/stages"
+    away = stages_there.rename(tmp_path / "away")
+    stages_there.write_text("not a folder")
+    assert driver.end() == 7, driver.text
+    assert "Traceback" not in driver.text
+    assert f"; then raytrain tune --resume s --storage {tmp_path / 'runs'}" in driver.text
+    drawn = [(row["schedule"], row["values"]) for row in table(tmp_path)]
+    assert {row["state"] for row in table(tmp_path)} == {"open"}
+    stages_there.unlink()
+    away.rename(stages_there)
+    driver = Driver(tmp_path, resume(tmp_path))
+    assert driver.end(300) == 0, driver.text
+    rows = table(tmp_path)
+    assert [(row["schedule"], row["values"]) for row in rows[: len(drawn)]] == drawn
+    assert [row["state"] for row in rows] == ["complete"] * 3
+    for epochs in trained(tmp_path).values():
+        assert len(epochs) == len(set(epochs))
 
 
 @pytest.mark.slow
