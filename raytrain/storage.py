@@ -42,12 +42,13 @@ def is_uri(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def absolute(path: str) -> str:
+def absolute(path: str | os.PathLike[str]) -> str:
     """Returns a path that means the same in every process: local paths absolute, URIs unchanged.
 
     Ray's workers run in another directory than the driver. Ray itself refuses relative storage
     paths, but late and with an unclear error.
     """
+    path = os.fspath(path)
     if is_uri(path):
         return path.rstrip("/")
     local = Path(path.removeprefix("file://"))
