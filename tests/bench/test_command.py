@@ -169,4 +169,4 @@ def test_the_checkpoint_that_predict_is_measured_with_can_be_read(tmp_path):
     recipe = load_recipe("smoke", {"model": {"arch": NETWORK, "weights": "none"}})
     dataset = write_tiles(str(tmp_path / "dataset"), 8, 32)
     predictor = Predictor(_checkpoint(recipe, dataset, str(tmp_path / "checkpoint")), False)
-    assert predictor.meta["classes"] == dataset.classes
+    assert list(predictor.model.classes) == dataset.classes

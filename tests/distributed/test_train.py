@@ -324,16 +324,18 @@ def test_tiff_tiles_are_predicted_with_their_bands_and_an_evaluation_without_lab
 
 
 def test_predictions_of_the_symmetries_are_their_mean(trained, dataset):
-    from raytrain.distributed.predict import Predictor
+    from raytrain.training import trained_model
 
     _, run = trained
     path = str(run / "checkpoints" / "last")
-    pixels = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
-    turned = [np.rot90(p).copy() for p in pixels]
-    with_tta = Predictor(path, True)
-    np.testing.assert_allclose(with_tta._logits(pixels), with_tta._logits(turned), atol=1e-4)
-    plain = Predictor(path, False)
-    assert not np.allclose(plain._logits(pixels), plain._logits(turned), atol=1e-4)
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    turned = np.rot90(tiles, axes=(1, 2)).copy()
+    model = trained_model.load(path, tta=True)
+    np.testing.assert_allclose(
+        model.logits_of_tiles(tiles), model.logits_of_tiles(turned), atol=1e-4
+    )
+    plain = trained_model.load(path)
+    assert not np.allclose(plain.logits_of_tiles(tiles), plain.logits_of_tiles(turned), atol=1e-4)
 
 
 def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(
