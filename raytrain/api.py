@@ -648,8 +648,12 @@ def _results(record: Record) -> Figure:
     for kind, cards in found.cards.items():
         cells = []
         for card in cards:
-            labels = tuple(line.text for line in card.lines)
-            cells.append(sheet.Cell(_pixels(card.picture), f"{card.name} {card.score:.2f}", labels))
+            labels: list[str] = []
+            for line in card.lines:
+                # One label each, so that the sheet breaks its lines between them.
+                labels += line.text.split(", ")
+            name = f"{card.name} {card.score:.2f}"
+            cells.append(sheet.Cell(_pixels(card.picture), name, tuple(labels)))
         rows.append(sheet.Row(cells, kind))
     return Figure(sheet.draw(rows, f"{record.name}: validation tiles, each with its own score"))
 
