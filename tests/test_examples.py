@@ -1,4 +1,4 @@
-"""The notebook and the scripts of examples/ run as they are, on small synthetic tiles."""
+"""The notebook and two scripts of examples/ run as they are, on small synthetic tiles; of the others, what needs no training."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from handmade import NETWORK
 
 import raytrain
 from raytrain.api import Figure
+from raytrain.search import space_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -56,7 +57,7 @@ def test_the_notebook_runs_and_each_picture_is_drawn(here, monkeypatch):
     assert figures == 5 and len(names["run"].history) == 5
 
 
-def test_classes_in_folders_are_trained_searched_and_predicted(here, tiles, monkeypatch, capsys):
+def test_classes_in_folders_are_trained_and_predicted(here, tiles, monkeypatch, capsys):
     images, _ = tiles
     for number, path in enumerate(sorted(Path(images).iterdir())[:80]):
         folder = here / "pictures" / ("forest", "water")[number % 2]
@@ -74,6 +75,11 @@ def test_classes_in_folders_are_trained_searched_and_predicted(here, tiles, monk
     )
     written = pd.read_csv("labels.csv")
     assert len(written) == 80 and set(written["labels"]) <= {"forest", "water"}
+
+
+def test_the_space_of_the_search_is_valid_for_its_recipe(own_network):
+    space = runpy.run_path(str(EXAMPLES / "search.py"))["SPACE"]
+    assert space_file.read(space, raytrain.load_recipe("planet-resnet18")).size == 12
 
 
 def test_the_shell_scripts_name_commands_that_exist(tmp_path):
