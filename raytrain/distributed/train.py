@@ -39,6 +39,7 @@ from raytrain.distributed.messages import (
     mailbox,
     relayed,
 )
+from raytrain.distributed.orphaned_groups import FreesOrphaned
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.session import cpus, own_cause, session
@@ -382,7 +383,7 @@ def _run_config(path: str, box: Any) -> ray.train.RunConfig:
         ),
         # At INFO, Ray prints a line for each report of each rank.
         logging_config=ray.train.LoggingConfig("ERROR"),
-        callbacks=[restarts(path, box)],
+        callbacks=[restarts(path, box), FreesOrphaned()],
     )
 
 

@@ -71,6 +71,8 @@ def test_after_a_stall_was_told_it_acts_even_where_telling_hangs(tmp_path, monke
         wait_until(lambda: acted)
         freed.set()
         watchdog.close()
+        # What tells of the stall goes on in a thread: it would log into the next test.
+        wait_until((tmp_path / "stacks" / "rank-0.txt").exists)
     assert len(acted) == 1 and len(acted[0]) == (telling == "works")
 
 
