@@ -41,6 +41,7 @@ class Proposal:
         sd: standard deviation of that; None for a random draw.
         best: highest mean of a finished chain; None for a random draw.
         improvement: expected gain over the best one, in the units of the score; None likewise.
+        to_end: whether no verdict stops it, since nothing better was left.
     """
 
     chain: Chain
@@ -49,6 +50,7 @@ class Proposal:
     sd: float | None = None
     best: float | None = None
     improvement: float | None = None
+    to_end: bool = False
 
 
 @dataclass(frozen=True)

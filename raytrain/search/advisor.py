@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
@@ -12,6 +13,7 @@ from raytrain.search.chains import Chain
 from raytrain.search.model import Fit, Model
 from raytrain.search.points import Array, Point
 from raytrain.search.record import Record
+from raytrain.search.regression import Expected
 from raytrain.search.worth import worth_of_fields
 
 # Chains that are drawn before the model proposes any.
@@ -98,7 +100,7 @@ class ModelAdvisor:
         mean = float(ends.mean[0])
         sd = float(ends.sd[0])
         best = float(ends.mean[1:].max())
-        return Verdict(mean + PATIENCE * sd < best, mean, sd, best)
+        return Verdict(_highest_hope(mean, sd) < best, mean, sd, best)
 
     def finalists(self, count: int) -> list[Chain]:
         """Returns the finished chains with the highest means, the best one first.
@@ -158,7 +160,11 @@ class ModelAdvisor:
         best = float(posterior.ends([*finished, *under_way]).mean.max())
         improvement = expected_improvement(ends.mean, ends.sd, best)
         costs = np.array([chain.cost_left(trained) for chain in candidates])
-        place = int(np.argmax(improvement / (costs + LEAST_COST) ** COST_POWER))
+        worth = improvement / (costs + LEAST_COST) ** COST_POWER
+        hopeless = self._hopeless(candidates, ends, float(posterior.ends(finished).mean.max()))
+        if not hopeless.all():
+            worth = np.where(hopeless, -np.inf, worth)
+        place = int(np.argmax(worth))
         return Proposal(
             chain=candidates[place],
             cost_left=float(costs[place]),
@@ -166,7 +172,29 @@ class ModelAdvisor:
             sd=float(ends.sd[place]),
             best=best,
             improvement=float(improvement[place]),
+            to_end=bool(hopeless[place]),
         )
+
+    def _hopeless(self, candidates: list[Chain], ends: Expected, best: float) -> Array:
+        """Which chains a verdict would stop before they have trained anything, bool (N,).
+
+        Their first stage is known already. Such a trial would be a row of the table and nothing
+        else. Where nothing better is left, one of them is trained to its end.
+
+        Args:
+            candidates: chains.
+            ends: what is expected of their ends.
+            best: highest mean of a finished chain.
+        """
+        if len(self._record.finished) < LEAST_FINISHED:
+            return np.zeros(len(candidates), dtype=bool)
+        begun = np.array([self._record.begun(chain) for chain in candidates])
+        return np.asarray(begun & (_highest_hope(ends.mean, ends.sd) < best))
+
+
+def _highest_hope(mean: Any, sd: Any) -> Any:
+    """Below the best mean, it stops a chain: floats, or float64 (N,)."""
+    return mean + PATIENCE * sd
 
 
 def expected_improvement(mean: Array, sd: Array, best: float) -> Array:

@@ -126,7 +126,7 @@ class Outcomes:
             trial.close(found.state, found.reason)
         elif stage == len(trial.keys):
             trial.close(State.COMPLETE)
-        elif trial.kind is Kind.DRAWN:
+        elif trial.kind is Kind.DRAWN and not trial.to_end:
             self._judge(trial, stage)
 
     def _hear(self, trial: Trial, stage: int, score: float | None) -> None:

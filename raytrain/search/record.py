@@ -16,6 +16,7 @@ class Record:
         self.ends: dict[str, float] = {}
         self._chains: dict[str, Chain] = {}
         self._diverged: set[str] = set()
+        self._trained: set[str] = set()
 
     @property
     def finished(self) -> list[Chain]:
@@ -28,9 +29,14 @@ class Record:
         if score is None:
             self._diverged.add(key)
             return
+        self._trained.add(key)
         if stages == chain.length and key not in self.ends:
             self.ends[key] = score
             self._chains[key] = chain
+
+    def begun(self, chain: Chain) -> bool:
+        """Whether the first stage of a chain has a score."""
+        return chain.keys[0] in self._trained
 
     def closed(self, chain: Chain, taken: Collection[str]) -> bool:
         """Whether a chain cannot be proposed: it was, it is finished, or a stage of it diverged."""

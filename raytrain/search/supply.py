@@ -104,6 +104,7 @@ class Supply:
         trial = self._candidates.trial(number, Kind.DRAWN, draw)
         trial.heard = len(table.heard)
         trial.gain = proposal.improvement
+        trial.to_end = proposal.to_end
         return trial
 
     def wanted_reruns(self) -> Sequence[tuple[int, int]]:

@@ -98,6 +98,7 @@ class Trial:
         rerun_of: number of the trial that a rerun repeats.
         heard: how many outcomes the model had heard when it was drawn; None for other kinds.
         gain: expected improvement when it was drawn.
+        to_end: whether no verdict stops it, since nothing better was left.
         deaths: how often its process died since its last progress.
         reason: why it failed, diverged or stopped.
     """
@@ -117,6 +118,7 @@ class Trial:
     rerun_of: int | None = None
     heard: int | None = None
     gain: float | None = None
+    to_end: bool = False
     deaths: int = 0
     reason: str = ""
 

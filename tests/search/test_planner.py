@@ -2,6 +2,7 @@
 
 import random
 
+import made_up
 import pytest
 from driven import SCORE, Chains, Disk, Faults, Grid, Search, Violation, World, drawing, noise_of
 
@@ -392,3 +393,26 @@ def test_the_table_is_read_back_as_it_was_written(tmp_path):
     (tmp_path / "trials.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be used"):
         tables.read(str(tmp_path))
+
+
+def test_a_large_budget_is_spent_on_training_and_not_on_rows_that_stop_at_once():
+    """Once all first stages are known, what the model holds to be hopeless is not drawn again and again."""
+    world = made_up.make("base", 0)
+    clock = World(
+        made_up.source(),
+        lambda key, chain, stage: world.seen(chain, stage),
+        seed=0,
+        seconds_of=lambda cost: cost,
+    )
+    limits = Limits(1000, budget_s=30.0)
+    [table] = clock.run(Search("search", lambda source: ModelAdvisor(source, 0), limits, slots=1))
+    assert clock.clock >= 30.0
+    in_vain = [trial for trial in table.trials if not any(part.trained for part in trial.parts)]
+    assert len(in_vain) <= len(table.trials) / 10
+    to_end = [trial for trial in table.trials if trial.to_end]
+    assert to_end and {trial.state for trial in to_end} <= {
+        State.COMPLETE,
+        State.DIVERGED,
+        State.OPEN,
+    }
+    assert not any(trial.verdicts for trial in to_end)
