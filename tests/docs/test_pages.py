@@ -1,5 +1,6 @@
 """README and docs/: every command is one of the program, every link leads somewhere, and README is short."""
 
+import json
 import re
 from statistics import median, quantiles
 
@@ -41,6 +42,14 @@ def of_raytrain(words):
         job = re.fullmatch(r"jobs/(\w+)\.py", words[7])
         return [job[1], *words[8:]]
     return None
+
+
+def test_the_page_of_the_notebook_is_the_notebook():
+    notebook = json.loads((pages.ROOT / "examples" / "lesson.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    blocks = [one for one in pages.blocks(pages.page("notebook.md")) if one.language == "python"]
+    # After a change: python docs/notebook.py
+    assert [block.text.strip() for block in blocks] == ["".join(cell["source"]) for cell in cells]
 
 
 def test_every_block_names_its_language():

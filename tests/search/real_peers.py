@@ -186,11 +186,14 @@ def trained_under(scheduler, training, name, draw, heard):
 
 
 def ask(space, optuna_trial):
-    """Asks Optuna for a draw, field by field: the list of stages, then the place of each value in its grid."""
+    """Asks Optuna for a draw, field by field: the list of stages, then the place of each value in its grid.
+
+    Ray would take a slash in a name for a level of a nested dictionary.
+    """
     schedule = optuna_trial.suggest_categorical("stages", [one.name for one in space.schedules])
     for drawn in (*space.shared, *space.schedule(schedule).fields):
         levels = drawn.distribution.levels
-        optuna_trial.suggest_int(f"{schedule}/{drawn.path}", 0, levels - 1)
+        optuna_trial.suggest_int(f"{schedule}:{drawn.path}", 0, levels - 1)
 
 
 def draw_of(space, asked):
@@ -199,7 +202,7 @@ def draw_of(space, asked):
     values = {}
     for drawn in (*space.shared, *schedule.fields):
         levels = drawn.distribution.levels
-        coordinate = asked[f"{schedule.name}/{drawn.path}"] / max(1, levels - 1)
+        coordinate = asked[f"{schedule.name}:{drawn.path}"] / max(1, levels - 1)
         values[drawn.path] = drawn.distribution.value(coordinate)
     return Draw(schedule.name, values)
 
