@@ -53,7 +53,8 @@ def main() -> None:
             parts.append(ABOUT.strip() + "\n")
     text = "\n".join(part for part in parts if part)
     # The folder is gone.
-    text = text.replace(f"{folder}/", "").replace("../docs/", "")
+    text = text.replace(f"{folder}/", "").replace(str(Path.home()), "~")
+    text = text.replace("../docs/", "")
     PAGE.write_text(text)
 
 
