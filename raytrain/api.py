@@ -70,6 +70,11 @@ __all__ = [
 class Figure:
     """A picture. A notebook shows it; elsewhere `save` writes it.
 
+    Example:
+        ```python
+        raytrain.open_dataset("planet").show_batch().save("batch.png")
+        ```
+
     Attributes:
         png: bytes of the PNG file.
     """
@@ -251,7 +256,15 @@ class Run(runs.Run):
 
 @dataclass(frozen=True, repr=False)
 class Search(Run):
-    """A search that has ended, which is also the run of its winner."""
+    """A search that has ended, which is also the run of its winner.
+
+    Example:
+        ```python
+        search = raytrain.tune(raytrain.load_recipe("planet-resnet18", {"dataset": "planet"}))
+        search.trials.sort_values("score")
+        raytrain.train(search.best, name="winner")
+        ```
+    """
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -273,6 +286,13 @@ class Search(Run):
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """How good some predictions are.
+
+    Example:
+        ```python
+        judged = raytrain.evaluate(raytrain.open_run("first"))
+        print(judged)
+        judged.labels.sort_values("gain")
+        ```
 
     Attributes:
         scores: by their names.

@@ -1,13 +1,18 @@
 """What helps others to work on the project says what is true: changelog, contributing, citation, hooks, templates."""
 
+import ast
 import re
 import shlex
 import tomllib
+from operator import attrgetter
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import yaml
 
+import raytrain
+import raytrain.training.trained_model
 from raytrain import registry
 
 ROOT = Path(__file__).parents[1]
@@ -95,3 +100,36 @@ def test_contributing_names_the_four_modules_of_a_task(contributing):
         assert f"`raytrain/{room}/`" in contributing
         for module in registry.MODULES.values():
             assert (ROOT / "raytrain" / room / f"{module}.py").exists()
+
+
+def public_definitions(tree, prefix=""):
+    """(name, docstring) of each public function and class of a module, and of what stands in the classes."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        yield prefix + node.name, ast.get_docstring(node)
+        if isinstance(node, ast.ClassDef):
+            yield from public_definitions(node, f"{node.name}.")
+
+
+def test_all_that_is_public_has_a_docstring():
+    found = []
+    for path in sorted((ROOT / "raytrain").rglob("*.py")):
+        for name, docstring in public_definitions(ast.parse(path.read_text())):
+            found.append((path.name, name, docstring))
+    assert len(found) > 500
+    assert [(path, name) for path, name, docstring in found if not docstring] == []
+
+
+@pytest.mark.parametrize("name", [*raytrain.__all__, "training.trained_model.TrainedModel"])
+def test_each_entry_point_shows_an_example_of_names_that_exist(name):
+    docstring = attrgetter(name)(raytrain).__doc__
+    example = docstring.split("Example:", 1)[1].split("```")[1].removeprefix("python")
+    tree = ast.parse(dedent(example))
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "raytrain":
+            used.add(node.attr)
+    assert used and used <= set(raytrain.__all__)

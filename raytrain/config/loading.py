@@ -32,6 +32,12 @@ def load_recipe(
 ) -> Recipe:
     """Reads a recipe. Flags override `RAYTRAIN_*` variables, which override the file.
 
+    Example:
+        ```python
+        recipe = raytrain.load_recipe("planet-resnet50", {"dataset": "planet"})
+        recipe = raytrain.load_recipe("mine.yaml", fields={"train.batch_size": 32})
+        ```
+
     Args:
         source: a recipe's name, the path of a YAML file, or None for the defaults.
         overrides: nested dictionary with the fields that flags set, as `Recipe.model_dump`

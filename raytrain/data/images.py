@@ -1,8 +1,8 @@
 """The gate for pictures: checks of the header and of limits, then a full decode to RGB.
 
 `inspect(content)` accepts a picture or raises `BadImage` with a kind for the quarantine.
-`decode(content, size)` gives the pixels for ingest, the tile cache and predict. README, "Your own
-data", lists the kinds and limits.
+`decode(content, size)` gives the pixels for ingest, the tile cache and predict. docs/data.md lists
+the kinds and limits.
 
 Real Planet tiles are 4-component JPEGs that Pillow opens as CMYK; only `convert("RGB")` reads them
 right. Imports neither torch nor ray.

@@ -549,6 +549,12 @@ def images_in(
 ) -> Images:
     """Finds the pictures in a folder.
 
+    Example:
+        ```python
+        tiles = raytrain.images_in("train-jpg").label_from_file("train_v2.csv")
+        tiles = tiles.split(by="random", valid=0.2, seed=42)
+        ```
+
     Args:
         path: directory or URI.
         subfolders: also find pictures in the folders below it; their names are `folder/name`.
@@ -599,6 +605,11 @@ def _no_pictures(
 
 def images_at(paths: Iterable[str]) -> Images:
     """Takes pictures from a list of paths.
+
+    Example:
+        ```python
+        tiles = raytrain.images_at(["a/1.jpg", "s3://bucket/b/2.jpg"])
+        ```
 
     Args:
         paths: paths or URIs (local, s3://, gs://), each with a file name of its own.
