@@ -82,6 +82,25 @@ def test_the_space_of_the_search_is_valid_for_its_recipe(own_network):
     assert space_file.read(space, raytrain.load_recipe("planet-resnet18")).size == 12
 
 
+@pytest.mark.slow
+def test_the_search_names_a_winner_that_is_a_run(here, dataset, monkeypatch, capsys):
+    stages = [
+        {"size": 32, "epochs": 1, "freeze": True, "lr": 0.01},
+        {"size": 32, "epochs": 1, "lr": 0.005},
+        {"size": 48, "epochs": 1, "freeze": True, "lr": 0.005},
+        {"size": 48, "epochs": 1, "lr": [0.0002, 0.002]},
+    ]
+    recipe = raytrain.load_recipe("smoke", {"stages": stages, "storage": "runs"})
+    (here / "recipe.yaml").write_text(recipe.to_yaml())
+    words = (dataset.path, "--recipe", "recipe.yaml", "--trials", "2", "--reruns", "1")
+    run_script("search.py", *words, monkeypatch=monkeypatch)
+    assert "page: " in capsys.readouterr().out
+    search = raytrain.open_run("search", storage_path="runs")
+    assert list(search.trials["kind"]) == ["given", "drawn", "rerun", "rerun"]
+    assert Path(search.page).exists() and len(search.best.stages) == 4
+    assert len(raytrain.evaluate(search).labels) == len(dataset.classes)
+
+
 def test_the_shell_scripts_name_commands_that_exist(tmp_path):
     """`raytrain` and `ray` are replaced by programs that print their words; the parser checks them elsewhere."""
     for name in ("raytrain", "ray"):
