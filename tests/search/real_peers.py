@@ -1,6 +1,7 @@
 """The search and two peers on real tiles, at equal seconds of training.
 
     python tests/search/real_peers.py --dataset DATASET --weights resnet18.pth --out peers
+        --config tests/search/small.yaml --space tests/search/small_space.yaml --fresh 2
 
     model    the planner of this package: stages are shared, the model proposes and stops
     optuna   OptunaSearch with ASHA, as Ray Tune has them: each trial trains from its beginning
