@@ -110,10 +110,7 @@ class Finals:
         for chain in self._advisor.finalists(BEST):
             if chain.keys[-1] in by_key:
                 found.append(by_key[chain.keys[-1]])
-        # The model hears nothing of the user's own trials outside the space.
-        for trial in by_key.values():
-            if trial.kind is Kind.TRIED and trial.coordinates is None:
-                found.append(trial)
+        found += [trial for trial in by_key.values() if trial.is_own_outside]
         return found
 
     def _finalist(self, table: Table, trial: Trial) -> Finalist:

@@ -26,8 +26,9 @@ def seconds_of_reruns(table: Table, reruns: int, slots: int) -> float:
             complete.append(trial)
     if len(complete) < 2:
         return 0.0
-    # The best ones, and the given recipe.
-    finalists = min(BEST + 1, len(complete))
+    own = sum(trial.is_own_outside for trial in complete)
+    # The best ones, the given recipe, and the user's own that the model does not know.
+    finalists = min(BEST + 1 + own, len(complete))
     mean_cost = sum(sum(trial.costs) for trial in complete) / len(complete)
     cost = finalists * reruns * mean_cost - _cost_rerun(table)
     return max(0.0, cost) * _seconds_per_cost(table) / max(1, slots)

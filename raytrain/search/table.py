@@ -130,6 +130,11 @@ class Trial:
         return self.parts[-1].score
 
     @property
+    def is_own_outside(self) -> bool:
+        """Whether it is a user's own trial outside the space: the model hears nothing of it."""
+        return self.kind is Kind.TRIED and self.coordinates is None
+
+    @property
     def is_open(self) -> bool:
         """Whether it waits or runs."""
         return self.state is State.OPEN

@@ -81,6 +81,17 @@ def test_the_best_trials_and_the_given_recipe_run_again_with_the_same_seeds(tmp_
     assert (0, 43) not in finals.wanted(table)
 
 
+def test_a_trial_of_ones_own_outside_the_space_runs_again_although_no_advisor_names_it(
+    tmp_path, dataset
+):
+    table = Table(str(tmp_path), [trial(0, Kind.GIVEN, 0.7), trial(1, Kind.TRIED, 0.8)])
+    table.trials[1].coordinates = None
+    finals = finals_of(tmp_path, dataset, "key-0")
+    assert {finalist.number for finalist in finals.finalists(table)} == {0, 1}
+    assert set(finals.wanted(table)[:2]) == {(0, 43), (1, 43)}
+    assert "no other trial" not in finals.decide(table).reason
+
+
 def test_the_given_recipe_alone_needs_no_reruns(tmp_path, dataset):
     table = Table(str(tmp_path), [trial(0, Kind.GIVEN, 0.7)])
     finals = finals_of(tmp_path, dataset, "key-0")
