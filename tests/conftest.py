@@ -1,6 +1,6 @@
 """What tests share: a home of their own, one small synthetic dataset, at most one local Ray at a time.
 
-`./dev test` runs them in two processes of pytest-xdist. All files that start a Ray run in the same one, so that two never
+`./dev test` runs them in two processes of pytest-xdist. All tests that start a Ray run in the same one, so that two never
 stand beside each other.
 """
 
@@ -23,8 +23,18 @@ from raytrain.log import collected
 pytest_plugins = ["leaks"]
 TILES = 160
 ARCH = "RAYTRAIN_MODEL__ARCH"
-# A test that starts a Ray has one of these fixtures, or lies in tests/distributed.
-STARTS_RAY = {"cluster", "no_cluster", "head", "declared", "usable"}
+# A test that starts a Ray, itself or in another process, has one of these fixtures.
+STARTS_RAY = {
+    "cluster",
+    "no_cluster",
+    "in_this_process",
+    # of single files
+    "head",
+    "declared",
+    "usable",
+    "four",
+    "searched",
+}
 
 
 def pytest_make_parametrize_id(val):
@@ -36,15 +46,11 @@ def pytest_make_parametrize_id(val):
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Files that start a Ray are one group of pytest-xdist; each other file is one of its own."""
-    with_ray = {item.path for item in items if starts_ray(item)}
+    """Tests that start a Ray are one group of pytest-xdist; the others of a file are one, too."""
     for item in items:
-        group = "ray" if item.path in with_ray else item.path.stem
+        starts_ray = not STARTS_RAY.isdisjoint(item.fixturenames)
+        group = "ray" if starts_ray else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
-
-
-def starts_ray(item):
-    return item.path.parent.name == "distributed" or not STARTS_RAY.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)

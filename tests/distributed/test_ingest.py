@@ -268,7 +268,7 @@ def python_blocks():
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_five_lines_of_the_python_page_run(
+def test_the_five_steps_of_the_python_page_run(
     number, request, tiles, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)

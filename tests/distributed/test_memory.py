@@ -179,7 +179,7 @@ class Reached(Exception):
 
 
 def test_quickstart_takes_the_workers_that_fit_and_says_so(
-    own_network, free, monkeypatch, tmp_path, logged
+    own_network, no_cluster, free, monkeypatch, tmp_path, logged
 ):
     asked = []
 
