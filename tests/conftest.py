@@ -46,11 +46,18 @@ def pytest_make_parametrize_id(val):
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Tests that start a Ray are one group of pytest-xdist; the others of a file are one, too."""
+    """Tests that start a Ray are one group of pytest-xdist; the others of a file are one, too.
+
+    The group of Ray comes first, since it takes longer than all others together.
+    """
+    items.sort(key=starts_ray, reverse=True)
     for item in items:
-        starts_ray = not STARTS_RAY.isdisjoint(item.fixturenames)
-        group = "ray" if starts_ray else item.path.stem
+        group = "ray" if starts_ray(item) else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def starts_ray(item):
+    return not STARTS_RAY.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -94,6 +94,7 @@ class Command:
         return next(p for p in children if "TrainWorker" in " ".join(p.cmdline()))
 
 
+@pytest.mark.slow
 def test_a_signal_and_then_the_death_of_a_worker_cost_no_bit(recipe, whole, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     where = ["--storage", tmp_path]
