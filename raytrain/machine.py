@@ -1,16 +1,17 @@
-"""Memory of this machine: how much a command may use, who uses it, and kills by the kernel.
+"""What this machine has: CPUs and memory that a command may use, and kills by the kernel.
 
-A container, a Slurm job or a Kubernetes pod has a memory limit of its own, which a control group
-enforces. Both versions of control groups are read (man 7 cgroups). Imports neither torch nor ray.
+Imports neither torch nor ray.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
+from raytrain import control_groups
+from raytrain.control_groups import CGROUPS, PROC, counter, number
+
 # /proc counts in "kB", which are 1,024 bytes (man 5 proc).
 KB = 1024
 
@@ -58,6 +59,24 @@ V1 = _Files(
 V2 = _Files("memory.max", "memory.current", "memory.events", ("inactive_file", "active_file"))
 
 
+def usable_cpus(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
+    """Returns how many threads of this process can run at the same time, at least 1.
+
+    That is the smaller of the CPUs that it may run on (taskset, Slurm) and the CPU quota of its
+    control groups (containers, Kubernetes). More threads than the quota would all be stopped for
+    the rest of each period, which is slower than fewer threads.
+
+    Args:
+        cgroups: where the control groups are mounted.
+        proc: the kernel's /proc.
+    """
+    found = len(os.sched_getaffinity(0))
+    quota = control_groups.cpu_quota(cgroups, proc)
+    if quota is not None:
+        found = min(found, int(quota))
+    return max(1, found)
+
+
 def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
     """Returns how much memory is left for this process and those that it starts.
 
@@ -71,7 +90,7 @@ def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
     Returns:
         None if the system reports neither, as on macOS.
     """
-    bounds = [_left_of_limit(group, files) for group, files in _groups(cgroups, proc)]
+    bounds = [_left_of_limit(group, files) for group, files in _memory_groups(cgroups, proc)]
     bounds.insert(0, _free_on_machine(proc))
     known = [bound for bound in bounds if bound is not None]
     return min(known, key=lambda bound: bound.free, default=None)
@@ -79,21 +98,21 @@ def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
 
 def _free_on_machine(proc: Path) -> Memory | None:
     # MemAvailable, not MemFree: it includes the page cache that the kernel can give back.
-    available = KB * _counter(proc / "meminfo", "MemAvailable:")
+    available = KB * counter(proc / "meminfo", "MemAvailable:")
     if not available:
         return None
-    total = KB * _counter(proc / "meminfo", "MemTotal:")
+    total = KB * counter(proc / "meminfo", "MemTotal:")
     return Memory(available, "free on this machine", total)
 
 
 def _left_of_limit(group: Path, files: _Files) -> Memory | None:
     """Returns what a control group has left; None if it has no limit."""
-    limit = _number(group / files.limit)
-    used = _number(group / files.used)
+    limit = number(group / files.limit)
+    used = number(group / files.used)
     if limit is None or used is None:
         return None
     # The page cache counts as used, but the kernel gives it back when memory is short.
-    cached = sum(_counter(group / "memory.stat", name) for name in files.cache)
+    cached = sum(counter(group / "memory.stat", name) for name in files.cache)
     left = min(limit, max(0, limit - used + cached))
     bound = f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})"
     return Memory(left, bound, limit)
@@ -101,12 +120,12 @@ def _left_of_limit(group: Path, files: _Files) -> Memory | None:
 
 def kills(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     """Returns how many processes of this control group the kernel has killed for lack of memory."""
-    groups = _groups(cgroups, proc)
+    groups = _memory_groups(cgroups, proc)
     if not groups:
         return 0
     # Only the nearest group: the ones above it also count processes of other jobs.
     group, files = groups[0]
-    return _counter(group / files.kills, "oom_kill")
+    return counter(group / files.kills, "oom_kill")
 
 
 def resident(pid: int | str = "self", proc: Path = PROC) -> int:
@@ -114,7 +133,7 @@ def resident(pid: int | str = "self", proc: Path = PROC) -> int:
 
     Mapped files and shared memory, such as Ray's object store, are not included.
     """
-    return KB * _counter(proc / str(pid) / "status", "RssAnon:")
+    return KB * counter(proc / str(pid) / "status", "RssAnon:")
 
 
 def holders(proc: Path = PROC) -> list[tuple[str, int]]:
@@ -149,52 +168,8 @@ def _name(path: Path) -> str:
     return program[:40]
 
 
-def _groups(cgroups: Path, proc: Path) -> list[tuple[Path, _Files]]:
+def _memory_groups(cgroups: Path, proc: Path) -> list[tuple[Path, _Files]]:
     """Returns the control group of this process and those above it, the nearest first."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    # Lines of /proc/self/cgroup are `number:controllers:path`. With version 1 one of them names the
-    # controller `memory`; the line of version 2 names none. If both versions are mounted, the one
-    # with the controller has the limit.
-    entries = [line.split(":", 2) for line in lines]
-    for _, controllers, path in entries:
-        if "memory" in controllers.split(","):
-            return _upwards(cgroups / "memory", path, V1)
-    for _, controllers, path in entries:
-        if not controllers:
-            return _upwards(cgroups, path, V2)
-    return []
-
-
-def _upwards(root: Path, path: str, files: _Files) -> list[tuple[Path, _Files]]:
-    group = root / path.strip("/")
-    if not group.is_dir():
-        # Inside a container the path may be the one on the host. The container's own group is
-        # mounted as the root then.
-        group = root
-    above = [group, *group.parents]
-    up_to_root = above[: above.index(root) + 1]
-    return [(folder, files) for folder in up_to_root]
-
-
-def _number(file: Path) -> int | None:
-    """Returns the number in a file; None for the word `max`, or if there is no such file."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _counter(file: Path, name: str) -> int:
-    """Returns the number after a name in a file with lines `name number`; 0 if it is missing."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return 0
-    for line in lines:
-        words = line.split()
-        if words and words[0] == name:
-            return int(words[1])
-    return 0
+    version, folders = control_groups.groups("memory", cgroups, proc)
+    files = V1 if version == 1 else V2
+    return [(folder, files) for folder in folders]

@@ -7,7 +7,6 @@ torch nor ray.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import secrets
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from raytrain import storage
 from raytrain.config import Recipe, field_paths, names, parse_yaml, validate
 from raytrain.errors import ConfigError, did_you_mean, typed
+from raytrain.machine import usable_cpus
 
 if TYPE_CHECKING:
     from raytrain.data.dataset import Dataset
@@ -179,7 +179,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         # The CPUs this process may use, which a container or taskset can restrict.
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cpus(),
         "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
         "dataset": dataset.path,
         "dataset_hash": dataset.hash,

@@ -23,18 +23,10 @@ from raytrain.log import collected
 pytest_plugins = ["leaks"]
 TILES = 160
 ARCH = "RAYTRAIN_MODEL__ARCH"
-# A test that starts a Ray, itself or in another process, has one of these fixtures.
-STARTS_RAY = {
-    "cluster",
-    "no_cluster",
-    "in_this_process",
-    # of single files
-    "head",
-    "declared",
-    "usable",
-    "four",
-    "searched",
-}
+# A test that starts a Ray, itself or in another process, has one of these fixtures. With the first three it uses the Ray
+# that the tests share, with the others one of its own.
+USES_SHARED_RAY = {"cluster", "in_this_process", "four"}
+STARTS_OWN_RAY = {"no_cluster", "searched", "ray_head", "declared"}
 
 
 def pytest_make_parametrize_id(val):
@@ -48,16 +40,18 @@ def pytest_make_parametrize_id(val):
 def pytest_collection_modifyitems(items):
     """Tests that start a Ray are one group of pytest-xdist; the others of a file are one, too.
 
-    The group of Ray comes first, since it takes longer than all others together.
+    The group of Ray comes first, since it takes longer than all others together. Files that start Rays of their own are its
+    last, so that the shared one is seldom ended and started again.
     """
-    items.sort(key=starts_ray, reverse=True)
+    with_own = {item.path for item in items if not STARTS_OWN_RAY.isdisjoint(item.fixturenames)}
+    items.sort(key=lambda item: (not starts_ray(item), item.path in with_own))
     for item in items:
         group = "ray" if starts_ray(item) else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 
 def starts_ray(item):
-    return not STARTS_RAY.isdisjoint(item.fixturenames)
+    return not (USES_SHARED_RAY | STARTS_OWN_RAY).isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,8 +39,10 @@ ACTORS = (
     "AutoscalingRequester",
 )
 LIVING = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING")
-# In a Ray of another process, which a fixture has started for several tests, they are seen by their titles alone.
-WORKERS = ("ray::IDLE", *(f"ray::{name}" for name in ACTORS))
+# In a Ray of another process, which a fixture has started for several tests, they are seen by their titles alone. Its agents
+# begin some seconds after it answers.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+WORKERS = ("ray::IDLE", *AGENTS, *(f"ray::{name}" for name in ACTORS))
 
 
 @dataclass(frozen=True)

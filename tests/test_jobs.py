@@ -28,7 +28,7 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def head(dataset, tmp_path_factory):
+def ray_head(dataset, tmp_path_factory):
     """The address of a head with four declared CPUs, started by `ray start --head` and ended by its pid."""
     import ray
 
@@ -105,31 +105,31 @@ def storage(tmp_path_factory):
     return tmp_path_factory.mktemp("storage")
 
 
-def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, storage):
-    planet, runs = str(storage / "dataset"), str(storage / "runs")
-    space = storage / "space.yaml"
-    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
-    small = [
-        "--config",
-        "smoke",
-        "--dataset",
-        planet,
-        "--storage",
-        runs,
-        "--stages",
-        "1",
-        "--train.batch-size",
-        "32",
+def small(planet, runs):
+    """Flags of a short training."""
+    return [
+        *("--config", "smoke", "--dataset", planet, "--storage", runs),
+        *("--stages", "1", "--train.batch-size", "32"),
     ]
+
+
+@pytest.mark.slow
+def test_a_search_as_a_job_leaves_its_table_in_the_storage_path(ray_head, dataset, storage):
+    runs, space = storage / "searches", storage / "space.yaml"
+    space.write_text(yaml.safe_dump({"stages.1.lr": {"loguniform": [0.001, 0.1]}}))
+    flags = ["--space", str(space), "--num-samples", "2", "--reruns", "0", "--name", "search"]
+    done = submit(ray_head, "tune", *small(dataset.path, str(runs)), *flags)
+    assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout[-3000:]
+    assert len(pd.read_csv(runs / "search" / "trials.csv")) == 2
+
+
+def test_the_other_jobs_leave_their_results_in_the_storage_path(ray_head, tiles, storage):
+    planet, runs = str(storage / "dataset"), str(storage / "runs")
     answers, test = str(storage / "valid.parquet"), str(storage / "test.parquet")
     judged = str(storage / "runs" / "job" / "predictions.parquet")
     jobs = {
         "ingest": ["--images", str(tiles[0]), "--labels", str(tiles[1]), "--out", planet],
-        "train": [*small, "--num-workers", "2", "--name", "job"],
-        "tune": [
-            *small,
-            *("--space", str(space), "--num-samples", "2", "--reruns", "0", "--name", "search"),
-        ],
+        "train": [*small(planet, runs), "--num-workers", "2", "--name", "job"],
         "predict": [
             "--checkpoint",
             "job",
@@ -144,7 +144,7 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
         "submission": [test, "--out", str(storage / "submission.csv")],
     }
     # Those that do not wait for each other run together: half of a job is waiting.
-    for together in (["ingest"], ["train", "tune"], ["predict", "evaluate", "submission"]):
+    for together in (["ingest"], ["train"], ["predict", "evaluate", "submission"]):
         if "evaluate" in together:
             found = predictions.read(judged)
             predictions.write(
@@ -152,20 +152,21 @@ def test_the_six_jobs_leave_their_results_in_the_storage_path(head, tiles, stora
             )
         with ThreadPoolExecutor() as pool:
             for job, done in zip(
-                together, pool.map(lambda job: submit(head, job, *jobs[job]), together), strict=True
+                together,
+                pool.map(lambda job: submit(ray_head, job, *jobs[job]), together),
+                strict=True,
             ):
                 assert done.returncode == 0, f"{job}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
                 assert "succeeded" in done.stdout
     assert (storage / "dataset" / "dataset.json").exists()
     assert (storage / "runs" / "job" / "report.html").exists()
-    assert len(pd.read_csv(storage / "runs" / "search" / "trials.csv")) == 2
     assert predictions.read(answers).names == found.names
     assert json.loads((storage / "evaluation" / "metrics.json").read_text())
     assert len(pd.read_csv(storage / "submission.csv")) == len(found.names)
 
 
 def test_a_failed_job_says_our_exit_code_in_its_last_line_and_a_relative_place_is_refused(
-    head, storage
+    ray_head, storage
 ):
     train = ["train", "--config", "smoke", "--dataset", str(storage / "nowhere")]
     commands = [
@@ -174,7 +175,7 @@ def test_a_failed_job_says_our_exit_code_in_its_last_line_and_a_relative_place_i
         ["evaluate", "valid.parquet", "--out", "judged"],
     ]
     with ThreadPoolExecutor() as pool:
-        failed, left_out, relative = pool.map(lambda words: submit(head, *words), commands)
+        failed, left_out, relative = pool.map(lambda words: submit(ray_head, *words), commands)
     assert [done.returncode for done in (failed, left_out, relative)] == [1, 1, 1]
     assert "raytrain ends with exit code 3" in failed.stdout and "no dataset.json" in failed.stdout
     assert "--storage runs is relative, and this is a Ray job" in left_out.stdout
@@ -185,7 +186,7 @@ def test_a_failed_job_says_our_exit_code_in_its_last_line_and_a_relative_place_i
     )
 
 
-def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(head, storage):
+def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(ray_head, storage):
     run = storage / "runs" / "stopped"
     recipe = load_recipe(
         "smoke", {"stages": [{"size": 64, "epochs": 300, "lr": 0.01}]}
@@ -202,7 +203,7 @@ def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(head, storag
         "stopped",
     ]
     ray_job(
-        head,
+        ray_head,
         "submit",
         "--no-wait",
         "--submission-id",
@@ -216,13 +217,13 @@ def test_a_stopped_job_has_a_checkpoint_that_is_newer_than_the_stop(head, storag
     )
     # A bound only for a job that has failed: a loaded machine may need minutes to start one.
     end = time.monotonic() + 600
-    while "first step of" not in ray_job(head, "logs", "stopped"):
-        assert time.monotonic() < end, ray_job(head, "logs", "stopped")
+    while "first step of" not in ray_job(ray_head, "logs", "stopped"):
+        assert time.monotonic() < end, ray_job(ray_head, "logs", "stopped")
         time.sleep(0.2)
     asked = time.time()
-    ray_job(head, "stop", "stopped")
+    ray_job(ray_head, "stop", "stopped")
     failure = json.loads((run / "failure.json").read_text())
     assert failure["exit_code"] == 75 and "stopped by SIGTERM" in failure["message"]
     kept = Path(failure["message"].split(" kept in ")[1].splitlines()[0])
     assert (kept / "MANIFEST.json").stat().st_mtime > asked
-    assert "raytrain ends with exit code 75" in ray_job(head, "logs", "stopped")
+    assert "raytrain ends with exit code 75" in ray_job(ray_head, "logs", "stopped")

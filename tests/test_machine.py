@@ -1,8 +1,10 @@
-"""Limits of memory as the kernel tells them, in folders made by hand."""
+"""Limits of memory and CPUs as the kernel tells them, in folders made by hand."""
+
+import os
 
 import pytest
 
-from raytrain import machine
+from raytrain import control_groups, machine
 
 GB = 10**9
 
@@ -98,3 +100,45 @@ def test_holders_are_the_processes_of_the_same_group_the_largest_first(tmp_path)
 def test_this_process_holds_memory_and_stands_among_the_holders():
     assert machine.resident() > 10**6
     assert machine.holders()
+
+
+QUOTAS = {
+    "version 2": ("0::/job\n", {"job/cpu.max": "50000 100000\n"}, 0.5),
+    "version 2, none": ("0::/job\n", {"job/cpu.max": "max 100000\n"}, None),
+    "version 2, above": (
+        "0::/job/step\n",
+        {"job/cpu.max": "150000 100000\n", "job/step/cpu.max": "max 100000\n"},
+        1.5,
+    ),
+    "version 1": (
+        "5:cpu,cpuacct:/job\n0::/\n",
+        {"cpu/job/cpu.cfs_quota_us": "300000\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+        3.0,
+    ),
+    "version 1, none": (
+        "5:cpu,cpuacct:/job\n0::/\n",
+        {"cpu/job/cpu.cfs_quota_us": "-1\n", "cpu/job/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
+    "in a container": ("0::/docker/0123abcd\n", {"cpu.max": "250000 100000\n"}, 2.5),
+    "no control groups": ("", {}, None),
+}
+
+
+@pytest.mark.parametrize(("lines", "files", "quota"), QUOTAS.values(), ids=QUOTAS)
+def test_the_cpu_quota_is_the_smallest_of_this_group_and_those_above(tmp_path, lines, files, quota):
+    assert control_groups.cpu_quota(*system(tmp_path, lines, files)) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "usable"), [(50_000, 1), (150_000, 1), (200_000, 2), (900_000, 4)]
+)
+def test_threads_follow_the_smaller_of_affinity_and_quota(tmp_path, monkeypatch, quota, usable):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    files = {"job/cpu.max": f"{quota} 100000\n"}
+    assert machine.usable_cpus(*system(tmp_path, "0::/job\n", files)) == usable
+
+
+def test_without_a_quota_the_affinity_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6})
+    assert machine.usable_cpus(tmp_path, tmp_path) == 3

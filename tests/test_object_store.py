@@ -135,6 +135,7 @@ def test_errors_do_not_show_the_keys_of_a_uri(bucket):
     )
 
 
+@pytest.mark.slow
 def test_a_search_in_a_bucket_leaves_the_keys_nowhere_and_prints_a_place_that_works(
     uploaded, bucket, tmp_path, monkeypatch, capsys
 ):

@@ -6,7 +6,6 @@ These are two workers, streamed tiles, a plain PyTorch loop, and training with c
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from raytrain.bench.sides import Loop, Resting, Saving, alone
 from raytrain.checkpoints.layout import STEP
 from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
+from raytrain.machine import usable_cpus
 from raytrain.models.bodies import TIMM
 from raytrain.worker import Worker
 
@@ -83,7 +83,7 @@ def member(rank: int, world: int, recipe_json: str, dataset: str, number: int, r
     # Processes of a group find each other through a file, which needs no free port.
     meeting_point = f"file://{run}/group-{world}"
     dist.init_process_group("gloo", init_method=meeting_point, rank=rank, world_size=world)
-    worker = Worker(rank, world, rank, world, cpus=len(os.sched_getaffinity(0)))
+    worker = Worker(rank, world, rank, world, cpus=usable_cpus())
     recipe = Recipe.model_validate_json(recipe_json)
     return Loop(recipe, open_dataset(dataset), number, worker, f"{run}/{rank}")
 
@@ -98,7 +98,7 @@ def stranger(rank: int, world: int, recipe_json: str, dataset: str, number: int,
     """
     recipe = Recipe.model_validate_json(recipe_json)
     # Alone in its world, but one of several processes on this machine: that sets its threads.
-    worker = Worker(0, 1, rank, world, cpus=len(os.sched_getaffinity(0)))
+    worker = Worker(0, 1, rank, world, cpus=usable_cpus())
     stages = []
     for stage in recipe.stages:
         share = recipe.batch_size(stage) // world

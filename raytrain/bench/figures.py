@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from raytrain.machine import usable_cpus
 
 # Packages whose versions influence the figures.
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pyarrow", "ray")
@@ -126,7 +127,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         # The cores that this process may use, which a container can limit.
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cpus(),
         "gpu": _gpu(),
         "python": platform.python_version(),
         "packages": _versions(),

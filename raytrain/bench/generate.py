@@ -24,6 +24,7 @@ from PIL import Image
 from raytrain import registry, storage
 from raytrain.data import dataset as ds
 from raytrain.data.splits import as_split, random_parts
+from raytrain.machine import usable_cpus
 
 # As many classes as Planet has, with similarly unequal frequencies.
 CLASSES = tuple(f"label-{k:02}" for k in range(17))
@@ -101,7 +102,7 @@ def _write_shards(path: str, count: int, side: int) -> list[dict[str, Any]]:
     arguments = ([path] * len(starts), starts, ends, [side] * len(starts))
     if count < POOL_FROM_TILES:
         return list(map(_write_shard, *arguments))
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(_write_shard, *arguments))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from raytrain.bench.blocks import Side, children_stopped
 from raytrain.bench.stage import OpenStage
 from raytrain.config import Recipe
 from raytrain.data.dataset import Dataset
+from raytrain.machine import usable_cpus
 from raytrain.models.precision import autocast, dtype_of
 from raytrain.training.epoch import EpochRecord
 from raytrain.worker import Worker, compute_device
@@ -259,4 +259,4 @@ def wait_for(device: torch.device) -> None:
 def alone(recipe: Recipe) -> Worker:
     """This process as the only worker, with all CPUs and, where the recipe allows it, the GPU."""
     device = compute_device(torch.cuda.is_available() and recipe.use_gpu is not False)
-    return Worker(device=device, cpus=len(os.sched_getaffinity(0)))
+    return Worker(device=device, cpus=usable_cpus())

@@ -6,7 +6,6 @@ The step as it is trains in turn with the same step without one of its choices.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from raytrain.bench.figures import Figure
 from raytrain.bench.measurement import Measurement
 from raytrain.bench.sides import Ceiling, RandomBatch
 from raytrain.config import LAYER_GROUPS
+from raytrain.machine import usable_cpus
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision
 from raytrain.training import execution, optim
@@ -112,7 +112,7 @@ def step_only(
         options: the choices in the step.
     """
     cpu = torch.device("cpu")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cpus())
     if options.keeps_memory:
         keep_freed_memory()
     precision = agreed_precision(options.precision, cpu, 1)

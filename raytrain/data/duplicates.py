@@ -37,7 +37,6 @@ import hashlib
 import io
 import logging
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -55,6 +54,7 @@ from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, re
 from raytrain.data.headers import is_tiff
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError
+from raytrain.machine import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def fingerprints(dataset: Dataset, *, decode: bool = True, processes: int | None
     Raises:
         DataError: a shard cannot be read, or a picture no longer passes the gate.
     """
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or usable_cpus()
     # Starting processes takes longer than a small dataset.
     if dataset.rows < POOL_FROM_TILES:
         processes = 1

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib import resources
@@ -24,6 +23,7 @@ from PIL import Image
 
 from raytrain import storage
 from raytrain.data.synthetic_paint import paint
+from raytrain.machine import usable_cpus
 
 CLASSES = (
     "agriculture",
@@ -124,7 +124,7 @@ def write(out: Path, rows: int, seed: int = 0, processes: int | None = None) -> 
     if label_file.exists() and label_file.read_text() == text:
         return folder, label_file
     storage.make_dir(str(folder))
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or usable_cpus()
     if rows < _MIN_TILES_PER_PROCESS * processes:
         _write_tiles(folder, seed, range(rows))
     else:

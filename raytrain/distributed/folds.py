@@ -13,7 +13,6 @@ not trained on it.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,6 +46,7 @@ from raytrain.evaluation import predictions
 from raytrain.evaluation.own_metrics import Metric
 from raytrain.evaluation.predictions import Predictions
 from raytrain.log import duration
+from raytrain.machine import usable_cpus
 from raytrain.runlock import held
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def _with_threads_of_machine(folds: Folds, dataset: Dataset) -> Folds:
         return folds
     limit = _limit(recipe, _most(recipe, dataset))
     at_once = min(len(folds.splits), limit.at_once(slots.resources()))
-    cpus_here = len(os.sched_getaffinity(0))
+    cpus_here = usable_cpus()
     threads = threads_of_worker(cpus_here, recipe.num_workers, at_once)
     return replace(folds, recipe=with_threads(recipe, threads))
 

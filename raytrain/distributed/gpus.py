@@ -7,7 +7,6 @@ asked what torch sees there. The driver's own GPUs prove nothing about other mac
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 
 from raytrain.distributed.nodes import Node, first_line, node_name, start_on_each
 from raytrain.errors import ResourceError
+from raytrain.machine import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _this_machine() -> list[Machine]:
     if found.count == 0:
         return []
     # A local Ray declares the CPUs and GPUs that it finds.
-    cpus = len(os.sched_getaffinity(0))
+    cpus = usable_cpus()
     return [Machine("this machine", cpus, found.count, found)]
 
 

@@ -112,7 +112,7 @@ def only_here(found: Network, where: str) -> ConfigError:
     return ConfigError(
         f"workers on {where} would be known by {found.alone}, which no other machine reaches",
         "the workers run on several machines, and would wait for each other",
-        f"there, before ray start: export {GLOO}={interface}; or correct its /etc/hosts",
+        f"there, before ray start: unset {GLOO}, or export {GLOO}={interface}",
     )
 
 
@@ -185,46 +185,12 @@ def _alone(gloo: str) -> str:
     """Returns why other machines cannot reach workers here; empty if they can.
 
     Args:
-        gloo: value of GLOO_SOCKET_IFNAME. Without it, gloo uses the address of the host name.
+        gloo: value of GLOO_SOCKET_IFNAME. Without it, `process_group` names the interface of Ray.
     """
-    named = _gloo_names(gloo)
-    if named:
-        for name in named:
-            if name in LOOPBACK:
-                return f"the interface {name} ({GLOO})"
-        return ""
-    host = socket.gethostname()
-    address = address_of(host)
-    # gloo falls back to the loopback interface then.
-    if address is None:
-        return f"a loopback address, since its host name {host} has no address"
-    if is_loopback(address):
-        return f"{address}, the address of its host name {host}"
+    for name in _gloo_names(gloo):
+        if name in LOOPBACK:
+            return f"the interface {name} ({GLOO})"
     return ""
-
-
-def address_of(name: str) -> str | None:
-    """Returns the address at which gloo makes a machine known to others.
-
-    That is the first address of its host name that belongs to the machine.
-
-    Args:
-        name: the host name of this machine.
-
-    Returns:
-        None if there is no such address.
-    """
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return None
-    for family, kind, protocol, _, address in found:
-        # A socket can be bound only to an address of this machine.
-        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
-            # Port 0 is any free port.
-            probe.bind((address[0], 0))
-            return str(address[0])
-    return None
 
 
 def is_loopback(address: str) -> bool:

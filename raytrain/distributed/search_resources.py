@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from raytrain.distributed.search_setup import Options
 from raytrain.distributed.slots import Share
 from raytrain.distributed.train import resources_of_worker
 from raytrain.errors import ResourceError
+from raytrain.machine import usable_cpus
 from raytrain.training import stage_keys
 from raytrain.training.stage_keys import Facts
 from raytrain.worker import Worker, compute_device
@@ -77,7 +77,7 @@ def worker_of(share: Share) -> Worker:
     device = compute_device(share.gpus > 0)
     if share.workers == 1:
         return Worker(device=device, cpus=max(1, int(share.cpus)))
-    here = len(os.sched_getaffinity(0))
+    here = usable_cpus()
     local = min(share.workers, here)
     return Worker(world=share.workers, local_world=local, device=device, cpus=here)
 
@@ -134,5 +134,5 @@ def facts_here(recipe: Recipe, worker: Worker) -> Facts:
     """
     assert recipe.dataset is not None  # check_recipe has seen it
     if worker.world > 1:
-        worker = replace(worker, cpus=len(os.sched_getaffinity(0)))
+        worker = replace(worker, cpus=usable_cpus())
     return stage_keys.facts(recipe, open_dataset(recipe.dataset), worker)

@@ -24,6 +24,7 @@ from raytrain.distributed.messages import terminates_as_interrupt
 from raytrain.distributed.stop_signals import hangups_blocked
 from raytrain.errors import RaytrainError, ResourceError
 from raytrain.log import duration
+from raytrain.machine import usable_cpus
 from raytrain.output import outlive_reader
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def _connect(is_running: bool) -> None:
     options: dict[str, Any] = {}
     if not is_running:
         # A session that ends with its command needs no dashboard, which takes memory and CPU time.
-        options = {"address": "local", "include_dashboard": False}
+        # By itself Ray would count CPUs that this process may not use (taskset, Slurm).
+        options = {"address": "local", "include_dashboard": False, "num_cpus": usable_cpus()}
     try:
         with _native_stderr_muted(), hangups_blocked():
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
@@ -179,8 +181,7 @@ def cpus() -> int:
     """Returns the number of CPUs of the cluster, or of this machine outside a session."""
     if ray.is_initialized():
         return int(ray.cluster_resources().get("CPU", 0))
-    # Unlike os.cpu_count(), this respects the CPU affinity of the process (taskset, Slurm).
-    return len(os.sched_getaffinity(0))
+    return usable_cpus()
 
 
 def quiet_dataset(blocks: list[pd.DataFrame]) -> ray.data.Dataset:

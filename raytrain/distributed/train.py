@@ -39,8 +39,10 @@ from raytrain.distributed.messages import (
     mailbox,
     relayed,
 )
+from raytrain.distributed.nodes import working_nodes
 from raytrain.distributed.orphaned_groups import FreesOrphaned
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
+from raytrain.distributed.process_group import OverNetworkOfRay
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.session import cpus, own_cause, session
 from raytrain.distributed.slots import cpus_of_worker
@@ -56,6 +58,7 @@ from raytrain.errors import (
 )
 from raytrain.evaluation.own_metrics import Metric, combined
 from raytrain.log import send_messages
+from raytrain.machine import usable_cpus
 from raytrain.runlock import held
 from raytrain.training import loop, stages
 from raytrain.training.lr_find import Curve
@@ -345,10 +348,14 @@ def _group(
         # Not as `train_loop_config`: Ray shows and exports that, with keys that URIs may hold.
         trainer = ray.train.torch.TorchTrainer(
             lambda: function(config),
+            torch_config=OverNetworkOfRay(),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.num_workers,
                 use_gpu=gpu,
                 resources_per_worker=resources_of_worker(recipe.num_workers, gpu),
+                # GPUs of one machine are connected faster than those of two. CPUs of two machines
+                # do not share memory and caches.
+                placement_strategy="PACK" if gpu else "SPREAD",
             ),
             run_config=_run_config(path, box),
         )
@@ -506,8 +513,8 @@ def _set_up_worker(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker
         local_rank=context.get_local_rank(),
         local_world=context.get_local_world_size(),
         device=device,
-        # Those that this process may use: a container may have fewer than its machine.
-        cpus=len(os.sched_getaffinity(0)),
+        # A container may have fewer than its machine.
+        cpus=usable_cpus(),
     )
     # First the hooks, so that messages of all that follows reach the driver.
     hooks = _hooks(config, rank)
@@ -552,8 +559,14 @@ def _end_process() -> None:
 
 
 def resources_of_worker(workers: int, gpu: bool) -> dict[str, float]:
-    """What each worker asks Ray for. One CPU of the cluster is left to Ray Data and the driver."""
-    resources = {"CPU": cpus_of_worker(workers, cpus())}
+    """What each worker asks Ray for.
+
+    A worker on CPUs takes a whole one where there are several machines. Parts of CPUs would fit
+    onto one machine, while the others are idle. On a single machine one CPU is left to Ray Data and
+    the driver, and workers share the others.
+    """
     if gpu:
-        resources["GPU"] = 1
-    return resources
+        return {"CPU": cpus_of_worker(workers, cpus()), "GPU": 1}
+    if ray.is_initialized() and len(working_nodes()) > 1:
+        return {"CPU": 1}
+    return {"CPU": cpus_of_worker(workers, cpus())}

@@ -1,18 +1,27 @@
 """Network interfaces of workers: what gloo and NCCL make of their variables, and who reaches whom."""
 
+import os
 import socket
 from datetime import timedelta
 
+import psutil
 import pytest
 import torch.distributed
+from ray.train.torch import TorchConfig
 
 from raytrain.cli.main import run_command
 from raytrain.distributed import network as module
+from raytrain.distributed import process_group
 from raytrain.distributed.network import (
     check_interfaces,
     network,
     no_match_for_nccl,
     unknown_to_gloo,
+)
+from raytrain.distributed.process_group import (
+    OverNetworkOfRay,
+    interface_of,
+    use_interface_of_ray,
 )
 from raytrain.errors import ConfigError, ResourceError
 
@@ -112,57 +121,90 @@ def test_a_bench_of_workers_says_it_too(dataset, monkeypatch, capsys):
 # Several machines
 
 
-def named(monkeypatch, *addresses):
-    """A host name with these addresses."""
-    found = [
-        (socket.AF_INET6 if ":" in a else socket.AF_INET, socket.SOCK_STREAM, 0, "", (a, 0))
-        for a in addresses
-    ]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **how: found)
-
-
-@pytest.mark.parametrize("address", ["127.0.1.1", "127.0.0.1", "::1"])
-def test_a_host_name_on_a_loopback_address_is_alone(address, monkeypatch):
-    named(monkeypatch, address)
-    found = network(gpu=False, environment={})
-    assert address in found.alone and not found.unknown
-    assert network(gpu=False, environment={module.GLOO: FIRST}).alone == (
-        f"the interface {FIRST} (GLOO_SOCKET_IFNAME)" if FIRST in module.LOOPBACK else ""
-    )
-
-
-def test_a_host_name_without_an_address_is_alone(monkeypatch):
-    def none(*args, **how):
-        raise socket.gaierror("Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", none)
-    assert "has no address" in network(gpu=False, environment={}).alone
-    named(
-        monkeypatch, "192.0.2.77"
-    )  # of another machine: gloo takes no address that it cannot bind
-    assert "has no address" in network(gpu=False, environment={}).alone
-
-
-def test_a_host_name_with_an_address_of_its_own_is_reached(monkeypatch):
-    monkeypatch.setattr(module, "address_of", lambda name: "192.0.2.2")
+def test_only_a_variable_that_names_the_loopback_interface_leaves_a_machine_alone():
     assert network(gpu=False, environment={}).alone == ""
-    assert network(gpu=False, environment={module.GLOO: "lo"}).alone
+    assert network(gpu=False, environment={module.GLOO: "eth0"}).alone == ""
+    alone = network(gpu=False, environment={module.GLOO: "lo"}).alone
+    assert alone == "the interface lo (GLOO_SOCKET_IFNAME)"
+
+
+def test_the_interface_of_an_address_is_found():
+    for name, addresses in psutil.net_if_addrs().items():
+        for found in addresses:
+            if found.family == socket.AF_INET:
+                assert interface_of(found.address) == name
+    assert interface_of("192.0.2.77") is None  # of no machine: RFC 5737
+
+
+def test_the_group_hooks_into_the_pinned_ray():
+    backend = OverNetworkOfRay().backend_cls
+    assert issubclass(backend, TorchConfig().backend_cls)
+    group = Group()
+    with pytest.raises(Reached):
+        backend().on_start(group, OverNetworkOfRay())
+    assert group.first is use_interface_of_ray
+
+
+class Reached(Exception):
+    """Ray's own set-up would begin."""
+
+
+class Group:
+    """A worker group that notes what its workers run first."""
+
+    first = None
+
+    def execute(self, function):
+        self.first = function
+
+    def __getattr__(self, name):
+        raise Reached
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    """Neither variable is set, now and after the test."""
+    for name in (module.GLOO, module.NCCL):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_workers_connect_over_the_interface_of_ray(unset, monkeypatch):
+    monkeypatch.setattr(process_group, "interface_of", lambda address: "eth7")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "192.0.2.2")
+    process_group.use_interface_of_ray()
+    assert (os.environ[module.GLOO], os.environ[module.NCCL]) == ("eth7", "=eth7")
+
+
+def test_a_variable_of_the_user_stays(unset, monkeypatch):
+    monkeypatch.setenv(module.GLOO, "ib0")
+    monkeypatch.setattr(process_group, "interface_of", lambda address: "eth7")
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "192.0.2.2")
+    process_group.use_interface_of_ray()
+    assert (os.environ[module.GLOO], os.environ[module.NCCL]) == ("ib0", "=eth7")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "192.0.2.77"])
+def test_a_loopback_address_and_one_of_no_interface_set_nothing(address, unset, monkeypatch):
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: address)
+    process_group.use_interface_of_ray()
+    assert not {module.GLOO, module.NCCL} & set(os.environ)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_one_machine_with_such_a_name_trains_and_several_are_refused(monkeypatch):
+def test_one_machine_on_the_loopback_interface_trains_and_several_are_refused(monkeypatch):
     import ray
 
     from raytrain.distributed import preflight
 
-    alone = module.Network("", "127.0.1.1, the address of its host name node1", ("lo", "eth0"))
+    alone = module.Network("", "the interface lo (GLOO_SOCKET_IFNAME)", ("lo", "eth0"))
     monkeypatch.setattr(preflight, "network", lambda gpu: alone)
     preflight.check_networks(2, gpu=False)
     here = ray.nodes()
     monkeypatch.setattr(preflight, "working_nodes", lambda: here * 2)
     preflight.check_networks(1, gpu=False)  # who has nobody to meet
     with pytest.raises(
-        ConfigError, match=r"workers on the node \S+ \(.*\) would be known by 127\.0\.1\.1"
+        ConfigError, match=r"workers on the node \S+ \(.*\) would be known by the interface lo"
     ) as caught:
         preflight.check_networks(2, gpu=False)
     assert "export GLOO_SOCKET_IFNAME=eth0" in caught.value.fix

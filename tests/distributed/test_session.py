@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 from ray.train.torch import TorchTrainer
 
 from raytrain.distributed.unused_actors import leave_unused_actors_out
@@ -14,6 +15,7 @@ import os
 import sys
 
 import psutil
+import pytest
 import ray
 
 from raytrain.distributed.environment import QUIET
@@ -39,6 +41,7 @@ with session():
 """
 
 
+@pytest.mark.slow
 def test_workers_have_the_niceness_of_the_command_and_nothing_runs_that_nobody_looks_at(
     no_cluster, tmp_path
 ):

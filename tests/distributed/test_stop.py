@@ -122,6 +122,7 @@ def test_a_signal_and_then_the_death_of_a_worker_cost_no_bit(recipe, whole, tmp_
     assert not (run / "failure.json").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_is_a_stop_with_a_checkpoint(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     where = ["--storage", tmp_path]

@@ -228,6 +228,7 @@ def test_a_checkpoint_that_takes_longer_than_a_stall_is_waited_for(
     assert not any("start again" in line or "begun no batch" in line for line in logged), logged
 
 
+@pytest.mark.slow
 def test_a_failed_run_says_its_own_error_and_resumes_from_its_last_epoch(
     dataset, tmp_path, capsys, logged, monkeypatch
 ):

@@ -11,6 +11,7 @@ from fake_graphs import Graphs
 from streams import Device, Streams
 
 from raytrain.distributed import dry_run, gpus, predict, search_resources, train
+from raytrain.distributed.process_group import OverNetworkOfRay
 from raytrain.training import execution
 
 # Of the local Ray.
@@ -49,12 +50,8 @@ def declared():
         for module in (dry_run, predict, train, search_resources):
             patch.setattr(module, "compute_device", lambda gpu: torch.device("cpu"))
         # NCCL needs devices.
-        over_gloo = ray.train.torch.TorchConfig(backend="gloo")
-        patch.setattr(
-            ray.train.torch,
-            "TorchTrainer",
-            functools.partial(ray.train.torch.TorchTrainer, torch_config=over_gloo),
-        )
+        over_gloo = functools.partial(OverNetworkOfRay, backend="gloo")
+        patch.setattr(train, "OverNetworkOfRay", over_gloo)
         ray.init(
             address="local", num_cpus=2, num_gpus=GPUS, log_to_driver=False, include_dashboard=False
         )

@@ -64,18 +64,21 @@ def weights(checkpoint):
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
-        {
-            "train.ema": 0.9,
-            "train.mixup": 0.2,
-            "train.accumulate": 2,
-            "train.clip_norm": 1.0,
-            "train.label_smoothing": 0.05,
-            "stages.2.name": "unfrozen",
-        },
-        {"lr": "auto"},
+        pytest.param({}, id="plain"),
+        pytest.param(
+            {
+                "train.ema": 0.9,
+                "train.mixup": 0.2,
+                "train.accumulate": 2,
+                "train.clip_norm": 1.0,
+                "train.label_smoothing": 0.05,
+                "stages.2.name": "unfrozen",
+            },
+            id="everything",
+        ),
+        # Half a minute of range tests.
+        pytest.param({"lr": "auto"}, id="lr-auto", marks=pytest.mark.slow),
     ],
-    ids=["plain", "everything", "lr-auto"],
 )
 def test_a_chain_of_stages_has_the_bits_of_one_run(dataset, tmp_path, fields):
     recipe = recipe_of(dataset, tmp_path, fields)
