@@ -225,6 +225,17 @@ def find(name: str, path: str) -> Run:
     )
 
 
+def begun(name: str, path: str) -> Run | None:
+    """The run of a name under a storage path; None where it was not begun.
+
+    Unlike `find`, it takes no run from elsewhere: a new run of this name would be made there.
+    """
+    found = Run(storage.join(storage.absolute(path), name))
+    if storage.exists(storage.join(found.path, "config.yaml")):
+        return found
+    return None
+
+
 def find_folds(name: str, path: str) -> Run | None:
     """The directory of the cross-validation of a name; None where there is none.
 

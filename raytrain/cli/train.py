@@ -6,8 +6,8 @@ answer at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from raytrain.distributed.folds import Folds
     from raytrain.report.rates import RangeTest
 
+# Value of --resume: whatever the command has to do.
+AUTO = "auto"
 NO_RECIPE_FLAGS = RecipeFlags()
 
 
@@ -33,7 +35,10 @@ class RunFlags:
     name: Annotated[str | None, Parameter(help="name of the new run; default: a unique one")] = None
     resume: Annotated[
         str | None,
-        Parameter(help="resume this run from its last checkpoint, even within an epoch"),
+        Parameter(
+            help="resume this run from its last checkpoint, even within an epoch; auto: begin the "
+            "run --name, or go on with it, for commands that are given again"
+        ),
     ] = None
     folds: Annotated[
         str | None,
@@ -70,9 +75,45 @@ def train(
     """
     if run.name is not None:
         runs.check_name(run.name)
+    if run.resume == AUTO:
+        return _begin_or_resume(recipe, run)
     if run.resume is not None:
         return _resume(run.resume, recipe, run)
     return _train_new(recipe, run)
+
+
+def unnamed() -> ConfigError:
+    """The error of `--resume auto` without a name."""
+    return ConfigError(
+        "--resume auto is given without --name",
+        "the same command would not find again what it has begun",
+        "--resume auto --name first",
+    )
+
+
+def _begin_or_resume(flags: RecipeFlags, run: RunFlags) -> int | None:
+    """Begins a run, goes on with it, or says that it is complete. Returns as `_train_new`."""
+    if run.name is None:
+        raise unnamed()
+    new = replace(run, resume=None)
+    # The folds of a name go on by themselves.
+    if run.folds is not None or run.dry_run or run.print_config:
+        return _train_new(flags, new)
+    recipe = flags.load()
+    check_written("--storage", recipe.storage)
+    _refuse_search(run.name, recipe.storage)
+    begun = runs.begun(run.name, recipe.storage)
+    if begun is None:
+        return _train_new(flags, new)
+    check_session()
+    from raytrain.distributed.repeat import changes_of, is_complete
+
+    changes = changes_of(begun, recipe)
+    if is_complete(begun):
+        print(f"the run {begun.name} is complete")
+        _conclude(begun)
+        return None
+    return _go_on(begun, changes, run.restarts)
 
 
 def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
@@ -158,19 +199,25 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     if fields:
         # What may change lies outside the stages, so the values can be checked in any recipe.
         load_recipe(None, flags.overrides, fields)
-    if run.restarts:
+    if folds is None or run.restarts:
+        return _go_on(found, changes, run.restarts)
+    check_session()
+    from raytrain.distributed.folds import opened, resume_folds
+
+    _conclude_folds(resume_folds(opened(folds.path), changes))
+    return None
+
+
+def _go_on(run: runs.Run, changes: dict[str, Any], restarts: int) -> int | None:
+    """Resumes a run. Returns the exit code of its supervisor, or None without one."""
+    if restarts:
         from raytrain.distributed.supervisor import supervise_resume
 
-        return supervise_resume(found, changes, run.restarts)
+        return supervise_resume(run, changes, restarts)
     check_session()
-    if folds is not None:
-        from raytrain.distributed.folds import opened, resume_folds
-
-        _conclude_folds(resume_folds(opened(folds.path), changes))
-        return None
     from raytrain.distributed.train import resume as run_resume
 
-    _conclude(run_resume(found, changes).run)
+    _conclude(run_resume(run, changes).run)
     return None
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
-from raytrain.cli.train import NO_RECIPE_FLAGS
-from raytrain.config import field_paths, parse_yaml
+from raytrain.cli.train import AUTO, NO_RECIPE_FLAGS, unnamed
+from raytrain.config import Recipe, field_paths, parse_yaml
 from raytrain.distributed.environment import check_session
 from raytrain.errors import ConfigError, did_you_mean, typed
 
@@ -47,7 +47,7 @@ class SearchFlags:
         str | None,
         Parameter(
             help="go on with the search of this name; only --num-samples, --budget-s, --trial-cpus "
-            "and --trial-gpus may change"
+            "and --trial-gpus may change; auto: begin the search --name, or go on with it"
         ),
     ] = None
     num_samples: Annotated[
@@ -131,29 +131,53 @@ def tune(
     if what.thresholds is not None:
         _tune_thresholds(what, recipe, name)
         return
-    if what.resume is not None:
+    if what.resume not in (None, AUTO):
         _resume(what, recipe, name)
         return
     settings = recipe.load()
     check_written("--storage", settings.storage)
-    name = runs.new_name("tune") if name is None else name
+    if what.resume == AUTO:
+        if name is None:
+            raise unnamed()
+        directory = storage.join(storage.absolute(settings.storage), name)
+        if storage.exists(storage.join(directory, runs.SEARCH)):
+            _go_on(what, settings, directory)
+            return
+    _search(what, settings, runs.new_name("tune") if name is None else name)
+
+
+def _search(what: SearchFlags, settings: Recipe, name: str) -> None:
+    """Runs a new search, or shows how it would begin."""
     runs.refuse_taken(name, settings.storage)
-    if not what.dry_run:
-        check_session()
-    content = None
-    if what.space is not None:
-        content = parse_yaml(_file_text(what.space), what.space)
     if what.dry_run:
         from raytrain.distributed.search_preview import preview
 
-        for line in preview(settings, content, _options(what)):
+        for line in preview(settings, _content(what), _options(what)):
             print(line)
         return
+    check_session()
+    content = _content(what)
     from raytrain.distributed.search import search
 
-    directory = storage.join(storage.absolute(settings.storage), name)
-    shown = partial(_show, directory)
+    shown = partial(_show, storage.join(storage.absolute(settings.storage), name))
     _print_found(search(settings, content, _options(what), name=name, changed=shown))
+
+
+def _go_on(what: SearchFlags, settings: Recipe, directory: str) -> None:
+    """Goes on with a search that the same command has begun."""
+    check_session()
+    from raytrain.distributed.repeat import options_of
+    from raytrain.distributed.search import resume
+
+    options = options_of(directory, settings, _content(what), _options(what))
+    _print_found(resume(directory, options, changed=partial(_show, directory)))
+
+
+def _content(what: SearchFlags) -> dict[str, Any] | None:
+    """What the space file holds; None for the default space."""
+    if what.space is None:
+        return None
+    return parse_yaml(_file_text(what.space), what.space)
 
 
 def _options(what: SearchFlags) -> Options:

@@ -9,6 +9,7 @@ Imports neither torch nor ray. PyYAML is imported only where YAML is read or wri
 `python -m raytrain.bench` must run on machines without it.
 """
 
+from raytrain.config.differences import different_fields
 from raytrain.config.environment import ENV_OTHER, ENV_PREFIX, environment
 from raytrain.config.loading import load_recipe, parse_yaml, recipe_names, validate
 from raytrain.config.mistakes import as_config_error
@@ -57,6 +58,7 @@ __all__ = [
     "Statistics",
     "Train",
     "as_config_error",
+    "different_fields",
     "environment",
     "field_paths",
     "load_recipe",

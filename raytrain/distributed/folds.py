@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from raytrain import runs, storage
-from raytrain.config import Recipe, merge, nested, parse_yaml, validate
+from raytrain.config import Recipe, different_fields, merge, nested, parse_yaml, validate
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, slots
 from raytrain.distributed.controllers import end_controllers
@@ -40,7 +40,6 @@ from raytrain.errors import (
     StorageError,
     UnfinishedError,
     exit_code_of,
-    masked,
 )
 from raytrain.evaluation import predictions
 from raytrain.evaluation.own_metrics import Metric
@@ -358,7 +357,7 @@ def _continued(begun: Folds, given: Folds, *, threads: int | None) -> Folds:
         # Resolved by the first command; this machine may have other CPUs.
         train = recipe.train.model_copy(update={"threads": begun.recipe.train.threads})
         recipe = recipe.model_copy(update={"train": train})
-    different = _different(_as_written(begun.recipe), _as_written(recipe))
+    different = different_fields(begun.recipe, recipe)
     changed = sorted(different - {*runs.PLACEMENT, "storage", "data.split"})
     if given.family != begun.family:
         changed.insert(0, f"--folds {given.family} instead of {begun.family}")
@@ -369,24 +368,6 @@ def _continued(begun: Folds, given: Folds, *, threads: int | None) -> Folds:
             f"{runs.resume_command(begun.name, begun.storage)}, or another --name",
         )
     return replace(begun, recipe=recipe)
-
-
-def _as_written(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as recipe.yaml holds them, without the keys of URIs."""
-    return parse_yaml(masked(recipe.to_yaml()), RECIPE)
-
-
-def _different(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Paths of the fields whose values differ."""
-    found = set()
-    for key in one.keys() | two.keys():
-        first = one.get(key)
-        second = two.get(key)
-        if isinstance(first, Mapping) and isinstance(second, Mapping):
-            found |= _different(first, second, f"{prefix}{key}.")
-        elif first != second:
-            found.add(f"{prefix}{key}")
-    return found
 
 
 def _train_all(folds: Folds, metrics: Sequence[Metric]) -> Folds:

@@ -97,10 +97,10 @@ class Setup:
         """
         content = {
             "name": storage.name_of(directory),
-            **_plain(asdict(self.options)),
+            **as_written(asdict(self.options)),
             "objective": asdict(self.score),
             "recipe": self.recipe.model_dump(mode="json"),
-            "space": _plain(self.content),
+            "space": as_written(self.content),
             "facts": self.facts.to_json(),
             "stored_size": self.stored_size,
             "versions": versions(),
@@ -223,13 +223,13 @@ def _check_versions(directory: str, known: Mapping[str, Any]) -> None:
     )
 
 
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with lists in place of tuples, which YAML has no plain form for."""
+def as_written(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a space as its file holds it: with lists in place of tuples."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, Mapping):
-            value = _plain(value)
+            value = as_written(value)
         found[key] = value
     return found

@@ -127,8 +127,9 @@ def test_lists_of_parquet_are_lists_already_and_their_brackets_are_looked_at():
         tags(["['haze']"])
 
 
+# Without marks by which labels that were split in two are noticed: ")" beside "(" is refused.
 _CHARACTERS = st.characters(
-    codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="[]{}\"'‘’“”„«»"
+    codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="[](){}\"'‘’“”„«»"
 )
 _LABELS = st.lists(st.text(_CHARACTERS, min_size=1, max_size=6), max_size=4)
 

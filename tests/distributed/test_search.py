@@ -30,6 +30,7 @@ from raytrain.search.table import Kind
 from raytrain.training import stages
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+OWN = ("--try", "train.wd=0.02", "--try", "stages=one stages.1.lr=0.01")
 
 
 def sha(path):
@@ -42,8 +43,7 @@ def searched(dataset, tmp_path_factory):
     ray.shutdown()
     folder = tmp_path_factory.mktemp("searched")
     files(folder, dataset)
-    own = ["--try", "train.wd=0.02", "--try", "stages=one stages.1.lr=0.01"]
-    driver = Driver(folder, command(folder, *own, "--num-samples", "4", "--reruns", "0"))
+    driver = Driver(folder, command(folder, *OWN, "--num-samples", "4", "--reruns", "0"))
     assert driver.end(300) == 0, driver.text
     return folder, driver.text
 
@@ -117,6 +117,40 @@ def test_train_with_best_yaml_has_the_bits_of_the_winner(searched, tmp_path, in_
     name = load_recipe(best).stage_names[-1]
     file = Path("checkpoints") / name / "model.safetensors"
     assert sha(tmp_path / "again" / file) == sha(folder / "runs/s" / file)
+
+
+AGAIN = (*OWN, "--num-samples", "4", "--reruns", "0", "--resume", "auto")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train.wd", "0.5"], "in another way: train.wd"),
+        (["--search", "random"], "in another way: method"),
+        (["--try", "train.wd=0.03"], "in another way: tries"),
+    ],
+)
+def test_another_command_under_the_name_of_a_search_is_refused(searched, flags, said, capsys):
+    folder, _ = searched
+    assert run_command([*command(folder), *AGAIN, *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "raytrain tune --resume s" in error
+
+
+def test_a_search_without_a_name_does_not_go_on_by_itself(searched, capsys):
+    folder, _ = searched
+    assert run_command([*command(folder)[:-2], "--resume", "auto"]) == 2
+    assert "--resume auto is given without --name" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_cluster")
+def test_the_same_command_finds_the_complete_search_and_trains_nothing(searched):
+    folder, _ = searched
+    before = trained(folder)
+    driver = Driver(folder, [*command(folder), *AGAIN])
+    assert driver.end(200) == 0, driver.text
+    assert "winner: trial" in driver.text and trained(folder) == before
 
 
 @pytest.mark.slow

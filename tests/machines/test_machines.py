@@ -1,4 +1,4 @@
-"""Commands on several machines, which `simulated` makes of this one: `./dev test -m machines tests/machines`."""
+"""Commands on several machines, which `namespaced` makes of this one: `./dev test -m machines tests/machines`."""
 
 import csv
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from group import run_group
-from simulated import Cluster, why_not
+from namespaced import Cluster, why_not
 
 from raytrain.config import load_recipe
 

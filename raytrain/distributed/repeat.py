@@ -1,0 +1,108 @@
+"""One command that begins a run or a search and goes on with it: `--resume auto --name NAME`.
+
+A job that is submitted again, a Kubernetes job with a backoff limit and a spot machine that comes
+back all give the command of the beginning again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from raytrain import runs, storage
+from raytrain.checkpoints import layout, reading
+from raytrain.config import Recipe, different_fields
+from raytrain.distributed import search_setup
+from raytrain.distributed.preflight import check_recipe
+from raytrain.distributed.search_setup import Options
+from raytrain.errors import ConfigError
+from raytrain.search import default
+
+# What a run knows by now from its own checkpoints.
+START = ("init_from", "model.weights")
+
+
+def changes_of(run: runs.Run, recipe: Recipe) -> dict[str, Any]:
+    """Returns what the command that is given again changes in a run that it began.
+
+    Args:
+        run: that was begun under the name that the command has.
+        recipe: of the command, as the user gave it.
+
+    Returns:
+        Nested values of `runs.PLACEMENT`, for `train.resume`.
+
+    Raises:
+        ConfigError: the run was begun with another recipe.
+        RaytrainError: as `check_recipe`.
+    """
+    # What the run holds was resolved in the same way when it began.
+    resolved, _ = check_recipe(recipe, run)
+    may_differ = {*runs.PLACEMENT, *START, "storage"}
+    changed = sorted(different_fields(run.recipe, resolved) - may_differ)
+    if changed:
+        raise ConfigError(
+            f"the run {run.name} was begun with another recipe: {', '.join(changed)}",
+            "half of it would be trained in another way",
+            f"{runs.resume_command(run.name, storage.parent(run.path))}, or another --name",
+        )
+    return _only(resolved.model_dump(), runs.PLACEMENT)
+
+
+def _only(values: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the nested values of some paths, nested as before."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        group, _, key = path.rpartition(".")
+        if group:
+            found.setdefault(group, {})[key] = values[group][key]
+        else:
+            found[key] = values[key]
+    return found
+
+
+def options_of(
+    directory: str, recipe: Recipe, content: Mapping[str, Any] | None, options: Options
+) -> Options:
+    """Returns the options with which the command that is given again goes on with a search.
+
+    Args:
+        directory: of the search that it began.
+        recipe: of the command, as the user gave it.
+        content: of its space file; None for the default space.
+        options: of the command. Limits and resources may be other ones than before.
+
+    Raises:
+        ConfigError: the search was begun in another way.
+        RaytrainError: as `check_recipe`.
+    """
+    known = search_setup.read(directory)
+    resolved, _ = check_recipe(recipe)
+    if content is None:
+        content = default.values(resolved)
+    changed = sorted(different_fields(known.recipe, resolved) - {"storage"})
+    if search_setup.as_written(content) != known.content:
+        changed.append("the space")
+    if options.objective is None:
+        # The command leaves it to the task, which search.yaml names.
+        options = replace(options, objective=known.options.objective)
+    for field in ("tries", "reruns", "objective", "method"):
+        if getattr(options, field) != getattr(known.options, field):
+            changed.append(field)
+    if changed:
+        name = storage.name_of(directory)
+        raise ConfigError(
+            f"the search {name} was begun in another way: {', '.join(changed)}",
+            "its trials could not be compared any more",
+            f"{runs.resume_search_command(name, storage.parent(directory))}, or another --name",
+        )
+    return options
+
+
+def is_complete(run: runs.Run) -> bool:
+    """Returns whether a run has a checkpoint of its last epoch."""
+    recipe = run.recipe
+    _, last = recipe.selected
+    end = layout.Position(last, recipe.stages[last - 1].epochs)
+    return reading.furthest(storage.join(run.path, "checkpoints")) >= end

@@ -1,0 +1,82 @@
+"""`train --resume auto`: one command begins a run, goes on with it, and says that it is complete."""
+
+import itertools
+import json
+
+import pytest
+from group import trace
+
+from raytrain.cli.main import run_command
+from raytrain.data.dataset import open_dataset
+from raytrain.training import decision
+from raytrain.training.loop import fit
+from raytrain.training.services import Hooks
+from raytrain.worker import Worker
+
+GROUP = "raytrain.distributed.train._group"
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
+@pytest.fixture
+def command(dataset, tmp_path):
+    """The command of a run called first, whose storage is a folder of the test."""
+    where = ["--dataset", dataset.path, "--storage", str(tmp_path / "runs")]
+    small = ["--config", "smoke", "--stages", "1-2", "--train.threads", "1"]
+    return ["train", *small, *where, "--name", "first", "--resume", "auto"]
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A context in which a signal reaches the run after some of its steps."""
+
+    def group(function, path, recipe, own=(), stop=None):
+        asked = itertools.count()
+        hooks = Hooks(stop=lambda: "SIGTERM" if next(asked) >= 3 else None)
+        return fit(recipe, open_dataset(recipe.dataset), path, Worker(), hooks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GROUP, group)
+        patch.setattr(decision, "EVERY_S", 0.0)  # every step is a decision
+        yield patch
+
+
+def test_the_same_command_begins_goes_on_and_says_that_it_is_complete(
+    command, stopped, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "runs" / "first"
+    assert run_command(command) == 75
+    assert json.loads((run / "failure.json").read_text())["exit_code"] == 75
+    stopped.undo()
+    assert run_command(command) == 0
+    assert "resuming " in capsys.readouterr().out and not (run / "failure.json").exists()
+    undisturbed = [word if word != "first" else "second" for word in command]
+    assert run_command(undisturbed) == 0
+    assert trace(run) == trace(run.parent / "second")
+
+    monkeypatch.setattr(GROUP, None)  # nothing trains any more
+    assert run_command(command) == 0
+    said = capsys.readouterr().out
+    assert "the run first is complete" in said and "report: " in said
+
+
+def test_another_recipe_and_other_names_are_refused(command, stopped, tmp_path, capsys):
+    assert run_command(command) == 75
+    assert run_command([*command, "--train.wd", "0.5"]) == 2
+    said = capsys.readouterr().err
+    assert "the run first was begun with another recipe: train.wd" in said
+    assert "raytrain train --resume first" in said
+    assert run_command([word for word in command if word not in ("--name", "first")]) == 2
+    assert "--resume auto is given without --name" in capsys.readouterr().err
+
+
+def test_what_a_resumed_run_may_change_is_taken_from_the_command(command, stopped, tmp_path):
+    assert run_command(command) == 75
+    asked = []
+
+    def group(function, path, recipe, own=(), stop=None):
+        asked.append(recipe.train.save_every_s)
+        raise KeyboardInterrupt
+
+    stopped.setattr(GROUP, group)
+    assert run_command([*command, "--train.save-every-s", "7"]) == 75
+    assert asked == [7]
