@@ -21,6 +21,13 @@ from raytrain.search import default
 
 # What a run knows by now from its own checkpoints.
 START = ("init_from", "model.weights")
+# Options that a search keeps, and their flags. The others are limits and resources.
+FIXED_OPTIONS = {
+    "tries": "--try",
+    "reruns": "--reruns",
+    "objective": "--objective",
+    "method": "--search",
+}
 
 
 def changes_of(run: runs.Run, recipe: Recipe) -> dict[str, Any]:
@@ -83,13 +90,13 @@ def options_of(
         content = default.values(resolved)
     changed = sorted(different_fields(known.recipe, resolved) - {"storage"})
     if search_setup.as_written(content) != known.content:
-        changed.append("the space")
+        changed.append("--space")
     if options.objective is None:
         # The command leaves it to the task, which search.yaml names.
         options = replace(options, objective=known.options.objective)
-    for field in ("tries", "reruns", "objective", "method"):
+    for field, flag in FIXED_OPTIONS.items():
         if getattr(options, field) != getattr(known.options, field):
-            changed.append(field)
+            changed.append(flag)
     if changed:
         name = storage.name_of(directory)
         raise ConfigError(

@@ -380,7 +380,8 @@ def _run_config(path: str, box: Any) -> ray.train.RunConfig:
     return ray.train.RunConfig(
         # A fresh name for every attempt: under a known name Ray would restore its own snapshot of
         # the run, but our checkpoints alone decide where a run resumes.
-        name=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}",
+        # It begins with the run's own, which Ray's dashboard shows.
+        name=f"{storage.name_of(path)}-{time.strftime('%Y%m%d-%H%M%S')}",
         storage_path=ray_path,
         storage_filesystem=filesystem if storage.is_uri(path) else None,
         # The callback `restarts` decides when to give up. A number for the whole run would end one

@@ -126,8 +126,8 @@ AGAIN = (*OWN, "--num-samples", "4", "--reruns", "0", "--resume", "auto")
     ("flags", "said"),
     [
         (["--train.wd", "0.5"], "in another way: train.wd"),
-        (["--search", "random"], "in another way: method"),
-        (["--try", "train.wd=0.03"], "in another way: tries"),
+        (["--search", "random"], "in another way: --search"),
+        (["--try", "train.wd=0.03"], "in another way: --try"),
     ],
 )
 def test_another_command_under_the_name_of_a_search_is_refused(searched, flags, said, capsys):
