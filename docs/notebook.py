@@ -28,7 +28,9 @@ WIDEST = 720
 # Of a table, pandas writes how Jupyter is to colour it.
 STYLE = re.compile(r"<style scoped>.*?</style>\n", re.DOTALL)
 ABOUT = """
-The notebook is [examples/lesson.ipynb](../examples/lesson.ipynb). Below is what it showed
+The notebook is [examples/lesson.ipynb](../examples/lesson.ipynb). To open it, type
+`pip install jupyterlab` and `jupyter lab examples/lesson.ipynb` in the shell of `./dev shell`. It
+writes into a folder `lesson` beside it. Remove that folder to run it again. Below is what it showed
 when it was last run, on two CPU cores.
 """
 

@@ -64,7 +64,7 @@ EPOCHS_PER_LINE = 25
 LAST_LINES = 20
 # Moments of `raytrain train`, in their order.
 MOMENTS = (
-    ("ray", "Ray runs, all is checked", r"starting \d+ CPU workers"),
+    ("ray", "Ray runs, all is checked", r"starting \d+ CPU worker"),
     ("network", "workers run, network built", r"new run, from "),
     ("tiles", "tiles opened", r"tiles: (?!rank )"),
     ("step", "first step done", r"stage \d+ epoch 1: first step of "),

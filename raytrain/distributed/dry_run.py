@@ -77,10 +77,10 @@ def dry_run(recipe: Recipe) -> None:
         steps = _steps(recipe, dataset, stage)
         logger.info(_stage_line(recipe, number, steps, step_s))
         total_s += step_s * steps * stage.epochs
-    logger.info(
-        f"in this process alone the steps would take {duration(total_s)}; "
-        f"{recipe.num_workers} workers share them"
-    )
+    text = f"in this process alone the steps would take {duration(total_s)}"
+    if recipe.num_workers > 1:
+        text += f"; {recipe.num_workers} workers share them"
+    logger.info(text)
 
 
 def _device(recipe: Recipe) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from pathlib import Path
@@ -33,6 +34,8 @@ from raytrain.tiles.cache import kept_size
 from raytrain.tiles.sampling import check_batches, training_rows
 from raytrain.training import normalization
 from raytrain.training.start import initial
+
+logger = logging.getLogger(__name__)
 
 # A checkpoint holds weights and buffers in fp32, and both of Adam's moments of each weight.
 BYTES_PER_WEIGHT = 4
@@ -103,6 +106,22 @@ def _image_sizes(recipe: Recipe) -> list[int]:
     return sizes
 
 
+def _warn_of_frozen_random_body(recipe: Recipe) -> None:
+    """Says which stages train a head on features that are random."""
+    if recipe.model.weights != "none":
+        return
+    first, last = recipe.selected
+    for number in range(first, last + 1):
+        if recipe.stages[number - 1].freeze:
+            logger.warning(
+                f"stage {number} freezes a network of random weights, and trains only its head: "
+                f"--set stages.{number}.freeze=false trains all of it"
+            )
+        else:
+            # From here on its weights are trained ones.
+            return
+
+
 def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> Recipe:
     """Loads the weights that a new run starts from into `model`, as each worker will do.
 
@@ -113,6 +132,7 @@ def _check_start(recipe: Recipe, dataset: Dataset, model: networks.Network) -> R
         ConfigError, RemoteError: the weights are missing or do not fit.
     """
     if recipe.init_from is None:
+        _warn_of_frozen_random_body(recipe)
         body = initial_weights.body_weights(recipe.model.arch, recipe.model.weights)
         if body is not None:
             initial_weights.load_body(model, body, recipe.model.weights)

@@ -336,7 +336,10 @@ def _group(
     """
     gpu = use_gpu(recipe)
     kind = "GPU" if gpu else "CPU"
-    logger.info(f"starting {recipe.num_workers} {kind} workers (about 15 seconds)")
+    workers = f"1 {kind} worker"
+    if recipe.num_workers > 1:
+        workers = f"{recipe.num_workers} {kind} workers"
+    logger.info(f"starting {workers} (about 15 seconds)")
     with mailbox() as box:
         config = {
             "recipe": recipe.model_dump(mode="json"),

@@ -169,11 +169,13 @@ def _recipe_sentence(recipe: Recipe) -> str:
         start = "from ImageNet weights"
     else:
         start = f"from {weights}"
+    first, last = recipe.selected
+    selected = recipe.stages[first - 1 : last]
     # Each size once, in the order of the stages.
-    sizes = dict.fromkeys(str(stage.size) for stage in recipe.stages)
+    sizes = dict.fromkeys(str(stage.size) for stage in selected)
     pixels = " then ".join(sizes)
-    stages = f"{len(recipe.stages)} stages"
-    if len(recipe.stages) == 1:
+    stages = f"{len(selected)} stages"
+    if len(selected) == 1:
         stages = "1 stage"
     train = recipe.train
     return (

@@ -143,3 +143,21 @@ def test_a_cluster_without_a_cpu_is_no_reason_to_ask_for_no_workers(monkeypatch)
     monkeypatch.setattr(preflight, "cpus", lambda: 0)
     with pytest.raises(ResourceError, match="add a machine"):
         preflight.check_workers(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "frozen"),
+    [
+        ({}, [1]),
+        ({"select": "2-3"}, []),
+        ({"stages": [{"size": 32, "epochs": 1, "lr": 0.01, "freeze": 1}] * 2}, [1, 2]),
+        ({"stages": [{"size": 32, "epochs": 1, "lr": 0.01, "freeze": False}] * 2}, []),
+    ],
+)
+def test_a_stage_that_freezes_random_weights_is_named(dataset, tmp_path, logged, changes, frozen):
+    fields = {"dataset": dataset.path, "storage": str(tmp_path), **changes}
+    preflight.check_recipe(load_recipe("smoke", fields))
+    said = [text for text in logged if "freezes a network of random weights" in text]
+    assert len(said) == len(frozen)
+    for number, text in zip(frozen, said, strict=True):
+        assert f"stage {number} " in text and f"--set stages.{number}.freeze=false" in text
