@@ -171,6 +171,15 @@ def test_a_model_decides_labels_as_the_run_recommends(run, folder):
     assert labels == expected
 
 
+def test_a_grey_array_is_the_grey_picture(run, opened):
+    model = run.load_model()
+    picture = opened[0][0].convert("L")
+    grey = np.asarray(picture)
+    known = model.logits(picture)
+    assert np.array_equal(model.logits(grey), known)
+    assert np.array_equal(model.logits(grey[:, :, np.newaxis]), known)
+
+
 def test_a_picture_that_cannot_be_read_is_named(run, tmp_path):
     model = run.load_model()
     with pytest.raises(DataError, match="no picture"):
@@ -178,8 +187,13 @@ def test_a_picture_that_cannot_be_read_is_named(run, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.jpg"):
         model.probabilities([tmp_path / "broken.jpg"])
-    with pytest.raises(DataError, match=r"shape \(4, 4\)"):
-        model.probabilities(np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match="is a folder, not a picture"):
+        model.labels(tmp_path)
+    with pytest.raises(DataError, match=r"shape \(64, 64, 2\)"):
+        model.probabilities(np.zeros((64, 64, 2), np.uint8))
+    with pytest.raises(DataError, match="float64") as caught:
+        model.probabilities(np.zeros((64, 64, 3)))
+    assert "give an array uint8 (H, W, 3), a PIL picture" in caught.value.fix
     assert model.probabilities([]).shape == (0, len(model.classes))
 
 

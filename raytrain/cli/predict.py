@@ -57,6 +57,7 @@ def predict(
     """Predict the tiles of a dataset or of folders, and write their logits."""
     _check_tiles(tiles, bands)
     check_written("--out", out)
+    _check_suffix(out)
     check_session()
     rule = bands.rule()
     path = runs.find_checkpoint(checkpoint, where)
@@ -86,7 +87,23 @@ def predict(
     if done.left_out:
         # The competition scores a row for every tile, also for those that cannot be read.
         fill = " --missing 'clear primary'"
-    print(f"next: raytrain submission {typed(out)} --sample SAMPLE.csv{fill} --out submission.csv")
+    print(
+        f"next: raytrain submission {typed(out)} --out submission.csv writes names and labels; "
+        f"for a competition, add --sample SAMPLE.csv{fill}"
+    )
+
+
+def _check_suffix(out: str) -> None:
+    """Refuses the name of a table for a file of logits."""
+    name = storage.name_of(out)
+    if not name.lower().endswith((".csv", ".tsv", ".txt")):
+        return
+    stem, _, _ = name.rpartition(".")
+    raise ConfigError(
+        f"--out {out} names a table, and predictions are a Parquet file of logits",
+        "programs that read tables would fail on it",
+        f"--out {stem}.parquet; then raytrain submission {stem}.parquet --out {name}",
+    )
 
 
 def _check_tiles(tiles: TileFlags, bands: BandFlags) -> None:

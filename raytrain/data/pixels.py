@@ -56,7 +56,8 @@ def of_picture(picture: Any, tiles: TileFormat, size: int) -> Array:
     is resized from its own pixels, which differs by one grey level in the mean.
 
     Args:
-        picture: a PIL picture, or an array (H, W, C) of the format's type.
+        picture: a PIL picture, or an array (H, W, C) of the format's type. For tiles of 8-bit red,
+            green and blue, grey arrays (H, W) and (H, W, 1) are taken, too.
         tiles: format of the dataset's tiles.
         size: side of the result in pixels.
 
@@ -69,6 +70,9 @@ def of_picture(picture: Any, tiles: TileFormat, size: int) -> Array:
     if isinstance(picture, Image.Image):
         return _of_pil(picture, tiles, size)
     array = np.asarray(picture)
+    if tiles.is_plain and (array.ndim == 2 or array.shape[2:] == (1,)):
+        grey = array.reshape(*array.shape[:2], 1)
+        array = np.repeat(grey, tiles.channels, axis=2)
     if array.ndim != 3 or array.shape[2] != tiles.channels:
         raise BadImage("bands", f"an array of shape {array.shape}, not (H, W, {tiles.channels})")
     _check_type(array.dtype.name, tiles)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 
@@ -14,7 +15,8 @@ from raytrain import registry, runs, storage
 from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
 from raytrain.data import bands
-from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.data.dataset import Array, Dataset, open_dataset
+from raytrain.data.splits import only_in_valid
 from raytrain.distributed import environment, gpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
 from raytrain.distributed.nodes import (
@@ -75,6 +77,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     train_rows = training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(split, "valid")
     check_batches(recipe, len(train_rows), len(valid_rows))
+    _warn_of_unlearned(dataset, train_rows, valid_rows)
     recipe = resolved(recipe, dataset.task)
     class_weights(recipe, dataset)
     own_metrics.combined(recipe.metrics, (), dataset.task)
@@ -95,6 +98,19 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
     storage.probe(recipe.storage)
     check_disk(recipe, recipe.storage, networks.parameter_count(model), run)
     return recipe, dataset
+
+
+def _warn_of_unlearned(dataset: Dataset, train_rows: Array, valid_rows: Array) -> None:
+    """Says which labels validation has and training has not."""
+    parts = np.full(dataset.rows, "", dtype=object)
+    parts[train_rows] = "train"
+    parts[valid_rows] = "valid"
+    missing = only_in_valid(parts.tolist(), dataset.targets, dataset.classes)
+    if missing:
+        logger.warning(
+            f"no training tile has the label {', '.join(missing)}: "
+            "the network cannot learn it, which lowers the validation score"
+        )
 
 
 def _image_sizes(recipe: Recipe) -> list[int]:

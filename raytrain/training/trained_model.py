@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -208,23 +209,40 @@ class TrainedModel(nn.Module):
     def _decoded(self, pictures: Sequence[Any]) -> Iterator[Array]:
         """Each picture as a tile, (stored_size, stored_size, C)."""
         for number, picture in enumerate(pictures):
-            try:
-                if isinstance(picture, str):
-                    content = storage.read_bytes(storage.absolute(picture))
-                    yield pixels.decode(content, self.tiles, self.stored_size)
-                else:
-                    yield pixels.of_picture(picture, self.tiles, self.stored_size)
-            except FileNotFoundError:
-                raise DataError(
-                    f"there is no picture {picture}", "it cannot be predicted"
-                ) from None
-            except BadImage as error:
-                name = picture if isinstance(picture, str) else f"number {number}"
-                raise DataError(
-                    f"the picture {name} cannot be used ({error.kind}: {error.detail})",
-                    f"the network was trained on {self.tiles}",
-                    "open it, or give it without the others that are damaged",
-                ) from None
+            if isinstance(picture, str):
+                yield self._of_file(picture)
+            else:
+                yield self._of_picture(picture, number)
+
+    def _of_file(self, path: str) -> Array:
+        if os.path.isdir(path):
+            raise DataError(
+                f"{path} is a folder, not a picture",
+                "a model takes pictures, arrays or paths of files",
+                "raytrain.predict(RUN, FOLDER) predicts all pictures of a folder",
+            )
+        try:
+            content = storage.read_bytes(storage.absolute(path))
+            return pixels.decode(content, self.tiles, self.stored_size)
+        except FileNotFoundError:
+            raise DataError(f"there is no picture {path}", "it cannot be predicted") from None
+        except BadImage as error:
+            raise DataError(
+                f"the picture {path} cannot be used ({error.kind}: {error.detail})",
+                f"the network was trained on {self.tiles}",
+                "open it, or give it without the others that are damaged",
+            ) from None
+
+    def _of_picture(self, picture: Any, number: int) -> Array:
+        try:
+            return pixels.of_picture(picture, self.tiles, self.stored_size)
+        except BadImage as error:
+            raise DataError(
+                f"the picture number {number} cannot be used: {error.detail}",
+                f"the network was trained on {self.tiles}",
+                f"give an array {self.tiles.dtype} (H, W, {self.tiles.channels}), "
+                "a PIL picture, or the path of a file",
+            ) from None
 
 
 def listed(pictures: Any) -> list[Any]:

@@ -359,6 +359,19 @@ MISTAKES = {
         2,
         "is a picture",
     ),
+    "predictions under the name of a table": (
+        lambda t, s, d: [
+            "predict",
+            "--checkpoint",
+            "x",
+            "--dataset",
+            d.path,
+            "--out",
+            str(t / "p.csv"),
+        ],
+        2,
+        "names a table, and predictions are a Parquet file of logits",
+    ),
     "flags of folders for a dataset": (
         lambda t, s, d: [
             "predict",

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import ray
 import ray.train
+from handmade import encoded as encoded_pixels
+from handmade import scene, write_dataset
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raytrain import storage
@@ -161,3 +163,12 @@ def test_a_stage_that_freezes_random_weights_is_named(dataset, tmp_path, logged,
     assert len(said) == len(frozen)
     for number, text in zip(frozen, said, strict=True):
         assert f"stage {number} " in text and f"--set stages.{number}.freeze=false" in text
+
+
+def test_a_label_that_only_validation_has_is_named(tmp_path, logged):
+    tiles = {f"t{i}": (encoded_pixels(scene(i)), "clear" if i < 6 else "rare") for i in range(8)}
+    parts = ["train"] * 5 + ["valid"] * 3
+    data = write_dataset(tmp_path / "data", tiles, ("clear", "rare"), {"random": parts})
+    fields = {"dataset": data.path, "storage": str(tmp_path), "train": {"batch_size": 2}}
+    preflight.check_recipe(load_recipe("smoke", fields))
+    assert any("no training tile has the label rare" in text for text in logged)
