@@ -41,10 +41,14 @@ def pytest_collection_modifyitems(items):
     """Tests that start a Ray are one group of pytest-xdist; the others of a file are one, too.
 
     The group of Ray comes first, since it takes longer than all others together. Files that start Rays of their own are its
-    last, so that the shared one is seldom ended and started again.
+    last, so that the shared one is seldom ended and started again. Of the others, training takes longest.
     """
     with_own = {item.path for item in items if not STARTS_OWN_RAY.isdisjoint(item.fixturenames)}
-    items.sort(key=lambda item: (not starts_ray(item), item.path in with_own))
+
+    def place(item):
+        return not starts_ray(item), item.path in with_own, item.path.parent.name != "training"
+
+    items.sort(key=place)
     for item in items:
         group = "ray" if starts_ray(item) else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))

@@ -210,39 +210,43 @@ class TrainedModel(nn.Module):
         """Each picture as a tile, (stored_size, stored_size, C)."""
         for number, picture in enumerate(pictures):
             if isinstance(picture, str):
-                yield self._of_file(picture)
+                yield _of_file(picture, self.tiles, self.stored_size)
             else:
-                yield self._of_picture(picture, number)
+                yield _of_picture(picture, number, self.tiles, self.stored_size)
 
-    def _of_file(self, path: str) -> Array:
-        if os.path.isdir(path):
-            raise DataError(
-                f"{path} is a folder, not a picture",
-                "a model takes pictures, arrays or paths of files",
-                "raytrain.predict(RUN, FOLDER) predicts all pictures of a folder",
-            )
-        try:
-            content = storage.read_bytes(storage.absolute(path))
-            return pixels.decode(content, self.tiles, self.stored_size)
-        except FileNotFoundError:
-            raise DataError(f"there is no picture {path}", "it cannot be predicted") from None
-        except BadImage as error:
-            raise DataError(
-                f"the picture {path} cannot be used ({error.kind}: {error.detail})",
-                f"the network was trained on {self.tiles}",
-                "open it, or give it without the others that are damaged",
-            ) from None
 
-    def _of_picture(self, picture: Any, number: int) -> Array:
-        try:
-            return pixels.of_picture(picture, self.tiles, self.stored_size)
-        except BadImage as error:
-            raise DataError(
-                f"the picture number {number} cannot be used: {error.detail}",
-                f"the network was trained on {self.tiles}",
-                f"give an array {self.tiles.dtype} (H, W, {self.tiles.channels}), "
-                "a PIL picture, or the path of a file",
-            ) from None
+def _of_file(path: str, tiles: TileFormat, size: int) -> Array:
+    """Reads a picture as a tile, (size, size, C)."""
+    if os.path.isdir(path):
+        raise DataError(
+            f"{path} is a folder, not a picture",
+            "a model takes pictures, arrays or paths of files",
+            "raytrain.predict(RUN, FOLDER) predicts all pictures of a folder",
+        )
+    try:
+        content = storage.read_bytes(storage.absolute(path))
+        return pixels.decode(content, tiles, size)
+    except FileNotFoundError:
+        raise DataError(f"there is no picture {path}", "it cannot be predicted") from None
+    except BadImage as error:
+        raise DataError(
+            f"the picture {path} cannot be used ({error.kind}: {error.detail})",
+            f"the network was trained on {tiles}",
+            "open it, or give it without the others that are damaged",
+        ) from None
+
+
+def _of_picture(picture: Any, number: int, tiles: TileFormat, size: int) -> Array:
+    """Makes a tile of a picture in memory, (size, size, C); `number` names it in an error."""
+    try:
+        return pixels.of_picture(picture, tiles, size)
+    except BadImage as error:
+        raise DataError(
+            f"the picture number {number} cannot be used: {error.detail}",
+            f"the network was trained on {tiles}",
+            f"give an array {tiles.dtype} (H, W, {tiles.channels}), "
+            "a PIL picture, or the path of a file",
+        ) from None
 
 
 def listed(pictures: Any) -> list[Any]:
