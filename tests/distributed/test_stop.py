@@ -189,7 +189,7 @@ def test_a_signal_in_the_range_test_keeps_the_stage_before(recipe, tmp_path):
     assert command.end() == 143, command.text
     assert "before its first step" in command.text and "range test" not in command.text
     command = Command("train", "--resume", "run", *where)
-    command.wait_for("192 px frozen    epoch 3/3")
+    command.wait_for("128 px frozen    epoch 3/3")
     time.sleep(1)
     command.process.send_signal(signal.SIGTERM)
     assert command.end() == 75, command.text

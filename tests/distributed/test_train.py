@@ -208,7 +208,7 @@ def slow_storage(rank: int, batch: Batch) -> None:
     """Makes each checkpoint of the worker take five seconds."""
     if getattr(writing, "quick_write", None) is None:
         writing.quick_write = writing.write
-        writing.write = lambda path, state: (time.sleep(5), writing.quick_write(path, state))
+        writing.write = lambda *given: (time.sleep(5), writing.quick_write(*given))
 
 
 @pytest.mark.slow
