@@ -95,14 +95,14 @@ def predict(
 
 def _check_suffix(out: str) -> None:
     """Refuses the name of a table for a file of logits."""
-    name = storage.name_of(out)
-    if not name.lower().endswith((".csv", ".tsv", ".txt")):
+    if not out.lower().endswith((".csv", ".tsv", ".txt")):
         return
-    stem, _, _ = name.rpartition(".")
+    stem, _, _ = out.rpartition(".")
+    parquet = typed(f"{stem}.parquet")
     raise ConfigError(
         f"--out {out} names a table, and predictions are a Parquet file of logits",
         "programs that read tables would fail on it",
-        f"--out {stem}.parquet; then raytrain submission {stem}.parquet --out {name}",
+        f"--out {parquet}; then raytrain submission {parquet} --out {typed(out)}",
     )
 
 
