@@ -1,62 +1,214 @@
-"""What this machine has: CPUs and memory that a command may use, and kills by the kernel.
+"""Facts of a machine, for the checks before a command starts and for `raytrain doctor`.
 
-Imports neither torch nor ray.
+    facts(Question(...))   what this machine answers
+
+All values are plain, so that they can be sent between machines and written as JSON. Imports neither
+torch nor ray; only a question for GPUs imports torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import resource
+import shutil
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
-from raytrain import control_groups
-from raytrain.control_groups import CGROUPS, PROC, counter, number
+import psutil
 
-# /proc counts in "kB", which are 1,024 bytes (man 5 proc).
-KB = 1024
+from raytrain import control_groups, memory, storage
+from raytrain.control_groups import CGROUPS, PROC
+from raytrain.errors import StorageError
 
-
-@dataclass(frozen=True)
-class Memory:
-    """A bound on the memory that the processes of a command may use together.
-
-    Attributes:
-        free: bytes that may still be used.
-        bound: what sets the bound, worded to follow "1.0 GB are ".
-        whole: bytes in total, those in use included.
-    """
-
-    free: int
-    bound: str
-    whole: int
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Names of the files of a memory control group, which differ between the two versions.
-
-    Attributes:
-        limit: file with the limit in bytes.
-        used: file with the bytes in use.
-        kills: file whose counter `oom_kill` is the number of killed processes.
-        cache: counters in `memory.stat` of the part of `used` that is the page cache.
-    """
-
-    limit: str
-    used: str
-    kills: str
-    cache: tuple[str, str]
-
-
-# https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
-V1 = _Files(
-    "memory.limit_in_bytes",
-    "memory.usage_in_bytes",
-    "memory.oom_control",
-    ("total_inactive_file", "total_active_file"),
+# The packages whose versions decide what training computes.
+PACKAGES = (
+    "raytrain",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "pydantic",
 )
-# https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
-V2 = _Files("memory.max", "memory.current", "memory.events", ("inactive_file", "active_file"))
+# Where workers of one machine exchange data. Containers often have 64 MB of it.
+SHARED_MEMORY = Path("/dev/shm")
+# The file in a cache folder that tells whether two machines have the same folder.
+CACHE_ID = "cache-id"
+# Bytes at the beginning of a file that are compared between machines.
+COMPARED_BYTES = 2**20
+MB = 10**6
+# Variables that name the network interfaces of a worker group.
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a machine is asked beside its own facts.
+
+    Attributes:
+        directories: absolute paths or URIs that a command writes to.
+        marker: name of a file that the asking machine has put into each of them; empty for none.
+        files: absolute paths or URIs of files that a command reads.
+        gpus: whether to ask torch for GPUs, whose import takes seconds.
+        megabytes: MB to write to each directory and read back, to measure its speed; 0 for none.
+    """
+
+    directories: tuple[str, ...] = ()
+    marker: str = ""
+    files: tuple[str, ...] = ()
+    gpus: bool = False
+    megabytes: int = 0
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory, as a machine sees it.
+
+    Attributes:
+        path: as it was asked for.
+        problem: why it cannot be used; empty if it can.
+        sees_marker: whether the file of the asking machine is there.
+        mb_per_s: speed of writing and reading back together; None if it was not measured.
+    """
+
+    path: str
+    problem: str
+    sees_marker: bool
+    mb_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, as a machine sees it.
+
+    Attributes:
+        path: as it was asked for.
+        problem: why it cannot be read; empty if it can.
+        size: in bytes.
+        sha256: of its first `COMPARED_BYTES` bytes, hexadecimal.
+    """
+
+    path: str
+    problem: str
+    size: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What torch sees in a process.
+
+    Attributes:
+        count: number of GPUs that torch can use.
+        why: the reason where `count` is 0, else empty.
+    """
+
+    count: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The folder for decoded tiles.
+
+    Attributes:
+        path: of the folder.
+        problem: why it cannot be written; empty if it can.
+        free: free bytes of its disk.
+        identity: text that is the same on two machines only if they share the folder.
+    """
+
+    path: str
+    problem: str
+    free: int = 0
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a machine is and has.
+
+    Attributes:
+        host: its name.
+        name_address: the IP address of that name; empty if it has none.
+        interfaces: names of its network interfaces that have an address.
+        interface_variables: those of `INTERFACE_VARIABLES` that are set.
+        python: version.
+        versions: of each installed package of `PACKAGES`.
+        source: hash of the source code of raytrain that runs.
+        cpus: number of CPUs that a process may run on.
+        cpu_quota: CPUs that its processes may use on average; None without a limit.
+        memory_free: bytes that may still be used; None if unknown.
+        memory_whole: bytes in total; None if unknown.
+        shared_memory: bytes of /dev/shm in total; None if there is none.
+        open_files: how many files a process may have open.
+        cache: the folder for decoded tiles.
+        directories: of the question, in its order.
+        files: of the question, in its order.
+        gpus: None if they were not asked for.
+        clock: seconds since 1970 by its clock, when the answer was complete.
+    """
+
+    host: str
+    name_address: str
+    interfaces: tuple[str, ...]
+    interface_variables: dict[str, str]
+    python: str
+    versions: dict[str, str]
+    source: str
+    cpus: int
+    cpu_quota: float | None
+    memory_free: int | None
+    memory_whole: int | None
+    shared_memory: int | None
+    open_files: int
+    cache: Cache
+    directories: tuple[Directory, ...]
+    files: tuple[File, ...]
+    gpus: Gpus | None
+    clock: float
+
+
+def facts(question: Question) -> Facts:
+    """Returns the facts of this machine, for a process that is started now."""
+    bound = memory.left()
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Facts(
+        host=platform.node(),
+        name_address=_address_of_name(),
+        interfaces=interfaces(),
+        interface_variables=_interface_variables(),
+        python=platform.python_version(),
+        versions=versions(),
+        source=source_hash(),
+        cpus=len(os.sched_getaffinity(0)),
+        cpu_quota=control_groups.cpu_quota(),
+        memory_free=None if bound is None else bound.free,
+        memory_whole=None if bound is None else bound.whole,
+        shared_memory=_shared_memory(),
+        open_files=soft_limit,
+        cache=_cache(),
+        directories=tuple(_directory(path, question) for path in question.directories),
+        files=tuple(seen_file(path) for path in question.files),
+        gpus=seen_gpus() if question.gpus else None,
+        # Taken last: the asking machine compares it with its own clock when the answer arrives.
+        clock=time.time(),
+    )
+
+
+# CPUs and memory
 
 
 def usable_cpus(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
@@ -77,99 +229,160 @@ def usable_cpus(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
     return max(1, found)
 
 
-def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory | None:
-    """Returns how much memory is left for this process and those that it starts.
+def _shared_memory() -> int | None:
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).total
+    except OSError:
+        return None
 
-    That is the smallest of the machine's free memory and what each control group of this process
-    has left.
+
+def seen_gpus() -> Gpus:
+    """Returns the GPUs that torch sees in this process. Decisions about GPUs rest on it."""
+    import torch
+
+    # Why torch cannot use a driver appears only in a warning.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return Gpus(torch.cuda.device_count())
+    # torch for AMD cards is built with HIP instead of CUDA.
+    if torch.version.cuda is None and torch.version.hip is None:
+        return Gpus(0, "this torch is a build without CUDA")
+    if caught:
+        # The sentences after the first are advice on where to get a driver.
+        sentence = str(caught[-1].message).split(". ")[0]
+        return Gpus(0, sentence.splitlines()[0])
+    return Gpus(0, "no device, or no driver that this torch can use")
+
+
+# Network
+
+
+def interfaces() -> tuple[str, ...]:
+    """Returns the names of the network interfaces that have an IPv4 or IPv6 address."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = []
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.family in families for address in addresses):
+            found.append(name)
+    return tuple(found)
+
+
+def _interface_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    return {name: environment[name] for name in INTERFACE_VARIABLES if name in environment}
+
+
+def _address_of_name() -> str:
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
+
+
+# Software
+
+
+def versions() -> dict[str, str]:
+    """Returns the version of each installed package of `PACKAGES`."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@cache
+def source_hash() -> str:
+    """Returns the first 16 hexadecimal digits of the sha256 of the package that this process runs.
+
+    It covers names and contents of all Python and YAML files.
+    """
+    package = Path(__file__).parent
+    files = [path for path in package.rglob("*") if path.suffix in (".py", ".yaml")]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+# Disks
+
+
+def cache_directory() -> Path:
+    """Returns `RAYTRAIN_CACHE`, or by default the folder `raytrain` in the user's cache folder."""
+    chosen = os.environ.get("RAYTRAIN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(f"{user_cache}/raytrain").expanduser()
+
+
+def _cache() -> Cache:
+    folder = cache_directory()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = _identity(folder / CACHE_ID)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Cache(str(folder), error.strerror or str(error))
+    return Cache(str(folder), "", free, identity)
+
+
+def _identity(file: Path) -> str:
+    """Returns the content of a file, which the first process writes that finds none."""
+    own = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    if not file.exists():
+        own.write_text(own.suffix)
+        # Unlike `rename`, `link` leaves the file of another process that was faster.
+        with suppress(FileExistsError):
+            os.link(own, file)
+        own.unlink()
+    return file.read_text()
+
+
+def _directory(path: str, question: Question) -> Directory:
+    sees_marker = False
+    try:
+        if question.marker:
+            storage.read_bytes(storage.join(path, question.marker))
+            sees_marker = True
+        storage.probe(path)
+        speed = None
+        if question.megabytes:
+            speed = _speed(path, question.megabytes)
+    except FileNotFoundError:
+        return Directory(path, "what the asking machine wrote is not there", False)
+    except StorageError as error:
+        return Directory(path, error.what, sees_marker)
+    return Directory(path, "", sees_marker, speed)
+
+
+def _speed(path: str, megabytes: int) -> float:
+    """Returns MB/s of writing a file and reading it back together."""
+    file = storage.join(path, f".raytrain-speed-{uuid.uuid4().hex[:8]}")
+    content = os.urandom(megabytes * MB)
+    began = time.perf_counter()
+    try:
+        storage.write_bytes(file, content)
+        storage.read_bytes(file)
+        return megabytes / (time.perf_counter() - began)
+    finally:
+        storage.remove(file)
+
+
+def seen_file(path: str) -> File:
+    """Returns a file as this machine sees it.
 
     Args:
-        cgroups: where the control groups are mounted.
-        proc: the kernel's /proc.
-
-    Returns:
-        None if the system reports neither, as on macOS.
+        path: absolute path or URI.
     """
-    bounds = [_left_of_limit(group, files) for group, files in _memory_groups(cgroups, proc)]
-    bounds.insert(0, _free_on_machine(proc))
-    known = [bound for bound in bounds if bound is not None]
-    return min(known, key=lambda bound: bound.free, default=None)
-
-
-def _free_on_machine(proc: Path) -> Memory | None:
-    # MemAvailable, not MemFree: it includes the page cache that the kernel can give back.
-    available = KB * counter(proc / "meminfo", "MemAvailable:")
-    if not available:
-        return None
-    total = KB * counter(proc / "meminfo", "MemTotal:")
-    return Memory(available, "free on this machine", total)
-
-
-def _left_of_limit(group: Path, files: _Files) -> Memory | None:
-    """Returns what a control group has left; None if it has no limit."""
-    limit = number(group / files.limit)
-    used = number(group / files.used)
-    if limit is None or used is None:
-        return None
-    # The page cache counts as used, but the kernel gives it back when memory is short.
-    cached = sum(counter(group / "memory.stat", name) for name in files.cache)
-    left = min(limit, max(0, limit - used + cached))
-    bound = f"left of the limit of {limit / 1e9:.1f} GB ({group / files.limit})"
-    return Memory(left, bound, limit)
-
-
-def kills(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
-    """Returns how many processes of this control group the kernel has killed for lack of memory."""
-    groups = _memory_groups(cgroups, proc)
-    if not groups:
-        return 0
-    # Only the nearest group: the ones above it also count processes of other jobs.
-    group, files = groups[0]
-    return counter(group / files.kills, "oom_kill")
-
-
-def resident(pid: int | str = "self", proc: Path = PROC) -> int:
-    """Returns the bytes of anonymous memory of a process; 0 if there is no such process.
-
-    Mapped files and shared memory, such as Ray's object store, are not included.
-    """
-    return KB * counter(proc / str(pid) / "status", "RssAnon:")
-
-
-def holders(proc: Path = PROC) -> list[tuple[str, int]]:
-    """Returns (name, bytes) of each process in this process's control group, the largest first.
-
-    The bytes are those of `resident`.
-    """
-    found = []
-    # The directories of processes are the ones whose names are numbers.
-    for path in proc.glob("[0-9]*"):
-        size = resident(path.name, proc)
-        if size and _same_group(path, proc):
-            found.append((_name(path), size))
-    return sorted(found, key=lambda holder: -holder[1])
-
-
-def _same_group(path: Path, proc: Path) -> bool:
     try:
-        return (path / "cgroup").read_text() == (proc / "self" / "cgroup").read_text()
-    except OSError:  # the process has ended in the meantime
-        return False
-
-
-def _name(path: Path) -> str:
-    """Returns the program of a process, or the title that Ray has given it (`ray::...`)."""
-    try:
-        arguments = (path / "cmdline").read_text().split("\0")
-    except OSError:
-        return "?"
-    program = arguments[0].rpartition("/")[2]
-    # A title can be a whole command line.
-    return program[:40]
-
-
-def _memory_groups(cgroups: Path, proc: Path) -> list[tuple[Path, _Files]]:
-    """Returns the control group of this process and those above it, the nearest first."""
-    version, folders = control_groups.groups("memory", cgroups, proc)
-    files = V1 if version == 1 else V2
-    return [(folder, files) for folder in folders]
+        size = storage.size(path)
+        beginning = storage.read_bytes(path, COMPARED_BYTES)
+    except FileNotFoundError:
+        return File(path, "no such file")
+    except StorageError as error:
+        return File(path, error.what)
+    return File(path, "", size, hashlib.sha256(beginning).hexdigest())

@@ -14,13 +14,12 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from raytrain import storage
 from raytrain.config import Recipe, field_paths, names, parse_yaml, validate
 from raytrain.errors import ConfigError, did_you_mean, typed
-from raytrain.machine import usable_cpus
+from raytrain.machine import usable_cpus, versions
 
 if TYPE_CHECKING:
     from raytrain.data.dataset import Dataset
@@ -33,18 +32,6 @@ STAGES = names.STAGES
 FOLDS = "folds.json"
 # In the directory of a search: recipe, space and flags, see `search/table.py` for its trials.
 SEARCH = "search.yaml"
-# Their versions are recorded in env.json.
-PACKAGES = (
-    "raytrain",
-    "ray",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "pillow",
-    "pydantic",
-)
 
 
 @dataclass(frozen=True)
@@ -180,7 +167,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
         "python": platform.python_version(),
         # The CPUs this process may use, which a container or taskset can restrict.
         "cpus": usable_cpus(),
-        "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "versions": versions(),
         "dataset": dataset.path,
         "dataset_hash": dataset.hash,
         "tiles": dataset.rows,
@@ -191,14 +178,6 @@ def environment(dataset: Dataset) -> dict[str, Any]:
 def is_synthetic(dataset: Dataset) -> bool:
     """Whether the tiles were generated instead of photographed: their folder is named so."""
     return "synthetic" in str(dataset.manifest["source"]["images"])
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 # Finding a run and its checkpoints

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from raytrain import control_groups, machine
+from raytrain import control_groups, machine, memory
 
 GB = 10**9
 
@@ -41,42 +41,42 @@ V1_LINES = "5:cpu,cpuacct:/job\n4:memory:/job\n0::/\n"
     ("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"]
 )
 def test_what_is_left_of_a_limit_counts_files_in_memory_as_free(tmp_path, lines, files):
-    found = machine.memory(*system(tmp_path, lines, files))
+    found = memory.left(*system(tmp_path, lines, files))
     assert found.free == 3 * GB
     assert "the limit of 4.0 GB" in found.bound
-    assert machine.kills(tmp_path / "cgroup", tmp_path / "proc") == 2
+    assert memory.kills(tmp_path / "cgroup", tmp_path / "proc") == 2
 
 
 @pytest.mark.parametrize(
     ("lines", "files"), [("0::/job\n", V2), (V1_LINES, V1)], ids=["version 2", "version 1"]
 )
 def test_a_machine_with_less_free_memory_than_the_limit_is_the_bound(tmp_path, lines, files):
-    found = machine.memory(*system(tmp_path, lines, files, available_kb=1000))
-    assert found == machine.Memory(1_024_000, "free on this machine", 9_216_000_000)
+    found = memory.left(*system(tmp_path, lines, files, available_kb=1000))
+    assert found == memory.Memory(1_024_000, "free on this machine", 9_216_000_000)
 
 
 def test_the_limit_of_a_group_above_counts_too(tmp_path):
     inner = {f"job/step/{name.removeprefix('job/')}": text for name, text in V2.items()}
     inner["job/step/memory.max"] = "max\n"
-    found = machine.memory(*system(tmp_path, "0::/job/step\n", {**V2, **inner}))
+    found = memory.left(*system(tmp_path, "0::/job/step\n", {**V2, **inner}))
     assert found.free == 3 * GB
 
 
 def test_a_container_that_sees_its_own_group_as_the_root(tmp_path):
     files = {name.removeprefix("job/"): text for name, text in V2.items()}
-    found = machine.memory(*system(tmp_path, "0::/docker/0123abcd\n", files))
+    found = memory.left(*system(tmp_path, "0::/docker/0123abcd\n", files))
     assert found.free == 3 * GB
 
 
 def test_no_limit_and_no_groups_leave_the_free_memory(tmp_path):
-    found = machine.memory(*system(tmp_path, "0::/job\n", {**V2, "job/memory.max": "max\n"}))
-    assert found == machine.Memory(8_192_000_000, "free on this machine", 9_216_000_000)
-    assert machine.memory(tmp_path / "nothing", tmp_path / "proc").bound == "free on this machine"
+    found = memory.left(*system(tmp_path, "0::/job\n", {**V2, "job/memory.max": "max\n"}))
+    assert found == memory.Memory(8_192_000_000, "free on this machine", 9_216_000_000)
+    assert memory.left(tmp_path / "nothing", tmp_path / "proc").bound == "free on this machine"
 
 
 def test_a_system_that_tells_nothing_is_no_bound(tmp_path):
-    assert machine.memory(tmp_path, tmp_path) is None
-    assert machine.kills(tmp_path, tmp_path) == 0
+    assert memory.left(tmp_path, tmp_path) is None
+    assert memory.kills(tmp_path, tmp_path) == 0
 
 
 def process(proc, pid, title, anonymous_kb, group="0::/job\n"):
@@ -94,12 +94,12 @@ def test_holders_are_the_processes_of_the_same_group_the_largest_first(tmp_path)
     process(proc, 10, "/usr/bin/python\0-m\0x", 100)
     process(proc, 11, "ray::RayTrainWorker", 300)
     process(proc, 12, "other", 900, group="0::/elsewhere\n")
-    assert machine.holders(proc) == [("ray::RayTrainWorker", 307_200), ("python", 102_400)]
+    assert memory.holders(proc) == [("ray::RayTrainWorker", 307_200), ("python", 102_400)]
 
 
 def test_this_process_holds_memory_and_stands_among_the_holders():
-    assert machine.resident() > 10**6
-    assert machine.holders()
+    assert memory.resident() > 10**6
+    assert memory.holders()
 
 
 QUOTAS = {

@@ -48,6 +48,7 @@ def modules(*packages):
 GROUND = {
     *("errors", "registry", "config", "storage", "runs", "runlock", "machine", "output", "log"),
     "control_groups",
+    "memory",
 }
 ROOMS = {
     "data": set(),

@@ -15,10 +15,9 @@ import numpy as np
 import ray
 import torch
 
-from raytrain import registry
+from raytrain import machine, registry
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.dataset import Dataset, decoded_images
-from raytrain.distributed import gpus
 from raytrain.distributed.memory import available, check_memory, needed
 from raytrain.distributed.preflight import (
     FULL_CHECKPOINTS,
@@ -89,7 +88,7 @@ def _device(recipe: Recipe) -> torch.device:
         logger.info(
             "the GPUs of the cluster at RAY_ADDRESS are counted when the command starts, not here"
         )
-        return compute_device(recipe.use_gpu is not False and gpus.seen().count > 0)
+        return compute_device(recipe.use_gpu is not False and machine.seen_gpus().count > 0)
     return compute_device(use_gpu(recipe))
 
 

@@ -7,39 +7,17 @@ asked what torch sees there. The driver's own GPUs prove nothing about other mac
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-import torch
 
-from raytrain.distributed.nodes import Node, first_line, node_name, start_on_each
+from raytrain import machine
+from raytrain.distributed.nodes import Answer, ask, facts_of, working_nodes
 from raytrain.errors import ResourceError
-from raytrain.machine import usable_cpus
+from raytrain.machine import Gpus, Question, usable_cpus
 
 logger = logging.getLogger(__name__)
-
-
-# Seconds to wait for a machine: a new process there imports torch first.
-ANSWER_S = 60.0
-# A task that asks for no GPU may otherwise see none, since Ray hides them by an environment
-# variable. A task that asks for a GPU would have to wait until one is free.
-SEES_ALL = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What torch sees in a process.
-
-    Attributes:
-        count: number of GPUs that torch can use.
-        why: the reason where `count` is 0, else empty.
-    """
-
-    count: int
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +34,7 @@ class Machine:
     name: str
     cpus: float
     declared: int
-    seen: Seen
+    seen: Gpus
 
     @property
     def has_unusable_gpus(self) -> bool:
@@ -71,54 +49,34 @@ class Machine:
         return text
 
 
-def seen() -> Seen:
-    """The GPUs that torch sees in this process. All decisions about GPUs rest on this answer."""
-    # Why torch cannot use a driver appears only in a warning.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        if torch.cuda.is_available():
-            return Seen(torch.cuda.device_count())
-    # torch for AMD cards is built with HIP instead of CUDA.
-    if torch.version.cuda is None and torch.version.hip is None:
-        return Seen(0, "this torch is a build without CUDA")
-    if caught:
-        # The sentences after the first are advice on where to get a driver.
-        sentence = str(caught[-1].message).split(". ")[0]
-        return Seen(0, sentence.splitlines()[0])
-    return Seen(0, "no device, or no driver that this torch can use")
+def declaring(answers: Sequence[Answer] = ()) -> list[Machine]:
+    """The live machines of the connected cluster that declare GPUs.
 
-
-def declaring() -> list[Machine]:
-    """The live machines of the connected cluster that declare GPUs. A task asks on each of them.
+    Args:
+        answers: of its machines, which were asked for GPUs; empty to ask them now.
 
     Raises:
         ResourceError: a machine does not answer.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
-    started = start_on_each(nodes, seen, runtime_env={"env_vars": SEES_ALL})
-    return [_machine(node, answer) for node, answer in started]
+    if not answers:
+        nodes = [node for node in working_nodes() if node["Resources"].get("GPU", 0) >= 1]
+        answers = ask(nodes, Question(gpus=True))
+    return [_machine(answer) for answer in answers if answer.declared_gpus >= 1]
 
 
-def _machine(node: Node, answer: Any) -> Machine:
-    """Waits for what `seen` returns on a node."""
-    name = node_name(node)
-    try:
-        found = ray.get(answer, timeout=ANSWER_S)
-    except ray.exceptions.RayError as error:
-        raise ResourceError(
-            f"the machine {name} does not answer which GPUs it has ({first_line(error)})",
-            "workers on GPUs that cannot be used would end in an error of CUDA or NCCL",
-            "ray status; then the same command, or --no-use-gpu",
-        ) from None
-    resources = node["Resources"]
-    return Machine(name, resources.get("CPU", 0.0), int(resources["GPU"]), found)
+def _machine(answer: Answer) -> Machine:
+    found = facts_of(answer).gpus
+    assert found is not None  # every machine that declares GPUs is asked for them
+    cpus = answer.node["Resources"].get("CPU", 0.0)
+    return Machine(answer.name, cpus, answer.declared_gpus, found)
 
 
-def usable(wanted: bool | None) -> list[Machine]:
+def usable(wanted: bool | None, answers: Sequence[Answer] = ()) -> list[Machine]:
     """The machines whose GPUs a command uses. The list is empty where it uses CPUs.
 
     Args:
         wanted: whether the user asks for GPUs. None takes GPUs where there are any.
+        answers: as for `declaring`.
 
     Raises:
         ResourceError: torch does not see all GPUs that a machine declares, and either the user
@@ -126,7 +84,7 @@ def usable(wanted: bool | None) -> list[Machine]:
     """
     if wanted is False:
         return []
-    machines = declaring() if ray.is_initialized() else _this_machine()
+    machines = declaring(answers) if ray.is_initialized() else _this_machine()
     unusable = [machine for machine in machines if machine.has_unusable_gpus]
     if not unusable:
         return machines
@@ -142,13 +100,13 @@ def usable(wanted: bool | None) -> list[Machine]:
     )
 
 
-def needed(wanted: bool | None) -> list[Machine]:
+def needed(wanted: bool | None, answers: Sequence[Answer] = ()) -> list[Machine]:
     """The machines of `usable`, at least one of them where the user asks for GPUs.
 
     Raises:
         ResourceError: as `usable`, or the user asks for GPUs and there are none.
     """
-    machines = usable(wanted)
+    machines = usable(wanted, answers)
     if wanted and not machines:
         owner = "the cluster declares" if ray.is_initialized() else "this machine has"
         raise ResourceError(
@@ -161,7 +119,7 @@ def needed(wanted: bool | None) -> list[Machine]:
 
 def _this_machine() -> list[Machine]:
     """This machine if it has a GPU: what a local cluster would consist of."""
-    found = seen()
+    found = machine.seen_gpus()
     if found.count == 0:
         return []
     # A local Ray declares the CPUs and GPUs that it finds.

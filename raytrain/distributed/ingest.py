@@ -37,7 +37,7 @@ from raytrain.data.inspection import weather_rules
 from raytrain.data.listing import left_out_lines
 from raytrain.data.sources import DividedTiles
 from raytrain.data.tile_format import TileFormat
-from raytrain.distributed.nodes import check_reach
+from raytrain.distributed.nodes import Places, check_machines, spread
 from raytrain.distributed.session import actors, blocks_of, quiet_dataset, session, to_go
 from raytrain.errors import DataError, StorageError, masked
 
@@ -460,7 +460,8 @@ def _gated(blocks: list[pd.DataFrame], path: str, bands: Bands) -> Iterator[Reco
     if not blocks:
         return
     with session():
-        check_reach(path, "--out")
+        pictures = [file for block in blocks for file in block["path"]]
+        check_machines(Places({"--out": path}, {"--images": spread(pictures)}))
         data = quiet_dataset(blocks).map_batches(
             Gate,
             fn_constructor_kwargs={"path": path, "bands": bands},

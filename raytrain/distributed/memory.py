@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from raytrain import machine
+from raytrain import machine, memory
 from raytrain.config import Recipe
-from raytrain.distributed import gpus
 from raytrain.errors import ResourceError
 from raytrain.models.precision import agreed_precision
 from raytrain.training.footprint import footprint
@@ -70,7 +69,7 @@ def needed(recipe: Recipe, classes: int, channels: int = 3) -> Need:
     precision = agreed_precision(recipe.train.precision, cpu, world=1)
     train = recipe.train.model_copy(update={"precision": precision})
     found = footprint(recipe.model_copy(update={"train": train}), classes, cpu, channels)
-    if recipe.use_gpu is not False and gpus.seen().count > 0:
+    if recipe.use_gpu is not False and machine.seen_gpus().count > 0:
         # Activations stay on the GPU. The host holds the copies that a checkpoint is written from,
         # which are no larger than the state.
         worker = WORKER_BYTES + found.state
@@ -79,15 +78,15 @@ def needed(recipe: Recipe, classes: int, channels: int = 3) -> Need:
     return Need(recipe.num_workers, worker)
 
 
-def available() -> machine.Memory | None:
+def available() -> memory.Memory | None:
     """The memory that a run may use, or None where the system does not report it.
 
     What this process already holds counts as available, because `RAY_BYTES` includes it.
     """
-    found = machine.memory()
+    found = memory.left()
     if found is None:
         return None
-    return replace(found, free=min(found.whole, found.free + machine.resident()))
+    return replace(found, free=min(found.whole, found.free + memory.resident()))
 
 
 def check_memory(recipe: Recipe, classes: int, channels: int = 3) -> None:
@@ -122,14 +121,14 @@ def _uses_cluster() -> bool:
     return "RAY_ADDRESS" in os.environ
 
 
-def _local_bound() -> machine.Memory | None:
+def _local_bound() -> memory.Memory | None:
     """`available`, or None where the run uses a cluster."""
     if _uses_cluster():
         return None
     return available()
 
 
-def _available_after_wait(total: int) -> machine.Memory | None:
+def _available_after_wait(total: int) -> memory.Memory | None:
     """`available`, read again for some seconds as long as it is smaller than `total` bytes.
 
     The processes of a session that has just ended hold memory until they are gone.

@@ -8,17 +8,13 @@ other, so it is checked before they start.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-import torch.distributed
-
 from raytrain.errors import ConfigError
+from raytrain.machine import INTERFACE_VARIABLES, interfaces
 
-GLOO = "GLOO_SOCKET_IFNAME"
-NCCL = "NCCL_SOCKET_IFNAME"
+GLOO, NCCL = INTERFACE_VARIABLES
 # Names of the loopback interface on Linux and macOS.
 LOOPBACK = ("lo", "lo0")
 
@@ -46,14 +42,14 @@ class Network:
         return ""
 
 
-def network(gpu: bool, environment: Mapping[str, str] = os.environ) -> Network:
-    """Returns the network of this machine.
+def network(gpu: bool, present: Sequence[str], environment: Mapping[str, str]) -> Network:
+    """Returns the network of a machine.
 
     Args:
         gpu: whether the workers use GPUs, and so NCCL.
-        environment: of the workers.
+        present: names of the interfaces of the machine.
+        environment: of the workers there.
     """
-    present = interfaces()
     gloo = environment.get(GLOO, "")
     nccl = environment.get(NCCL, "")
     unknown = ""
@@ -75,7 +71,7 @@ def check_interfaces(gpu: bool, environment: Mapping[str, str] = os.environ) -> 
     Raises:
         ConfigError: a variable names an interface that does not exist.
     """
-    found = network(gpu, environment)
+    found = network(gpu, interfaces(), environment)
     if found.unknown:
         raise unknown_interface(found, "this machine", "")
 
@@ -114,17 +110,6 @@ def only_here(found: Network, where: str) -> ConfigError:
         "the workers run on several machines, and would wait for each other",
         f"there, before ray start: unset {GLOO}, or export {GLOO}={interface}",
     )
-
-
-def interfaces() -> list[str]:
-    """Returns the names of the interfaces that gloo can use: those with an address."""
-    found = []
-    for _, name in socket.if_nameindex():
-        # gloo raises a RuntimeError for an interface without an address.
-        with suppress(RuntimeError):
-            torch.distributed.ProcessGroupGloo.create_device(interface=name)
-            found.append(name)
-    return found
 
 
 def unknown_to_gloo(value: str, there: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ from raytrain.data.dataset import Dataset, open_dataset, read_shard
 from raytrain.data.listing import LeftOut
 from raytrain.data.sources import Images
 from raytrain.distributed import gpus
+from raytrain.distributed.nodes import Places, check_machines, spread
 from raytrain.distributed.session import actors, blocks_of, cpus, quiet_dataset, session, to_go
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
@@ -105,7 +106,9 @@ def predict(
     # Here only to refuse, before any process starts, what none of them could load.
     trained_model.check_resize(checkpoint)
     trained_model.network_of(checkpoint)
-    table = _run(blocks, (checkpoint.path, tta, rule))
+    tiles = "--images" if dataset_path is None else "--dataset"
+    places = _places(checkpoint, tiles, blocks)
+    table = _run(blocks, (checkpoint.path, tta, rule), places)
     usable, refused = _divided(table)
     meta = {
         "task": checkpoint.meta["task"],
@@ -327,19 +330,34 @@ def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
     return found
 
 
-def _run(blocks: list[pd.DataFrame], arguments: PredictorArguments) -> pd.DataFrame:
+def _places(checkpoint: reading.Checkpoint, flag: str, blocks: list[pd.DataFrame]) -> Places:
+    """The files that every machine has to reach.
+
+    Args:
+        checkpoint: that predicts.
+        flag: that names the tiles.
+        blocks: as `Predictor` takes them.
+    """
+    paths = [path for block in blocks for path in block["path"].unique()]
+    manifest = storage.join(checkpoint.path, "MANIFEST.json")
+    return Places(read={"--checkpoint": [manifest], flag: spread(paths)})
+
+
+def _run(blocks: list[pd.DataFrame], arguments: PredictorArguments, places: Places) -> pd.DataFrame:
     """Predicts all blocks in a Ray session, logs the progress and joins the results.
 
     Args:
         blocks: as `Predictor` takes them.
         arguments: the first arguments of `Predictor`.
+        places: that every machine has to reach.
     """
     total = sum(len(block) for block in blocks)
     done = 0
     tables = []
     began = time.monotonic()
     with session():
-        data = _mapped(blocks, arguments, gpus.usable(None))
+        answers = check_machines(places, gpus=True)
+        data = _mapped(blocks, arguments, gpus.usable(None, answers))
         for table in blocks_of(data):
             tables.append(table)
             done += len(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,7 @@ from raytrain.data.dataset import Array, Dataset, open_dataset
 from raytrain.data.splits import only_in_valid
 from raytrain.distributed import environment, gpus
 from raytrain.distributed.network import check_interfaces, network, only_here, unknown_interface
-from raytrain.distributed.nodes import (
-    NODE_ANSWERS_S,
-    check_reach,
-    first_line,
-    node_name,
-    start_on_each,
-    working_nodes,
-)
+from raytrain.distributed.nodes import Answer, Places, check_machines, facts_of
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, DataError, ResourceError, StorageError
 from raytrain.evaluation import own_metrics
@@ -275,7 +269,7 @@ def check_group(recipe: Recipe) -> None:
         ResourceError: as `check_workers`.
     """
     check_workers(recipe.num_workers)
-    # On a cluster, `check_networks` asks each node instead once Ray is connected.
+    # On a cluster, `check_networks` looks at each machine instead, once Ray is connected.
     if not environment.connects():
         check_interfaces(gpu=recipe.use_gpu is not False and torch.cuda.is_available())
 
@@ -311,59 +305,67 @@ def check_cluster(recipe: Recipe) -> None:
 
     Raises:
         ConfigError, ResourceError: as `check_workers`, `use_gpu` and `check_networks`.
-        StorageError: a node cannot use the storage path.
+        DataError, ResourceError, StorageError: as `check_machines`.
     """
     check_workers(recipe.num_workers)
-    gpu = use_gpu(recipe)
-    check_reach(recipe.storage)
-    if environment.connects():
-        check_networks(recipe.num_workers, gpu)
+    answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
+    gpu = use_gpu(recipe, answers)
+    check_networks(answers, recipe.num_workers, gpu)
 
 
-def check_networks(num_workers: int, gpu: bool) -> None:
-    """Asks every node of the connected cluster which network interfaces its workers would use.
+def places_of(recipe: Recipe) -> Places:
+    """Returns the paths that workers of a recipe use on their machines.
 
     Args:
+        recipe: of `check_recipe`.
+    """
+    assert recipe.dataset is not None  # check_recipe has seen it
+    read = {"--dataset": [storage.join(recipe.dataset, "dataset.json")]}
+    if recipe.model.weights not in NAMED_WEIGHTS:
+        read["--model.weights"] = [recipe.model.weights]
+    if recipe.init_from is not None:
+        read["--init-from"] = [storage.join(recipe.init_from, "MANIFEST.json")]
+    return Places({"--storage": recipe.storage}, read)
+
+
+def check_networks(answers: Sequence[Answer], num_workers: int, gpu: bool) -> None:
+    """Checks which network interfaces workers would use on each machine.
+
+    Args:
+        answers: of the machines.
         num_workers: number of workers of the run.
         gpu: whether they use GPUs and so connect through NCCL.
 
     Raises:
-        ConfigError: an environment variable names no interface of a node, or workers on several
+        ConfigError: an environment variable names no interface of a machine, or workers on several
             machines would not find each other.
-        ResourceError: a node does not answer.
     """
-    nodes = working_nodes()
-    # Ray packs workers onto one node where they fit, but does not promise it.
-    several = len(nodes) > 1 and num_workers > 1
-    for node, answer in start_on_each(nodes, network, gpu):
-        name = f"the node {node_name(node)}"
-        try:
-            found = ray.get(answer, timeout=NODE_ANSWERS_S)
-        except ray.exceptions.RayError as error:
-            raise ResourceError(
-                f"{name} does not answer: {first_line(error)}",
-                "a worker there would not start",
-                "ray status shows the cluster's nodes; then the same command again",
-            ) from None
+    # Ray packs workers onto one machine where they fit, but does not promise it.
+    several = len(answers) > 1 and num_workers > 1
+    for answer in answers:
+        facts = facts_of(answer)
+        found = network(gpu, facts.interfaces, facts.interface_variables)
+        name = f"the machine {answer.name}"
         if found.unknown:
             raise unknown_interface(found, name, " there, before ray start")
         if several and found.alone:
             raise only_here(found, name)
 
 
-def use_gpu(recipe: Recipe) -> bool:
+def use_gpu(recipe: Recipe, answers: Sequence[Answer] = ()) -> bool:
     """Whether each worker gets a GPU.
 
     The GPUs are those of the connected cluster, or of this machine where none is connected.
 
     Args:
         recipe: its `use_gpu` is None where GPUs are used if there are any.
+        answers: of the machines of the cluster; empty to ask them now.
 
     Raises:
         ConfigError: synchronised BatchNorm is asked for and workers have no GPU.
         ResourceError: GPUs are asked for, and there are too few or torch does not see them.
     """
-    count = gpus.count(gpus.usable(recipe.use_gpu))
+    count = gpus.count(gpus.usable(recipe.use_gpu, answers))
     wanted = recipe.use_gpu
     if wanted is None:
         wanted = count > 0

@@ -14,7 +14,7 @@ import ray
 import ray.train
 from torch.distributed import DistError
 
-from raytrain import machine, storage
+from raytrain import memory, storage
 from raytrain.checkpoints import layout, reading
 from raytrain.distributed.session import own_cause
 from raytrain.errors import RaytrainError, ResourceError
@@ -52,7 +52,7 @@ class Judge:
         self.failures = 0
         self.out_of_memory = 0
         # The kernel's counter of kills when it was last read.
-        self.kills = machine.kills()
+        self.kills = memory.kills()
         # (name, bytes) of the processes when they were seen to use most memory together.
         self.held: list[tuple[str, int]] = []
 
@@ -61,7 +61,7 @@ class Judge:
 
         It is called while the group runs. After a kill the largest process is gone.
         """
-        now = machine.holders()
+        now = memory.holders()
         if _total_bytes(now) > _total_bytes(self.held):
             self.held = now
 
@@ -91,7 +91,7 @@ class Judge:
         by_ray = [rank for rank, failure in failures.items() if _is_out_of_memory(failure)]
         # The kernel kills without a trace in the worker's error, which is that of any dead process.
         # Its counter tells the difference.
-        kills = machine.kills()
+        kills = memory.kills()
         by_kernel = []
         if kills > self.kills:
             by_kernel = [rank for rank, failure in failures.items() if _is_dead(failure)]
@@ -176,7 +176,7 @@ def killed_by_kernel(rank: int, held: list[tuple[str, int]]) -> ResourceError:
         held: (name, bytes) of the processes that used memory before the kill, the largest first.
     """
     left = "0.0 GB are free"
-    bound = machine.memory()
+    bound = memory.left()
     if bound is not None:
         left = f"{bound.free / 1e9:.1f} GB are {bound.bound}"
     names = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in held[:NAMED_HOLDERS])

@@ -26,9 +26,9 @@ from raytrain.config import Recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import search_finals, search_setup, slots, tune
 from raytrain.distributed.messages import ANSWERS_S, interruptible, mailbox
-from raytrain.distributed.nodes import check_reach
+from raytrain.distributed.nodes import check_machines
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
-from raytrain.distributed.preflight import check_recipe
+from raytrain.distributed.preflight import check_recipe, places_of
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
 from raytrain.distributed.search_finals import Finals
 from raytrain.distributed.search_lines import Lines
@@ -131,8 +131,8 @@ def search(
     with held(directory):
         runs.refuse_taken(name, recipe.storage)
         with session():
-            check_reach(recipe.storage)
-            share = share_of(recipe, options)
+            answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
+            share = share_of(recipe, options, answers)
             check_disk(recipe, space, options, slots_of(recipe, dataset, share)())
             facts = facts_of(recipe, share)
             size = stored_size_of(space, dataset)
@@ -160,8 +160,8 @@ def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> F
     recipe, _ = check_recipe(setup.recipe)
     setup = replace(setup, recipe=recipe)
     with held(directory), session():
-        check_reach(recipe.storage)
-        share = share_of(recipe, options)
+        answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
+        share = share_of(recipe, options, answers)
         _check_facts(directory, setup, share)
         setup.write(directory)
         storage.remove(storage.join(directory, "failure.json"))

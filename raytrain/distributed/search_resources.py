@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, gpus, slots
 from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.messages import interruptible
+from raytrain.distributed.nodes import Answer
 from raytrain.distributed.planner import PATIENCE_S, WAIT_TOLD_S, wait_in_words
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.search_setup import Options
@@ -30,15 +31,20 @@ from raytrain.worker import Worker, compute_device
 logger = logging.getLogger(__name__)
 
 
-def share_of(recipe: Recipe, options: Options) -> Share:
+def share_of(recipe: Recipe, options: Options, answers: Sequence[Answer] = ()) -> Share:
     """What a trial takes of the connected cluster, or of this machine where Ray will run locally.
+
+    Args:
+        recipe: that the trials vary.
+        options: of the search.
+        answers: of the machines of the cluster; empty to ask them now.
 
     Raises:
         ConfigError: a share that Ray cannot give.
         ResourceError: the cluster has too little.
     """
     check_workers(recipe.num_workers)
-    machines = gpus.needed(recipe.use_gpu)
+    machines = gpus.needed(recipe.use_gpu, answers)
     each_gpu = 0.0
     each_cpu = 1.0
     if machines:

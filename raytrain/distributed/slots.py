@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raytrain.distributed import gpus
+from raytrain import machine
 from raytrain.distributed.session import cpus
 from raytrain.errors import ConfigError, ResourceError
 
@@ -128,7 +128,7 @@ def _nodes() -> list[dict[str, float]]:
     """CPUs and GPUs of each live node, or of this machine where Ray will run locally."""
     if ray.is_initialized():
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [{"CPU": float(cpus()), "GPU": float(gpus.seen().count)}]
+    return [{"CPU": float(cpus()), "GPU": float(machine.seen_gpus().count)}]
 
 
 def cpus_of_worker(workers: int, cpus: float) -> float:

@@ -23,7 +23,7 @@ import ray.tune
 from ray.tune.execution import class_cache
 
 from raytrain import storage
-from raytrain.distributed.nodes import check_reach
+from raytrain.distributed.nodes import Places, check_machines
 from raytrain.distributed.preflight import check_workers
 from raytrain.distributed.session import cpus, session
 from raytrain.errors import StorageError
@@ -113,7 +113,7 @@ def run_trials(trials: Trials) -> dict[str, ray.tune.Result]:
     storage.probe(trials.directory)
     with session(), _folder() as folder:
         check_workers(1)  # without a free CPU, Tune would wait forever
-        check_reach(trials.directory)
+        check_machines(Places({"--storage": trials.directory}))
         function = ray.tune.with_parameters(trials.function, worker=Worker(), given=trials.given)
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(function, {"CPU": 1}),

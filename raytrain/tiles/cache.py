@@ -46,6 +46,7 @@ from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, re
 from raytrain.data.pixels import decode
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import ConfigError, DataError, StorageError
+from raytrain.machine import cache_directory
 
 logger = logging.getLogger(__name__)
 
@@ -160,15 +161,6 @@ def kept_size(recipe: Recipe, dataset: Dataset) -> int:
     return wanted
 
 
-def default_directory() -> Path:
-    """Returns `RAYTRAIN_CACHE`, or by default the folder `raytrain` in the user's cache folder."""
-    chosen = os.environ.get("RAYTRAIN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(f"{user_cache}/raytrain").expanduser()
-
-
 def store_bytes(dataset: Dataset, size: int) -> int:
     """Returns the bytes on disk of the decoded tiles of a dataset, with a side of `size` pixels."""
     return _layout(dataset, size).bytes
@@ -202,7 +194,7 @@ def open_store(
         DataError: a shard is damaged, or a picture no longer passes the checks of the decoder.
         StorageError: the disk is too small or cannot be written.
     """
-    directory = directory or default_directory()
+    directory = directory or cache_directory()
     position, callers = turn
     with _storage_errors(directory):
         root, lease = _make_store(dataset, size, directory)
@@ -231,7 +223,7 @@ def check_store(dataset: Dataset, size: int, directory: Path | None = None) -> N
         ConfigError: RAYTRAIN_CACHE_GB is not a number.
         StorageError: the disk is too small or cannot be written.
     """
-    directory = directory or default_directory()
+    directory = directory or cache_directory()
     with _storage_errors(directory):
         root = directory / _key(_content(dataset, size))
         directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from raytrain.data.dataset import Dataset
 from raytrain.errors import ConfigError, ResourceError, StorageError
 from raytrain.log import EVERY_RANK, duration
-from raytrain.tiles.cache import Store, check_store, default_directory, open_store, store_bytes
+from raytrain.machine import cache_directory
+from raytrain.tiles.cache import Store, check_store, open_store, store_bytes
 from raytrain.tiles.feeds import CacheFeed, DeviceFeed, Feed
 from raytrain.tiles.sampling import ShuffleWindow
 from raytrain.tiles.stream import StreamFeed, stream_window
@@ -168,7 +169,7 @@ def planned_tiles(dataset: Dataset, size: int, device: torch.device, choice: str
         if choice != "auto":
             raise
         return f"tiles: streamed from the shards ({error.what})"
-    cached = f"tile cache: {needed / 1e6:.0f} MB at {size} px in {default_directory()}"
+    cached = f"tile cache: {needed / 1e6:.0f} MB at {size} px in {cache_directory()}"
     on_gpu, reason = goes_to_gpu(choice, needed, device)
     if not on_gpu:
         return cached

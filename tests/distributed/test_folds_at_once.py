@@ -23,7 +23,7 @@ from raytrain.distributed.memory import CONTROLLER_BYTES, RAY_BYTES, WORKER_BYTE
 from raytrain.distributed.slots import Resources
 from raytrain.errors import DataError, Interrupted, NoRoomError, StorageError, UnfinishedError
 from raytrain.log import labelled
-from raytrain.machine import Memory
+from raytrain.memory import Memory
 
 # How many fit
 
@@ -76,16 +76,16 @@ def test_memory_holds_groups_with_what_each_has_beside_its_workers(monkeypatch):
     worker = needed(settings, 17).worker
     # RAY_BYTES holds the controller of the first group.
     three = RAY_BYTES + 3 * 2 * worker + 2 * CONTROLLER_BYTES
-    monkeypatch.setattr("raytrain.machine.resident", lambda: 0)
+    monkeypatch.setattr("raytrain.memory.resident", lambda: 0)
 
     def fit(size):
-        monkeypatch.setattr("raytrain.machine.memory", lambda: Memory(size, "free", size))
+        monkeypatch.setattr("raytrain.memory.left", lambda: Memory(size, "free", size))
         return memory.groups_that_fit(settings, 17)
 
     assert (fit(three), fit(three - 1), fit(1)) == (3, 2, 1)
     # A trial of a search with a group has a process of its own before it.
     trials = three + 3 * WORKER_BYTES
-    monkeypatch.setattr("raytrain.machine.memory", lambda: Memory(trials, "free", trials))
+    monkeypatch.setattr("raytrain.memory.left", lambda: Memory(trials, "free", trials))
     assert memory.trials_that_fit(settings, 17) == 3
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert memory.groups_that_fit(settings, 17) is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raytrain import machine
+from raytrain import memory
 from raytrain.cli import quickstart as quickstarting
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
@@ -32,11 +32,11 @@ def recipe(own=None, **train):
 @pytest.fixture
 def free(monkeypatch):
     """Sets how much memory there is."""
-    monkeypatch.setattr(machine, "resident", lambda: 0)
+    monkeypatch.setattr(memory, "resident", lambda: 0)
 
     def set_free(size):
-        bound = machine.Memory(size, "left of the limit of 4.0 GB (memory.max)", size)
-        monkeypatch.setattr(machine, "memory", lambda: bound)
+        bound = memory.Memory(size, "left of the limit of 4.0 GB (memory.max)", size)
+        monkeypatch.setattr(memory, "left", lambda: bound)
 
     return set_free
 
@@ -115,19 +115,17 @@ def test_where_one_worker_is_too_large_smaller_passes_are_tried(own_network, fre
 def test_what_this_process_holds_is_part_of_what_a_run_needs_but_never_more_than_the_whole(
     monkeypatch, whole, free
 ):
-    monkeypatch.setattr(machine, "resident", lambda: 3)
-    monkeypatch.setattr(
-        machine, "memory", lambda: machine.Memory(10, "free on this machine", whole)
-    )
+    monkeypatch.setattr(memory, "resident", lambda: 3)
+    monkeypatch.setattr(memory, "left", lambda: memory.Memory(10, "free on this machine", whole))
     assert available().free == free
 
 
 def test_memory_that_an_ending_session_still_holds_is_waited_for(own_network, monkeypatch):
     need = needed(recipe(), CLASSES).total
     found = iter([need - 2, need - 1, need])
-    monkeypatch.setattr(machine, "resident", lambda: 0)
+    monkeypatch.setattr(memory, "resident", lambda: 0)
     monkeypatch.setattr(
-        machine, "memory", lambda: machine.Memory(next(found), "free on this machine", 10**12)
+        memory, "left", lambda: memory.Memory(next(found), "free on this machine", 10**12)
     )
     check_memory(recipe(), CLASSES)
     assert list(found) == []
@@ -146,7 +144,7 @@ def test_a_cluster_and_a_system_that_tells_nothing_are_not_judged(own_network, f
     check_memory(recipe(), CLASSES)
     assert workers_that_fit(recipe(), CLASSES) == 2
     monkeypatch.delenv("RAY_ADDRESS")
-    monkeypatch.setattr(machine, "memory", lambda: None)
+    monkeypatch.setattr(memory, "left", lambda: None)
     check_memory(recipe(), CLASSES)
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,12 +19,14 @@ from raytrain.distributed.network import (
     no_match_for_nccl,
     unknown_to_gloo,
 )
+from raytrain.distributed.nodes import Answer
+from raytrain.distributed.preflight import check_networks
 from raytrain.distributed.process_group import (
     OverNetworkOfRay,
     interface_of,
     use_interface_of_ray,
 )
-from raytrain.errors import ConfigError, ResourceError
+from raytrain.errors import ConfigError
 
 THERE = module.interfaces()
 FIRST = THERE[0]
@@ -122,9 +125,10 @@ def test_a_bench_of_workers_says_it_too(dataset, monkeypatch, capsys):
 
 
 def test_only_a_variable_that_names_the_loopback_interface_leaves_a_machine_alone():
-    assert network(gpu=False, environment={}).alone == ""
-    assert network(gpu=False, environment={module.GLOO: "eth0"}).alone == ""
-    alone = network(gpu=False, environment={module.GLOO: "lo"}).alone
+    there = ["lo", "eth0"]
+    assert network(False, there, {}).alone == ""
+    assert network(False, there, {module.GLOO: "eth0"}).alone == ""
+    alone = network(False, there, {module.GLOO: "lo"}).alone
     assert alone == "the interface lo (GLOO_SOCKET_IFNAME)"
 
 
@@ -191,30 +195,30 @@ def test_a_loopback_address_and_one_of_no_interface_set_nothing(address, unset, 
     assert not {module.GLOO, module.NCCL} & set(os.environ)
 
 
-@pytest.mark.usefixtures("cluster")
-def test_one_machine_on_the_loopback_interface_trains_and_several_are_refused(monkeypatch):
-    import ray
+def answers(count, **variables):
+    """Machines with two interfaces and variables of their own."""
+    node = {"NodeManagerHostname": "worker", "NodeManagerAddress": "192.0.2.2", "Resources": {}}
+    facts = SimpleNamespace(interfaces=("lo", "eth0"), interface_variables=variables)
+    return [Answer(node, facts)] * count
 
-    from raytrain.distributed import preflight
 
-    alone = module.Network("", "the interface lo (GLOO_SOCKET_IFNAME)", ("lo", "eth0"))
-    monkeypatch.setattr(preflight, "network", lambda gpu: alone)
-    preflight.check_networks(2, gpu=False)
-    here = ray.nodes()
-    monkeypatch.setattr(preflight, "working_nodes", lambda: here * 2)
-    preflight.check_networks(1, gpu=False)  # who has nobody to meet
+def test_one_machine_on_the_loopback_interface_trains_and_several_are_refused():
+    check_networks(answers(1, GLOO_SOCKET_IFNAME="lo"), 2, gpu=False)
+    check_networks(answers(2, GLOO_SOCKET_IFNAME="lo"), 1, gpu=False)  # who has nobody to meet
     with pytest.raises(
-        ConfigError, match=r"workers on the node \S+ \(.*\) would be known by the interface lo"
+        ConfigError,
+        match=r"workers on the machine worker \(.*\) would be known by the interface lo",
     ) as caught:
-        preflight.check_networks(2, gpu=False)
+        check_networks(answers(2, GLOO_SOCKET_IFNAME="lo"), 2, gpu=False)
     assert "export GLOO_SOCKET_IFNAME=eth0" in caught.value.fix
-    monkeypatch.setattr(
-        preflight, "network", lambda gpu: module.Network('GLOO_SOCKET_IFNAME="eth99"', "", ("lo",))
-    )
+
+
+def test_a_variable_that_names_no_interface_of_a_machine_is_refused():
     with pytest.raises(
-        ConfigError, match=r'GLOO_SOCKET_IFNAME="eth99" names no network interface of the node'
+        ConfigError, match=r'GLOO_SOCKET_IFNAME="eth99" names no network interface of the machine'
     ):
-        preflight.check_networks(1, gpu=False)
-    monkeypatch.setattr(preflight, "working_nodes", lambda: [here[0] | {"NodeID": "0" * 56}])
-    with pytest.raises(ResourceError, match=r"the node \S+ \(.*\) does not answer"):
-        preflight.check_networks(1, gpu=False)
+        check_networks(answers(1, GLOO_SOCKET_IFNAME="eth99"), 1, gpu=False)
+    # Variables of NCCL count only where there are GPUs.
+    check_networks(answers(1, NCCL_SOCKET_IFNAME="eth99"), 1, gpu=False)
+    with pytest.raises(ConfigError, match=r'NCCL_SOCKET_IFNAME="eth99" names no network'):
+        check_networks(answers(1, NCCL_SOCKET_IFNAME="eth99"), 1, gpu=True)

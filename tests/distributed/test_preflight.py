@@ -4,7 +4,6 @@ import pickle
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import ray
 import ray.train
@@ -12,15 +11,12 @@ from handmade import encoded as encoded_pixels
 from handmade import scene, write_dataset
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from raytrain import storage
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
-from raytrain.distributed import nodes, preflight
-from raytrain.distributed.nodes import probe_from
+from raytrain.distributed import preflight
 from raytrain.distributed.preflight import check_disk
 from raytrain.distributed.train import not_placed
 from raytrain.errors import ResourceError, StorageError
-from raytrain.evaluation import predictions
 from raytrain.runs import Run
 
 WEIGHTS = 1_000_000
@@ -47,69 +43,6 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(tmp_path, monkeypatch, 
     (tmp_path / "run" / "checkpoints" / "last").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "last" / "weights").write_bytes(b"1")
     check_disk(recipe, str(tmp_path), WEIGHTS, Run(f"{tmp_path}/run"))
-
-
-def test_a_node_with_a_disk_of_its_own_is_named(cluster, tmp_path, monkeypatch):
-    probe_from(ray.nodes(), str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
-    # The node sees nothing of what is written here.
-    monkeypatch.setattr(storage, "write_bytes", lambda path, content: None)
-    with pytest.raises(
-        StorageError,
-        match=r"the node \S+ \([0-9.]+\) cannot use .*: what this machine wrote is not there",
-    ):
-        probe_from(ray.nodes(), str(tmp_path))
-
-
-def test_a_node_that_is_gone_is_named_and_not_waited_for(cluster, tmp_path):
-    gone = ray.nodes()[0] | {"NodeID": "0" * 56, "NodeManagerHostname": "gone"}
-    with pytest.raises(StorageError, match=r"the node gone .* no answer"):
-        probe_from([gone], str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("command", ["tune --space", "tune --thresholds", "lr-find", "ingest"])
-def test_every_command_whose_work_is_spread_tries_its_place_from_every_node_first(
-    command, cluster, tiles, dataset, tmp_path, monkeypatch, capsys
-):
-    gone = ray.nodes()[0] | {"NodeID": "0" * 56, "NodeManagerHostname": "gone"}
-    monkeypatch.setattr(nodes, "working_nodes", lambda: [*ray.nodes(), gone])
-    (tmp_path / "space.yaml").write_text("train.wd: {uniform: [0.1, 0.2]}")
-    target = np.array([[0, 1], [1, 0]] * 8, np.uint8)
-    found = predictions.Predictions(
-        tuple(map(str, range(16))), target - 0.5, target, ("a", "b"), {}
-    )
-    predictions.write(str(tmp_path / "p.parquet"), found)
-    search = [
-        "--config",
-        "smoke",
-        "--dataset",
-        dataset.path,
-        "--name",
-        "s",
-        "--storage",
-        str(tmp_path / "runs"),
-    ]
-    arguments = {
-        "tune --space": ["tune", *search, "--space", str(tmp_path / "space.yaml")],
-        "tune --thresholds": ["tune", *search[4:], "--thresholds", str(tmp_path / "p.parquet")],
-        "lr-find": ["lr-find", *search],
-        "ingest": [
-            "ingest",
-            "--images",
-            str(tiles[0]),
-            "--labels",
-            str(tiles[1]),
-            "--out",
-            str(tmp_path / "out"),
-        ],
-    }[command]
-    assert run_command(arguments) == 7
-    said = capsys.readouterr().err
-    flag = "--out" if command == "ingest" else "--storage"
-    assert "the node gone " in said and f"next: a {flag} that every node reaches" in said
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(path.name for path in written) == ["p.parquet", "space.yaml"]
 
 
 def test_gpus_that_are_not_there_are_refused_before_a_run_stands(cluster, dataset, tmp_path, capfd):

@@ -12,7 +12,7 @@ import ray
 import ray.train.torch
 import torch
 
-from raytrain import machine
+from raytrain import memory
 from raytrain.config import load_recipe
 from raytrain.distributed import train
 from raytrain.distributed.messages import Unstarted
@@ -94,11 +94,11 @@ def test_a_worker_that_is_ended_for_want_of_memory_starts_again_once(tmp_path):
 def kernel(monkeypatch):
     """A control group whose counter of kills a test moves."""
     kills = [3]
-    monkeypatch.setattr(machine, "kills", lambda: kills[0])
+    monkeypatch.setattr(memory, "kills", lambda: kills[0])
     monkeypatch.setattr(
-        machine,
-        "memory",
-        lambda: machine.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9),
+        memory,
+        "left",
+        lambda: memory.Memory(10**8, "left of the limit of 4.0 GB (memory.max)", 4 * 10**9),
     )
     return kills
 
@@ -107,10 +107,10 @@ def test_the_second_kill_by_the_kernel_without_progress_ends_the_run_with_what_h
     tmp_path, kernel, monkeypatch
 ):
     held = [("ray::RayTrainWorker", 1_500_000_000), ("raytrain", 700_000_000)]
-    monkeypatch.setattr(machine, "holders", lambda: held)
+    monkeypatch.setattr(memory, "holders", lambda: held)
     callback = restarts(str(tmp_path), Box())
     callback.after_report(None, None, None)
-    monkeypatch.setattr(machine, "holders", lambda: held[1:])  # the largest is gone
+    monkeypatch.setattr(memory, "holders", lambda: held[1:])  # the largest is gone
     kernel[0] += 1
     callback.after_exception(None, {1: DEAD, 0: BROKEN})
     kernel[0] += 1

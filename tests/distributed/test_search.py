@@ -22,10 +22,10 @@ from raytrain import runs, storage
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import search_resources, search_setup, trial
-from raytrain.distributed.gpus import Seen
 from raytrain.distributed.search_setup import Options
 from raytrain.errors import ConfigError, DivergedError, MemoryExceededError, StorageError
 from raytrain.evaluation import judgement, predictions
+from raytrain.machine import Gpus
 from raytrain.search.table import Kind
 from raytrain.training import stages
 
@@ -513,7 +513,7 @@ def test_the_dry_run_refuses_what_no_trial_of_the_search_would_get(
     """Before, flags for GPUs and workers were ignored, and the winner could not be trained."""
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.setattr("raytrain.distributed.gpus.seen", lambda: Seen(0, "no driver"))
+    monkeypatch.setattr("raytrain.machine.seen_gpus", lambda: Gpus(0, "no driver"))
     files(tmp_path, dataset)
     assert run_command(command(tmp_path, "--dry-run", *flags)) == 5
     assert sentence in capsys.readouterr().err

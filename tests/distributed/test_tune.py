@@ -44,7 +44,7 @@ def tuner(monkeypatch):
     )
     monkeypatch.setattr(module, "session", nullcontext)
     monkeypatch.setattr(module, "check_workers", lambda number: None)
-    monkeypatch.setattr(module, "check_reach", lambda path: None)
+    monkeypatch.setattr(module, "check_machines", lambda places: [])
     monkeypatch.setattr(module, "cpus", lambda: 2)
     monkeypatch.setattr(module.storage, "probe", lambda path: None)
     return told

@@ -1,5 +1,6 @@
 """Pretended devices: each fixture makes this machine look as if it had some."""
 
+import dataclasses
 import functools
 import gc
 
@@ -10,7 +11,8 @@ import torch
 from fake_graphs import Graphs
 from streams import Device, Streams
 
-from raytrain.distributed import dry_run, gpus, predict, search_resources, train
+from raytrain import machine
+from raytrain.distributed import dry_run, predict, search_resources, train
 from raytrain.distributed.process_group import OverNetworkOfRay
 from raytrain.training import execution
 
@@ -62,7 +64,14 @@ def declared():
 @pytest.fixture
 def usable(declared, monkeypatch):
     """Torch sees all that Ray declares: the answer is replaced here, and travels with the question to the workers."""
-    monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(GPUS))
+    facts = machine.facts
+
+    def pretended(question):
+        seen = machine.Gpus(GPUS) if question.gpus else None
+        return dataclasses.replace(facts(dataclasses.replace(question, gpus=False)), gpus=seen)
+
+    monkeypatch.setattr(machine, "facts", pretended)
+    monkeypatch.setattr(machine, "seen_gpus", lambda: machine.Gpus(GPUS))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import ray
 import torch
 from handmade import NETWORK
 
+from raytrain import machine
 from raytrain.bench.generate import write_tiles
 from raytrain.config import load_recipe
 from raytrain.distributed import dry_run, gpus
@@ -33,7 +34,8 @@ def recipe(tmp_path_factory):
 def machines(*numbers):
     """Machines with (CPUs, declared, seen) each."""
     return [
-        gpus.Machine(f"m{i}", cpus, n, gpus.Seen(seen)) for i, (cpus, n, seen) in enumerate(numbers)
+        gpus.Machine(f"m{i}", cpus, n, machine.Gpus(seen))
+        for i, (cpus, n, seen) in enumerate(numbers)
     ]
 
 
@@ -53,7 +55,7 @@ def machines(*numbers):
 )
 def test_a_gpu_counts_where_torch_sees_one(found, wanted, count, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(gpus, "declaring", lambda: machines(*found))
+    monkeypatch.setattr(gpus, "declaring", lambda answers: machines(*found))
     if isinstance(count, int):
         assert gpus.count(gpus.usable(wanted)) == count
         return
@@ -77,7 +79,7 @@ def test_no_more_processes_predict_than_there_are_blocks_or_gpus():
 
 def test_a_dry_run_without_a_cluster_asks_this_machine(recipe, monkeypatch, logged):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(0, "no driver"))
+    monkeypatch.setattr(machine, "seen_gpus", lambda: machine.Gpus(0, "no driver"))
     with pytest.raises(
         ResourceError, match="2 workers with a GPU each are asked for, this machine has 0 GPUs"
     ):
@@ -85,7 +87,7 @@ def test_a_dry_run_without_a_cluster_asks_this_machine(recipe, monkeypatch, logg
     with pytest.raises(ConfigError, match="needs GPUs"):
         model = recipe.model.model_copy(update={"batch_norm": "sync"})
         dry_run.dry_run(recipe.model_copy(update={"model": model, "use_gpu": False}))
-    monkeypatch.setattr(gpus, "seen", lambda: gpus.Seen(2))
+    monkeypatch.setattr(machine, "seen_gpus", lambda: machine.Gpus(2))
     assert dry_run._device(recipe) == torch.device("cuda")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     dry_run._device(recipe)
@@ -119,9 +121,9 @@ def test_a_worker_follows_the_decision_of_the_run_and_not_what_torch_sees(
 def test_the_answer_says_why_torch_sees_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert gpus.seen() == gpus.Seen(0, "this torch is a build without CUDA")
+    assert machine.seen_gpus() == machine.Gpus(0, "this torch is a build without CUDA")
     monkeypatch.setattr(torch.version, "cuda", "13.2")
-    assert gpus.seen() == gpus.Seen(0, "no device, or no driver that this torch can use")
+    assert machine.seen_gpus() == machine.Gpus(0, "no device, or no driver that this torch can use")
 
     def old_driver():
         import warnings
@@ -133,9 +135,9 @@ def test_the_answer_says_why_torch_sees_none(monkeypatch):
         return False
 
     monkeypatch.setattr(torch.cuda, "is_available", old_driver)
-    assert gpus.seen() == gpus.Seen(
+    assert machine.seen_gpus() == machine.Gpus(
         0, "CUDA initialization: The NVIDIA driver on your system is too old"
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert gpus.seen() == gpus.Seen(3)
+    assert machine.seen_gpus() == machine.Gpus(3)
