@@ -133,8 +133,9 @@ def check_machines(places: Places, gpus: bool = False) -> list[Answer]:
 
 
 def working_nodes() -> list[Node]:
-    """The live machines that declare a CPU or a GPU, as `ray.nodes` describes them."""
-    return [node for node in ray.nodes() if node["Alive"] and _works(node["Resources"])]
+    """The live machines that declare a CPU or a GPU, as `ray.nodes` describes them, by address."""
+    found = [node for node in ray.nodes() if node["Alive"] and _works(node["Resources"])]
+    return sorted(found, key=lambda node: str(node["NodeManagerAddress"]))
 
 
 def _works(resources: Mapping[str, float]) -> bool:

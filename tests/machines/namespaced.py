@@ -52,12 +52,14 @@ class Machine:
         number: from 1; the last part of its address.
         folder: of the cluster: `shared` is the same on each machine, `local` is its own.
         cpus: that it declares to Ray.
+        gpus: that it declares to Ray. There are none.
         on_debian: whether its host name has the address 127.0.1.1, as after an installation of Debian or Ubuntu.
     """
 
     number: int
     folder: Path
     cpus: int = 1
+    gpus: int = 0
     on_debian: bool = False
     process: subprocess.Popen | None = field(default=None, init=False)
 
@@ -108,7 +110,7 @@ class Machine:
             f"mount -t tmpfs none {local}; mkdir {local}/tmp; "
             "mount -t tmpfs -o size=1g none /dev/shm; "
             f"mount --bind {hosts} /etc/hosts; "
-            f"exec ray start {where} --node-ip-address={self.address} --num-cpus={self.cpus} --num-gpus=0 "
+            f"exec ray start {where} --node-ip-address={self.address} --num-cpus={self.cpus} --num-gpus={self.gpus} "
             "--object-store-memory=150000000 --disable-usage-stats --block"
         )
 
@@ -130,14 +132,31 @@ class Machine:
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
         }
 
+    @property
+    def first_pid(self) -> int:
+        """The first process of its namespace, whose end is the end of all others."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        [pid] = children.read_text().split()
+        return int(pid)
+
+    def shell(self, *command: object, **environment: str) -> subprocess.CompletedProcess:
+        """Runs a command on the machine, as somebody who is logged in there."""
+        words = [str(word) for word in command]
+        return subprocess.run(
+            ["nsenter", "--target", str(self.first_pid), "--all", *words],
+            cwd=ROOT,
+            env=self._environment() | {"PYTHONPATH": str(ROOT)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
     def kill(self) -> None:
         """Ends all its processes at once, as if its power was cut."""
         if self.process is None:
             return
-        first = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        for pid in Path(first).read_text().split():
-            # It is the first process of its namespace, whose end is the end of all others.
-            os.kill(int(pid), signal.SIGKILL)
+        os.kill(self.first_pid, signal.SIGKILL)
         self.process.wait(15)
         self.process = None
         run("ip", "netns", "del", self.namespace)
