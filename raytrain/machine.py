@@ -24,8 +24,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
 from raytrain import control_groups, memory, storage
 from raytrain.control_groups import CGROUPS, PROC
 from raytrain.errors import StorageError
@@ -260,6 +258,9 @@ def seen_gpus() -> Gpus:
 
 def interfaces() -> tuple[str, ...]:
     """Returns the names of the network interfaces that have an IPv4 or IPv6 address."""
+    # Imported late: `python -m raytrain.bench` also runs without it.
+    import psutil
+
     families = (socket.AF_INET, socket.AF_INET6)
     found = []
     for name, addresses in psutil.net_if_addrs().items():

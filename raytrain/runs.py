@@ -13,10 +13,11 @@ import secrets
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raytrain import storage
+from raytrain import lineage, storage
 from raytrain.config import Recipe, field_paths, names, parse_yaml, validate
 from raytrain.errors import ConfigError, did_you_mean, typed
 from raytrain.machine import usable_cpus, versions
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from raytrain.data.dataset import Dataset
 
 # What a resumed run may change: where it runs and how often it saves, not what it computes.
-PLACEMENT = ("num_workers", "use_gpu", "tiles", "dataset", "train.stall_s", "train.save_every_s")
+PLACEMENT = (
+    "num_workers",
+    "max_workers",
+    "use_gpu",
+    "tiles",
+    "dataset",
+    "train.stall_s",
+    "train.save_every_s",
+)
 # Below the storage path: the stages of all searches, see `training/stages.py`.
 STAGES = names.STAGES
 # In the directory of a cross-validation, see `distributed/folds.py`.
@@ -137,8 +146,16 @@ def _instead_of_taken(base: str, name: str, path: str) -> str:
 # Creating a run
 
 
-def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
+def create(
+    recipe: Recipe, name: str, dataset: Dataset, machines: Mapping[str, Any] | None = None
+) -> Run:
     """Makes the run directory with config.yaml and env.json.
+
+    Args:
+        recipe: complete.
+        name: of the run.
+        dataset: that it trains on.
+        machines: versions and source of each machine of the cluster, by its name, for env.json.
 
     Raises:
         ConfigError: the name is taken.
@@ -149,6 +166,7 @@ def create(recipe: Recipe, name: str, dataset: Dataset) -> Run:
     storage.make_dir(run.path)
     storage.write_text(storage.join(run.path, "config.yaml"), recipe.to_yaml())
     content = environment(dataset)
+    content["machines"] = dict(machines or {})
     content["split_hash"] = dataset.split_hash(recipe.data.split)
     storage.write_json(storage.join(run.path, "env.json"), content)
     return run
@@ -168,6 +186,7 @@ def environment(dataset: Dataset) -> dict[str, Any]:
         # The CPUs this process may use, which a container or taskset can restrict.
         "cpus": usable_cpus(),
         "versions": versions(),
+        **lineage.lineage(),
         "dataset": dataset.path,
         "dataset_hash": dataset.hash,
         "tiles": dataset.rows,

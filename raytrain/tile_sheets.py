@@ -17,7 +17,7 @@ import numpy as np
 
 from raytrain import storage
 from raytrain.config import Augment
-from raytrain.data.dataset import Dataset, decoded_images, shown_labels
+from raytrain.data.dataset import Dataset, decoded_images, names_of, shown_labels
 from raytrain.data.drawing import drawn as drawn_pixels
 from raytrain.data.inspection import class_index, parts_of
 from raytrain.errors import DataError
@@ -179,10 +179,10 @@ def distinct(rows: Mapping[str, list[int]]) -> list[int]:
 
 def _cells(dataset: Dataset, rows: list[int], size: int) -> dict[int, Cell]:
     """The cell of each row, with the tile as it is drawn, uint8 (size, size, 3)."""
-    names = dataset.table["image_name"]
     cells = {}
-    for row, pixels in zip(rows, decoded_images(dataset, rows, size), strict=True):
-        cells[row] = Cell(drawn_pixels(pixels), names[row], shown_labels(dataset, row))
+    names = names_of(dataset, rows)
+    for row, name, pixels in zip(rows, names, decoded_images(dataset, rows, size), strict=True):
+        cells[row] = Cell(drawn_pixels(pixels), name, shown_labels(dataset, row))
     return cells
 
 

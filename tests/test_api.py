@@ -15,7 +15,7 @@ from PIL import Image
 import raytrain
 from raytrain import storage
 from raytrain.cli.main import run_command
-from raytrain.data.dataset import read_images
+from raytrain.data.dataset import all_names, read_images
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
 
@@ -139,7 +139,7 @@ def test_the_model_predicts_what_predict_writes(run, opened, folder):
     assert isinstance(model, torch.nn.Module) and not model.training
     found = predictions.read(storage.join(run.path, "predictions.parquet"))
     assert model.classes == found.classes and model.size == 32
-    rows = [opened.table["image_name"].tolist().index(name) for name in found.names]
+    rows = [all_names(opened).index(name) for name in found.names]
     files = []
     for name, content in zip(found.names, read_images(opened, rows), strict=True):
         files.append(folder / f"{name}.jpg")

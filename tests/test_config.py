@@ -385,6 +385,7 @@ def lesson(**changes):
         "metrics": (),
         "tiles": "auto",
         "num_workers": 1,
+        "max_workers": None,
         "use_gpu": None,
     }
 
@@ -445,3 +446,29 @@ def test_another_normalisation_is_refused_by_its_key(text, words, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(file))
     assert "data.normalize (line 2) = " in caught.value.what and words in caught.value.what
+
+
+# A number of workers that may change
+
+
+@pytest.mark.parametrize(
+    "text", ["num_workers: 2:8", "num_workers: '2:8'", "{num_workers: 2, max_workers: 8}"]
+)
+def test_a_range_of_workers_is_two_numbers(text, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    recipe = load_recipe(str(path))
+    assert (recipe.num_workers, recipe.max_workers, recipe.most_workers) == (2, 8, 8)
+    assert load_recipe(None, {"num_workers": "2:8"}).max_workers == 8
+    assert load_recipe(None, {}, {"num_workers": "2:8"}).max_workers == 8
+
+
+@pytest.mark.parametrize("text", ["8:2", "0:2", "2:", "2:8:9", "two"])
+def test_another_range_is_refused(text):
+    with pytest.raises(ConfigError, match="workers"):
+        load_recipe(None, {"num_workers": text})
+
+
+def test_one_number_of_workers_is_also_the_largest():
+    recipe = load_recipe(None, {"num_workers": 3})
+    assert recipe.max_workers is None and recipe.most_workers == 3

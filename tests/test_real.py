@@ -19,7 +19,7 @@ from PIL import Image
 
 from raytrain.cli.main import run_command
 from raytrain.data import images
-from raytrain.data.dataset import open_dataset, read_images
+from raytrain.data.dataset import all_names, open_dataset, read_images
 from raytrain.data.inspection import inspect
 from raytrain.tiles.cache import open_store
 
@@ -48,7 +48,7 @@ def test_all_real_tiles_keep_their_pixels_through_shards_and_cache(tmp_path):
     store = open_store(dataset, 256, directory=tmp_path / "cache")
     assert dataset.rows == 601 and len(dataset.part_rows("random", "valid")) == 120
     for row, content in enumerate(read_images(dataset, range(dataset.rows))):
-        file = REAL / "planet" / "train-jpg" / f"{dataset.table['image_name'][row]}.jpg"
+        file = REAL / "planet" / "train-jpg" / f"{all_names(dataset)[row]}.jpg"
         wanted = np.asarray(
             Image.open(io.BytesIO(file.read_bytes()), formats=("JPEG",)).convert("RGB")
         )

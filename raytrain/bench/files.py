@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from raytrain.data import images
-from raytrain.data.dataset import Dataset, labels_of, read_images
+from raytrain.data.dataset import Dataset, labels_of, names_of, read_images
 
 
 def write_jpegs(
@@ -31,10 +31,10 @@ def write_jpegs(
         the targets, uint8 (n, K).
     """
     directory.mkdir(parents=True, exist_ok=True)
-    names = dataset.table["image_name"]
+    names = names_of(dataset, rows)
     paths = []
-    for row, content in zip(rows, read_images(dataset, rows), strict=True):
-        path = directory / f"{names.iloc[row]}{_suffix(content)}"
+    for name, content in zip(names, read_images(dataset, rows), strict=True):
+        path = directory / f"{name}{_suffix(content)}"
         path.write_bytes(content)
         paths.append(path)
     return paths, dataset.targets[np.asarray(rows)]

@@ -7,22 +7,26 @@ The colour of a tile follows from its labels, so that training has something to 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from raytrain import registry, storage
 from raytrain.data import dataset as ds
+from raytrain.data import row_labels
 from raytrain.data.splits import as_split, random_parts
 from raytrain.machine import usable_cpus
 
@@ -75,6 +79,8 @@ def write_tiles(path: str, count: int, side: int = 256) -> ds.Dataset:
         side: of a tile, pixels.
     """
     shards = _write_shards(path, count, side)
+    labels = _labels_file(shards, count)
+    storage.write_bytes(storage.join(path, row_labels.FILE), labels)
     names = [_name(index) for index in range(count)]
     split = as_split(names, random_parts(count))
     content = ds.split_bytes(split)
@@ -85,7 +91,8 @@ def write_tiles(path: str, count: int, side: int = 256) -> ds.Dataset:
         "source": {"images": "synthetic, for a bench"},
         "classes": list(CLASSES),
         "tile_size": side,
-        "shards": shards,
+        "shards": [shard.entry for shard in shards],
+        row_labels.HASH_KEY: hashlib.sha256(labels).hexdigest(),
         "splits": [ds.split_entry("random", content, split)],
     }
     # Last, because a folder is a dataset only once this file exists.
@@ -93,8 +100,32 @@ def write_tiles(path: str, count: int, side: int = 256) -> ds.Dataset:
     return ds.open_dataset(path)
 
 
-def _write_shards(path: str, count: int, side: int) -> list[dict[str, Any]]:
-    """Writes all shards, in a process pool if there are many tiles. Returns their entries."""
+@dataclass(frozen=True)
+class _Shard:
+    """A shard that was written.
+
+    Attributes:
+        entry: of the shard in dataset.json.
+        bytes: of its file.
+        targets: uint8 (rows, K).
+    """
+
+    entry: dict[str, Any]
+    bytes: int
+    targets: Array
+
+
+def _labels_file(shards: Sequence[_Shard], count: int) -> bytes:
+    """The file with names and targets of all rows."""
+    names = pa.array([_name(index) for index in range(count)], pa.string())
+    targets = np.concatenate([shard.targets for shard in shards])
+    column = row_labels.target_rows(targets, np.ones(count, np.bool_))
+    rows = [shard.entry["rows"] for shard in shards]
+    return row_labels.content(names, column, rows, [shard.bytes for shard in shards])
+
+
+def _write_shards(path: str, count: int, side: int) -> list[_Shard]:
+    """Writes all shards, in a process pool if there are many tiles."""
     rows_per_shard = int(np.clip(-(-count // SHARDS), LEAST_ROWS, MOST_ROWS))
     starts = range(0, count, rows_per_shard)
     ends = [min(start + rows_per_shard, count) for start in starts]
@@ -107,8 +138,8 @@ def _write_shards(path: str, count: int, side: int) -> list[dict[str, Any]]:
         return list(pool.map(_write_shard, *arguments))
 
 
-def _write_shard(path: str, start: int, end: int, side: int) -> dict[str, Any]:
-    """Writes the tiles from `start` to `end` - 1. Returns the shard's entry in dataset.json."""
+def _write_shard(path: str, start: int, end: int, side: int) -> _Shard:
+    """Writes the tiles from `start` to `end` - 1."""
     rows = []
     for index in range(start, end):
         # A generator for each tile: its bytes do not depend on how tiles are divided into shards.
@@ -121,7 +152,8 @@ def _write_shard(path: str, start: int, end: int, side: int) -> dict[str, Any]:
     storage.write_bytes(str(Path(path) / "shards" / file), written)
     names = [row[0] for row in rows]
     targets = [row[-1] for row in rows]
-    return ds.shard_entry(file, written, names, targets)
+    entry = ds.shard_entry(file, written, names, targets)
+    return _Shard(entry, len(written), np.stack(targets))
 
 
 def _labels(generator: np.random.Generator) -> Array:

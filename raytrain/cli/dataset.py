@@ -170,14 +170,14 @@ def split(
         )
     check_written("DATASET", dataset)
     rule = flags.rule(by, folds)
-    from raytrain.data.dataset import add_splits, open_dataset, unknown_tiles
+    from raytrain.data.dataset import add_splits, all_names, names_of, open_dataset, unknown_tiles
     from raytrain.data.splits import Rows, natural_order
 
     found = open_dataset(dataset)
     # Not the order of rows in the shards: a split then depends on the tiles alone, and a random
     # split of Planet is the lesson's.
-    order = natural_order(found.table["image_name"].to_list())
-    names = found.table["image_name"].iloc[order].to_list()
+    order = natural_order(all_names(found))
+    names = names_of(found, order)
     targets = found.targets[order]  # uint8 (tiles, classes)
     known = found.known[order]  # bool (tiles,)
     mark = LabelFlags(separator=separator).mark()

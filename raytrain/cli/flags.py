@@ -6,6 +6,7 @@ cyclopts shows the fields of a dataclass as flags of the command, in their order
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -39,6 +40,11 @@ Storage = Annotated[
 ]
 
 
+def _as_text(_: type, tokens: Sequence[Any]) -> str:
+    """Leaves the value of a flag to the recipe, which reads it as it reads one of a file."""
+    return str(tokens[0].value)
+
+
 class DataFields(Data):
     """The fields of `data` as flags."""
 
@@ -56,6 +62,12 @@ class Fields(Recipe):
     """The fields of a recipe as flags, each with the help text of its field."""
 
     data: DataFields = DataFields()
+
+    # As text, since the recipe also takes a range.
+    num_workers: Annotated[
+        int,
+        Parameter(help=Recipe.model_fields["num_workers"].description, converter=_as_text),
+    ] = 1
 
     # A list of stages is too much for a flag: it comes from a file, and --stages selects from it.
     stages: Annotated[tuple[Stage, ...], Parameter(parse=False)] = LESSON_STAGES

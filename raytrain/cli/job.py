@@ -11,9 +11,8 @@ import os
 
 from raytrain import storage
 from raytrain.errors import ConfigError
+from raytrain.lineage import JOB_VARIABLE
 
-# Ray sets it for the entrypoint of a job only: ray/_private/runtime_env/constants.py.
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Where Ray unpacks working directories, below the folder of its session.
 UNPACKED = "/runtime_resources/working_dir_files/"
 

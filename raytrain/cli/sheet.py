@@ -132,9 +132,9 @@ def show(dataset: str, /, *, flags: Annotated[ShowFlags, Parameter(name="*")] = 
 
 def _print_tiles(dataset: Dataset, rows: list[int]) -> None:
     """Prints a line per tile: its name, its stored size and its labels."""
-    from raytrain.data.dataset import shown_labels, sides
+    from raytrain.data.dataset import names_of, shown_labels, sides
 
-    names = [str(dataset.table["image_name"][row]) for row in rows]
+    names = names_of(dataset, rows)
     width = max(map(len, names))
     for name, (w, h), row in zip(names, sides(dataset)[rows], rows, strict=True):
         size = f"{w}x{h}"

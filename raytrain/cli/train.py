@@ -6,11 +6,13 @@ answer at once.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeInt
+from cyclopts.types import NonNegativeFloat, NonNegativeInt
 
 from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
@@ -51,12 +53,23 @@ class RunFlags:
         NonNegativeInt,
         Parameter(help="maximum number of automatic restarts if the run or its Ray dies"),
     ] = 0
+    wait: Annotated[
+        NonNegativeFloat,
+        Parameter(
+            help="seconds to wait for room in the cluster, which its autoscaler may make; "
+            "default: 0, a cluster without room is refused"
+        ),
+    ] = 0
     dry_run: Annotated[
         bool,
         Parameter(negative="", help="check everything, run one step per stage, and print the plan"),
     ] = False
     print_config: Annotated[
         bool, Parameter(negative="", help="print the complete recipe and exit")
+    ] = False
+    print_submit: Annotated[
+        bool,
+        Parameter(negative="", help="print the line that submits this as a Ray job, and exit"),
     ] = False
 
 
@@ -75,11 +88,47 @@ def train(
     """
     if run.name is not None:
         runs.check_name(run.name)
+    _refuse_wait(run)
+    if run.print_submit:
+        _print_submission(recipe, run)
+        return None
     if run.resume == AUTO:
         return _begin_or_resume(recipe, run)
     if run.resume is not None:
         return _resume(run.resume, recipe, run)
     return _train_new(recipe, run)
+
+
+def _print_submission(flags: RecipeFlags, run: RunFlags) -> None:
+    """Prints the line that submits the command as a job."""
+    from raytrain.cli.submit import check_paths, submission
+
+    if run.resume not in (None, AUTO):
+        raise ConfigError(
+            f"--print-submit and --resume {run.resume} cannot be used together",
+            "a submission begins a run, or goes on with it, with the flags of its beginning",
+            f"the flags of the beginning and --name {typed(run.resume)} --print-submit",
+        )
+    recipe = flags.load()
+    check_paths(recipe)
+    words = sys.argv[1:]
+    # jobs/train.py gets them without the name of the command.
+    if words[:1] == ["train"]:
+        words = words[1:]
+    print(submission(words, _name(flags, run), folder=Path.cwd()))
+
+
+def _refuse_wait(run: RunFlags) -> None:
+    """Refuses --wait where the command waits in another way."""
+    others = {"--restarts": run.restarts, "--folds": run.folds}
+    given = [flag for flag, value in others.items() if value]
+    if not run.wait or not given:
+        return
+    raise ConfigError(
+        f"--wait and {given[0]} cannot be used together",
+        f"{given[0]} waits for room in the cluster by itself",
+        "leave --wait out",
+    )
 
 
 def unnamed() -> ConfigError:
@@ -113,7 +162,7 @@ def _begin_or_resume(flags: RecipeFlags, run: RunFlags) -> int | None:
         print(f"the run {begun.name} is complete")
         _conclude(begun)
         return None
-    return _go_on(begun, changes, run.restarts)
+    return _go_on(begun, changes, run)
 
 
 def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
@@ -123,9 +172,7 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
         print(recipe.to_yaml(), end="")
         return None
     check_written("--storage", recipe.storage)
-    name = run.name
-    if name is None:
-        name = runs.new_name(storage.name_of(flags.config or "train").removesuffix(".yaml"))
+    name = _name(flags, run)
     if run.folds is not None:
         _refuse_split(flags, run.folds)
         return _train_folds(recipe, run, name)
@@ -145,8 +192,15 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
     check_session()
     from raytrain.distributed.train import train as run_train
 
-    _conclude(run_train(recipe, name=name).run)
+    _conclude(run_train(recipe, name=name, wait_s=run.wait).run)
     return None
+
+
+def _name(flags: RecipeFlags, run: RunFlags) -> str:
+    """The name of a new run: the given one, or one that no other run has."""
+    if run.name is not None:
+        return run.name
+    return runs.new_name(storage.name_of(flags.config or "train").removesuffix(".yaml"))
 
 
 def _refuse_split(flags: RecipeFlags, family: str) -> None:
@@ -200,7 +254,7 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
         # What may change lies outside the stages, so the values can be checked in any recipe.
         load_recipe(None, flags.overrides, fields)
     if folds is None or run.restarts:
-        return _go_on(found, changes, run.restarts)
+        return _go_on(found, changes, run)
     check_session()
     from raytrain.distributed.folds import opened, resume_folds
 
@@ -208,16 +262,16 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     return None
 
 
-def _go_on(run: runs.Run, changes: dict[str, Any], restarts: int) -> int | None:
+def _go_on(found: runs.Run, changes: dict[str, Any], run: RunFlags) -> int | None:
     """Resumes a run. Returns the exit code of its supervisor, or None without one."""
-    if restarts:
+    if run.restarts:
         from raytrain.distributed.supervisor import supervise_resume
 
-        return supervise_resume(run, changes, restarts)
+        return supervise_resume(found, changes, run.restarts)
     check_session()
     from raytrain.distributed.train import resume as run_resume
 
-    _conclude(run_resume(run, changes).run)
+    _conclude(run_resume(found, changes, wait_s=run.wait).run)
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.types import NonNegativeFloat
 
 from raytrain import runs, storage
 from raytrain.cli.flags import RecipeFlags
@@ -99,6 +100,10 @@ class SearchFlags:
         float | None,
         Parameter(help="GPUs of each worker of a trial, such as 0.5; default: 1 if there are any"),
     ] = None
+    wait: Annotated[
+        NonNegativeFloat | None,
+        Parameter(help="seconds to wait for room for a trial in the cluster (0)"),
+    ] = None
     dry_run: Annotated[
         bool,
         Parameter(
@@ -160,7 +165,9 @@ def _search(what: SearchFlags, settings: Recipe, name: str) -> None:
     from raytrain.distributed.search import search
 
     shown = partial(_show, storage.join(storage.absolute(settings.storage), name))
-    _print_found(search(settings, content, _options(what), name=name, changed=shown))
+    _print_found(
+        search(settings, content, _options(what), name=name, changed=shown, wait_s=what.wait or 0)
+    )
 
 
 def _go_on(what: SearchFlags, settings: Recipe, directory: str) -> None:
@@ -170,7 +177,9 @@ def _go_on(what: SearchFlags, settings: Recipe, directory: str) -> None:
     from raytrain.distributed.search import resume
 
     options = options_of(directory, settings, _content(what), _options(what))
-    _print_found(resume(directory, options, changed=partial(_show, directory)))
+    _print_found(
+        resume(directory, options, changed=partial(_show, directory), wait_s=what.wait or 0)
+    )
 
 
 def _content(what: SearchFlags) -> dict[str, Any] | None:
@@ -206,7 +215,7 @@ def _resume(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
         others.append("name")
     given = asdict(what)
     for field in given:
-        if field not in (*CHANGEABLE, "resume", "dry_run") and given[field] is not None:
+        if field not in (*CHANGEABLE, "resume", "dry_run", "wait") and given[field] is not None:
             others.append(field)
     if others:
         raise ConfigError(
@@ -230,7 +239,9 @@ def _resume(what: SearchFlags, recipe: RecipeFlags, name: str | None) -> None:
     options = search_setup.read(found.path).options
     changes = {field: given[field] for field in CHANGEABLE if given[field] is not None}
     shown = partial(_show, found.path)
-    _print_found(resume(found.path, replace(options, **changes), changed=shown))
+    _print_found(
+        resume(found.path, replace(options, **changes), changed=shown, wait_s=what.wait or 0)
+    )
 
 
 def _flags(fields: Iterable[str]) -> str:

@@ -120,8 +120,10 @@ def parse_yaml(text: str, label: str) -> dict[str, Any]:
     """
     import yaml
 
+    from raytrain.config import yaml_values
+
     try:
-        values = yaml.safe_load(text)
+        values = yaml_values.load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -465,6 +466,13 @@ class Recipe(Settings):
     num_workers: int = Field(
         1, ge=1, le=4096, description="number of Ray Train workers; on GPUs, each has one"
     )
+    max_workers: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="train with up to this many workers, as machines come and go; "
+        "--num-workers 2:8 sets both numbers",
+    )
     use_gpu: bool | None = Field(None, description="train on GPUs; default: if there are any")
 
     @model_validator(mode="before")
@@ -483,6 +491,30 @@ class Recipe(Settings):
                 stage = {**stage, "augment": {**common, **stage["augment"]}}
             stages.append(stage)
         return {**values, "stages": stages}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _workers_of_a_range(cls, values: Any) -> Any:
+        """Divides num_workers = "2:8" into the two numbers."""
+        if not isinstance(values, Mapping):
+            return values
+        matched = re.fullmatch(r"(\d+):(\d+)", str(values.get("num_workers")))
+        if matched is None:
+            return values
+        return {**values, "num_workers": int(matched[1]), "max_workers": int(matched[2])}
+
+    @model_validator(mode="after")
+    def _workers_are_a_range(self) -> Self:
+        if self.max_workers is not None and self.max_workers < self.num_workers:
+            raise ValueError(
+                f"max_workers = {self.max_workers} is less than num_workers = {self.num_workers}"
+            )
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """Largest number of workers that may train."""
+        return self.max_workers or self.num_workers
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -2,6 +2,7 @@
 
     DATASET/shards/part-00000.parquet ...   image_name, image (encoded bytes), width, height,
                                             crc32, target (null where it is unknown)
+    DATASET/labels.parquet                  names and targets of all rows, see `row_labels.py`
     DATASET/splits/<name>.parquet           image_name, part (train, valid or test), fold
     DATASET/dataset.json                    the manifest, written last; without it there is no
                                             dataset
@@ -24,10 +25,12 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain import registry, storage
-from raytrain.data import images, pixels
+from raytrain.data import images, pixels, row_labels
+from raytrain.data.row_labels import RowLabels
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError, did_you_mean
 
@@ -129,35 +132,36 @@ class Dataset:
         return dataset_hash(self.manifest)
 
     @cached_property
-    def table(self) -> pd.DataFrame:
-        """All rows without the pictures: image_name, target (uint8 (K,)) and known (bool).
+    def row_labels(self) -> RowLabels:
+        """Names and targets of all rows.
 
-        Where the target is unknown, known is False, and target is zeros that mean nothing.
+        They are read from `labels.parquet`. An older dataset has no such file, and its shards are
+        read in its place.
 
         Raises:
-            DataError: a shard is missing or damaged, or has other labels than were written.
+            DataError: a shard is missing or has another size, or labels are not those that were
+                written.
         """
-        names: list[str] = []
-        targets: list[Array] = []
-        known: list[bool] = []
-        for path, entry in zip(self.shards, self.manifest["shards"], strict=True):
-            shard = _read_labels(path, entry)
-            names += shard.column("image_name").to_pylist()
-            targets += _targets(shard, len(self.classes))
-            known += _known(shard).tolist()
-        return pd.DataFrame({"image_name": names, "target": targets, "known": known})
+        sha256 = self.manifest.get(row_labels.HASH_KEY)
+        if sha256 is None:
+            return _labels_of_shards(self)
+        content = _verified(self, row_labels.FILE, sha256)
+        found = row_labels.parse(content, len(self.classes))
+        if len(found.labels.names) != self.rows or len(found.shard_bytes) != len(self.shards):
+            reason = f"{row_labels.FILE} has another number of rows or shards"
+            raise _damaged_manifest(self.path, reason)
+        _check_sizes(self, found.shard_bytes)
+        return found.labels
 
     @cached_property
     def targets(self) -> Array:
         """uint8 (rows, K): 1 if the tile has the label. Of use only together with `known`."""
-        if self.rows == 0:
-            return np.zeros((0, len(self.classes)), np.uint8)
-        return np.stack(list(self.table["target"]))
+        return self.row_labels.targets
 
     @cached_property
     def known(self) -> Array:
         """bool (rows,): whether the target of the tile is known."""
-        return np.asarray(self.table["known"], np.bool_)
+        return self.row_labels.known
 
     def split(self, name: str) -> pd.DataFrame:
         """Reads a named split.
@@ -180,7 +184,7 @@ class Dataset:
                 "training and validation rows would be undefined",
                 fix,
             )
-        content = _verified(self, "splits", f"{name}.parquet", entries[name]["sha256"])
+        content = _verified(self, f"splits/{name}.parquet", entries[name]["sha256"])
         return pq.read_table(io.BytesIO(content)).to_pandas()
 
     def part_rows(self, split: str, part: str) -> Array:
@@ -197,9 +201,9 @@ class Dataset:
         table = self.split(split)
         _check_stays(self, split, table, part)
         in_part = table["part"] == part
-        members = set(table.loc[in_part, "image_name"])
-        is_member = self.table["image_name"].isin(members).to_numpy()
-        return np.flatnonzero(is_member).astype(np.int64)
+        members = pa.array(table.loc[in_part, "image_name"], pa.string())
+        is_member = pc.is_in(self.row_labels.names, members)
+        return np.flatnonzero(is_member.to_numpy(zero_copy_only=False)).astype(np.int64)
 
     def split_hash(self, split: str) -> str:
         """Returns the SHA-256 of a split's file."""
@@ -247,9 +251,54 @@ def open_dataset(path: str) -> Dataset:
     return dataset
 
 
-def _verified(dataset: Dataset, folder: str, file: str, sha256: str) -> bytes:
+def all_names(dataset: Dataset) -> list[str]:
+    """Returns the names of all tiles, in the order of the rows. Raises as `Dataset.row_labels`."""
+    found: list[str] = dataset.row_labels.names.to_pylist()
+    return found
+
+
+def names_of(dataset: Dataset, rows: Sequence[int] | Array) -> list[str]:
+    """Returns the names of some rows, in their order. Raises as `Dataset.row_labels`."""
+    found: list[str] = dataset.row_labels.names.take(pa.array(rows, pa.int64())).to_pylist()
+    return found
+
+
+def _labels_of_shards(dataset: Dataset) -> RowLabels:
+    """Reads names and targets of all rows from the shards of an older dataset."""
+    classes = len(dataset.classes)
+    parts = []
+    for path, entry in zip(dataset.shards, dataset.manifest["shards"], strict=True):
+        shard = _read_labels(path, entry)
+        targets = row_labels.one_chunk(shard.column("target"))
+        parts.append(row_labels.from_columns(shard.column("image_name"), targets, classes))
+    return row_labels.joined(parts, classes)
+
+
+def _check_sizes(dataset: Dataset, expected: Sequence[int]) -> None:
+    """Lists the shards once, and refuses a missing one and one of another size.
+
+    Args:
+        dataset: an opened dataset.
+        expected: bytes of each shard's file.
+    """
+    there = {file.path: file.size for file in storage.files(storage.join(dataset.path, "shards"))}
+    for entry, size in zip(dataset.manifest["shards"], expected, strict=True):
+        found = there.get(entry["file"])
+        if found == size:
+            continue
+        state = "is missing"
+        if found is not None:
+            state = f"has {found} bytes, not {size}"
+        raise DataError(
+            f"the shard {storage.join(dataset.path, 'shards', entry['file'])} {state}",
+            "its tiles would be missing from training",
+            f"raytrain data check {dataset.path}; then ingest again into a new directory",
+        )
+
+
+def _verified(dataset: Dataset, file: str, sha256: str) -> bytes:
     """Reads a file of the dataset and compares its hash with that of the manifest."""
-    path = storage.join(dataset.path, folder, file)
+    path = storage.join(dataset.path, file)
     state = "damaged"
     try:
         content = storage.read_bytes(path)
@@ -369,7 +418,7 @@ def _check_stays(dataset: Dataset, split: str, table: pd.DataFrame, part: str) -
     # Without such tiles nothing needs to be read.
     if part == "test" or not unknown_tiles(dataset):
         return
-    names = dataset.table["image_name"][~dataset.known]
+    names = names_of(dataset, np.flatnonzero(~dataset.known))
     members = table.loc[table["part"] == part, "image_name"]
     moved = sorted(members[members.isin(names)])
     if moved:
@@ -437,7 +486,7 @@ def shard_entry(
         file, rows, sha256 of the file, and labels (the hash of names and targets). If some targets
         are unknown, also unknown: their number.
     """
-    column = _target_array(targets)
+    column = row_labels.target_array(targets)
     entry: dict[str, Any] = {
         "file": file,
         "rows": len(names),
@@ -455,7 +504,7 @@ def _read_labels(path: str, entry: dict[str, Any]) -> pa.Table:
     """Reads names and targets of a shard and compares them with its entry in the manifest."""
     table = read_shard(path, ["image_name", "target"])
     names = table.column("image_name").to_pylist()
-    targets = _target_column(table)
+    targets = row_labels.one_chunk(table.column("target"))
     found = _labels_hash(names, targets)
     expected = entry.get("labels")
     if expected is None:
@@ -478,41 +527,11 @@ def _labels_hash(names: Sequence[str], targets: pa.ListArray) -> str:
     word `unknown` follows, and for each row a byte that is 1 where it is.
     """
     lines = "".join(f"{name}\n" for name in names)
-    content = lines.encode() + _flat(targets).tobytes()
+    content = lines.encode() + row_labels.flat_targets(targets).tobytes()
     if targets.null_count:
         is_unknown = targets.is_null().to_numpy(zero_copy_only=False)
         content += b"unknown" + is_unknown.astype(np.uint8).tobytes()
     return hashlib.sha256(content).hexdigest()
-
-
-def _target_column(table: pa.Table) -> pa.ListArray:
-    """Returns the targets of a shard; null where they are unknown."""
-    return table.column("target").combine_chunks()
-
-
-def _flat(targets: pa.ListArray) -> Array:
-    """Returns all known targets one after the other, uint8 (known rows * K,)."""
-    # `flatten` leaves out the values of a null, as `values` would not.
-    return np.asarray(targets.flatten().to_numpy(zero_copy_only=False))
-
-
-def _known(table: pa.Table) -> Array:
-    """Returns whether the target of each row of a shard is known, bool (rows,)."""
-    return np.asarray(_target_column(table).is_valid().to_numpy(zero_copy_only=False))
-
-
-def _targets(table: pa.Table, width: int) -> list[Array]:
-    """Returns the target of each row of a shard, uint8 (width,); zeros where it is unknown."""
-    known = _known(table)
-    flat = _flat(_target_column(table))
-    expected = int(known.sum()) * width
-    if len(flat) != expected:
-        raise DataError(
-            "a target has another length than the list of classes", "labels would be shifted"
-        )
-    targets = np.zeros((len(known), width), np.uint8)
-    targets[known] = flat.reshape(-1, width)
-    return list(targets)
 
 
 def dataset_hash(manifest: Mapping[str, Any]) -> str:
@@ -624,7 +643,7 @@ def decoded_images(dataset: Dataset, rows: Sequence[int], size: int) -> Iterator
         try:
             yield pixels.decode(content, dataset.tile_format, size)
         except images.BadImage as error:
-            name = dataset.table["image_name"].iloc[row]
+            [name] = names_of(dataset, [row])
             raise DataError(
                 f"the picture {name} in {dataset.path} cannot be used "
                 f"({error.kind}: {error.detail})",
@@ -682,7 +701,7 @@ def shard_bytes(
     for number, field in enumerate(SHARD_SCHEMA):
         values: list[Any] = [row[number] for row in rows]
         if field.name == "target":
-            arrays.append(_target_array(values))
+            arrays.append(row_labels.target_array(values))
         else:
             arrays.append(pa.array(values, field.type))
     sink = pa.BufferOutputStream()
@@ -696,31 +715,6 @@ def shard_bytes(
         write_statistics=False,  # they would contain the smallest picture of each row group
     )
     return memoryview(sink.getvalue())
-
-
-def _target_array(targets: Iterable[Any]) -> pa.ListArray:
-    """Makes the target column from arrays; Arrow would convert them number by number.
-
-    Args:
-        targets: uint8 (K,) each, or None where the target is unknown.
-    """
-    offsets = [0]  # where the target of each row begins in the flat array
-    flat = [np.zeros(0, np.uint8)]  # concatenate needs at least one array
-    is_unknown = []
-    for target in targets:
-        is_unknown.append(target is None)
-        if target is None:
-            # A null has no numbers: it ends where it begins.
-            offsets.append(offsets[-1])
-            continue
-        offsets.append(offsets[-1] + len(target))
-        flat.append(np.asarray(target, np.uint8))
-    numbers = np.concatenate(flat)
-    mask = None
-    # Where all are known no mask is written, so that a shard has the bytes that it always had.
-    if any(is_unknown):
-        mask = pa.array(is_unknown, pa.bool_())
-    return pa.ListArray.from_arrays(np.array(offsets, np.int32), numbers, mask=mask)
 
 
 def split_bytes(split: pd.DataFrame) -> bytes:
@@ -750,16 +744,47 @@ def damages(dataset: Dataset) -> list[str]:
         found += _shard_damages(dataset, entry)
     for entry in dataset.manifest["splits"]:
         try:
-            _verified(dataset, "splits", f"{entry['name']}.parquet", entry["sha256"])
+            _verified(dataset, f"splits/{entry['name']}.parquet", entry["sha256"])
         except DataError as error:
             found.append(error.what)
+    if not found:
+        found += _label_damages(dataset)
+    return found
+
+
+def _label_damages(dataset: Dataset) -> list[str]:
+    """Compares the labels of each shard with its entry in the manifest and with `labels.parquet`.
+
+    Args:
+        dataset: whose files are those that the manifest names.
+    """
+    found = []
+    try:
+        labels = dataset.row_labels
+    except DataError as error:
+        return [error.what]
+    starts = dataset.shard_starts
+    column = row_labels.target_rows(labels.targets, labels.known)
+    for number, entry in enumerate(dataset.manifest["shards"]):
+        start, rows = starts[number], entry["rows"]
+        names = labels.names.slice(start, rows).to_pylist()
+        try:
+            shard = _read_labels(dataset.shards[number], entry)
+        except DataError as error:
+            found.append(error.what)
+            continue
+        own = _labels_hash(
+            shard.column("image_name").to_pylist(), row_labels.one_chunk(shard.column("target"))
+        )
+        if _labels_hash(names, column.slice(start, rows)) != own:
+            found.append(f"{entry['file']}: its labels are not those in {row_labels.FILE}")
     return found
 
 
 def _shard_damages(dataset: Dataset, entry: dict[str, Any]) -> list[str]:
     file = entry["file"]
     try:
-        content = _verified(dataset, "shards", file, entry["sha256"])
+        content = _verified(dataset, f"shards/{file}", entry["sha256"])
     except DataError as error:
         return [error.what]
     found = []

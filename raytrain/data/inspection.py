@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from raytrain.data import duplicates
-from raytrain.data.dataset import PARTS, Dataset, known_targets, unknown_tiles
+from raytrain.data.dataset import PARTS, Dataset, all_names, known_targets, names_of, unknown_tiles
 from raytrain.data.duplicates import Group
 from raytrain.errors import DataError, did_you_mean
 
@@ -156,8 +156,8 @@ class Inspection:
 
         The group of a tile is the name of the first of its duplicates, else its own name.
         """
-        names = self.dataset.table["image_name"]
-        group_names = names.to_numpy(object, copy=True)
+        names = np.array(all_names(self.dataset), object)
+        group_names = names.copy()
         for group in self.groups:
             rows = list(group.rows)
             group_names[rows] = names[rows[0]]
@@ -190,8 +190,7 @@ class Inspection:
 
     def names(self, rows: Sequence[int] | Array, first: int = FIRST) -> str:
         """Returns the first names of some rows: `train_1, train_7 and 12 more`."""
-        column = self.dataset.table["image_name"]
-        shown = [str(column.iloc[row]) for row in rows[:first]]
+        shown = names_of(self.dataset, rows[:first])
         return first_of(shown, len(rows))
 
     def sides_of(self, leak: Leak) -> str:
@@ -358,7 +357,7 @@ def parts_of(dataset: Dataset, split: str) -> Array:
     """
     table = dataset.split(split)
     part = dict(zip(table["image_name"], table["part"], strict=True))
-    names = dataset.table["image_name"]
+    names = all_names(dataset)
     # Objects and not a NumPy string type, whose width would depend on the longest part.
     return np.array([part.get(name, "") for name in names], dtype=object)
 

@@ -38,9 +38,12 @@ class Limit:
         Returns:
             At least 1: whether a single fold fits is checked where it starts.
         """
-        each = cpus_of_worker(self.workers, has.cpus)
-        share = Share(self.workers, each, gpus=1.0 if self.gpu else 0.0)
-        found = slots.groups(share, has)
+        if self.gpu:
+            # All workers that have a GPU have their share of the CPUs as well.
+            found = int(has.gpus) // self.workers
+        else:
+            share = Share(self.workers, cpus_of_worker(self.workers, has.cpus), gpus=0.0)
+            found = slots.groups(share, has)
         if self.threads is not None and not self.gpu:
             # With a given number of threads, more folds would fight over the cores.
             found = min(found, int(has.cpus) // (self.workers * self.threads))

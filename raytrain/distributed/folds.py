@@ -30,7 +30,7 @@ from raytrain.distributed.fold_limits import Limit, in_words, threads_of_worker,
 from raytrain.distributed.folds_at_once import Fold, Work, train_at_once
 from raytrain.distributed.memory import groups_that_fit
 from raytrain.distributed.messages import Stop
-from raytrain.distributed.preflight import check_group, check_recipe, use_gpu
+from raytrain.distributed.preflight import check_group, check_recipe, refuse_range, use_gpu
 from raytrain.distributed.session import cpus, session, to_go
 from raytrain.distributed.train import resume, train
 from raytrain.errors import (
@@ -190,6 +190,7 @@ def checked(recipe: Recipe, family: str, name: str) -> Folds:
             "there is nothing to train on",
             "--dataset DIR, as written by raytrain ingest --out DIR",
         )
+    refuse_range(recipe, "a cross-validation")
     check_group(recipe)
     splits = family_of(open_dataset(recipe.dataset), family)
     first, dataset = check_recipe(_with_split(recipe, splits[0]))

@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from raytrain import storage
 from raytrain.data import dataset as ds
-from raytrain.data import images, pixels, splits
+from raytrain.data import images, pixels, row_labels, splits
 from raytrain.data.bands import BandRule, KeptBands, as_picture
 from raytrain.data.contents import contents, trouble
 from raytrain.data.images import BadImage
@@ -99,7 +100,14 @@ SHARD_BYTES = 2**26
 # What the manifest takes from the record of a shard, as far as it is there.
 ENTRY_KEYS = ("file", "rows", "sha256", "labels", "unknown")
 # What an ingest into an object store that was stopped may have left there.
-LEFT_IN_STORE = {"shards", "progress", "splits", "quarantine.jsonl", "unlisted.txt"}
+LEFT_IN_STORE = {
+    "shards",
+    "progress",
+    "splits",
+    "quarantine.jsonl",
+    "unlisted.txt",
+    row_labels.FILE,
+}
 
 
 @dataclass(frozen=True)
@@ -732,6 +740,8 @@ def _finish(
     if unlisted:
         lines = [masked(picture) + "\n" for picture in unlisted]
         storage.write_text(storage.join(path, "unlisted.txt"), "".join(lines))
+    labels = _labels_content(index, written)
+    storage.write_bytes(storage.join(path, row_labels.FILE), labels)
     manifest: Record = {
         "task": tiles.tiles.task,
         "classes": tiles.tiles.classes,
@@ -739,12 +749,33 @@ def _finish(
         **form.content(),
         "shards": _shard_entries(written),
         "splits": [ds.split_entry(split_name, split_content, split)],
+        row_labels.HASH_KEY: hashlib.sha256(labels).hexdigest(),
         "source": source,
         "gate": _gate_counts(tiles, len(kept), bad, written),
     }
     manifest = {"schema_version": ds.schema_version(manifest), **manifest}
     storage.remove(storage.join(path, "progress"))
     storage.write_json(storage.join(path, "dataset.json"), manifest)
+
+
+def _labels_content(index: pd.DataFrame, written: list[Record]) -> bytes:
+    """The file with names and targets of all rows, in the order of the shards.
+
+    Args:
+        index: rows that were given to the gate.
+        written: records of the shards, in their order.
+    """
+    with_rows = [record for record in written if record["rows"]]
+    names: list[str] = []
+    for record in with_rows:
+        names += record["names"]
+    positions = pd.Index(index["image_name"]).get_indexer(names)
+    kept = index.iloc[positions]
+    targets = np.stack(list(kept["target"]))
+    columns = row_labels.target_rows(targets, kept["known"].to_numpy(np.bool_))
+    rows = [record["rows"] for record in with_rows]
+    sizes = [record["bytes"] for record in with_rows]
+    return row_labels.content(pa.array(names, pa.string()), columns, rows, sizes)
 
 
 def _check_shards(path: str, written: list[Record]) -> None:

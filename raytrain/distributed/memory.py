@@ -14,6 +14,7 @@ import torch
 from raytrain import machine, memory
 from raytrain.config import Recipe
 from raytrain.errors import ResourceError
+from raytrain.machine import usable_cpus
 from raytrain.models.precision import agreed_precision
 from raytrain.training.footprint import footprint
 
@@ -75,7 +76,9 @@ def needed(recipe: Recipe, classes: int, channels: int = 3) -> Need:
         worker = WORKER_BYTES + found.state
     else:
         worker = WORKER_BYTES + found.total
-    return Need(recipe.num_workers, worker)
+    # A local session has no room for more workers than CPUs.
+    workers = max(recipe.num_workers, min(recipe.most_workers, usable_cpus()))
+    return Need(workers, worker)
 
 
 def available() -> memory.Memory | None:

@@ -242,6 +242,19 @@ def facts_of(answer: Answer) -> Facts:
     )
 
 
+def software_of(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    """Returns by the name of each machine what runs there: `source`, `python` and `versions`."""
+    found = {}
+    for answer in answers:
+        facts = facts_of(answer)
+        found[answer.name] = {
+            "source": facts.source,
+            "python": facts.python,
+            "versions": facts.versions,
+        }
+    return found
+
+
 def _check_source(name: str, found: Facts) -> None:
     if found.source == machine.source_hash():
         return

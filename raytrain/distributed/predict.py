@@ -27,7 +27,7 @@ from raytrain.checkpoints import fitting, reading
 from raytrain.data import images, pixels
 from raytrain.data.bands import BandRule, KeptBands, as_picture
 from raytrain.data.contents import contents, trouble
-from raytrain.data.dataset import Dataset, open_dataset, read_shard
+from raytrain.data.dataset import Dataset, names_of, open_dataset, read_shard
 from raytrain.data.listing import LeftOut
 from raytrain.data.sources import Images
 from raytrain.distributed import gpus
@@ -446,7 +446,7 @@ def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFram
         if not len(mine):
             continue
         block = pd.DataFrame({"order": mine, "path": path, "row": mine - starts[shard]})
-        block["image_name"] = dataset.table["image_name"].iloc[mine].to_list()
+        block["image_name"] = names_of(dataset, mine)
         block["target"] = list(dataset.targets[mine])
         block["known"] = dataset.known[mine]
         blocks.append(block)

@@ -293,6 +293,8 @@ def check_workers(num_workers: int) -> None:
         fix = f"--num-workers {limit}, or set RAY_ADDRESS to a larger cluster"
     else:
         fix = "add a machine to the cluster, or set RAY_ADDRESS to another"
+    if environment.connects():
+        fix += "; --wait 600 where an autoscaler adds machines"
     raise ResourceError(
         f"{num_workers} workers are asked for, there are {limit} CPUs",
         "Ray would wait for them forever",
@@ -300,8 +302,31 @@ def check_workers(num_workers: int) -> None:
     )
 
 
-def check_cluster(recipe: Recipe) -> None:
+def refuse_range(recipe: Recipe, what: str) -> None:
+    """Refuses a number of workers that may change.
+
+    Args:
+        recipe: of the command.
+        what: the command trains, for the message.
+
+    Raises:
+        ConfigError: the recipe has a range.
+    """
+    if recipe.max_workers is None:
+        return
+    raise ConfigError(
+        f"--num-workers {recipe.num_workers}:{recipe.max_workers} is a range, "
+        f"and {what} takes one number",
+        "its runs could not be compared: the sum over workers is rounded in another order",
+        f"--num-workers {recipe.num_workers}",
+    )
+
+
+def check_cluster(recipe: Recipe) -> list[Answer]:
     """Compares a recipe with the connected cluster.
+
+    Returns:
+        The answers of its machines, as `check_machines`.
 
     Raises:
         ConfigError, ResourceError: as `check_workers`, `use_gpu` and `check_networks`.
@@ -311,6 +336,7 @@ def check_cluster(recipe: Recipe) -> None:
     answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
     gpu = use_gpu(recipe, answers)
     check_networks(answers, recipe.num_workers, gpu)
+    return answers
 
 
 def places_of(recipe: Recipe) -> Places:

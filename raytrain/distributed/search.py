@@ -44,6 +44,7 @@ from raytrain.distributed.session import session
 from raytrain.distributed.slots import Share
 from raytrain.distributed.stage_shelf import StageShelf
 from raytrain.distributed.trial import Completion, Given, config_of, run
+from raytrain.distributed.waiting import wait_for_room
 from raytrain.errors import (
     ConfigError,
     DivergedError,
@@ -105,6 +106,7 @@ def search(
     *,
     name: str,
     changed: Changed = _nobody,
+    wait_s: float = 0.0,
 ) -> Found:
     """Runs a new search.
 
@@ -114,6 +116,7 @@ def search(
         options: what is asked for.
         name: of the search, a directory under the storage.
         changed: called when files have changed.
+        wait_s: seconds to wait for room for a trial in the cluster; 0 for none.
 
     Raises:
         UnfinishedError: a signal stopped it; `resume` goes on.
@@ -131,6 +134,7 @@ def search(
     with held(directory):
         runs.refuse_taken(name, recipe.storage)
         with session():
+            wait_for_room(recipe, wait_s)
             answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
             share = share_of(recipe, options, answers)
             check_disk(recipe, space, options, slots_of(recipe, dataset, share)())
@@ -143,13 +147,16 @@ def search(
             return _run(directory, setup, share, changed)
 
 
-def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> Found:
+def resume(
+    directory: str, options: Options, *, changed: Changed = _nobody, wait_s: float = 0.0
+) -> Found:
     """Goes on with a search.
 
     Args:
         directory: of the search.
         options: of the search, with other limits or resources.
         changed: called when files have changed.
+        wait_s: as for `search`.
 
     Raises:
         ConfigError: machines or versions are not those that the search began with.
@@ -160,6 +167,7 @@ def resume(directory: str, options: Options, *, changed: Changed = _nobody) -> F
     recipe, _ = check_recipe(setup.recipe)
     setup = replace(setup, recipe=recipe)
     with held(directory), session():
+        wait_for_room(recipe, wait_s)
         answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
         share = share_of(recipe, options, answers)
         _check_facts(directory, setup, share)

@@ -18,7 +18,7 @@ from raytrain.distributed.memory import trials_that_fit
 from raytrain.distributed.messages import interruptible
 from raytrain.distributed.nodes import Answer
 from raytrain.distributed.planner import PATIENCE_S, WAIT_TOLD_S, wait_in_words
-from raytrain.distributed.preflight import check_workers
+from raytrain.distributed.preflight import check_workers, refuse_range
 from raytrain.distributed.search_setup import Options
 from raytrain.distributed.slots import Share
 from raytrain.distributed.train import resources_of_worker
@@ -43,6 +43,7 @@ def share_of(recipe: Recipe, options: Options, answers: Sequence[Answer] = ()) -
         ConfigError: a share that Ray cannot give.
         ResourceError: the cluster has too little.
     """
+    refuse_range(recipe, "a search")
     check_workers(recipe.num_workers)
     machines = gpus.needed(recipe.use_gpu, answers)
     each_gpu = 0.0
@@ -59,7 +60,7 @@ def share_of(recipe: Recipe, options: Options, answers: Sequence[Answer] = ()) -
             "leave --trial-gpus out, or a cluster with GPUs",
         )
     if recipe.num_workers > 1:
-        each_cpu = resources_of_worker(recipe.num_workers, gpu=False)["CPU"]
+        each_cpu = resources_of_worker(recipe, gpu=bool(machines))["CPU"]
     if options.trial_cpus is not None:
         each_cpu = options.trial_cpus
     share = Share(recipe.num_workers, each_cpu, each_gpu)

@@ -143,6 +143,23 @@ def cpus_of_worker(workers: int, cpus: float) -> float:
     return max(0.01, min(1.0, (cpus - 1) / workers))
 
 
+def cpus_of_gpu_worker() -> float:
+    """Returns the CPUs that each worker with a GPU asks Ray for.
+
+    That is an equal part of its machine's CPUs, of which one is left to Ray Data and the driver:
+    a whole number, or a fraction below 1, since Ray accepts no other fractions.
+    """
+    shares = []
+    for has in _nodes():
+        declared = int(has.get("GPU", 0.0))
+        if declared:
+            shares.append((has.get("CPU", 0.0) - 1) / declared)
+    least = min(shares, default=1.0)
+    if least < 1:
+        return max(0.01, least)
+    return int(least)
+
+
 def check_room(share: Share) -> None:
     """Refuses a trial that the whole cluster cannot hold.
 

@@ -39,14 +39,15 @@ from raytrain.distributed.messages import (
     mailbox,
     relayed,
 )
-from raytrain.distributed.nodes import working_nodes
+from raytrain.distributed.nodes import software_of, working_nodes
 from raytrain.distributed.orphaned_groups import FreesOrphaned
 from raytrain.distributed.preflight import check_cluster, check_group, check_recipe, use_gpu
 from raytrain.distributed.process_group import OverNetworkOfRay
 from raytrain.distributed.restarts import restarts
 from raytrain.distributed.session import cpus, own_cause, session
-from raytrain.distributed.slots import cpus_of_worker
+from raytrain.distributed.slots import cpus_of_gpu_worker, cpus_of_worker
 from raytrain.distributed.unused_actors import leave_unused_actors_out
+from raytrain.distributed.waiting import wait_for_room
 from raytrain.errors import (
     ConfigError,
     Interrupted,
@@ -74,6 +75,8 @@ STALLED = 70
 # How many times Ray waits a minute for the CPUs or GPUs of a worker group. A machine that replaces
 # a lost one needs several minutes until it has joined the cluster.
 START_ATTEMPTS = 5
+# Seconds between two looks for room for more workers.
+GROWS_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,12 @@ class Trained:
 
 
 def train(
-    recipe: Recipe, *, name: str, metrics: Sequence[Metric] = (), stop: Stop | None = None
+    recipe: Recipe,
+    *,
+    name: str,
+    metrics: Sequence[Metric] = (),
+    stop: Stop | None = None,
+    wait_s: float = 0.0,
 ) -> Trained:
     """Trains a new run.
 
@@ -96,6 +104,7 @@ def train(
             No file holds them: resuming asks for them again.
         stop: tells of signals, where a command trains several runs at once. That command gets the
             signals, and has counted the memory of all its runs.
+        wait_s: seconds to wait for room in the cluster; 0 for none.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -114,8 +123,9 @@ def train(
         # With the lock held: of two commands that start at the same time, one is refused.
         runs.refuse_taken(name, recipe.storage)
         with session():
-            check_cluster(recipe)
-            run = runs.create(recipe, name, dataset)
+            wait_for_room(recipe, wait_s)
+            answers = check_cluster(recipe)
+            run = runs.create(recipe, name, dataset, software_of(answers))
             logger.info(f"run {run.name} in {run.path}")
             return _attempt(run, recipe, metrics, stop)
 
@@ -126,6 +136,7 @@ def resume(
     *,
     metrics: Sequence[Metric] = (),
     stop: Stop | None = None,
+    wait_s: float = 0.0,
 ) -> Trained:
     """Resumes a run from its latest checkpoint.
 
@@ -135,6 +146,7 @@ def resume(
             tiles are kept, how often checkpoints are written.
         metrics: the functions that `train` was given.
         stop: as for `train`.
+        wait_s: as for `train`.
 
     Returns:
         The run and the metrics of its last epoch.
@@ -154,6 +166,7 @@ def resume(
     _check_metrics(run, recipe, dataset, metrics)
     _end_if_asked(stop)
     with held(run.path), session():
+        wait_for_room(recipe, wait_s)
         check_cluster(recipe)
         runs.write_paths(run, recipe)
         storage.remove(storage.join(run.path, "failure.json"))
@@ -337,7 +350,9 @@ def _group(
     gpu = use_gpu(recipe)
     kind = "GPU" if gpu else "CPU"
     workers = f"1 {kind} worker"
-    if recipe.num_workers > 1:
+    if recipe.max_workers is not None:
+        workers = f"{recipe.num_workers} to {recipe.max_workers} {kind} workers"
+    elif recipe.num_workers > 1:
         workers = f"{recipe.num_workers} {kind} workers"
     logger.info(f"starting {workers} (about 15 seconds)")
     with mailbox() as box:
@@ -352,14 +367,7 @@ def _group(
         trainer = ray.train.torch.TorchTrainer(
             lambda: function(config),
             torch_config=OverNetworkOfRay(),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.num_workers,
-                use_gpu=gpu,
-                resources_per_worker=resources_of_worker(recipe.num_workers, gpu),
-                # GPUs of one machine are connected faster than those of two. CPUs of two machines
-                # do not share memory and caches.
-                placement_strategy="PACK" if gpu else "SPREAD",
-            ),
+            scaling_config=_scaling(recipe, gpu),
             run_config=_run_config(path, box),
         )
         leave_unused_actors_out(trainer)
@@ -370,6 +378,28 @@ def _group(
             deliver = Outbox(box, announced=stop is not None).deliver
         with relayed(stop, deliver):
             return _result(trainer, deliver, recipe.num_workers)
+
+
+def _scaling(recipe: Recipe, gpu: bool) -> ray.train.ScalingConfig:
+    """How many workers there are, and what each of them takes.
+
+    Args:
+        recipe: complete.
+        gpu: whether each worker has a GPU.
+    """
+    workers: int | tuple[int, int] = recipe.num_workers
+    if recipe.max_workers is not None:
+        workers = (recipe.num_workers, recipe.max_workers)
+    return ray.train.ScalingConfig(
+        num_workers=workers,
+        # A new machine is noticed after this time, and costs a new start of the group.
+        elastic_resize_monitor_interval_s=GROWS_EVERY_S,
+        use_gpu=gpu,
+        resources_per_worker=resources_of_worker(recipe, gpu),
+        # GPUs of one machine are connected faster than those of two. CPUs of two machines do not
+        # share memory and caches.
+        placement_strategy="PACK" if gpu else "SPREAD",
+    )
 
 
 def _run_config(path: str, box: Any) -> ray.train.RunConfig:
@@ -522,6 +552,9 @@ def _set_up_worker(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker
     )
     # First the hooks, so that messages of all that follows reach the driver.
     hooks = _hooks(config, rank)
+    if recipe.max_workers is not None:
+        noun = "worker" if worker.world == 1 else "workers"
+        logger.info(f"training with {worker.world} {noun}")
     assert recipe.dataset is not None
     return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
 
@@ -562,15 +595,21 @@ def _end_process() -> None:
     os._exit(STALLED)
 
 
-def resources_of_worker(workers: int, gpu: bool) -> dict[str, float]:
-    """What each worker asks Ray for.
+def resources_of_worker(recipe: Recipe, gpu: bool) -> dict[str, float]:
+    """Returns what each worker asks Ray for.
 
-    A worker on CPUs takes a whole one where there are several machines. Parts of CPUs would fit
-    onto one machine, while the others are idle. On a single machine one CPU is left to Ray Data and
-    the driver, and workers share the others.
+    A worker with a GPU takes its share of the CPUs of its machine. A worker on CPUs takes a whole
+    one where there are several machines, or may be: parts of CPUs would fit onto one machine, while
+    the others are idle. On a single machine one CPU is left to Ray Data and the driver, and workers
+    share the others.
+
+    Args:
+        recipe: complete.
+        gpu: whether each worker has a GPU.
     """
     if gpu:
-        return {"CPU": cpus_of_worker(workers, cpus()), "GPU": 1}
-    if ray.is_initialized() and len(working_nodes()) > 1:
+        return {"CPU": cpus_of_gpu_worker(), "GPU": 1}
+    several = ray.is_initialized() and len(working_nodes()) > 1
+    if several or recipe.max_workers is not None:
         return {"CPU": 1}
-    return {"CPU": cpus_of_worker(workers, cpus())}
+    return {"CPU": cpus_of_worker(recipe.num_workers, cpus())}

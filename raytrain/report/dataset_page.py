@@ -19,7 +19,14 @@ import numpy as np
 import pandas as pd
 
 from raytrain import storage
-from raytrain.data.dataset import known_targets, read_images, shown_labels, unknown_tiles
+from raytrain.data.dataset import (
+    all_names,
+    known_targets,
+    names_of,
+    read_images,
+    shown_labels,
+    unknown_tiles,
+)
 from raytrain.data.inspection import (
     Array,
     Inspection,
@@ -163,8 +170,8 @@ def _context(found: Inspection) -> dict[str, Any]:
 
 
 def _is_synthetic(found: Inspection) -> bool:
-    names = found.dataset.table["image_name"]
-    if len(names) == 0:
+    names = all_names(found.dataset)
+    if not names:
         return False
     return all(name.startswith(SYNTHETIC_PREFIX) for name in names)
 
@@ -243,12 +250,12 @@ def _choose_tiles(found: Inspection) -> dict[str, list[int]]:
 
 def _cards(found: Inspection, rows: list[int]) -> dict[int, Card]:
     """The cards of some tiles, by row number."""
-    names = found.dataset.table["image_name"]
+    names = names_of(found.dataset, rows)
     contents = read_images(found.dataset, rows)
     cards = {}
-    for row, content in zip(rows, contents, strict=True):
+    for row, name, content in zip(rows, names, contents, strict=True):
         cards[row] = Card(
-            name=names[row],
+            name=name,
             picture=tiles.thumbnail(content, found.dataset.tile_format),
             note=_note(found, row),
             labels=shown_labels(found.dataset, row),

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from raytrain.data import drawing, images, pixels
-from raytrain.data.dataset import open_dataset, read_images
+from raytrain.data.dataset import all_names, open_dataset, read_images
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import DataError, StorageError
 from raytrain.evaluation.metrics import Array
@@ -107,7 +107,7 @@ def _cards(
     assert record.predictions is not None
     dataset = open_dataset(path)
     row_of_name = {}
-    for row, name in enumerate(dataset.table["image_name"]):
+    for row, name in enumerate(all_names(dataset)):
         row_of_name[name] = row
     dataset_rows = []
     for row in rows:

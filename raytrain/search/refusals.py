@@ -21,6 +21,7 @@ FIXED = {
     "metrics": "they judge a run and do not change it",
     "remap_labels": "it only says whether a checkpoint is accepted",
     "num_workers": _SAME_MACHINE,
+    "max_workers": _SAME_MACHINE,
     "use_gpu": _SAME_MACHINE,
     "tiles": _SAME_RESULT,
     "data.window_gb": "whether and how tiles are streamed is the same for all trials",

@@ -220,10 +220,10 @@ def _check_batch_size(recipe: Recipe, size: int, train: int) -> None:
             "an epoch would have no full batch",
             f"--train.batch-size {max(2, train // 4)}",
         )
-    least = MIN_TILES_PER_RANK * recipe.num_workers * recipe.train.accumulate
+    least = MIN_TILES_PER_RANK * recipe.most_workers * recipe.train.accumulate
     if size < least:
         raise ConfigError(
-            f"a batch size of {size} over {recipe.num_workers} workers and train.accumulate = "
+            f"a batch size of {size} over {recipe.most_workers} workers and train.accumulate = "
             f"{recipe.train.accumulate} passes leaves a pass with fewer than 2 tiles",
             "BatchNorm needs at least 2 tiles in every pass",
             f"--train.batch-size {least}",

@@ -20,7 +20,7 @@ import numpy as np
 import torch.distributed as dist
 
 from raytrain.config import Recipe
-from raytrain.data.dataset import Dataset
+from raytrain.data.dataset import Dataset, names_of
 from raytrain.evaluation import own_metrics
 from raytrain.models.networks import running_statistics
 from raytrain.tiles import sampling
@@ -129,7 +129,7 @@ def validate(
         beat=services.watchdog.beat,
     )
     rows, logits = validation.gather_logits(mine, found, worker)
-    names = tuple(job.dataset.table["image_name"].iloc[rows])
+    names = tuple(names_of(job.dataset, rows))
     validation.prove_cover(names, len(job.valid_rows))
     if not np.isfinite(logits).all():
         raise GroupDiverged(

@@ -38,7 +38,7 @@ from raytrain.worker import Worker
 # Raised with every change of the code after which the same recipe gives other bits.
 CODE_VERSION = 1
 # SHA-256 of the sources that were last compared with that number, see `sources_hash`.
-SOURCES = "0edec9e202a844f4619e7d0a74bb72f50ff346511983a82a17ba16a46fc7680e"
+SOURCES = "2fa8a2759c9a73db7f2c3a345c5212b3dcc77b907d3c9126c1d256b4b06d549a"
 # The modules that compute a result. Those that only record one are among them: telling them apart
 # by hand would go wrong sooner than noting a hash once more.
 SOURCE_PATTERNS = (
@@ -92,6 +92,7 @@ RESOLVED: dict[type[BaseModel], set[str]] = {
         "init_from",
         "tiles",
         "num_workers",
+        "max_workers",
         "use_gpu",
     },
     config.Model: {"weights"},

@@ -12,7 +12,7 @@ from PIL import Image
 from raytrain.cli.main import run_command
 from raytrain.cli.split_flags import SplitBy
 from raytrain.data import splits
-from raytrain.data.dataset import open_dataset
+from raytrain.data.dataset import all_names, names_of, open_dataset
 from raytrain.errors import DataError
 
 
@@ -108,11 +108,9 @@ def test_five_folds_are_five_splits_and_no_shard_is_rewritten(copy, capsys, tmp_
     found = open_dataset(str(copy))
     assert shards(copy) == before and found.hash == dataset_hash
     validated = [
-        name
-        for k in range(1, 6)
-        for name in found.table["image_name"].iloc[found.part_rows(f"cv-{k}", "valid")]
+        name for k in range(1, 6) for name in names_of(found, found.part_rows(f"cv-{k}", "valid"))
     ]
-    assert sorted(validated) == sorted(found.table["image_name"])
+    assert sorted(validated) == sorted(all_names(found))
     assert all(
         len(found.part_rows(f"cv-{k}", "train")) + len(found.part_rows(f"cv-{k}", "valid"))
         == found.rows
@@ -130,7 +128,7 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
     manifest = (copy / "dataset.json").read_bytes()
     assert run_command(["data", "split", str(copy), "--name", "random", "--seed", "7"]) == 3
     assert 'has another split "random"' in capsys.readouterr().err
-    names = sorted(open_dataset(str(copy)).table["image_name"])
+    names = sorted(all_names(open_dataset(str(copy))))
     table = tmp_path / "parts.csv"
     table.write_text("image_name,part\n" + "".join(f"{name}.jpg,a\n" for name in names))
     column = [
@@ -157,7 +155,7 @@ def test_a_split_is_never_overwritten_and_both_parts_need_tiles(copy, tmp_path, 
     assert (copy / "dataset.json").read_bytes() == manifest
     assert run_command([*column, "--valid-values", "b"]) == 0
     found = open_dataset(str(copy))
-    assert sorted(found.table["image_name"].iloc[found.part_rows("own", "valid")]) == names[:9]
+    assert sorted(names_of(found, found.part_rows("own", "valid"))) == names[:9]
     table.write_text("image_name,part\n" + "".join(f"{name},a\n" for name in names[1:]))
     assert run_command([*column, "--valid-values", "a"]) == 3
     assert f"have no row in {table}, such as {names[0]}" in capsys.readouterr().err
@@ -231,7 +229,7 @@ def test_labels_of_validation_alone_are_named():
 def test_a_dataset_is_divided_by_a_list_of_names(dataset, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(dataset.path, copy)
-    names = sorted(dataset.table["image_name"])
+    names = sorted(all_names(dataset))
     (tmp_path / "names.txt").write_text(
         "\n".join([*(f"{name}.jpg" for name in names[:7]), "left_out"])
     )

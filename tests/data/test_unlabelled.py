@@ -393,14 +393,14 @@ def test_the_number_of_unknown_targets_is_compared_with_the_manifest(data):
     del manifest["shards"][1]["unknown"]
     path.write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"part-00001\.parquet are not those that were written"):
-        _ = ds.open_dataset(data.path).table
+        _ = ds.open_dataset(data.path).row_labels
 
 
 @pytest.mark.parametrize("part", ["train", "valid"])
 def test_a_split_by_hand_that_trains_or_validates_on_them_is_refused(data, part):
     assert data.part_rows("random", "test").tolist() == [8, 9, 10, 11]
     parts = [*PARTS[:8], part, "test", "test", "test"]
-    table = pd.DataFrame({"image_name": data.table["image_name"], "part": parts, "fold": -1})
+    table = pd.DataFrame({"image_name": ds.all_names(data), "part": parts, "fold": -1})
     with pytest.raises(
         DataError, match=f"has 1 tiles without a target in the part {part}"
     ) as error:

@@ -21,7 +21,7 @@ from raytrain.checkpoints import reading
 from raytrain.cli.main import run_command
 from raytrain.data import images
 from raytrain.data.bands import BandRule
-from raytrain.data.dataset import damages, open_dataset, read_images
+from raytrain.data.dataset import all_names, damages, names_of, open_dataset, read_images
 from raytrain.data.sources import images_at, images_in
 from raytrain.distributed import ingest as module
 from raytrain.distributed.ingest import ingest, rows_per_shard
@@ -65,7 +65,7 @@ def dataset_folder(dataset):
 
 def test_the_pictures_in_the_shards_are_the_files(tiles, dataset):
     for name, content in zip(
-        dataset.table["image_name"], read_images(dataset, range(dataset.rows)), strict=True
+        all_names(dataset), read_images(dataset, range(dataset.rows)), strict=True
     ):
         assert content == (tiles[0] / f"{name}.jpg").read_bytes()
     assert damages(dataset) == []
@@ -111,7 +111,7 @@ def test_bad_files_are_listed_and_all_good_tiles_are_kept(tiles, damaged, datase
     ]
     assert sorted(record["kind"] for record in records) == ["missing", "not-an-image", "truncated"]
     bad = {record["image_name"] for record in records}
-    assert set(done.dataset.table["image_name"]) == set(dataset.table["image_name"]) - bad
+    assert set(all_names(done.dataset)) == set(all_names(dataset)) - bad
     # The split is drawn on the rows of the label file: no other tile changed its part.
     parts = [
         d.split("random").set_index("image_name")["part"].drop(bad, errors="ignore")
@@ -221,7 +221,7 @@ def test_25_kinds_of_odd_pictures_among_1000_good_ones_are_all_accounted_for(tmp
         == 4
     )
     kept = {name for name, said in wanted.items() if said not in kinds}
-    assert set(done.dataset.table["image_name"]) == set(good) | kept
+    assert set(all_names(done.dataset)) == set(good) | kept
     assert len(wanted) == 100
 
 
@@ -233,7 +233,7 @@ def test_tiff_tiles_of_four_bands_become_pictures_by_the_rule(tmp_path):
     divided = images_in(str(folder)).label_with(lambda name: "water").split()
     rule = BandRule((3, 2, 1), 0, 10000)
     done = ingest(divided, str(tmp_path / "out"), bands=rule)
-    rows = [int(name.split("_")[1]) for name in done.dataset.table["image_name"]]
+    rows = [int(name.split("_")[1]) for name in all_names(done.dataset)]
     for i, content in zip(rows, read_images(done.dataset, range(20)), strict=True):
         assert images.decode(content)[0, 0].tolist() == [
             round(255 * v / 10000) for v in (3000 + i, 2000, 1000)
@@ -485,7 +485,7 @@ def test_joined_rows_and_classes_from_a_file_give_the_dataset_of_one_row_a_tile(
 def test_a_split_takes_tables_and_lists_as_ingest_does(tiles, dataset, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(dataset.path, copy)
-    names = dataset.table["image_name"].to_list()
+    names = all_names(dataset)
     frame = {"tile": [f"{name}.JPG" for name in names], "fold": [i % 2 for i in range(len(names))]}
     pq.write_table(pa.table(frame), tmp_path / "folds.parquet")
     by_table = [
@@ -561,7 +561,7 @@ def test_tiles_of_a_test_folder_are_null_in_shards_of_their_own_and_change_no_ot
     assert "  tiles without a target, of test folders: 70\n" in said
     assert "  quarantined: not-an-image: 1\n" in said
     found = open_dataset(str(tmp_path / "out"))
-    names = found.table["image_name"]
+    names = all_names(found)
     assert found.known.tolist() == [not name.startswith("test/") for name in names]
     assert found.known.tolist() == [True] * 100 + [False] * 70
     assert found.manifest["schema_version"] == 2 and damages(found) == []
@@ -574,7 +574,8 @@ def test_tiles_of_a_test_folder_are_null_in_shards_of_their_own_and_change_no_ot
     ]
     parts = found.split("folder").set_index("image_name")["part"]
     assert parts.value_counts().to_dict() == {"test": 70, "train": 50, "valid": 50}
-    assert set(names[found.part_rows("folder", "test")]) == set(names[~found.known])
+    tests = set(names_of(found, np.flatnonzero(~found.known)))
+    assert set(names_of(found, found.part_rows("folder", "test"))) == tests
     contents = dict(zip(names, read_images(found, range(found.rows)), strict=True))
     assert contents["test/7"] == (parted / "test" / "7.png").read_bytes()
     # The same tiles without the test folder: equal shards, as bytes.

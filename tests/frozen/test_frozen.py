@@ -13,7 +13,7 @@ import torch
 from raytrain import runs
 from raytrain.checkpoints import reading, versions
 from raytrain.checkpoints.history import read_epochs, read_steps
-from raytrain.data.dataset import decoded_images, open_dataset
+from raytrain.data.dataset import all_names, decoded_images, open_dataset
 from raytrain.errors import ConfigError
 from raytrain.evaluation import judgement, predictions
 from raytrain.models import networks
@@ -65,7 +65,7 @@ def test_predictions_are_judged_and_belong_to_the_checkpoint(folder):
     model = networks.build(checkpoint.meta["arch"], len(found.classes), 0.0)
     model.load_state_dict(checkpoint.judged_weights())
     dataset = open_dataset("dataset")
-    names = dataset.table["image_name"].tolist()
+    names = all_names(dataset)
     rows = [names.index(name) for name in found.names]
     images = torch.from_numpy(np.stack(list(decoded_images(dataset, rows, 32))))
     how = Inference(checkpoint.meta["size"], checkpoint.meta["normalize"], "fp32")

@@ -44,6 +44,12 @@ def run(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
+def outside() -> dict[str, str]:
+    """The environment of a process that is on none of the machines."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
+    return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+
+
 @dataclass
 class Machine:
     """One machine, which runs from `start` until `kill`.
@@ -159,6 +165,8 @@ class Machine:
         os.kill(self.first_pid, signal.SIGKILL)
         self.process.wait(15)
         self.process = None
+        # With the namespace it would vanish some time later, and the machine may start again at once.
+        run("ip", "link", "del", f"rtv{self.number}")
         run("ip", "netns", "del", self.namespace)
 
 
@@ -238,15 +246,20 @@ class Cluster:
 
     def submit(self, job: str, *arguments: object) -> subprocess.CompletedProcess:
         """Submits a job from outside, as from a laptop, and waits for its end."""
+        command = self._submission(job, arguments)
+        return subprocess.run(
+            command, cwd=ROOT, env=outside(), capture_output=True, text=True, timeout=400
+        )
+
+    def submitted(self, log: Path, job: str, *arguments: object) -> subprocess.Popen:
+        """Submits a job from outside, and follows it in a file."""
+        command = self._submission(job, arguments)
+        with log.open("w") as file:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=outside(), stdout=file, stderr=file, start_new_session=True
+            )
+
+    def _submission(self, job: str, arguments: tuple[object, ...]) -> list[str]:
         command = ["ray", "job", "submit", "--address", self.dashboard, "--working-dir", "."]
         words = [str(argument) for argument in arguments]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-        return subprocess.run(
-            [*command, "--", "python", f"jobs/{job}.py", *words],
-            cwd=ROOT,
-            env=kept
-            | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+        return [*command, "--", "python", f"jobs/{job}.py", *words]

@@ -13,6 +13,7 @@ from handmade import NETWORK
 from raytrain.bench.generate import write_tiles
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
+from raytrain.data.dataset import names_of
 from raytrain.distributed import dry_run, preflight, search_resources, slots
 from raytrain.distributed import train as train_module
 from raytrain.distributed.predict import Predictor, predict
@@ -164,9 +165,7 @@ def predicted_alike(checkpoint, data, tmp_path, logged):
         numbers = np.arange(start, end)
         block = pd.DataFrame({"order": numbers, "path": shard, "row": numbers - start, "target": 0})
         block["known"] = True
-        rows.append(
-            alone(block.assign(image_name=data.table["image_name"].iloc[numbers].to_list()))
-        )
+        rows.append(alone(block.assign(image_name=names_of(data, numbers))))
     wanted = pd.concat(rows)
     assert found.names == tuple(wanted["image_name"])
     np.testing.assert_allclose(found.logits, np.stack(list(wanted["logits"])), rtol=1e-4, atol=1e-5)

@@ -28,7 +28,7 @@ from raytrain.checkpoints.history import (
 )
 from raytrain.checkpoints.saver import Saver
 from raytrain.data import synthetic
-from raytrain.data.dataset import Dataset, add_splits, damages, open_dataset
+from raytrain.data.dataset import Dataset, add_splits, all_names, damages, open_dataset
 from raytrain.data.download import download
 from raytrain.data.sources import images_in
 from raytrain.data.splits import as_split
@@ -247,7 +247,7 @@ def _dataset_state(folder: Path) -> str:
     _require(left == ["labels.csv", "out", "tiles"], f"left behind: {left}")
     names = {path.name for path in (folder / "out").iterdir()}
     _require(
-        names == {"dataset.json", "quarantine.jsonl", "shards", "splits"},
+        names == {"dataset.json", "labels.parquet", "quarantine.jsonl", "shards", "splits"},
         f"the dataset holds {sorted(names)}",
     )
     return before
@@ -260,7 +260,7 @@ def _copied(dataset: Dataset, folder: Path) -> None:
 def _divide(folder: Path) -> None:
     dataset = open_dataset(str(folder / "data"))
     parts = np.array(["valid" if i % 2 else "train" for i in range(dataset.rows)], object)
-    add_splits(dataset, {"second": as_split(list(dataset.table["image_name"]), parts)})
+    add_splits(dataset, {"second": as_split(all_names(dataset), parts)})
 
 
 def _split_state(folder: Path) -> str:
