@@ -1,14 +1,16 @@
 """A dataset written by hand, without Ray, for tests that need tiles with a certain flaw; and the network of the tests."""
 
+import hashlib
 import io
 import json
 from zlib import crc32
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from raytrain.data import dataset as ds
-from raytrain.data import pixels
+from raytrain.data import pixels, row_labels
 from raytrain.data.splits import as_split
 from raytrain.data.tile_format import TileFormat
 
@@ -43,7 +45,9 @@ def tiff(values):
     return sink.getvalue()
 
 
-def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size=64, form=RGB):
+def write_dataset(
+    path, tiles, classes, splits=None, rows_per_shard=4, tile_size=64, form=RGB, older=True
+):
     """Writes and opens a dataset.
 
     Args:
@@ -54,16 +58,18 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
         rows_per_shard: rows of each shard; the last may have fewer.
         tile_size: side that most pictures have.
         form: of the tiles.
+        older: as versions wrote it that knew no labels.parquet.
     """
     (path / "shards").mkdir(parents=True)
     (path / "splits").mkdir()
     rows = [_row(name, picture, labels, classes, form) for name, (picture, labels) in tiles.items()]
-    shards, entries = [], []
+    shards, entries, sizes = [], [], []
     for number, start in enumerate(range(0, len(rows), rows_per_shard)):
         some = rows[start : start + rows_per_shard]
         content = ds.shard_bytes([tuple(row.values()) for row in some])
         file = f"part-{number:05}.parquet"
         (path / "shards" / file).write_bytes(content)
+        sizes.append(len(content))
         shards.append(
             ds.shard_entry(
                 file, content, [row["image_name"] for row in some], [row["target"] for row in some]
@@ -82,6 +88,16 @@ def write_dataset(path, tiles, classes, splits=None, rows_per_shard=4, tile_size
         "source": {"images": "by hand"},
         **form.content(),
     }
+    if not older:
+        targets = [None if row["target"] is None else np.array(row["target"]) for row in rows]
+        labels = row_labels.content(
+            pa.array([row["image_name"] for row in rows]),
+            row_labels.target_array(targets),
+            [shard["rows"] for shard in shards],
+            sizes,
+        )
+        (path / row_labels.FILE).write_bytes(labels)
+        manifest[row_labels.HASH_KEY] = hashlib.sha256(labels).hexdigest()
     manifest = {"schema_version": ds.schema_version(manifest), **manifest}
     (path / "dataset.json").write_text(json.dumps(manifest))
     return ds.open_dataset(str(path))

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -72,16 +72,35 @@ UNLABELLED = "unlabelled"
 
 
 @dataclass(frozen=True)
+class MappedRows:
+    """What processes of one machine share of a dataset's rows, see `tiles/rows.py`.
+
+    Attributes:
+        targets: uint8 (rows, K), as `Dataset.targets`.
+        known: bool (rows,), as `Dataset.known`.
+        split: name of the split that `parts` belongs to.
+        parts: uint8 (rows,): 1 + the position in `PARTS`; 0 in no part.
+    """
+
+    targets: Array
+    known: Array
+    split: str
+    parts: Array
+
+
+@dataclass(frozen=True)
 class Dataset:
     """An opened dataset directory.
 
     Attributes:
         path: of the directory, or its URI.
         manifest: content of dataset.json.
+        mapped: targets and parts that processes of this machine share; None to read them.
     """
 
     path: str
     manifest: dict[str, Any]
+    mapped: MappedRows | None = field(default=None, repr=False, compare=False)
 
     @property
     def task(self) -> str:
@@ -156,11 +175,15 @@ class Dataset:
     @cached_property
     def targets(self) -> Array:
         """uint8 (rows, K): 1 if the tile has the label. Of use only together with `known`."""
+        if self.mapped is not None:
+            return self.mapped.targets
         return self.row_labels.targets
 
     @cached_property
     def known(self) -> Array:
         """bool (rows,): whether the target of the tile is known."""
+        if self.mapped is not None:
+            return self.mapped.known
         return self.row_labels.known
 
     def split(self, name: str) -> pd.DataFrame:
@@ -198,6 +221,8 @@ class Dataset:
             DataError: training or validation has tiles without a target; see also `split` and
                 `table`.
         """
+        if self.mapped is not None and self.mapped.split == split:
+            return np.flatnonzero(self.mapped.parts == 1 + PARTS.index(part)).astype(np.int64)
         table = self.split(split)
         _check_stays(self, split, table, part)
         in_part = table["part"] == part
@@ -698,12 +723,12 @@ def shard_bytes(
         rows: values of the columns of `SHARD_SCHEMA`; as target None where it is unknown.
     """
     arrays = []
-    for number, field in enumerate(SHARD_SCHEMA):
+    for number, column in enumerate(SHARD_SCHEMA):
         values: list[Any] = [row[number] for row in rows]
-        if field.name == "target":
+        if column.name == "target":
             arrays.append(row_labels.target_array(values))
         else:
-            arrays.append(pa.array(values, field.type))
+            arrays.append(pa.array(values, column.type))
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA),

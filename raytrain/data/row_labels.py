@@ -71,7 +71,8 @@ def from_columns(names: pa.ChunkedArray, targets: pa.ListArray, classes: int) ->
             "a target has another length than the list of classes", "labels would be shifted"
         )
     if known.all():
-        matrix = flat.reshape(-1, classes)
+        # A copy can be written to, and lets go of the table.
+        matrix = np.array(flat.reshape(-1, classes))
     else:
         matrix = np.zeros((len(known), classes), np.uint8)
         matrix[known] = flat.reshape(-1, classes)

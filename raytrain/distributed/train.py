@@ -61,6 +61,7 @@ from raytrain.evaluation.own_metrics import Metric, combined
 from raytrain.log import send_messages
 from raytrain.machine import usable_cpus
 from raytrain.runlock import held
+from raytrain.tiles.rows import with_mapped_rows
 from raytrain.training import loop, stages
 from raytrain.training.lr_find import Curve
 from raytrain.training.services import Hooks
@@ -556,7 +557,8 @@ def _set_up_worker(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker
         noun = "worker" if worker.world == 1 else "workers"
         logger.info(f"training with {worker.world} {noun}")
     assert recipe.dataset is not None
-    return recipe, open_dataset(recipe.dataset), config["run"], worker, hooks
+    dataset = with_mapped_rows(open_dataset(recipe.dataset), recipe.data.split)
+    return recipe, dataset, config["run"], worker, hooks
 
 
 def _hooks(config: dict[str, Any], rank: int) -> Hooks:

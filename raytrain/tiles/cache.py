@@ -340,7 +340,7 @@ def _make_room(directory: Path, needed: int) -> None:
 
 
 def _store_sizes(directory: Path) -> dict[Path, int]:
-    """Bytes of the pixels of each store, the least recently opened store first."""
+    """Bytes of each store, of pixels or of rows, the least recently opened one first."""
 
     def last_opened(content_file: Path) -> float:
         return content_file.stat().st_mtime
@@ -348,7 +348,7 @@ def _store_sizes(directory: Path) -> dict[Path, int]:
     sizes = {}
     for content_file in sorted(directory.glob(f"*/{CONTENT_FILE}"), key=last_opened):
         root = content_file.parent
-        sizes[root] = sum(file.stat().st_size for file in root.glob("tiles.u*"))
+        sizes[root] = sum(file.stat().st_size for file in root.glob("*.u*"))
     return sizes
 
 

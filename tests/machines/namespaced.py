@@ -189,6 +189,13 @@ class Cluster:
         ]
 
     def __enter__(self) -> "Cluster":
+        for machine in self.machines:
+            # Left by a test that was killed.
+            for left in (
+                ["link", "del", f"rtv{machine.number}"],
+                ["netns", "del", machine.namespace],
+            ):
+                subprocess.run(["ip", *left], capture_output=True)
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "addr", "add", f"{SUBNET}.254/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")

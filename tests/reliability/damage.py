@@ -20,6 +20,7 @@ from workshop import dataset, recipe
 
 from raytrain.checkpoints import reading, writing
 from raytrain.data import dataset as ds
+from raytrain.data import row_labels
 from raytrain.data.download import download
 from raytrain.errors import DataError
 from raytrain.tiles import cache
@@ -162,7 +163,15 @@ def _other_label(shard: Path) -> None:
     _rewritten(shard, lambda row: row.update(target=[1 - row["target"][0], *row["target"][1:]]))
 
 
+def _other_labels_file(shard: Path) -> None:
+    file = shard.parents[1] / row_labels.FILE
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 CHANGES = {"a tile": _other_tile, "a label": _other_label, "a shard": Path.unlink}
+CHANGES["labels.parquet"] = _other_labels_file
 
 
 def changed(what: str, tiles: str, folder: Path) -> Outcome:
@@ -185,8 +194,9 @@ def _changed(what: str, tiles: str, folder: Path) -> Outcome:
         run_alone(settings, folder / "run")
         checks.add(False, f"{what} changed, tiles {tiles}: trained all the same")
     except DataError as error:
+        named = row_labels.FILE if what == row_labels.FILE else shard.name
         checks.add(
-            shard.name in error.what,
+            named in error.what,
             f"{what} changed, tiles {tiles}: the shard is not named in {error.what}",
         )
         checks.add(not flaw_of(error), flaw_of(error))
@@ -198,11 +208,16 @@ def _refused(outcomes: list[Outcome]) -> str:
     return f"{sum(o.passed == o.of for o in outcomes)}/{len(outcomes)}"
 
 
-# A tile that changes after it was cached changes nothing: the cache holds the one that dataset.json names.
+# A tile that changes after it was cached changes nothing: the cache holds the one that dataset.json names. Nor does a
+# label: labels.parquet holds it.
 TRIED = [
-    (what, tiles) for what in CHANGES for tiles in ("decoded anew", "cached before", "streamed")
+    (what, tiles)
+    for what in ("a tile", "a label", "a shard")
+    for tiles in ("decoded anew", "cached before", "streamed")
 ]
 TRIED.remove(("a tile", "cached before"))
+TRIED.remove(("a label", "cached before"))
+TRIED.append(("labels.parquet", "cached before"))
 
 FIGURES = [
     Figure(

@@ -22,7 +22,9 @@ def dataset(path: Path, side: int = SIDE) -> str:
             for i in range(TRAIN + VALID)
         }
         parts = ["train"] * TRAIN + ["valid"] * VALID
-        write_dataset(path, tiles, CLASSES, {"random": parts}, rows_per_shard=8, tile_size=side)
+        write_dataset(
+            path, tiles, CLASSES, {"random": parts}, rows_per_shard=8, tile_size=side, older=False
+        )
     return str(path)
 
 

@@ -1,0 +1,97 @@
+"""Keeps targets and parts of a dataset's rows on a local disk, mapped by all processes there.
+
+    <cache>/<key>/targets.u8   uint8 (rows, K)
+    <cache>/<key>/known.u8     uint8 (rows,): 1 where the target is known
+    <cache>/<key>/parts.u8     uint8 (rows,): 1 + the position in PARTS; 0 in no part of the split
+
+The first process of a machine writes them, and the others read neither labels nor split. Names are
+not kept: only rank 0 needs them, for the predictions. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raytrain import storage
+from raytrain.data.dataset import PARTS, Array, Dataset, MappedRows
+from raytrain.machine import cache_directory
+from raytrain.tiles.cache import CACHE_LOCK, CONTENT_FILE
+
+logger = logging.getLogger(__name__)
+
+TARGETS = "targets.u8"
+KNOWN = "known.u8"
+PARTS_FILE = "parts.u8"
+
+
+def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None) -> Dataset:
+    """Returns a dataset whose targets and parts are mapped from the disk of this machine.
+
+    Where that disk cannot be written, the dataset is returned as it is, and reads them itself.
+
+    Args:
+        dataset: an opened dataset.
+        split: name of the split whose parts are kept.
+        directory: the cache folder; None for the default one.
+
+    Raises:
+        DataError: labels or split are not those that were written.
+    """
+    if split not in dataset.splits:
+        # What reads its parts says so.
+        return dataset
+    directory = directory or cache_directory()
+    content = {
+        "dataset": dataset.hash,
+        "labels": dataset.manifest.get("labels_sha256"),
+        "split": dataset.split_hash(split),
+        "rows": dataset.rows,
+        "classes": len(dataset.classes),
+    }
+    root = directory / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Held while the rows are read: the other processes wait, and find the files.
+        with storage.file_lock(directory / CACHE_LOCK):
+            if not (root / CONTENT_FILE).exists():
+                _write(dataset, split, root, content)
+            os.utime(root / CONTENT_FILE)
+            return replace(dataset, mapped=_mapped(dataset, split, root))
+    except OSError as error:
+        logger.info(f"labels are kept in memory, since {directory} cannot be used: {error}")
+        return dataset
+
+
+def _write(dataset: Dataset, split: str, root: Path, content: dict[str, Any]) -> None:
+    root.mkdir(exist_ok=True)
+    parts = np.zeros(dataset.rows, np.uint8)
+    for number, part in enumerate(PARTS, 1):
+        parts[dataset.part_rows(split, part)] = number
+    dataset.targets.tofile(root / TARGETS)
+    dataset.known.astype(np.uint8).tofile(root / KNOWN)
+    parts.tofile(root / PARTS_FILE)
+    # Last: it promises that the others are complete.
+    storage.write_json(str(root / CONTENT_FILE), content)
+
+
+def _mapped(dataset: Dataset, split: str, root: Path) -> MappedRows:
+    rows = dataset.rows
+    return MappedRows(
+        targets=_map(root / TARGETS, (rows, len(dataset.classes))),
+        known=_map(root / KNOWN, (rows,)).view(np.bool_),
+        split=split,
+        parts=_map(root / PARTS_FILE, (rows,)),
+    )
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Array:
+    # "c": writable in memory alone, since torch warns of arrays that are not. Nobody writes.
+    return np.memmap(path, np.uint8, "c", shape=shape)
