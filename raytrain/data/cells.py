@@ -85,13 +85,34 @@ def tags_of(
             names the line.
     """
     how = _Splitting(separator, frozenset(classes or ()), classes is not None, whole)
+    # A million cells have few different contents, so each is split once, with its first line.
+    keys = [_key(cell) for cell in cells]
+    # From the end, so that the first line of a content is the one that stays.
+    first = dict(zip(reversed(keys), reversed(source.lines), strict=True))
+    different = list(dict.fromkeys(keys))
+    contents = [key if isinstance(key, str) else list(key) for key in different]
+    lines = [first[key] for key in different]
+    found = _tags_of(contents, Source(source.name, lines), how)
+    of_key = dict(zip(different, found, strict=True))
+    return [of_key[key] for key in keys]
+
+
+def _key(cell: Cell) -> str | tuple[str, ...]:
+    """Returns what equal cells have in common; a list cannot be looked up."""
+    if isinstance(cell, str):
+        return cell
+    return tuple(cell)
+
+
+def _tags_of(cells: Sequence[Cell], source: Source, how: _Splitting) -> list[Tags]:
+    """Splits cells of which no two are equal. Arguments and errors are those of `tags_of`."""
     is_list = [_is_written_list(cell, how) for cell in cells]
     if any(is_list):
         _check_all_lists(cells, is_list, source)
         found = _split_lists(cells, source, how)
     else:
         found = [_tidy(_words(cell, how)) for cell in cells]
-        if separator is None and not how.has_classes and not whole:
+        if how.separator is None and not how.has_classes and not how.whole:
             _check_separated(cells, source)
     _check_stray(cells, found, source, how.known)
     return found

@@ -33,6 +33,9 @@ LABELS = FileKind(
     separated=True,
 )
 
+# Names of a column that are Python's texts at the same time.
+NAMES_AT_ONCE = 65_536
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -57,13 +60,17 @@ class Labels:
     @property
     def targets(self) -> Array:
         """uint8 (rows, K): 1 if the tile has the label. Repeated labels count once."""
-        column = {name: i for i, name in enumerate(self.classes)}
-        shape = (len(self.table), len(self.classes))
-        targets = np.zeros(shape, np.uint8)
-        for row, tags in enumerate(self.table["tags"]):
+        number = {name: i for i, name in enumerate(self.classes)}
+        # A million rows have few different lists of labels, each of which is a row of this matrix.
+        position: dict[Tags, int] = {}
+        for tags in self.table["tags"]:
+            position.setdefault(tags, len(position))
+        different = np.zeros((len(position), len(self.classes)), np.uint8)
+        for tags, row in position.items():
             for tag in tags:
-                targets[row, column[tag]] = 1
-        return targets
+                different[row, number[tag]] = 1
+        rows = [position[tags] for tags in self.table["tags"]]
+        return different[np.array(rows, np.int64)]
 
 
 def read_labels(
@@ -166,7 +173,7 @@ def _row_numbers(names: Sequence[str]) -> list[int]:
 
 def _tagged(names: Sequence[str], tags: list[Tags], source: str) -> Tagged:
     lines = _row_numbers(names)
-    return Tagged(list(names), tags, lines, source, hash_of(names, tags, lines))
+    return Tagged(pd.Series(list(names)), tags, lines, source, hash_of(names, tags, lines))
 
 
 def tidied(
@@ -190,8 +197,11 @@ def tidied(
     _check_classes(classes or ())
     spelled = _spelled(tagged, classes)
     # Names are compared only in one spelling of their folders.
-    names = [_tidy_name(name) for name in tagged.names]
-    table = pd.DataFrame({"image_name": names, "tags": spelled.unique, "line": tagged.lines})
+    # `/` between folders, if Windows or `find .` wrote them.
+    names = tagged.names.str.replace("\\", "/", regex=False).str.removeprefix("./")
+    tags = [spelled.unique[written] for written in tagged.tags]
+    lines = np.array(tagged.lines, np.int64)
+    table = pd.DataFrame({"image_name": names, "tags": tags, "line": lines})
     rows = len(table)
     # Before the problems are looked for: joined rows no longer contradict each other.
     if join_rows:
@@ -201,7 +211,7 @@ def tidied(
     listed = list(classes or ())
     if classes is not None:
         _check_known(found, listed, tagged)
-    notes = _notes_on_labels(tagged, spelled)
+    notes = _notes_on_labels(spelled)
     notes["rows that repeat the header, left out"] = tagged.headers
     notes["rows joined to another row of their tile"] = rows - len(table)
     notes["rows repeated word for word"] = int((table["problem"] == "repeated").sum())
@@ -211,40 +221,39 @@ def tidied(
     return Labels(table, listed or found, tagged.sha256, notes, tuple(remarks))
 
 
-def _tidy_name(name: str) -> str:
-    """Returns a name with `/` between folders, if Windows or `find .` wrote it."""
-    return name.replace("\\", "/").removeprefix("./")
-
-
 @dataclass(frozen=True)
 class _Spelled:
-    """The labels of all rows, step by step from what was written to the classes.
+    """The different lists of labels, step by step from what was written to the classes.
 
     Attributes:
-        clean: labels of each row, without invisible characters and without empty labels.
+        rows: number of rows that have each list, as it was written.
+        clean: its labels without invisible characters and without empty labels.
         counts: how often each clean label is written.
         class_of: the class that each clean label means.
-        classes: classes of each row, with repetitions.
-        unique: classes of each row, each once, in the order in which they are written.
+        classes: classes of each list, with repetitions.
+        unique: classes of each list, each once, in the order in which they are written.
     """
 
-    clean: list[Tags]
+    rows: Counter[Tags]
+    clean: dict[Tags, Tags]
     counts: Counter[str]
     class_of: dict[str, str]
-    classes: list[Tags]
-    unique: list[Tags]
+    classes: dict[Tags, Tags]
+    unique: dict[Tags, Tags]
 
 
 def _spelled(tagged: Tagged, classes: Sequence[str] | None) -> _Spelled:
-    clean = [_clean(tags) for tags in tagged.tags]
+    rows = Counter(tagged.tags)
+    clean = {tags: _clean(tags) for tags in rows}
     counts: Counter[str] = Counter()
-    for tags in clean:
-        counts.update(tags)
+    for tags, count in rows.items():
+        for label in clean[tags]:
+            counts[label] += count
     class_of = _spellings(counts, classes)
-    classes_of_rows = [_replaced(tags, class_of) for tags in clean]
+    classes_of = {tags: _replaced(clean[tags], class_of) for tags in rows}
     # dict.fromkeys removes repetitions and keeps the order.
-    unique = [tuple(dict.fromkeys(tags)) for tags in classes_of_rows]
-    return _Spelled(clean, counts, class_of, classes_of_rows, unique)
+    unique = {tags: tuple(dict.fromkeys(classes_of[tags])) for tags in rows}
+    return _Spelled(rows, clean, counts, class_of, classes_of, unique)
 
 
 def _clean(tags: Tags) -> Tags:
@@ -256,11 +265,15 @@ def _replaced(tags: Tags, class_of: dict[str, str]) -> Tags:
     return tuple(class_of[tag] for tag in tags)
 
 
-def _notes_on_labels(tagged: Tagged, spelled: _Spelled) -> dict[str, int]:
+def _notes_on_labels(spelled: _Spelled) -> dict[str, int]:
     """Counts what was tidied. The descriptions are keys in dataset.json."""
     repeating = 0
-    for written, unique in zip(spelled.classes, spelled.unique, strict=True):
-        repeating += len(written) != len(unique)
+    cleaned = 0
+    for written, rows in spelled.rows.items():
+        if len(spelled.classes[written]) != len(spelled.unique[written]):
+            repeating += rows
+        if spelled.clean[written] != written:
+            cleaned += rows
     other_case = 0
     other_form = 0
     for label, count in spelled.counts.items():
@@ -269,9 +282,6 @@ def _notes_on_labels(tagged: Tagged, spelled: _Spelled) -> dict[str, int]:
             other_case += count
         elif label != name:
             other_form += count
-    cleaned = 0
-    for before, after in zip(tagged.tags, spelled.clean, strict=True):
-        cleaned += before != after
     return {
         "rows that repeat a label": repeating,
         "labels written in another case": other_case,
@@ -366,30 +376,52 @@ def _problems(table: pd.DataFrame, allow_empty: bool) -> tuple[list[str], list[s
     Returns:
         Problem and detail of each row; both are empty for a row that can be used.
     """
+    names = table["image_name"]
+    several = _repeated(names)
+    # Only of the names that stand in several rows, which are few.
     tags_of_name: dict[str, set[frozenset[str]]] = {}
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+    for name, tags in zip(names[several], table["tags"][several], strict=True):
         tags_of_name.setdefault(name, set()).add(frozenset(tags))
     seen: set[str] = set()
     problems = []
     details = []
-    for name, tags in zip(table["image_name"], table["tags"], strict=True):
+    rows = zip(_one_by_one(names), table["tags"], several.tolist(), strict=True)
+    for name, tags, is_repeated in rows:
         unsafe = why_unsafe(name)
         # The first problem that applies. Which of contradicting rows is right cannot be known, so
         # all of them are left out; of equal rows the first one stays.
         if unsafe:
             problem = "unsafe-name"
-        elif len(tags_of_name[name]) > 1:
+        elif is_repeated and len(tags_of_name[name]) > 1:
             problem = "contradicting-labels"
-        elif name in seen:
+        elif is_repeated and name in seen:
             problem = "repeated"
         elif tags or allow_empty:
             problem = ""
         else:
             problem = "no-labels"
-        seen.add(name)
+        if is_repeated:
+            seen.add(name)
         problems.append(problem)
         details.append(unsafe)
     return problems, details
+
+
+def _repeated(names: pd.Series) -> Array:
+    """Returns whether each name may stand in several rows, bool (rows,).
+
+    Names are compared by their hashes, which take less memory than a table of a million names.
+    Different names of one hash are very rare, and are told apart by the caller.
+    """
+    hashes = np.fromiter(map(hash, _one_by_one(names)), np.int64, len(names))
+    values, counts = np.unique(hashes, return_counts=True)
+    return np.isin(hashes, values[counts > 1])
+
+
+def _one_by_one(names: pd.Series) -> Iterator[str]:
+    """Yields the names of a column without making a list of all of them."""
+    for start in range(0, len(names), NAMES_AT_ONCE):
+        yield from names.iloc[start : start + NAMES_AT_ONCE].to_list()
 
 
 def _check_known(found: list[str], classes: list[str], tagged: Tagged) -> None:

@@ -8,14 +8,16 @@ ray.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -28,7 +30,7 @@ from raytrain.errors import DataError, did_you_mean
 
 Cell = str | list[str]
 # Excel accepts `sep=;` as the first line of a CSV file, which names the separator.
-_EXCEL_SEPARATOR = re.compile(r"sep=([^\r\n])(?=[\r\n])")
+_EXCEL_SEPARATOR = re.compile(rb"sep=([^\r\n])(?=[\r\n])")
 _PARQUET = b"PAR1"  # first bytes of a Parquet file
 _OTHER_SEPARATORS = ",;\t|"
 
@@ -66,9 +68,8 @@ class Column:
     holds: Holds
 
 
-@dataclass(frozen=True)
-class Row:
-    """The requested cells of one row.
+class Row(NamedTuple):
+    """The requested cells of one row. A tuple, since a table may have a million of them.
 
     Attributes:
         line: line of a CSV file in which the row starts, or number of a Parquet row, from 1.
@@ -79,17 +80,19 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rows:
-    """The rows of a table.
+    """The rows of a table, without blank rows and without headers, column by column.
 
     Attributes:
-        rows: without blank rows and without headers.
+        lines: line of each row.
+        columns: cells of each requested column. Equal texts are one object, except for names.
         headers: how often the header was repeated, as in files that were concatenated.
     """
 
-    rows: list[Row] = field(default_factory=list)
-    headers: int = 0
+    lines: Sequence[int]
+    columns: tuple[list[Cell], ...]
+    headers: int
 
 
 class Table(Protocol):
@@ -128,7 +131,8 @@ def open_table(path: str, kind: FileKind, separator: str = ",", *, force: bool =
     content = unpacked(stored, path, force=force)
     if path.lower().endswith(".parquet") or content.startswith(_PARQUET):
         return _ParquetTable(path, content, sha256)
-    return _CsvTable(path, decoded(content, path), sha256, separator, kind)
+    decoded(content, path)  # refuses what is no text
+    return _CsvTable(path, content, sha256, separator, kind)
 
 
 def read_rows(table: Table, columns: Sequence[Column], fix: str) -> Rows:
@@ -146,7 +150,7 @@ def read_rows(table: Table, columns: Sequence[Column], fix: str) -> Rows:
     _check_columns(table, columns, fix)
     names = [column.name for column in columns]
     found = without_headers(table.cells(columns), names, table.path)
-    if not found.rows:
+    if not found.lines:
         raise DataError(
             f"{table.path} has a header in line 1 but no rows",
             "there is nothing to read from it",
@@ -166,17 +170,26 @@ def without_headers(rows: Iterable[Row], names: Sequence[str], source: str) -> R
     Raises:
         DataError: the first cell of a row is the name of its column, but another cell is not.
     """
-    found = Rows()
     wanted = [name.casefold() for name in names]
+    lines = array("Q")
+    columns: tuple[list[Cell], ...] = tuple([] for _ in names)
+    headers = 0
+    # A million rows have few different labels, so each text is kept once.
+    texts: dict[str, str] = {}
     for row in rows:
         # Nearly all rows differ from a header in their first cell; this check alone is cheap.
-        if str(row.cells[0]).casefold() not in wanted or not _is_header(row, wanted):
-            found.rows.append(row)
+        if str(row.cells[0]).casefold() in wanted and _is_header(row, wanted):
+            if _folded(row) != wanted:
+                raise _another_header(row, source)
+            headers += 1
             continue
-        if _folded(row) != wanted:
-            raise _another_header(row, source)
-        found.headers += 1
-    return found
+        lines.append(row.line)
+        columns[0].append(row.cells[0])
+        for column, cell in zip(columns[1:], row.cells[1:], strict=True):
+            if isinstance(cell, str):
+                cell = texts.setdefault(cell, cell)
+            column.append(cell)
+    return Rows(lines, columns, headers)
 
 
 def _another_header(row: Row, source: str) -> DataError:
@@ -219,19 +232,21 @@ def _check_columns(table: Table, columns: Sequence[Column], fix: str) -> None:
 
 
 class _CsvTable:
-    """A CSV file, decoded."""
+    """A CSV file, whose bytes are known to be UTF-8. They are decoded while they are read."""
 
-    def __init__(self, path: str, text: str, sha256: str, separator: str, kind: FileKind) -> None:
+    def __init__(
+        self, path: str, content: bytes, sha256: str, separator: str, kind: FileKind
+    ) -> None:
         self.path = path
         self.sha256 = sha256
         self._kind = kind
-        self._text = text
+        self._content = content.removeprefix(codecs.BOM_UTF8)
         self._separator = separator
-        excel = _EXCEL_SEPARATOR.match(text)
+        excel = _EXCEL_SEPARATOR.match(self._content)
         if excel:
             # The line end stays, so that this line is a blank one and all lines keep their number.
-            self._text = text[excel.end() :]
-            self._separator = excel[1]
+            self._content = self._content[excel.end() :]
+            self._separator = excel[1].decode()
         _, self.header = next(self._rows(), (1, []))
         self._check_header()
 
@@ -275,7 +290,7 @@ class _CsvTable:
                     "a field too many or too few would shift labels to another tile",
                     "correct that line (several labels are separated by spaces, not commas)",
                 )
-            yield Row(line, tuple(row[position] for position in positions))
+            yield Row(line, tuple([row[position] for position in positions]))
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yields the line in which each row starts, and its trimmed cells, the header first.
@@ -284,7 +299,7 @@ class _CsvTable:
         """
         # newline="" leaves line ends to the csv module, as its documentation demands: inside
         # quotes they belong to a cell.
-        stream = io.StringIO(self._text, newline="")
+        stream = io.TextIOWrapper(io.BytesIO(self._content), "utf-8", newline="")
         reader = csv.reader(stream, strict=True, delimiter=self._separator)
         width = 0  # columns of the header, once it was read
         last_line = 0  # where the previous row ended

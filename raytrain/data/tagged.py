@@ -12,10 +12,12 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
 from raytrain.data.cells import Source, Tags, tags_of
 from raytrain.data.label_format import KAGGLE_FORMAT, ONE_LABEL_COLUMN, LabelFormat
 from raytrain.data.names import visible, without_invisible
-from raytrain.data.tables import Column, Row, Rows, Table, read_rows, without_headers
+from raytrain.data.tables import Cell, Column, Rows, Table, read_rows, without_headers
 from raytrain.errors import DataError
 
 OTHER_COLUMNS = "rename the columns, or give --name-column and --tags-column (or --label-columns)"
@@ -48,9 +50,9 @@ class Tagged:
             has one of them.
     """
 
-    names: list[str]
+    names: pd.Series
     tags: list[Tags]
-    lines: list[int]
+    lines: Sequence[int]
     source: str
     sha256: str
     headers: int = 0
@@ -100,9 +102,8 @@ def _of_tags_column(table: Table, form: LabelFormat, classes: Sequence[str] | No
     columns = [Column(form.name_column, "name"), Column(form.tags_column, "labels")]
     rows = read_rows(table, columns, OTHER_COLUMNS)
     _check_other_header(rows, form.tags_column, table.path, classes or ())
-    cells = [row.cells[1] for row in rows.rows]
-    lines = [row.line for row in rows.rows]
-    source = Source(table.path, lines)
+    cells = rows.columns[1]
+    source = Source(table.path, rows.lines)
     # A table with one row for each label has one label in a cell.
     whole = form.join_rows or form.one_label
     tags = tags_of(cells, source, form.tags_separator, classes, whole=whole)
@@ -115,13 +116,15 @@ def _check_other_header(rows: Rows, column: str, path: str, classes: Sequence[st
 
     It is probably a second header that has another name for the first column.
     """
-    for row in rows.rows:
-        label = str(row.cells[1])
+    cells = rows.columns[1]
+    # Each content once: a million rows have few different ones.
+    for label in dict.fromkeys(map(str, cells)):
         if label in classes:
             continue
         if label.casefold() == column.casefold():
+            line = rows.lines[[str(cell) for cell in cells].index(label)]
             raise DataError(
-                f'line {row.line} of {path} has the label "{visible(label)}", '
+                f'line {line} of {path} has the label "{visible(label)}", '
                 "which is its column's name",
                 "two tables with different headers were probably concatenated",
                 "remove that line; or, if it is a label, list all labels with --classes",
@@ -131,7 +134,7 @@ def _check_other_header(rows: Rows, column: str, path: str, classes: Sequence[st
 def _only_flags(tags: Sequence[Tags], column: str) -> Iterator[str]:
     """Yields a remark if the only labels are 0 and 1."""
     found: set[str] = set()
-    for words in tags:
+    for words in set(tags):
         found.update(words)
     folded = {label.casefold() for label in found}
     if folded and folded.issubset(_FLAGS):
@@ -150,9 +153,12 @@ def _of_label_columns(table: Table, name_column: str, label_columns: Sequence[st
     columns += [Column(column, "flag") for column in label_columns]
     fix = "--name-column NAME --label-columns A,B,C with columns of the file"
     rows = read_rows(table, columns, fix)
-    tags = []
-    for row in rows.rows:
-        tags.append(tuple(_labels_of_row(row, labels, table.path)))
+    tags: list[Tags] = []
+    # Equal rows of flags have one tuple of labels.
+    shared: dict[Tags, Tags] = {}
+    for line, *flags in zip(rows.lines, *rows.columns[1:], strict=True):
+        found_here = tuple(_labels_of_row(line, flags, labels, table.path))
+        tags.append(shared.setdefault(found_here, found_here))
     count = f"{len(labels)} columns"
     if len(labels) == 1:
         count = "1 column"
@@ -179,14 +185,16 @@ def _check_different(labels: Sequence[str], path: str) -> None:
             )
 
 
-def _labels_of_row(row: Row, labels: Sequence[str], path: str) -> Iterator[str]:
-    for label, cell in zip(labels, row.cells[1:], strict=True):
+def _labels_of_row(
+    line: int, flags: Sequence[Cell], labels: Sequence[str], path: str
+) -> Iterator[str]:
+    for label, cell in zip(labels, flags, strict=True):
         flag = str(cell).casefold()
         if flag in _TRUE:
             yield label
         elif flag not in _FALSE:
             raise DataError(
-                f'line {row.line} of {path} has "{visible(str(cell))}" '
+                f'line {line} of {path} has "{visible(str(cell))}" '
                 f'in the column "{visible(label)}"',
                 "a column for one label holds 0 and 1, or true and false",
                 "correct that cell, or name the right columns with --label-columns",
@@ -194,13 +202,10 @@ def _labels_of_row(row: Row, labels: Sequence[str], path: str) -> Iterator[str]:
 
 
 def _tagged(table: Table, rows: Rows, tags: list[Tags]) -> Tagged:
-    names = []
-    lines = []
-    for row in rows.rows:
-        names.append(str(row.cells[0]))
-        lines.append(row.line)
+    names = [str(cell) for cell in rows.columns[0]]
+    lines = rows.lines
     sha256 = table.sha256 or hash_of(names, tags, lines)
-    return Tagged(names, tags, lines, table.path, sha256, rows.headers)
+    return Tagged(pd.Series(names), tags, lines, table.path, sha256, rows.headers)
 
 
 def _layout(table: Table, form: LabelFormat) -> LabelFormat:
@@ -261,11 +266,11 @@ def _odd_cells(table: Table, columns: Sequence[str]) -> dict[str, _Odd]:
     found: dict[str, _Odd] = {}
     wanted = [Column(column, "any") for column in columns]
     rows = without_headers(table.cells(wanted), columns, table.path)
-    for row in rows.rows:
-        for column, cell in zip(columns, row.cells, strict=True):
+    for line, *cells in zip(rows.lines, *rows.columns, strict=True):
+        for column, cell in zip(columns, cells, strict=True):
             text = str(cell)
             if column not in found and text.casefold() not in _FLAGS:
-                found[column] = _Odd(row.line, text)
+                found[column] = _Odd(line, text)
     # `found` is in the order of lines, but the caller takes the first column for the names.
     ordered = {}
     for column in columns:

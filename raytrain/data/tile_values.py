@@ -62,14 +62,14 @@ def column_of(
     known = KnownNames(names)
     others = KnownNames(optional)
     values: dict[str, str] = {}
-    for row in rows.rows:
-        name = str(row.cells[0])
-        value = " ".join(str(row.cells[1]).split())
+    for line, named, cell in zip(rows.lines, *rows.columns, strict=True):
+        name = str(named)
+        value = " ".join(str(cell).split())
         for tile in known.find(name) or others.whole(name):
             earlier = values.setdefault(tile, value)
             if earlier != value:
                 raise DataError(
-                    f'line {row.line} of {path} gives {visible(name)} the {column} "{value}", '
+                    f'line {line} of {path} gives {visible(name)} the {column} "{value}", '
                     f'an earlier line "{earlier}"',
                     "a tile belongs to one group or part",
                     "correct that line",

@@ -189,7 +189,7 @@ def _sample_names(path: str) -> list[str]:
     """The column image_name of a sample file, in its order."""
     fix = f"its column image_name gives the order; {ANOTHER}"
     rows = read_rows(open_table(path, SAMPLE), [Column("image_name", "name")], fix)
-    return [str(row.cells[0]) for row in rows.rows]
+    return [str(cell) for cell in rows.columns[0]]
 
 
 def _tiles_of(names: Sequence[str], predicted: Iterable[str]) -> list[str | None]:
