@@ -13,6 +13,7 @@ Imports neither torch nor ray.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import threading
@@ -26,6 +27,8 @@ from typing import Any
 from raytrain import storage
 from raytrain.errors import StorageError, TakenError
 
+logger = logging.getLogger(__name__)
+
 FILE = "lock.json"
 # Keys that every lock file has. "processes" is missing in files of older versions.
 KEYS = {"host", "pid", "started", "token", "beat"}
@@ -36,6 +39,8 @@ SILENT_S = 60.0
 # Object stores have neither locks nor exclusive writes. If two processes write the lock within
 # these seconds, the one whose content is read back afterwards owns it.
 SETTLE_S = 1.0
+# Seconds between two looks at a lock.
+LOOK_EVERY_S = 1.0
 
 
 class Lock:
@@ -86,6 +91,30 @@ def held(path: str) -> Iterator[Lock]:
         ended.set()
         thread.join()
         _release(path, mine)
+
+
+def outwait(path: str) -> None:
+    """Waits while a lock of another machine may be that of a process that has ended.
+
+    It is for commands that are given again by a machine, not by somebody who has looked. It returns
+    as soon as the lock changes, is gone, or has been silent for `SILENT_S` seconds; `held` decides.
+
+    Args:
+        path: the run's directory.
+    """
+    owner = _owner(path)
+    if owner is None or _is_our_numbering(owner):
+        return
+    # Not by the clocks alone, since those of two machines may differ.
+    silent_s = max(0.0, min(SILENT_S, time.time() - owner["beat"]))
+    end = time.monotonic() + SILENT_S - silent_s
+    if end > time.monotonic():
+        logger.info(
+            f"the run {storage.name_of(path)} was trained by {owner_in_words(path)}; "
+            f"waiting up to {SILENT_S:.0f} s for a sign of it"
+        )
+    while time.monotonic() < end and _owner(path) == owner:
+        time.sleep(LOOK_EVERY_S)
 
 
 def is_held(path: str) -> bool:

@@ -259,3 +259,46 @@ def test_storage_that_fails_at_the_end_does_not_hide_how_it_ended(tmp_path, monk
     monkeypatch.setattr(storage, "remove", full)
     with pytest.raises(ZeroDivisionError), runlock.held(str(tmp_path / "run")):
         1 / 0  # noqa: B018
+
+
+# A command that is given again by a machine
+
+
+def elsewhere(path, age):
+    """A lock of a process of another machine, last heard of some seconds ago."""
+    path.mkdir(exist_ok=True)
+    owner = {"host": "gone", "pid": 7, "started": "1", "token": "t", "beat": time.time() - age}
+    (path / runlock.FILE).write_text(json.dumps(owner | {"processes": "other"}))
+
+
+def waited(path, monkeypatch, change=lambda: None):
+    """How many looks it took."""
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        change()
+
+    now = iter(range(1000))
+    monkeypatch.setattr(runlock.time, "sleep", sleep)
+    monkeypatch.setattr(runlock.time, "monotonic", lambda: next(now))
+    runlock.outwait(str(path))
+    return len(looks)
+
+
+def test_a_lock_of_a_machine_that_died_is_outwaited(tmp_path, monkeypatch, logged):
+    elsewhere(tmp_path / "run", 30)
+    assert 25 <= waited(tmp_path / "run", monkeypatch) <= 31
+    assert "was trained by process 7 on gone; waiting up to 60 s" in logged[0]
+
+
+def test_a_lock_that_is_silent_for_long_is_not_waited_for(tmp_path, monkeypatch):
+    elsewhere(tmp_path / "run", 3000)
+    assert waited(tmp_path / "run", monkeypatch) == 0
+    assert waited(tmp_path / "none", monkeypatch) == 0
+
+
+def test_a_lock_that_changes_ends_the_wait(tmp_path, monkeypatch):
+    elsewhere(tmp_path / "run", 0)
+    run = tmp_path / "run"
+    assert waited(run, monkeypatch, lambda: elsewhere(run, 5)) == 1

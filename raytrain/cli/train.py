@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat, NonNegativeInt
 
-from raytrain import runs, storage
+from raytrain import runlock, runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
 from raytrain.config import Recipe, field_paths, load_recipe, merge, nested
@@ -154,6 +154,8 @@ def _begin_or_resume(flags: RecipeFlags, run: RunFlags) -> int | None:
     begun = runs.begun(run.name, recipe.storage)
     if begun is None:
         return _train_new(flags, new)
+    # Its machine may just have died.
+    runlock.outwait(begun.path)
     check_session()
     from raytrain.distributed.repeat import changes_of, is_complete
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat
 
-from raytrain import runs, storage
+from raytrain import runlock, runs, storage
 from raytrain.cli.flags import RecipeFlags
 from raytrain.cli.job import check_written
 from raytrain.cli.train import AUTO, NO_RECIPE_FLAGS, unnamed
@@ -172,6 +172,8 @@ def _search(what: SearchFlags, settings: Recipe, name: str) -> None:
 
 def _go_on(what: SearchFlags, settings: Recipe, directory: str) -> None:
     """Goes on with a search that the same command has begun."""
+    # Its machine may just have died.
+    runlock.outwait(directory)
     check_session()
     from raytrain.distributed.repeat import options_of
     from raytrain.distributed.search import resume

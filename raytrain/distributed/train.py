@@ -78,6 +78,10 @@ STALLED = 70
 START_ATTEMPTS = 5
 # Seconds between two looks for room for more workers.
 GROWS_EVERY_S = 30.0
+# Seconds of one wait for a group that may be smaller: Ray counts the CPUs of a lost machine until
+# it notices the loss. The waits take as long together as those of a group of fixed size.
+SMALLER_AFTER_S = 30
+SMALLER_AFTER = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 @dataclass(frozen=True)
@@ -356,6 +360,10 @@ def _group(
     elif recipe.num_workers > 1:
         workers = f"{recipe.num_workers} {kind} workers"
     logger.info(f"starting {workers} (about 15 seconds)")
+    attempts = START_ATTEMPTS
+    if recipe.max_workers is not None:
+        os.environ.setdefault(SMALLER_AFTER, str(SMALLER_AFTER_S))
+        attempts = 2 * START_ATTEMPTS
     with mailbox() as box:
         config = {
             "recipe": recipe.model_dump(mode="json"),
@@ -369,7 +377,7 @@ def _group(
             lambda: function(config),
             torch_config=OverNetworkOfRay(),
             scaling_config=_scaling(recipe, gpu),
-            run_config=_run_config(path, box),
+            run_config=_run_config(path, box, attempts),
         )
         leave_unused_actors_out(trainer)
         # A range test writes no checkpoint, so a signal ends it at once.
@@ -403,12 +411,13 @@ def _scaling(recipe: Recipe, gpu: bool) -> ray.train.ScalingConfig:
     )
 
 
-def _run_config(path: str, box: Any) -> ray.train.RunConfig:
+def _run_config(path: str, box: Any, attempts: int) -> ray.train.RunConfig:
     """Where Ray keeps files of its own, and what it does when workers fail.
 
     Args:
         path: the run directory.
         box: handle of the mailbox.
+        attempts: how many times Ray waits for room for the group.
     """
     filesystem, ray_path = storage.filesystem(storage.join(path, "ray"))
     return ray.train.RunConfig(
@@ -420,9 +429,7 @@ def _run_config(path: str, box: Any) -> ray.train.RunConfig:
         storage_filesystem=filesystem if storage.is_uri(path) else None,
         # The callback `restarts` decides when to give up. A number for the whole run would end one
         # that gets further between its failures.
-        failure_config=ray.train.FailureConfig(
-            max_failures=-1, controller_failure_limit=START_ATTEMPTS
-        ),
+        failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=attempts),
         # At INFO, Ray prints a line for each report of each rank.
         logging_config=ray.train.LoggingConfig("ERROR"),
         callbacks=[restarts(path, box), FreesOrphaned()],
