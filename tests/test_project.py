@@ -21,7 +21,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("raytrain/**/*.py"), *ROOT.glob("jobs/*.py")])
-JOBS = ("ingest", "train", "tune", "predict", "evaluate", "submission")
+JOBS = ("ingest", "train", "tune", "predict", "evaluate", "submission", "doctor")
 MEGABYTE = 2**20
 
 by_rays_own_code = pytest.mark.skipif(

@@ -19,6 +19,7 @@ from cyclopts import App
 
 from raytrain import log
 from raytrain.cli.dataset import data_app
+from raytrain.cli.doctor import doctor
 from raytrain.cli.download import download
 from raytrain.cli.evaluate import evaluate
 from raytrain.cli.ingest import ingest
@@ -55,6 +56,7 @@ app.command(predict)
 app.command(evaluate)
 app.command(submission)
 app.command(runs_app)
+app.command(doctor)
 # Imported when it is called: no other command needs the names of its parts.
 app.command(
     "raytrain.cli.bench:bench",

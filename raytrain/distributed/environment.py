@@ -329,12 +329,16 @@ def own_token(environment: Environment = os.environ) -> str | None:
     """
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"]
-    file = environment.get("RAY_AUTH_TOKEN_PATH") or f"{_home(environment)}/.ray/auth_token"
     try:
-        token = Path(file).read_text().strip()
+        token = Path(token_file(environment)).read_text().strip()
     except OSError:
         return None
     return token or None
+
+
+def token_file(environment: Environment = os.environ) -> str:
+    """Returns the path of the file that Ray reads its token from."""
+    return environment.get("RAY_AUTH_TOKEN_PATH") or f"{_home(environment)}/.ray/auth_token"
 
 
 def _home(environment: Environment) -> str:

@@ -117,7 +117,7 @@ def check_machines(places: Places, gpus: bool = False) -> list[Answer]:
     if not environment.connects() and len(nodes) < 2:
         return []
     directories = {flag: storage.absolute(path) for flag, path in places.written.items()}
-    with _marked(list(directories.values())) as marker:
+    with marked(list(directories.values())) as marker:
         question = Question(tuple(directories.values()), marker, places.files, gpus)
         answers = ask(nodes, question)
     here = {path: machine.seen_file(path) for path in places.files}
@@ -208,7 +208,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _marked(directories: Sequence[str]) -> Iterator[str]:
+def marked(directories: Sequence[str]) -> Iterator[str]:
     """Puts a file of one name into each directory, and removes them at the end.
 
     Raises:
