@@ -49,6 +49,7 @@ GROUND = {
     *("errors", "registry", "config", "storage", "runs", "runlock", "machine", "output", "log"),
     "control_groups",
     "memory",
+    "summaries",
     "lineage",
 }
 ROOMS = {

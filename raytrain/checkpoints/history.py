@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
-from raytrain import storage
+from raytrain import storage, summaries
 from raytrain.evaluation.score import BEST_SUFFIX
 
 EPOCHS_FILE = "history.csv"
@@ -165,6 +165,7 @@ class History:
             # The files may hold rows from after the checkpoint that the run resumed from.
             self._rewrite()
             return
+        summaries.write(self.run, _epoch_cells(self.epochs))
         new_ranks = self.ranks[self.written.ranks :]
         new_epochs = self.epochs[self.written.epochs :]
         new_steps = self.steps[self.written.steps :]
@@ -177,6 +178,7 @@ class History:
         self._replace(RANKS_FILE, _csv(_rank_cells(self.ranks), list(_types(RankRow))))
         self._replace(EPOCHS_FILE, _csv(_epoch_cells(self.epochs), list(_types(EpochRow))))
         self._replace(STEPS_FILE, _lines(self.steps))
+        summaries.write(self.run, _epoch_cells(self.epochs))
         self.written = self._rows()
 
     def _replace(self, name: str, text: str) -> None:

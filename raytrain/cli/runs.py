@@ -1,4 +1,4 @@
-"""The commands `raytrain runs list`, `runs show`, `runs report` and `runs prune`.
+"""The commands `raytrain runs list`, `show`, `compare`, `report` and `prune`.
 
 A search is listed beside the runs; when it has ended, its name is that of a run, too.
 """
@@ -10,11 +10,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from raytrain import registry, runs, storage
+from raytrain import registry, runs, storage, summaries
 from raytrain.cli.flags import Storage
 from raytrain.cli.job import check_written
 from raytrain.data.names import visible
 from raytrain.errors import ConfigError
+from raytrain.summaries import Summary
 
 runs_app = App(
     name="runs",
@@ -25,19 +26,13 @@ runs_app = App(
 @runs_app.command(name="list")
 def list_runs(*, where: Storage = "runs") -> None:
     """List all runs and searches under a storage path with their best score."""
-    words = {}
-    for search in runs.every_search(where):
-        words[search.name] = _search_in_words(search)
-    for run in runs.every(where):
-        rows = _history(run)
-        best = "no epoch yet"
-        if rows:
-            best = f"{_best(rows)} after {len(rows)} epochs"
-        if run.name in words:
-            best = f"{best}; {words[run.name]}"
-        words[run.name] = best
-    for name in sorted(words):
-        print(f"{visible(name)}  {words[name]}")
+    for entry in summaries.every(where):
+        words = []
+        if entry.is_run:
+            words.append(_run_in_words(entry.summary))
+        if entry.is_search:
+            words.append(_search_in_words(entry.run))
+        print(f"{visible(entry.run.name)}  {'; '.join(words)}")
 
 
 @runs_app.command
@@ -52,6 +47,14 @@ def show(run: str, /, *, where: Storage = "runs") -> None:
     print(f"{found.path}\ncheckpoints: {', '.join(found.checkpoints)}")
     for row in _history(found):
         print("  ".join(f"{key} {float(value):.4g}" for key, value in row.items()))
+
+
+@runs_app.command
+def compare(one: str, two: str, /, *, where: Storage = "runs") -> None:
+    """Show two runs side by side: settings that differ, scores and time."""
+    from raytrain.report.run_comparison import compared
+
+    print(compared(runs.find(one, where), runs.find(two, where)))
 
 
 @runs_app.command
@@ -136,14 +139,16 @@ def _report_search(search: runs.Run) -> None:
     print(f"search: {search_page.write_page(record)}")
 
 
-def _best(rows: list[dict[str, str]]) -> str:
-    """The best score in the rows of history.csv, with its name.
+def _run_in_words(summary: Summary) -> str:
+    """The best score of a run, with its name.
 
     It is found by its column, so that no dataset has to be opened to list runs.
     """
-    last = rows[-1]
+    last = summary.last
+    if not last:
+        return "no epoch yet"
     score = registry.evaluation(registry.judged_by(last)).SCORE
-    return f"best {score.name} {float(last[score.best_key]):.4f}"
+    return f"best {score.name} {float(last[score.best_key]):.4f} after {summary.epochs} epochs"
 
 
 def _history(run: runs.Run) -> list[dict[str, str]]:

@@ -22,6 +22,7 @@ SUBNET = "10.77.0"
 # Seconds until a raylet has joined, where both cores are busy.
 JOIN_S = 90
 LOOPBACK_NAME = "127.0.1.1"
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 
 
 def why_not() -> str:
@@ -44,10 +45,18 @@ def run(*command: str) -> None:
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
-def outside() -> dict[str, str]:
+def authentication(token: str | None) -> dict[str, str]:
+    """The variables with which Ray asks for a token, or for none."""
+    if token is None:
+        return {"RAY_AUTH_MODE": "disabled"}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+
+
+def outside(token: str | None) -> dict[str, str]:
     """The environment of a process that is on none of the machines."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-    return kept | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    kept["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return kept | authentication(token)
 
 
 @dataclass
@@ -59,6 +68,7 @@ class Machine:
         folder: of the cluster: `shared` is the same on each machine, `local` is its own.
         cpus: that it declares to Ray.
         gpus: that it declares to Ray. There are none.
+        token: that its Ray asks for; None for a Ray that anybody may use.
         on_debian: whether its host name has the address 127.0.1.1, as after an installation of Debian or Ubuntu.
     """
 
@@ -66,6 +76,7 @@ class Machine:
     folder: Path
     cpus: int = 1
     gpus: int = 0
+    token: str | None = None
     on_debian: bool = False
     process: subprocess.Popen | None = field(default=None, init=False)
 
@@ -129,14 +140,17 @@ class Machine:
     def _environment(self) -> dict[str, str]:
         local = self.folder / "local"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-        return kept | {
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": "",
-            "TMPDIR": f"{local}/tmp",
-            "RAYTRAIN_CACHE": f"{local}/cache",
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        }
+        return (
+            kept
+            | {
+                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": "",
+                "TMPDIR": f"{local}/tmp",
+                "RAYTRAIN_CACHE": f"{local}/cache",
+                "HOME": str(self.folder / "local"),
+            }
+            | authentication(self.token)
+        )
 
     @property
     def first_pid(self) -> int:
@@ -181,6 +195,7 @@ class Cluster:
             machines: arguments of each `Machine`.
         """
         self.folder = folder
+        self.token = machines[0].get("token")
         self.shared = folder / "shared"
         self.shared.mkdir()
         (folder / "local").mkdir()
@@ -239,8 +254,16 @@ class Cluster:
 
     def ask(self, path: str) -> dict:
         """What the dashboard answers."""
-        with urllib.request.urlopen(self.dashboard + path, timeout=5) as answer:
-            return json.load(answer)["data"]
+        return json.loads(self.read(path))["data"]
+
+    def read(self, path: str) -> str:
+        """The text that the dashboard answers."""
+        headers = {}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        request = urllib.request.Request(self.dashboard + path, headers=headers)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.read().decode()
 
     def machines_of_workers(self) -> list[str]:
         """Addresses of the machines on which workers of training ran, one for each worker."""
@@ -254,19 +277,41 @@ class Cluster:
     def submit(self, job: str, *arguments: object) -> subprocess.CompletedProcess:
         """Submits a job from outside, as from a laptop, and waits for its end."""
         command = self._submission(job, arguments)
+        return self.outside(*command)
+
+    def outside(self, *command: object, **variables: str) -> subprocess.CompletedProcess:
+        """Runs a command of Ray outside of the machines."""
         return subprocess.run(
-            command, cwd=ROOT, env=outside(), capture_output=True, text=True, timeout=400
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=outside(self.token) | variables,
+            capture_output=True,
+            text=True,
+            timeout=400,
         )
 
-    def submitted(self, log: Path, job: str, *arguments: object) -> subprocess.Popen:
+    def submitted(
+        self, log: Path, job: str, *arguments: object, identifier: str = ""
+    ) -> subprocess.Popen:
         """Submits a job from outside, and follows it in a file."""
-        command = self._submission(job, arguments)
+        command = self._submission(job, arguments, identifier)
         with log.open("w") as file:
             return subprocess.Popen(
-                command, cwd=ROOT, env=outside(), stdout=file, stderr=file, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=outside(self.token),
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
 
-    def _submission(self, job: str, arguments: tuple[object, ...]) -> list[str]:
+    def _submission(
+        self, job: str, arguments: tuple[object, ...], identifier: str = ""
+    ) -> list[str]:
         command = ["ray", "job", "submit", "--address", self.dashboard, "--working-dir", "."]
+        # As `train --print-submit` prints it: the head knows nothing of it.
+        command += ["--runtime-env-json", json.dumps({"env_vars": {STOP_WAIT: "60"}})]
+        if identifier:
+            command += ["--submission-id", identifier]
         words = [str(argument) for argument in arguments]
         return [*command, "--", "python", f"jobs/{job}.py", *words]
