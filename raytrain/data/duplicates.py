@@ -64,6 +64,7 @@ MAX_DISTANCE = 10  # bits
 MIN_CORRELATION = 0.9
 COLOUR_LEVELS = 255
 MAX_COLOUR = 4.0  # of these levels
+CELLS = 66  # more than the cells of MAX_COLOUR levels along a colour, so that neighbours are unique
 SIDE = 32  # of the grey picture, in pixels
 EQUAL_BYTES = "equal bytes"
 EQUAL_PIXELS = "equal pixels"
@@ -225,9 +226,8 @@ def dhash(grey: Image.Image) -> int:
 def groups(prints: Array, among: Array | None = None) -> list[Group]:
     """Finds the groups of tiles that show the same.
 
-    Near duplicates join groups: with a near b and b near c, all three are in one. Every hash is
-    compared with every other. 40,479 tiles take 1 to 8 seconds on one core, ten times as many take
-    a hundred times as long. If all hashes were equal it would take 2 minutes.
+    Near duplicates join groups: with a near b and b near c, all three are in one. Tiles are
+    compared with all those of near colours.
 
     Args:
         prints: FINGERPRINT (rows,); without decoded pixels only equal bytes are found.
@@ -290,6 +290,9 @@ def _all_equal(digests: Array) -> bool:
 def near(prints: Array) -> Array:
     """Finds pairs of near duplicates by the three conditions of this module.
 
+    Only tiles of near colours are compared. Their colours are in one cell of a grid, or in two
+    cells that touch, so no pair is missed.
+
     Args:
         prints: FINGERPRINT (n,).
 
@@ -297,28 +300,15 @@ def near(prints: Array) -> Array:
         int64 (pairs, 2) of indices into `prints`, the first less than the second. Beyond MAX_LINKS
         pairs only as many are returned as keep the same groups together.
     """
-    hashes = np.ascontiguousarray(prints["dhash"])
+    grid = _Grid.of(prints["colour"])
+    hashes = prints["dhash"][grid.order]
     found = [np.zeros((0, 2), np.int64)]
     links = 0
-    for start in range(0, len(prints), BLOCK):
-        block = hashes[start : start + BLOCK]
-        rest = hashes[start:]
-        # (BLOCK, n - start): the hash is tested first, since it is by far the fastest test.
-        distance = np.bitwise_count(block[:, None] ^ rest[None])
-        # Above the diagonal: each pair once, and no tile with itself.
-        close = np.triu(distance <= MAX_DISTANCE, 1)
-        if not close.any():
-            continue
-        # Only rows and columns with a close pair go on to the slower tests.
-        first = np.flatnonzero(close.any(1))
-        second = np.flatnonzero(close.any(0))
-        alike = _alike(prints[start + first], prints[start + second])
-        alike &= close[np.ix_(first, second)]
-        row, column = np.nonzero(alike)
-        indices = np.stack([first[row], second[column]], 1)
-        pairs = start + indices
-        found.append(pairs)
-        links += len(pairs)
+    for cell in range(len(grid.starts) - 1):
+        for block, others in _comparisons(grid, cell):
+            pairs = grid.order[_alike_pairs(prints, hashes, grid, block, others)]
+            found.append(np.sort(pairs, axis=1))
+            links += len(pairs)
         if links > MAX_LINKS:
             # A star of each component needs fewer links than tiles.
             component = _components(np.concatenate(found), len(prints))
@@ -326,6 +316,85 @@ def near(prints: Array) -> Array:
             found = [stars]
             links = len(stars)
     return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Tiles by the cell of their mean colour. Cells have a side of `MAX_COLOUR` levels.
+
+    Attributes:
+        order: int64 (n,), the tiles sorted by their cell.
+        keys: int64 (cells,), the number of each cell that has tiles, ascending.
+        starts: int64 (cells + 1,), where the tiles of each cell begin in `order`.
+    """
+
+    order: Array
+    keys: Array
+    starts: Array
+
+    @classmethod
+    def of(cls, colours: Array) -> _Grid:
+        """Makes the grid of float32 (n, 3) colours from 0 to 255."""
+        cells = np.floor(colours / MAX_COLOUR).astype(np.int64)
+        key = (cells[:, 0] * CELLS + cells[:, 1]) * CELLS + cells[:, 2]
+        order = np.argsort(key, kind="stable")
+        keys, starts = np.unique(key[order], return_index=True)
+        return cls(order, keys, np.append(starts, len(key)))
+
+    def between(self, first: int, last: int) -> Array:
+        """Positions in `order` of the tiles in the cells from `first` to `last`, by number."""
+        low = np.searchsorted(self.keys, first, side="left")
+        high = np.searchsorted(self.keys, last, side="right")
+        return np.arange(self.starts[low], self.starts[high])
+
+
+def _comparisons(grid: _Grid, cell: int) -> Iterator[tuple[Array, Array]]:
+    """Yields positions of a block of tiles of a cell, and of all that it is compared with.
+
+    The tiles of the block come first among the others, so that each pair is compared once.
+    """
+    key = int(grid.keys[cell])
+    # The cells that touch this one and come later. Blue is the last digit of the number, so cells
+    # with neighbouring blues follow each other.
+    later = [grid.between(key + 1, key + 1)]
+    for red, green in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        beside = key + (red * CELLS + green) * CELLS
+        later.append(grid.between(beside - 1, beside + 1))
+    others = np.concatenate(later)
+    end = grid.starts[cell + 1]
+    for start in range(grid.starts[cell], end, BLOCK):
+        block = np.arange(start, min(start + BLOCK, end))
+        yield block, np.concatenate([np.arange(start, end), others])
+
+
+def _alike_pairs(prints: Array, hashes: Array, grid: _Grid, block: Array, others: Array) -> Array:
+    """Finds the pairs of a block and others that are near duplicates.
+
+    Args:
+        prints: FINGERPRINT (n,).
+        hashes: uint64 (n,), in the order of the grid.
+        grid: of the colours.
+        block: int64 (a,), positions in that order.
+        others: int64 (b,), those of `block` and further ones.
+
+    Returns:
+        int64 (pairs, 2) of positions.
+    """
+    # (a, b): the hash is tested first, since it is by far the fastest test.
+    distance = np.bitwise_count(hashes[block][:, None] ^ hashes[others][None])
+    # Above the diagonal: each pair once, and no tile with itself.
+    close = np.triu(distance <= MAX_DISTANCE, 1)
+    # Only rows and columns with a close pair go on to the slower tests.
+    first = np.flatnonzero(close.any(1))
+    second = np.flatnonzero(close.any(0))
+    if not len(first):
+        return np.zeros((0, 2), np.int64)
+    rows = grid.order[block[first]]
+    columns = grid.order[others[second]]
+    alike = _alike(prints[rows], prints[columns])
+    alike &= close[np.ix_(first, second)]
+    row, column = np.nonzero(alike)
+    return np.stack([block[first[row]], others[second[column]]], 1)
 
 
 def _alike(first: Array, second: Array) -> Array:

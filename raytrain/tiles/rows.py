@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 TARGETS = "targets.u8"
 KNOWN = "known.u8"
 PARTS_FILE = "parts.u8"
+# Starting a process takes a second or two. The labels of so many rows take 30 MB.
+APART_FROM_ROWS = 200_000
 
 
 def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None) -> Dataset:
@@ -62,12 +66,23 @@ def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None
         # Held while the rows are read: the other processes wait, and find the files.
         with storage.file_lock(directory / CACHE_LOCK):
             if not (root / CONTENT_FILE).exists():
-                _write(dataset, split, root, content)
+                _write_apart(dataset, split, root, content)
             os.utime(root / CONTENT_FILE)
             return replace(dataset, mapped=_mapped(dataset, split, root))
     except OSError as error:
         logger.info(f"labels are kept in memory, since {directory} cannot be used: {error}")
         return dataset
+
+
+def _write_apart(dataset: Dataset, split: str, root: Path, content: dict[str, Any]) -> None:
+    """Calls `_write`, for many rows in a process of its own, whose memory is given back."""
+    if dataset.rows < APART_FROM_ROWS:
+        _write(dataset, split, root, content)
+        return
+    # spawn: a forked copy of a process that runs Ray's threads may inherit a lock that nobody will
+    # ever release.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_write, dataset, split, root, content).result()
 
 
 def _write(dataset: Dataset, split: str, root: Path, content: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch.distributed as dist
@@ -111,7 +112,7 @@ def train_step(
 def validate(
     job: Job, state: TrainState, services: Services, number: int, epoch: int
 ) -> validation.Judged:
-    """Judges every validation tile exactly once. All ranks get the same result.
+    """Judges every validation tile exactly once. All ranks get the same metrics.
 
     Raises:
         GroupDiverged: a logit is not finite.
@@ -128,10 +129,14 @@ def validate(
         batch=max(1, 2 * recipe.batch_size(stage) // worker.world),
         beat=services.watchdog.beat,
     )
-    rows, logits = validation.gather_logits(mine, found, worker)
-    names = tuple(names_of(job.dataset, rows))
-    validation.prove_cover(names, len(job.valid_rows))
-    if not np.isfinite(logits).all():
+    judged = validation.Judged({}, (), found[:0], np.zeros(found[:0].shape, np.uint8))
+    metrics = None
+    gathered = validation.gathered_logits(mine, found, worker)
+    if gathered is not None and np.isfinite(gathered[1]).all():
+        judged = _judged(job, *gathered)
+        metrics = judged.metrics
+    metrics = validation.shared_metrics(metrics, worker)
+    if metrics is None:
         raise GroupDiverged(
             f"the network answers with values that are not finite after stage {number} epoch "
             f"{epoch}",
@@ -139,6 +144,19 @@ def validate(
             f"lower the peak lr of stage {number}, then start a new run with --init-from the last "
             "checkpoint",
         )
+    return replace(judged, metrics=metrics)
+
+
+def _judged(job: Job, rows: sampling.Rows, logits: validation.Logits) -> validation.Judged:
+    """Judges the validation tiles on rank 0.
+
+    Args:
+        job: of this process.
+        rows: int64 (N,) rows of the dataset, in any order.
+        logits: (N, K), all finite.
+    """
+    names = tuple(names_of(job.dataset, rows))
+    validation.prove_cover(names, len(job.valid_rows))
     target = job.dataset.targets[rows]
     metrics = job.task.epoch_metrics(logits, target)
     if job.own_metrics:

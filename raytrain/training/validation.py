@@ -25,7 +25,7 @@ class Judged:
 
     Args:
         metrics: of the task, by name.
-        names: of N tiles.
+        names: of N tiles on rank 0, none on the others. Of the next two likewise.
         logits: float (N, K).
         target: uint8 (N, K).
     """
@@ -70,15 +70,33 @@ def rank_logits(
     return logits
 
 
-def gather_logits(rows: Rows, logits: Logits, worker: Worker) -> tuple[Rows, Logits]:
-    """Rows and logits of all ranks, in rank order, on every rank."""
+def gathered_logits(rows: Rows, logits: Logits, worker: Worker) -> tuple[Rows, Logits] | None:
+    """Rows and logits of all ranks in rank order on rank 0, None on the others."""
     if worker.world == 1:
         return rows, logits
-    parts: list[Any] = [None] * worker.world
-    dist.all_gather_object(parts, (rows, logits))
+    parts: list[Any] | None = None
+    if worker.leads:
+        parts = [None] * worker.world
+    dist.gather_object((rows, logits), parts)
+    if parts is None:
+        return None
     all_rows = [part[0] for part in parts]
     all_logits = [part[1] for part in parts]
     return np.concatenate(all_rows), np.concatenate(all_logits)
+
+
+def shared_metrics(metrics: dict[str, Any] | None, worker: Worker) -> dict[str, Any] | None:
+    """What rank 0 has found, on every rank.
+
+    Args:
+        metrics: of rank 0; whatever the other ranks give does not count.
+        worker: of this process.
+    """
+    if worker.world == 1:
+        return metrics
+    found = [metrics]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def prove_cover(names: tuple[str, ...], wanted: int) -> None:

@@ -162,3 +162,44 @@ def test_a_flood_of_near_copies_stays_small_in_memory(monkeypatch):
         prints[field][:200] = prints[field][0]
     assert len(duplicates.near(prints)) <= 500 + 300
     assert [group.rows for group in groups(prints)] == [tuple(range(200))]
+
+
+def alike_in_all_pairs(prints):
+    """Pairs by the three conditions, each of all pairs."""
+    found = []
+    units = duplicates._unit(prints["grey"])
+    for first in range(len(prints)):
+        for second in range(first + 1, len(prints)):
+            distance = (int(prints["dhash"][first]) ^ int(prints["dhash"][second])).bit_count()
+            colours = np.abs(prints["colour"][first] - prints["colour"][second])
+            if (
+                distance <= duplicates.MAX_DISTANCE
+                and colours.max() <= duplicates.MAX_COLOUR
+                and units[first] @ units[second] >= duplicates.MIN_CORRELATION
+            ):
+                found.append((first, second))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_pairs_are_those_of_all_pairs(seed):
+    rng = np.random.default_rng(seed)
+    prints = hashed(300, seed)
+    # Few pictures and hashes, and colours at all distances, also exactly at the limit and at both ends.
+    prints["grey"] = prints["grey"][rng.integers(0, 5, 300)]
+    prints["dhash"] = prints["dhash"][:1] ^ (
+        np.uint64(1) << rng.integers(0, 64, 300).astype(np.uint64)
+    )
+    prints["colour"] = rng.integers(0, 13, (300, 3)) * np.float32(2.0)
+    prints["colour"][:60] += 231
+    prints["colour"][60:120] += rng.random((60, 3), np.float32)
+    pairs = duplicates.near(prints)
+    assert sorted(map(tuple, pairs.tolist())) == alike_in_all_pairs(prints)
+    assert len(pairs) > 100
+
+
+def test_neighbours_in_colour_never_wrap_around():
+    prints = hashed(2)
+    prints["dhash"], prints["grey"] = prints["dhash"][0], prints["grey"][0]
+    prints["colour"] = [[0, 4, 255], [0, 8, 0]]
+    assert len(duplicates.near(prints)) == 0

@@ -127,8 +127,11 @@ class Machine:
             f"mount -t tmpfs none {local}; mkdir {local}/tmp; "
             "mount -t tmpfs -o size=1g none /dev/shm; "
             f"mount --bind {hosts} /etc/hosts; "
-            f"exec ray start {where} --node-ip-address={self.address} --num-cpus={self.cpus} --num-gpus={self.gpus} "
-            "--object-store-memory=150000000 --disable-usage-stats --block"
+            f"ray start {where} --node-ip-address={self.address} --num-cpus={self.cpus} --num-gpus={self.gpus} "
+            "--object-store-memory=150000000 --disable-usage-stats --block; "
+            # The shell stays as the first process, which reaps the children of ended jobs. Without one that does,
+            # `ray job stop` waits its full time.
+            "exit $?"
         )
 
     def _hosts(self) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from raytrain.data import dataset as ds
+from raytrain.tiles import rows
 from raytrain.tiles.cache import CONTENT_FILE
 from raytrain.tiles.rows import with_mapped_rows
 
@@ -13,8 +14,8 @@ def test_mapped_rows_are_those_of_the_dataset(dataset, tmp_path):
     np.testing.assert_array_equal(mapped.targets, dataset.targets)
     np.testing.assert_array_equal(mapped.known, dataset.known)
     for part in ds.PARTS:
-        rows = mapped.part_rows("random", part)
-        np.testing.assert_array_equal(rows, dataset.part_rows("random", part))
+        found = mapped.part_rows("random", part)
+        np.testing.assert_array_equal(found, dataset.part_rows("random", part))
     assert isinstance(mapped.targets, np.memmap)
 
 
@@ -45,3 +46,9 @@ def test_a_disk_that_cannot_be_written_is_no_error(dataset, tmp_path, logged):
     (tmp_path / "file").touch()
     assert with_mapped_rows(dataset, "random", tmp_path / "file" / "cache") is dataset
     assert "labels are kept in memory" in logged[0]
+
+
+def test_many_rows_are_written_by_a_process_of_its_own(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "APART_FROM_ROWS", 1)
+    mapped = with_mapped_rows(ds.open_dataset(dataset.path), "random", tmp_path)
+    np.testing.assert_array_equal(mapped.targets, dataset.targets)
