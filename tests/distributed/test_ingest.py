@@ -633,3 +633,26 @@ def test_the_same_pictures_with_and_without_a_target_are_different_shards():
     row = {"image_name": "a", "path": "a.png", "stamp": "1 2", "target": np.zeros(2, np.uint8)}
     blocks = [pd.DataFrame([row | {"known": known}]) for known in (True, False)]
     assert len({module._key(block, None) for block in blocks}) == 2
+
+
+# Tasks of several shards
+
+
+@pytest.mark.parametrize(
+    ("shards", "cpus", "tasks"),
+    [(3, 2, 3), (16, 2, 16), (977, 2, 62), (977, 16, 140), (977, 400, 977)],
+)
+def test_a_task_takes_several_shards_where_there_are_many(shards, cpus, tasks):
+    blocks = [pd.DataFrame({"shard": [number] * 3}) for number in range(shards)]
+    joined = module._joined(blocks, cpus)
+    assert len(joined) == tasks
+    assert pd.concat(joined)["shard"].tolist() == pd.concat(blocks)["shard"].tolist()
+
+
+def test_several_shards_in_a_task_give_the_same_bytes(tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "rows_per_shard", lambda rows: 16)
+    ingest(divided(*tiles), str(tmp_path / "one"))
+    monkeypatch.setattr(module, "TASKS_OF_CPU", 1)
+    done = ingest(divided(*tiles), str(tmp_path / "several"))
+    assert len(done.dataset.shards) == 10 and damages(done.dataset) == []
+    assert tree(tmp_path / "several") == tree(tmp_path / "one")
