@@ -432,6 +432,38 @@ def remove(path: str) -> None:
 # Uploads
 
 
+@contextmanager
+def new_file(path: str) -> Iterator[Path]:
+    """Yields a local path to write to. The file is at `path` once the block ends without an error.
+
+    It is for content that comes piece by piece, which `write_bytes` would need as a whole.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if is_uri(path):
+        scratch = Path(tempfile.mkdtemp(prefix="raytrain-"))
+        try:
+            yield scratch / "file"
+            upload_file(scratch / "file", path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return
+    target = Path(absolute(path))
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    with failures("make", str(target.parent)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        with failures("write", path):
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(target)
+            sync_directory(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def upload_file(source: Path, target: str) -> None:
     """Copies a local file to an object store, without reading it into memory as a whole."""
     with failures("write", target), source.open("rb") as file:

@@ -16,18 +16,20 @@ from dataclasses import dataclass
 from raytrain.distributed.network import is_loopback, network
 from raytrain.distributed.nodes import Answer, other_versions
 from raytrain.errors import masked
-from raytrain.machine import MB, Facts, File
+from raytrain.machine import Facts, File
 
 OK = "ok"
 NOTE = "note"
 FAILURE = "failure"
 
+MIB = 2**20
+
 # Seconds between two clocks from which logs are hard to compare, and from which object stores and
 # locks begin to refuse.
 CLOCK_NOTE_S = 2.0
 CLOCK_FAILURE_S = 60.0
-# NCCL exchanges data between GPUs of a machine in /dev/shm. Docker gives 64 MB by default.
-LEAST_SHARED_MEMORY = 512 * MB
+# NCCL exchanges data between GPUs of a machine in /dev/shm. Docker gives 64 MiB by default.
+LEAST_SHARED_MEMORY = 512 * MIB
 # Files that Ray's own processes have open, and in addition for each CPU and for each machine.
 OPEN_FILES = 256
 OPEN_FILES_OF_CPU = 16
@@ -208,7 +210,7 @@ def _of_limits(name: str, facts: Facts, machines: int) -> Iterator[Finding]:
         # NCCL needs it; gloo and Ray use other ways.
         if facts.gpus is not None and facts.gpus.count:
             level = FAILURE
-        what = f"/dev/shm has {facts.shared_memory / MB:.0f} MB"
+        what = f"/dev/shm has {facts.shared_memory / MIB:.0f} MiB"
         fix = "docker run --shm-size 8g; on Kubernetes a memory volume at /dev/shm"
         yield Finding(level, name, what, fix)
 
@@ -281,7 +283,10 @@ def of_links(seconds: Mapping[tuple[str, str], float | None], megabytes: int) ->
 
 def _slow(machine: str, speed: float) -> Finding:
     level = FAILURE if speed < FAILING_LINK else NOTE
-    what = f"its network passes {speed:.1f} MB/s; ResNet-50 exchanges 100 MB in each step"
+    what = f"its network passes {speed:.1f} MB/s"
+    if speed == 0:
+        what = "its network is so slow that the measurement was ended"
+    what += "; ResNet-50 exchanges 100 MB in each step"
     return Finding(level, machine, what, "check its cable, its switch and its limits")
 
 

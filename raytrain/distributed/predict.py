@@ -108,46 +108,90 @@ def predict(
     trained_model.network_of(checkpoint)
     tiles = "--images" if dataset_path is None else "--dataset"
     places = _places(checkpoint, tiles, blocks)
-    table = _run(blocks, (checkpoint.path, tta, rule), places)
-    usable, refused = _divided(table)
     meta = {
         "task": checkpoint.meta["task"],
         "checkpoint": checkpoint.path,
         "tta": str(tta).lower(),
     }
-    outcome = _predictions(usable, checkpoint.meta["classes"], meta | origin)
+    known = None
+    # Pictures outside of a dataset have no labels.
+    if dataset_path is not None:
+        known = np.concatenate([block["known"].to_numpy(bool) for block in blocks])
     path = storage.absolute(out)
-    predictions.write(path, outcome)
+    with predictions.writing(path, checkpoint.meta["classes"], meta | origin, known) as writer:
+        tables = _run(blocks, (checkpoint.path, tta, rule), places)
+        refused = _write_all(tables, writer)
     left_out: list[LeftOut] = []
     for source in sources:
         left_out += source.left_out
-    return Predicted(path, len(usable), left_out + refused, int(outcome.is_known.sum()))
+    return Predicted(path, writer.tiles, left_out + refused, writer.known)
 
 
-def _predictions(
-    usable: pd.DataFrame, classes: Sequence[str], meta: dict[str, str]
-) -> predictions.Predictions:
-    """The results of usable tiles, as they are written.
+def _write_all(tables: Iterable[pd.DataFrame], writer: predictions.Writer) -> list[LeftOut]:
+    """Writes the results of all usable tiles. Returns the files that were refused.
+
+    Raises:
+        DataError: no tile is usable.
+    """
+    refused: list[LeftOut] = []
+    for table in in_order(tables):
+        refused += _written(table, writer)
+    if not writer.tiles:
+        raise DataError(
+            f"none of the {len(refused)} pictures can be used; the first, {refused[0]}",
+            "there is nothing to predict",
+            "check --images, or give the flags that ingest was given",
+        )
+    return refused
+
+
+def in_order(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Yields tables in the order of their rows, as soon as all before them are there.
+
+    Blocks come back in any order, and the file must not depend on it. Only what came too early is
+    held in memory.
 
     Args:
-        usable: results of `Predictor`.
-        classes: of the checkpoint.
-        meta: where the predictions come from.
+        tables: results of `Predictor`. Their column `order` counts the rows from 0 over all tables.
     """
-    target = None
-    known = None
-    # Pictures outside of a dataset have no labels.
-    if "dataset" in meta:
-        target = np.stack(list(usable["target"]))
-        known = usable["known"].to_numpy(bool)
-    return predictions.Predictions(
-        tuple(usable["image_name"]),
-        np.stack(list(usable["logits"])).astype(np.float32),
-        target,
-        tuple(classes),
-        meta,
-        known,
-    )
+    early: dict[int, pd.DataFrame] = {}
+    reached = 0
+    for table in tables:
+        for piece in _consecutive(table):
+            early[int(piece["order"].iloc[0])] = piece
+        while reached in early:
+            ready = early.pop(reached)
+            reached += len(ready)
+            yield ready
+    assert not early  # Ray returns each block once
+
+
+def _consecutive(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Divides a table where its rows do not follow each other, as Ray may join blocks."""
+    order = table["order"].to_numpy()
+    cuts = [0, *(np.flatnonzero(np.diff(order) != 1) + 1), len(table)]
+    return [table.iloc[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+def _written(table: pd.DataFrame, writer: predictions.Writer) -> list[LeftOut]:
+    """Writes the results of usable tiles. Returns the files that were refused.
+
+    Args:
+        table: results of `Predictor`.
+        writer: of the file.
+    """
+    refused = []
+    for row in table[table["kind"] != ""].itertuples():
+        refused.append(LeftOut(row.image_name, row.kind, row.detail))
+    usable = table[table["kind"] == ""]
+    if len(usable):
+        writer.add(
+            usable["image_name"].to_list(),
+            np.stack(list(usable["logits"])).astype(np.float32),
+            np.stack(list(usable["target"])),
+            usable["known"].to_numpy(bool),
+        )
+    return refused
 
 
 def _blocks_and_origin(
@@ -200,33 +244,6 @@ def _rule(checkpoint: reading.Checkpoint, bands: BandRule | KeptBands | None) ->
         "its first layer would read other values than it was trained on",
         "leave the flags out: the checkpoint itself says which bands it reads",
     )
-
-
-def _divided(table: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOut]]:
-    """Divides the results into those of usable tiles and the files that were refused.
-
-    Args:
-        table: results of `Predictor`, in the order in which the blocks were done.
-
-    Returns:
-        The usable rows and the refused files, both in the order of the input.
-
-    Raises:
-        DataError: no tile is usable.
-    """
-    # Blocks come back in any order; the file must not depend on it.
-    table = table.sort_values("order")
-    refused = []
-    for row in table[table["kind"] != ""].itertuples():
-        refused.append(LeftOut(row.image_name, row.kind, row.detail))
-    usable = table[table["kind"] == ""]
-    if usable.empty:
-        raise DataError(
-            f"none of the {len(table)} pictures can be used; the first, {refused[0]}",
-            "there is nothing to predict",
-            "check --images, or give the flags that ingest was given",
-        )
-    return usable, refused
 
 
 class Predictor:
@@ -343,8 +360,10 @@ def _places(checkpoint: reading.Checkpoint, flag: str, blocks: list[pd.DataFrame
     return Places(read={"--checkpoint": [manifest], flag: spread(paths)})
 
 
-def _run(blocks: list[pd.DataFrame], arguments: PredictorArguments, places: Places) -> pd.DataFrame:
-    """Predicts all blocks in a Ray session, logs the progress and joins the results.
+def _run(
+    blocks: list[pd.DataFrame], arguments: PredictorArguments, places: Places
+) -> Iterator[pd.DataFrame]:
+    """Predicts all blocks in a Ray session and logs the progress. Yields the results as they come.
 
     Args:
         blocks: as `Predictor` takes them.
@@ -353,20 +372,18 @@ def _run(blocks: list[pd.DataFrame], arguments: PredictorArguments, places: Plac
     """
     total = sum(len(block) for block in blocks)
     done = 0
-    tables = []
     began = time.monotonic()
     with session():
         answers = check_machines(places, gpus=True)
         data = _mapped(blocks, arguments, gpus.usable(None, answers))
         for table in blocks_of(data):
-            tables.append(table)
             done += len(table)
             # `raytrain bench` reads the number of tiles from this line.
             logger.info(
                 f"predict: {done} of {total} tiles (process {table['pid'].iloc[0]}), "
                 f"{to_go(done, total, began)}"
             )
-    return pd.concat(tables, ignore_index=True)
+            yield table
 
 
 def processes(machines: list[gpus.Machine], blocks: int) -> int:
@@ -426,7 +443,7 @@ def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFram
         part: train, valid, test or all.
 
     Returns:
-        Tables as `Predictor` takes them; `order` is the row in the dataset.
+        Tables as `Predictor` takes them; `order` counts the rows of the part from 0.
 
     Raises:
         DataError: the part is empty.
@@ -441,11 +458,14 @@ def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFram
     # Row numbers count through all shards: that of each shard's first row, and of the end.
     starts = dataset.shard_starts
     blocks = []
+    done = 0
     for shard, path in enumerate(dataset.shards):
         mine = rows[(rows >= starts[shard]) & (rows < starts[shard + 1])]
         if not len(mine):
             continue
-        block = pd.DataFrame({"order": mine, "path": path, "row": mine - starts[shard]})
+        order = np.arange(done, done + len(mine))
+        done += len(mine)
+        block = pd.DataFrame({"order": order, "path": path, "row": mine - starts[shard]})
         block["image_name"] = names_of(dataset, mine)
         block["target"] = list(dataset.targets[mine])
         block["known"] = dataset.known[mine]

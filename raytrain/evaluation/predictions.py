@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +35,12 @@ from raytrain.evaluation.metrics import Array
 
 # Of several labels per tile.
 SCHEMA_VERSION = 1
+# Neither names nor logits repeat, so a dictionary would take more space.
+PARQUET: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": False,
+    "write_page_checksum": True,
+}
 # Of other tasks, or with some unknown targets: programs that know neither refuse it.
 EXTENDED_VERSION = 2
 KEY = b"raytrain"
@@ -166,32 +174,86 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
         columns["target"] = _lists(predictions.target, np.uint8, is_known)
     if predictions.fold is not None:
         columns["fold"] = pa.array(predictions.fold, pa.int32())
-    known = {
-        "schema_version": _version(columns, predictions.task),
-        "classes": predictions.classes,
-        "meta": predictions.meta,
-    }
-    # Masked: the paths in meta may be URIs with keys. Sorted, so that equal metadata is equal text.
-    text = masked(json.dumps(known, sort_keys=True))
-    table = pa.table(columns).replace_schema_metadata({KEY: text.encode()})
+    has_unknown = "target" in columns and bool(columns["target"].null_count)
+    metadata = _metadata(predictions.classes, predictions.meta, has_unknown)
+    table = pa.table(columns).replace_schema_metadata(metadata)
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        use_dictionary=False,  # neither names nor logits repeat
-        write_page_checksum=True,
-    )
+    pq.write_table(table, sink, **PARQUET)
     storage.write_bytes(path, sink.getvalue(), durable=durable)
 
 
-def _version(columns: dict[str, pa.Array], task: str) -> int:
-    """The schema version of a file with these columns."""
-    if task != registry.DEFAULT:
-        return EXTENDED_VERSION
-    if "target" in columns and columns["target"].null_count:
-        return EXTENDED_VERSION
-    return SCHEMA_VERSION
+def _metadata(
+    classes: Sequence[str], meta: Mapping[str, str], has_unknown: bool
+) -> dict[bytes, bytes]:
+    """The metadata of a file.
+
+    Args:
+        classes: names of the K classes.
+        meta: where the predictions come from.
+        has_unknown: whether it has a target that is unknown.
+    """
+    version = SCHEMA_VERSION
+    if has_unknown or meta.get("task", registry.DEFAULT) != registry.DEFAULT:
+        version = EXTENDED_VERSION
+    known = {"schema_version": version, "classes": classes, "meta": meta}
+    # Masked: the paths in meta may be URIs with keys. Sorted, so that equal metadata is equal text.
+    return {KEY: masked(json.dumps(known, sort_keys=True)).encode()}
+
+
+class Writer:
+    """Writes predictions piece by piece, each as a row group; see `writing`."""
+
+    def __init__(self, sink: pq.ParquetWriter, has_target: bool) -> None:
+        self.sink = sink
+        self.has_target = has_target
+        # Predictions so far, and those whose labels are known.
+        self.tiles = 0
+        self.known = 0
+
+    def add(self, names: Sequence[str], logits: Array, target: Array, known: Array) -> None:
+        """Adds predictions.
+
+        Args:
+            names: of N tiles.
+            logits: float32 (N, K).
+            target: uint8 (N, K); it does not count in a file without targets.
+            known: bool (N,), whether the labels of each tile are known.
+        """
+        columns = {"image_name": pa.array(names, pa.string()), "logits": _lists(logits, np.float32)}
+        if self.has_target:
+            columns["target"] = _lists(target, np.uint8, known)
+        self.sink.write_table(pa.table(columns).cast(self.sink.schema))
+        self.tiles += len(names)
+        self.known += int(known.sum())
+
+
+@contextmanager
+def writing(
+    path: str, classes: Sequence[str], meta: Mapping[str, str], known: Array | None
+) -> Iterator[Writer]:
+    """Yields what writes a file piece by piece. It is there once the block ends without an error.
+
+    Args:
+        path: path or URI.
+        classes: names of the K classes.
+        meta: where the predictions come from.
+        known: bool (N,), whether the labels of each tile are known; None if they have none.
+
+    Raises:
+        StorageError: the path cannot be written.
+    """
+    columns = [("image_name", pa.string()), ("logits", pa.list_(pa.float32()))]
+    has_target = known is not None and bool(known.any())
+    if has_target:
+        columns.append(("target", pa.list_(pa.uint8())))
+    has_unknown = has_target and known is not None and not known.all()
+    schema = pa.schema(columns).with_metadata(_metadata(classes, meta, has_unknown))
+    with (
+        storage.new_file(path) as file,
+        storage.failures("write", path),
+        pq.ParquetWriter(file, schema, **PARQUET) as sink,
+    ):
+        yield Writer(sink, has_target)
 
 
 def read(path: str) -> Predictions:

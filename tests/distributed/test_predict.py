@@ -13,6 +13,7 @@ from odd_images import COUNTED, JPEG, QUARANTINED, encoded, four_bands, noise
 
 from raytrain.cli.main import run_command
 from raytrain.data.bands import BandRule
+from raytrain.data.dataset import all_names
 from raytrain.data.images import MAX_BYTES
 from raytrain.distributed.ingest import gate_shard
 from raytrain.distributed.predict import Predictor
@@ -272,9 +273,10 @@ def test_tiles_without_a_target_are_predicted_and_have_null_there(
     assert run_command([*command, "--part", part, "--out", out]) == 0
     found = predictions.read(out)
     assert found.is_known.tolist() == known
-    rows = partly_known.table.set_index("image_name").loc[list(found.names)]
-    assert rows["known"].tolist() == known
-    assert found.target.tolist() == np.stack(list(rows["target"])).tolist()
+    names = all_names(partly_known)
+    rows = [names.index(name) for name in found.names]
+    assert partly_known.known[rows].tolist() == known
+    assert found.target.tolist() == partly_known.targets[rows].tolist()
     column = pq.read_table(out).column("target").to_pylist()
     assert [row is not None for row in column] == known
     said = capsys.readouterr().out
