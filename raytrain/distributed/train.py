@@ -27,6 +27,7 @@ from raytrain.checkpoints import layout, reading
 from raytrain.checkpoints.history import read_epochs
 from raytrain.config import Recipe, merge
 from raytrain.data.dataset import Dataset, open_dataset
+from raytrain.distributed.gauges import Gauges
 from raytrain.distributed.memory import check_memory
 from raytrain.distributed.messages import (
     GroupSaves,
@@ -560,11 +561,16 @@ def _set_up_worker(config: dict[str, Any]) -> tuple[Recipe, Dataset, str, Worker
     )
     # First the hooks, so that messages of all that follows reach the driver.
     hooks = _hooks(config, rank)
+    assert recipe.dataset is not None
+    dataset = open_dataset(recipe.dataset)
+    if config["mailbox"] is not None:
+        score = registry.evaluation(dataset.task).SCORE
+        gauges = Gauges(storage.name_of(config["run"]), rank, score)
+        hooks = replace(hooks, report=gauges.update)
     if recipe.max_workers is not None:
         noun = "worker" if worker.world == 1 else "workers"
         logger.info(f"training with {worker.world} {noun}")
-    assert recipe.dataset is not None
-    dataset = with_mapped_rows(open_dataset(recipe.dataset), recipe.data.split)
+    dataset = with_mapped_rows(dataset, recipe.data.split)
     return recipe, dataset, config["run"], worker, hooks
 
 

@@ -34,10 +34,24 @@ class Pace:
         self.waits = Waits()
         self.marks: list[tuple[Any, Any]] = []  # start and end of each step
         self.began: Any = None
+        # Seconds that steps have waited for their first tiles since the last call of `waited`.
+        self.data_wait_s = 0.0
+        self.asked = 0.0
 
     def begin(self) -> None:
-        """A step begins."""
+        """A step begins: its tiles are asked for."""
         self.began = self._mark()
+        self.asked = time.monotonic()
+
+    def arrived(self) -> None:
+        """The first tiles of a step are there."""
+        self.data_wait_s += time.monotonic() - self.asked
+
+    def waited(self) -> float:
+        """Seconds that steps have waited for their first tiles since the last call of this."""
+        seconds = self.data_wait_s
+        self.data_wait_s = 0.0
+        return seconds
 
     def alone(self) -> None:
         """What the rank does alone in this step is done."""
@@ -66,33 +80,36 @@ class Pace:
 
 @dataclass(frozen=True)
 class Paces:
-    """The paces of an epoch, known on rank 0 and empty elsewhere.
+    """The paces of an epoch.
 
     Args:
-        rows: one for each rank.
+        rows: one for each rank; known on rank 0 and empty elsewhere. Likewise `waits`.
         waits: (host, fraction of the time that it waited for a CPU) of each rank.
+        data_wait_s: seconds that this rank has waited for tiles.
     """
 
     rows: list[RankRow]
     waits: list[tuple[str, float]]
+    data_wait_s: float = 0.0
 
 
 def of_ranks(pace: Pace, stage: int, epoch: int, worker: Worker, group: Any) -> Paces:
     """The paces of all ranks. All of them call it together."""
     steps = pace.steps()
     median = statistics.median(steps) if steps else 0.0
+    data_wait_s = pace.waited()
     mine = (platform.node(), len(steps), median, pace.waits.share())
     found: list[Any] = [mine]
     if worker.world > 1:
         found = [None] * worker.world
         dist.gather_object(mine, found if worker.leads else None, dst=0, group=group)
     if not worker.leads:
-        return Paces([], [])
+        return Paces([], [], data_wait_s)
     rows, waits = [], []
     for rank, (host, count, seconds, waited) in enumerate(found):
         rows.append(RankRow(stage, epoch, rank, host, count, seconds))
         waits.append((host, waited))
-    return Paces(rows, waits)
+    return Paces(rows, waits, data_wait_s)
 
 
 def slow_ranks(rows: list[RankRow]) -> list[str]:

@@ -74,9 +74,19 @@ def save_epoch(
             snapshot = writing.snapshot(state.model, meta, None, state.averages)
             services.saver.keep_best(snapshot)
         logger.info(line_of_epoch(job, row, result.paces))
-    services.hooks.report(metrics)
+    services.hooks.report(metrics | _speeds(row, result))
     if save:
         services.hooks.saved(metrics)
+
+
+def _speeds(row: EpochRow, result: EpochResult) -> Metrics:
+    """How fast this rank has trained in an epoch, for whoever watches the run."""
+    record = result.record
+    return {
+        "images_per_s": row.images_per_s,
+        "step_s": record.seconds / max(1, record.done - record.steps_before),
+        "data_wait_s": result.paces.data_wait_s,
+    }
 
 
 def save_steps(

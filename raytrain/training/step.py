@@ -112,6 +112,7 @@ class Stepper:
         with contextlib.closing(fetched):
             self.pace.begin()
             for batch in fetched:
+                self.pace.arrived()
                 yield self._step(plans.popleft(), itertools.chain([batch], fetched))
                 self.pace.begin()
 
