@@ -193,7 +193,19 @@ def parse(data: bytes, classes: int) -> LabelsFile:
     Args:
         data: content of the file.
         classes: number of classes.
+
+    Raises:
+        DataError: a column has another type.
     """
-    table = pq.read_table(io.BytesIO(data), columns=["image_name", "target"])
+    wanted = ["image_name", "target"]
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        for name in wanted:
+            if file.schema_arrow.field(name).type != SCHEMA.field(name).type:
+                raise DataError(
+                    f"the column {name} of {FILE} has another type than raytrain writes",
+                    "columns of foreign types may hold code and are never read",
+                    "ingest again into a new directory",
+                )
+        table = file.read(columns=wanted)
     labels = from_columns(table.column("image_name"), one_chunk(table.column("target")), classes)
     return LabelsFile(labels, json.loads(table.schema.metadata[SHARD_BYTES]))

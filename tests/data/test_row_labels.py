@@ -125,3 +125,11 @@ def test_equal_rows_give_equal_bytes():
 def test_a_dataset_without_rows_has_no_labels():
     found = row_labels.joined([], 3)
     assert len(found.names) == 0 and found.targets.shape == (0, 3)
+
+
+def test_a_foreign_column_is_never_read():
+    table = pa.table({"image_name": [b"a"], "target": [[1]], "shard": [0], "row": [0]})
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    with pytest.raises(DataError, match=r"column image_name of labels\.parquet has another type"):
+        row_labels.parse(sink.getvalue().to_pybytes(), 1)

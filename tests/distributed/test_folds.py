@@ -14,7 +14,7 @@ import pytest
 
 from raytrain.cli.main import run_command
 from raytrain.config import Recipe
-from raytrain.data.dataset import open_dataset
+from raytrain.data.dataset import all_names, open_dataset
 from raytrain.distributed import folds, supervisor
 from raytrain.errors import ConfigError, DataError
 from raytrain.evaluation import predictions
@@ -59,7 +59,7 @@ def rows(done):
 
 def check_every_tile_is_predicted_by_the_run_that_did_not_train_on_it(divided, done):
     found = predictions.read(done.predictions)
-    assert sorted(found.names) == sorted(divided.table["image_name"])
+    assert sorted(found.names) == sorted(all_names(divided))
     assert (found.fold.dtype, set(found.fold)) == (np.int32, {0, 1, 2})
     assert found.meta["part"] == "out-of-fold" and found.meta["split"] == "cv"
     for fold, split in enumerate(("cv-1", "cv-2", "cv-3")):

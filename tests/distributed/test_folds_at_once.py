@@ -40,10 +40,10 @@ from raytrain.memory import Memory
         (Limit(2, gpu=False), Resources(4), 1),
         (Limit(2, gpu=False), Resources(5), 2),
         (Limit(3, gpu=False), Resources(3), 1),
-        # GPUs count too, and each of their workers takes a CPU.
+        # Of folds on GPUs the GPUs count alone: each has its share of the CPUs.
         (Limit(1, gpu=True), Resources(16, 4), 4),
         (Limit(2, gpu=True), Resources(16, 5), 2),
-        (Limit(1, gpu=True), Resources(3, 8), 2),
+        (Limit(1, gpu=True), Resources(3, 8), 8),
         (Limit(1, gpu=False), Resources(16, 4), 15),
         # Threads that are given: four folds of four threads use sixteen CPUs.
         (Limit(1, gpu=False, threads=4), Resources(16), 4),

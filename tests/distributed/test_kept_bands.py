@@ -12,7 +12,7 @@ from raytrain import runs
 from raytrain.cli.main import run_command
 from raytrain.config import Statistics
 from raytrain.data.bands import KeptBands
-from raytrain.data.dataset import decoded_images, open_dataset, read_images
+from raytrain.data.dataset import all_names, decoded_images, open_dataset, read_images
 from raytrain.data.tile_format import TileFormat
 from raytrain.distributed import ingest as module
 from raytrain.distributed.predict import Predictor
@@ -101,7 +101,7 @@ def test_the_files_are_stored_as_they_are_and_the_manifest_says_what_they_hold(f
     keys = {key: manifest[key] for key in ("channels", "dtype", "bands")}
     assert keys == {"channels": 4, "dtype": "uint16", "bands": [1, 2, 3, 4]}
     assert manifest["source"]["bands"] == {"bands": [1, 2, 3, 4]} and manifest["tile_size"] == SIDE
-    names = four.table["image_name"].to_list()
+    names = all_names(four)
     assert sorted(names) == sorted(name.removesuffix(".tif") for name in FILES)
     for name, content in zip(names, read_images(four, range(COUNT)), strict=True):
         assert content == FILES[f"{name}.tif"]

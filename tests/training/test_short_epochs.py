@@ -265,6 +265,9 @@ def test_an_object_store_gets_the_record_with_each_checkpoint(monkeypatch):
     written = []
     monkeypatch.setattr(storage, "write_text", lambda path, text: written.append((path, text)))
     monkeypatch.setattr(
+        storage, "write_bytes", lambda path, content, durable: written.append((path, content))
+    )
+    monkeypatch.setattr(
         storage, "read_bytes", lambda path: (_ for _ in ()).throw(FileNotFoundError(path))
     )
     history = History("s3://bucket/run")
@@ -275,6 +278,7 @@ def test_an_object_store_gets_the_record_with_each_checkpoint(monkeypatch):
         "ranks.csv",
         "history.csv",
         "metrics.jsonl",
+        "summary.json",
     ]
     assert len(written[2][1].splitlines()) == 4
 
