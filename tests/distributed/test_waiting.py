@@ -1,26 +1,13 @@
-"""`--wait`: room that is there, that an autoscaler makes, and that never comes."""
-
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""`--wait`: room that is there, and room that never comes."""
 
 import pytest
 import ray
-from ray.cluster_utils import AutoscalingCluster
 
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import waiting
 from raytrain.distributed.waiting import wait_for_room
 from raytrain.errors import ResourceError
-
-BIN = Path(sys.executable).parent
-MACHINES = 2
 
 
 def recipe(workers, **fields):
@@ -60,83 +47,3 @@ def test_no_wait_asks_for_nothing(monkeypatch):
 def test_commands_that_wait_by_themselves_refuse_it(flag, capsys):
     assert run_command(["train", "--config", "smoke", "--wait", "9", *flag]) == 2
     assert f"--wait and {flag[0]} cannot be used together" in capsys.readouterr().err
-
-
-# An autoscaler
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def autoscaled(no_cluster, tmp_path):
-    """The address of a head without CPUs, whose autoscaler starts up to two machines of one CPU."""
-    kinds = {
-        "one-cpu": {
-            "resources": {"CPU": 1, "object_store_memory": 100_000_000},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": MACHINES,
-        }
-    }
-    # Its `start` and `shutdown` would end every Ray of this computer; its configuration is all that is used.
-    content = AutoscalingCluster({"CPU": 0}, kinds, max_workers=MACHINES)._config
-    (tmp_path / "autoscaling.json").write_text(json.dumps(content))
-    port = free_port()
-    command = f"ray start --head --port={port} --num-cpus=0 --num-gpus=0 --include-dashboard=false --block"
-    env = os.environ | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "RAY_FAKE_CLUSTER": "1",
-    }
-    env.pop("RAY_ADDRESS", None)
-    log = (tmp_path / "head.log").open("w")
-    head = subprocess.Popen(
-        [*command.split(), f"--autoscaling-config={tmp_path}/autoscaling.json"],
-        env=env,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    yield f"127.0.0.1:{port}"
-    os.killpg(head.pid, signal.SIGKILL)
-    head.wait(10)
-
-
-def train(address, dataset, storage, *words):
-    given = ["--config", "smoke", "--dataset", dataset.path, "--storage", str(storage), *words]
-    return subprocess.run(
-        [str(BIN / "raytrain"), "train", *given],
-        env=os.environ | {"RAY_ADDRESS": address},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-
-
-def answers(address):
-    host, _, port = address.partition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.slow
-def test_an_autoscaler_makes_room(autoscaled, dataset, tmp_path):
-    end = time.monotonic() + 60
-    while not answers(autoscaled) and time.monotonic() < end:
-        time.sleep(0.5)
-    refused = train(autoscaled, dataset, tmp_path / "runs")
-    assert refused.returncode == 5 and "--wait 600" in refused.stderr
-    lacking = train(autoscaled, dataset, tmp_path / "runs", "--num-workers", "3", "--wait", "20")
-    assert lacking.returncode == 5, lacking.stderr
-    assert "3 workers take 3 CPUs" in lacking.stderr and "--wait 20 is over" in lacking.stderr
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/config.yaml"))
-    done = train(autoscaled, dataset, tmp_path / "runs", "--num-workers", "2", "--wait", "120")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "starting 2 CPU workers" in done.stdout + done.stderr
