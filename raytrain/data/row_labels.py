@@ -138,9 +138,23 @@ def target_rows(targets: Array, known: Array) -> pa.ListArray:
         targets: uint8 (rows, K).
         known: bool (rows,): where it is False the column is null.
     """
-    lengths = np.where(known, targets.shape[1], 0)
+    return list_column(targets, np.uint8, known)
+
+
+def list_column(values: Array, dtype: type[np.generic], known: Array | None = None) -> pa.ListArray:
+    """Makes a column of N lists from the rows of a matrix.
+
+    Args:
+        values: (N, K).
+        dtype: of the numbers in the column.
+        known: bool (N,); rows where it is False become null. By default none does.
+    """
+    if known is None:
+        known = np.ones(len(values), np.bool_)
+    lengths = np.where(known, values.shape[1], 0)  # a null has no numbers
+    # Where each row begins in the flat array, and the end of the last.
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return _lists(offsets, targets[known].reshape(-1), ~known)
+    return _lists(offsets, np.ascontiguousarray(values[known], dtype).ravel(), ~known)
 
 
 def _lists(offsets: Array, flat: Array, is_unknown: Array) -> pa.ListArray:

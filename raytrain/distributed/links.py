@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as NodeAffinity
 
 from raytrain.distributed.nodes import Node, node_name
+from raytrain.machine import MB
 
 # MB that two machines exchange to measure their link, as all-reduce does between two.
 MEGABYTES = 64
@@ -21,7 +22,6 @@ LINK_S = 60.0
 PORT_S = 5.0
 # Of more machines, only neighbours try to connect.
 ALL_PAIRS_UP_TO = 8
-MB = 10**6
 
 
 class Listener:

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raytrain import registry, storage
+from raytrain.data.row_labels import list_column
 from raytrain.errors import DataError, masked
 from raytrain.evaluation.metrics import Array
 
@@ -166,12 +167,12 @@ def write(path: str, predictions: Predictions, *, durable: bool = True) -> None:
     """
     columns = {
         "image_name": pa.array(predictions.names, pa.string()),
-        "logits": _lists(predictions.logits, np.float32),
+        "logits": list_column(predictions.logits, np.float32),
     }
     is_known = predictions.is_known
     # A file without rows may have targets, too.
     if predictions.target is not None and (is_known.any() or not len(is_known)):
-        columns["target"] = _lists(predictions.target, np.uint8, is_known)
+        columns["target"] = list_column(predictions.target, np.uint8, is_known)
     if predictions.fold is not None:
         columns["fold"] = pa.array(predictions.fold, pa.int32())
     has_unknown = "target" in columns and bool(columns["target"].null_count)
@@ -219,9 +220,12 @@ class Writer:
             target: uint8 (N, K); it does not count in a file without targets.
             known: bool (N,), whether the labels of each tile are known.
         """
-        columns = {"image_name": pa.array(names, pa.string()), "logits": _lists(logits, np.float32)}
+        columns = {
+            "image_name": pa.array(names, pa.string()),
+            "logits": list_column(logits, np.float32),
+        }
         if self.has_target:
-            columns["target"] = _lists(target, np.uint8, known)
+            columns["target"] = list_column(target, np.uint8, known)
         self.sink.write_table(pa.table(columns).cast(self.sink.schema))
         self.tiles += len(names)
         self.known += int(known.sum())
@@ -322,26 +326,6 @@ def _check_binary(path: str, target: Array) -> None:
             f"a target is {largest}, not 0 or 1",
             "a label that counts twice would make every score wrong",
         )
-
-
-def _lists(values: Array, dtype: type[np.generic], known: Array | None = None) -> pa.ListArray:
-    """The rows of (N, K) values as a list column of N rows.
-
-    Args:
-        values: (N, K).
-        dtype: of the numbers in the column.
-        known: bool (N,); rows where it is False become null. By default none does.
-    """
-    lengths = np.full(len(values), values.shape[1], np.int32)
-    mask = None
-    if known is not None and not known.all():
-        values = values[known]
-        lengths[~known] = 0  # a null has no numbers
-        mask = pa.array(~known)
-    # Where each row begins in the flat array, and the end of the last.
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    flat = np.ascontiguousarray(values, dtype).ravel()
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), mask=mask)
 
 
 def _table(path: str) -> pa.Table:

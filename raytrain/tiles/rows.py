@@ -4,8 +4,11 @@
     <cache>/<key>/known.u8     uint8 (rows,): 1 where the target is known
     <cache>/<key>/parts.u8     uint8 (rows,): 1 + the position in PARTS; 0 in no part of the split
 
-The first process of a machine writes them, and the others read neither labels nor split. Names are
-not kept: only rank 0 needs them, for the predictions. Imports neither torch nor ray.
+    <cache>/<key>/store.json   what they hold, and the crc32 of each file
+
+The first process of a machine writes them, and the others read neither labels nor split. Every
+process compares the files with their crc32, and writes them again if one has changed. Names are not
+kept: only rank 0 needs them, for the predictions. Imports neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
 from raytrain import storage
+from raytrain.data import row_labels
 from raytrain.data.dataset import PARTS, Array, Dataset, MappedRows
 from raytrain.machine import cache_directory
 from raytrain.tiles.cache import CACHE_LOCK, CONTENT_FILE
@@ -32,6 +37,7 @@ logger = logging.getLogger(__name__)
 TARGETS = "targets.u8"
 KNOWN = "known.u8"
 PARTS_FILE = "parts.u8"
+FILES = (TARGETS, KNOWN, PARTS_FILE)
 # Starting a process takes a second or two. The labels of so many rows take 30 MB.
 APART_FROM_ROWS = 200_000
 
@@ -55,7 +61,7 @@ def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None
     directory = directory or cache_directory()
     content = {
         "dataset": dataset.hash,
-        "labels": dataset.manifest.get("labels_sha256"),
+        "labels": dataset.manifest.get(row_labels.HASH_KEY),
         "split": dataset.split_hash(split),
         "rows": dataset.rows,
         "classes": len(dataset.classes),
@@ -65,10 +71,12 @@ def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None
         directory.mkdir(parents=True, exist_ok=True)
         # Held while the rows are read: the other processes wait, and find the files.
         with storage.file_lock(directory / CACHE_LOCK):
-            if not (root / CONTENT_FILE).exists():
+            mapped = _verified(dataset, split, root)
+            if mapped is None:
                 _write_apart(dataset, split, root, content)
+                mapped = _mapped(dataset, split, root)
             os.utime(root / CONTENT_FILE)
-            return replace(dataset, mapped=_mapped(dataset, split, root))
+            return replace(dataset, mapped=mapped)
     except OSError as error:
         logger.info(f"labels are kept in memory, since {directory} cannot be used: {error}")
         return dataset
@@ -93,8 +101,24 @@ def _write(dataset: Dataset, split: str, root: Path, content: dict[str, Any]) ->
     dataset.targets.tofile(root / TARGETS)
     dataset.known.astype(np.uint8).tofile(root / KNOWN)
     parts.tofile(root / PARTS_FILE)
+    sums = {name: crc32((root / name).read_bytes()) for name in FILES}
     # Last: it promises that the others are complete.
-    storage.write_json(str(root / CONTENT_FILE), content)
+    storage.write_json(str(root / CONTENT_FILE), content | {"crc32": sums})
+
+
+def _verified(dataset: Dataset, split: str, root: Path) -> MappedRows | None:
+    """Maps the files of an earlier process; None where one is missing or has changed."""
+    try:
+        sums = storage.read_json(str(root / CONTENT_FILE))["crc32"]
+        mapped = _mapped(dataset, split, root)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    arrays = {TARGETS: mapped.targets, KNOWN: mapped.known, PARTS_FILE: mapped.parts}
+    for name, values in arrays.items():
+        # The map itself: a copy would take the memory that mapping saves.
+        if sums.get(name) != crc32(values.data):
+            return None
+    return mapped
 
 
 def _mapped(dataset: Dataset, split: str, root: Path) -> MappedRows:

@@ -89,20 +89,24 @@ def machine_of_a_worker(cluster):
     raise AssertionError("no worker runs beside the head")
 
 
+def seconds_to_the_next_epoch(cluster, limit, log):
+    """How long after the loss of a machine the next epoch is saved."""
+    lost = time.monotonic()
+    # What was under way when it was lost may still be written.
+    time.sleep(3)
+    before = len(rows(cluster))
+    wait_until(lambda: len(rows(cluster)) > before, limit, log.read_text)
+    return time.monotonic() - lost
+
+
 def test_a_spare_machine_takes_over(cluster_of):
     cluster = cluster_of(3)
     log = cluster.folder / "job.log"
     job = cluster.submitted(log, "train", *words_of(cluster, "--num-workers", "2"))
     wait_until(lambda: len(rows(cluster)) > 3, 120, log.read_text)
     machine_of_a_worker(cluster).kill()
-    killed = time.monotonic()
-    # What was under way when it was killed may still be written.
-    time.sleep(3)
-    before = len(rows(cluster))
-    wait_until(lambda: len(rows(cluster)) > before, WITH_SPARE_S, log.read_text)
-    print(
-        f"\nwith a spare machine: {time.monotonic() - killed:.0f} s until the next epoch was saved"
-    )
+    seconds = seconds_to_the_next_epoch(cluster, WITH_SPARE_S, log)
+    print(f"\nwith a spare machine: {seconds:.0f} s until the next epoch was saved")
     assert "the workers start again" in log.read_text()
     job.kill()
 
@@ -115,13 +119,8 @@ def test_without_a_spare_machine_fewer_workers_go_on_and_a_new_one_is_used(clust
     assert groups(log) == [2]
     lost = machine_of_a_worker(cluster)
     lost.kill()
-    killed = time.monotonic()
-    time.sleep(3)
-    before = len(rows(cluster))
-    wait_until(lambda: len(rows(cluster)) > before, WITHOUT_S, log.read_text)
-    print(
-        f"\nwith one machine less: {time.monotonic() - killed:.0f} s until the next epoch was saved"
-    )
+    seconds = seconds_to_the_next_epoch(cluster, WITHOUT_S, log)
+    print(f"\nwith one machine less: {seconds:.0f} s until the next epoch was saved")
     # The log of a job arrives some seconds later.
     wait_until(lambda: groups(log) == [2, 1], 15, log.read_text)
     lost.start()

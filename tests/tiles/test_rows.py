@@ -52,3 +52,18 @@ def test_many_rows_are_written_by_a_process_of_its_own(dataset, tmp_path, monkey
     monkeypatch.setattr(rows, "APART_FROM_ROWS", 1)
     mapped = with_mapped_rows(ds.open_dataset(dataset.path), "random", tmp_path)
     np.testing.assert_array_equal(mapped.targets, dataset.targets)
+
+
+@pytest.mark.parametrize("name", rows.FILES)
+def test_a_bit_that_flipped_in_the_cache_is_found_and_mended(name, dataset, tmp_path):
+    with_mapped_rows(dataset, "random", tmp_path)
+    [file] = tmp_path.glob(f"*/{name}")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    mapped = with_mapped_rows(dataset, "random", tmp_path)
+    np.testing.assert_array_equal(mapped.targets, dataset.targets)
+    np.testing.assert_array_equal(mapped.known, dataset.known)
+    for part in ds.PARTS:
+        found = mapped.part_rows("random", part)
+        np.testing.assert_array_equal(found, dataset.part_rows("random", part))
