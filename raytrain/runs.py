@@ -34,6 +34,7 @@ PLACEMENT = (
     "dataset",
     "train.stall_s",
     "train.save_every_s",
+    "mlflow",
 )
 # Below the storage path: the stages of all searches, see `training/stages.py`.
 STAGES = names.STAGES

@@ -387,6 +387,7 @@ def lesson(**changes):
         "num_workers": 1,
         "max_workers": None,
         "use_gpu": None,
+        "mlflow": None,
     }
 
 

@@ -51,6 +51,7 @@ GROUND = {
     "memory",
     "summaries",
     "lineage",
+    "tracking",
 }
 ROOMS = {
     "data": set(),

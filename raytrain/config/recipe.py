@@ -474,6 +474,11 @@ class Recipe(Settings):
         "--num-workers 2:8 sets both numbers",
     )
     use_gpu: bool | None = Field(None, description="train on GPUs; default: if there are any")
+    mlflow: str | None = Field(
+        None,
+        description="record the run in MLflow at this address, such as http://HOST:5000 or "
+        "sqlite:////data/mlflow.db",
+    )
 
     @model_validator(mode="before")
     @classmethod

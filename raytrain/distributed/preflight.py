@@ -12,7 +12,7 @@ import numpy as np
 import ray
 import torch
 
-from raytrain import registry, runs, storage
+from raytrain import registry, runs, storage, tracking
 from raytrain.checkpoints import fitting, layout
 from raytrain.config import Recipe
 from raytrain.data import bands
@@ -67,6 +67,7 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
         dataset = open_dataset(recipe.dataset)
     else:
         dataset = _dataset_of(run, recipe, recipe.dataset)
+    tracking.check(recipe.mlflow)
     split = recipe.data.split
     train_rows = training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(split, "valid")

@@ -22,7 +22,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from raytrain import registry, runs, storage
+from raytrain import registry, runs, storage, tracking
 from raytrain.checkpoints import layout, reading
 from raytrain.checkpoints.history import read_epochs
 from raytrain.config import Recipe, merge
@@ -217,14 +217,20 @@ def _attempt(
     run: runs.Run, recipe: Recipe, own: Sequence[Metric] = (), stop: Stop | None = None
 ) -> Trained:
     """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
+    tracking.begin(run.path, recipe)
     try:
         metrics = _train_while_progressing(run, recipe, own, stop)
         signal_name = metrics.get("stopped")
         if signal_name:
             raise _stopped(run, signal.Signals[signal_name], metrics["checkpoint"])
+        tracking.end(run.path, recipe, tracking.FINISHED)
         return Trained(run, metrics)
     except BaseException as raised:
         error = _final_error(run, raised, stop)
+        status = tracking.FAILED
+        if isinstance(error, UnfinishedError | Interrupted):
+            status = tracking.STOPPED
+        tracking.end(run.path, recipe, status)
         # The storage may be what failed. The user needs the error itself, not this second one.
         with suppress(StorageError):
             runs.write_failure(run, error, exit_code_of(error))
@@ -511,7 +517,19 @@ def train_worker(config: dict[str, Any]) -> Metrics:
         The metrics of the last epoch.
     """
     recipe, dataset, path, worker, hooks = _set_up_worker(config)
+    if recipe.mlflow is not None and worker.rank == 0:
+        hooks = _with_report(hooks, tracking.Epochs(path, recipe).report)
     return loop.fit(recipe, dataset, path, worker, hooks, backoff=True)
+
+
+def _with_report(hooks: Hooks, report: Callable[[Metrics], None]) -> Hooks:
+    """The hooks, with one more function that hears of each epoch."""
+
+    def both(metrics: Metrics) -> None:
+        hooks.report(metrics)
+        report(metrics)
+
+    return replace(hooks, report=both)
 
 
 def stage_worker(config: dict[str, Any]) -> Metrics:

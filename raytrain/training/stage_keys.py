@@ -38,7 +38,7 @@ from raytrain.worker import Worker
 # Raised with every change of the code after which the same recipe gives other bits.
 CODE_VERSION = 1
 # SHA-256 of the sources that were last compared with that number, see `sources_hash`.
-SOURCES = "6c656ffa22396b0f9e30ca962e7fba97c9ba18dfb3308b811c71b1dfd0ef2494"
+SOURCES = "4de1311d7994acc2a7140850e609b7c62a24b0ca9cde2545e92317764ef0bb58"
 # The modules that compute a result. Those that only record one are among them: telling them apart
 # by hand would go wrong sooner than noting a hash once more.
 SOURCE_PATTERNS = (
@@ -103,7 +103,7 @@ RESOLVED: dict[type[BaseModel], set[str]] = {
 }
 # Fields that change no weight: which stages a run trains, what it records, and where.
 WITHOUT_EFFECT: dict[type[BaseModel], set[str]] = {
-    Recipe: {"select", "metrics", "storage"},
+    Recipe: {"select", "metrics", "storage", "mlflow"},
     config.Model: set(),
     config.Data: set(),
     config.Augment: set(),

@@ -1,4 +1,13 @@
-"""`--wait`: room that is there, and room that never comes."""
+"""`--wait`: room that is there, that an autoscaler makes, and that never comes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -8,6 +17,12 @@ from raytrain.config import load_recipe
 from raytrain.distributed import waiting
 from raytrain.distributed.waiting import wait_for_room
 from raytrain.errors import ResourceError
+
+BIN = Path(sys.executable).parent
+MACHINES = 2
+# What Ray's provider of pretended machines calls the head, and the id that it has there.
+HEAD = "ray.head.default"
+HEAD_ID = "f" * 51 + "00000"
 
 
 def recipe(workers, **fields):
@@ -47,3 +62,127 @@ def test_no_wait_asks_for_nothing(monkeypatch):
 def test_commands_that_wait_by_themselves_refuse_it(flag, capsys):
     assert run_command(["train", "--config", "smoke", "--wait", "9", *flag]) == 2
     assert f"--wait and {flag[0]} cannot be used together" in capsys.readouterr().err
+
+
+# An autoscaler
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def pretended_machines(head_address):
+    """A configuration of Ray's autoscaler whose machines are further raylets of this computer.
+
+    It is that of `ray.cluster_utils.AutoscalingCluster`, which ends every Ray of the computer. Ray knows the provider by a name,
+    too, but then reads a file that its wheel lacks.
+    """
+    worker = {
+        "resources": {"CPU": 1, "object_store_memory": 100_000_000},
+        "node_config": {},
+        "min_workers": 0,
+        "max_workers": MACHINES,
+    }
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    lists = (
+        "initialization",
+        "setup",
+        "head_setup",
+        "worker_setup",
+        "head_start_ray",
+        "worker_start_ray",
+    )
+    return {
+        "cluster_name": "pretended",
+        "max_workers": MACHINES,
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "launch_multiple": True,
+            "head_node_id": HEAD_ID,
+            "gcs_address": head_address,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {HEAD: head, "one-cpu": worker},
+        "head_node_type": HEAD,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{name}_commands": [] for name in lists},
+    }
+
+
+@pytest.fixture
+def autoscaled(no_cluster, tmp_path):
+    """The address of a head without CPUs, whose autoscaler starts up to two machines of one CPU."""
+    port = free_port()
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    (tmp_path / "autoscaling.json").write_text(json.dumps(pretended_machines(address)))
+    command = f"ray start --head --port={port} --num-cpus=0 --num-gpus=0 --include-dashboard=false --block"
+    env = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    }
+    env.pop("RAY_ADDRESS", None)
+    log = (tmp_path / "head.log").open("w")
+    head = subprocess.Popen(
+        [*command.split(), f"--autoscaling-config={tmp_path}/autoscaling.json"],
+        env=env,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    yield address
+    os.killpg(head.pid, signal.SIGKILL)
+    head.wait(10)
+
+
+def train(address, dataset, storage, *words):
+    given = ["--config", "smoke", "--dataset", dataset.path, "--storage", str(storage), *words]
+    return subprocess.run(
+        [str(BIN / "raytrain"), "train", *given],
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def answers(address):
+    host, _, port = address.partition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ray.__version__.startswith("2.60."), reason="a private module of Ray 2.60")
+def test_an_autoscaler_makes_room(autoscaled, dataset, tmp_path):
+    end = time.monotonic() + 60
+    while not answers(autoscaled) and time.monotonic() < end:
+        time.sleep(0.5)
+    refused = train(autoscaled, dataset, tmp_path / "runs")
+    assert refused.returncode == 5 and "--wait 600" in refused.stderr
+    lacking = train(autoscaled, dataset, tmp_path / "runs", "--num-workers", "3", "--wait", "20")
+    assert lacking.returncode == 5, lacking.stderr
+    assert "3 workers take 3 CPUs" in lacking.stderr and "--wait 20 is over" in lacking.stderr
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/config.yaml"))
+    done = train(autoscaled, dataset, tmp_path / "runs", "--num-workers", "2", "--wait", "120")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "starting 2 CPU workers" in done.stdout + done.stderr
