@@ -20,6 +20,8 @@ MAX_NAME = 1024  # characters of a whole name, folders included
 INVISIBLE = "\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _INVISIBLE = re.compile(f"[{INVISIBLE}]")
 _EDGES = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
+# Names that are safe at first sight, as a regular expression for all of a name.
+ORDINARY = f"[A-Za-z0-9_]{{1,{MAX_COMPONENT}}}"
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 # Unicode categories that no name may have: control characters, surrogates (bytes that are not
 # UTF-8), line separators and paragraph separators.

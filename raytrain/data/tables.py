@@ -173,19 +173,21 @@ def without_headers(rows: Iterable[Row], names: Sequence[str], source: str) -> R
     wanted = [name.casefold() for name in names]
     lines = array("Q")
     columns: tuple[list[Cell], ...] = tuple([] for _ in names)
+    first_column, *other_columns = columns
     headers = 0
     # A million rows have few different labels, so each text is kept once.
     texts: dict[str, str] = {}
     for row in rows:
+        line, (first, *others) = row
         # Nearly all rows differ from a header in their first cell; this check alone is cheap.
-        if str(row.cells[0]).casefold() in wanted and _is_header(row, wanted):
+        if str(first).casefold() in wanted and _is_header(row, wanted):
             if _folded(row) != wanted:
                 raise _another_header(row, source)
             headers += 1
             continue
-        lines.append(row.line)
-        columns[0].append(row.cells[0])
-        for column, cell in zip(columns[1:], row.cells[1:], strict=True):
+        lines.append(line)
+        first_column.append(first)
+        for column, cell in zip(other_columns, others, strict=True):
             if isinstance(cell, str):
                 cell = texts.setdefault(cell, cell)
             column.append(cell)

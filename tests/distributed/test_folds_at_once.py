@@ -365,6 +365,7 @@ def divided(dataset, tmp_path_factory):
     return open_dataset(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_two_folds_at_once_are_those_of_one_after_the_other(
     divided, tmp_path, monkeypatch, logged, request

@@ -263,7 +263,11 @@ def partly_known(dataset, tmp_path):
 
 @pytest.mark.parametrize(
     ("part", "known"),
-    [("test", [True, *[False] * 4]), ("all", [True] * 6 + [False] * 4), ("valid", [True] * 2)],
+    [
+        ("all", [True] * 6 + [False] * 4),
+        pytest.param("test", [True, *[False] * 4], marks=pytest.mark.slow),
+        pytest.param("valid", [True] * 2, marks=pytest.mark.slow),
+    ],
 )
 def test_tiles_without_a_target_are_predicted_and_have_null_there(
     partly_known, checkpoint, cluster, tmp_path, capsys, part, known

@@ -173,6 +173,7 @@ def test_a_second_search_in_the_storage_trains_nothing_of_the_first(searched, tm
     assert {standing["reruns"] for standing in finals["standings"]} == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cluster")
 def test_signals_stop_a_search_with_everything_kept_and_it_goes_on(dataset, tmp_path):
     """SIGTERM while a stage is trained, and SIGINT in the next attempt."""

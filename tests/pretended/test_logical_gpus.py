@@ -101,6 +101,7 @@ def test_a_search_asked_for_gpus_that_torch_does_not_see_ends_with_exit_code_5(
     assert "torch sees none there" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("usable")
 def test_each_worker_gets_a_gpu_of_its_own_and_predict_shares_them_out(
     recipe, data, tmp_path, monkeypatch, logged

@@ -38,7 +38,7 @@ ROWS_OF_SHARD = 1024
 
 
 class Memory:
-    """The anonymous memory of this process while something runs, looked at every 5 ms."""
+    """The anonymous memory of this process while something runs, looked at every 20 ms."""
 
     def __enter__(self):
         self.before = self.most = _anonymous()
@@ -55,7 +55,7 @@ class Memory:
         self.kept = _anonymous() - self.before
 
     def _look(self):
-        while not self.ended.wait(0.005):
+        while not self.ended.wait(0.02):
             self.most = max(self.most, _anonymous())
 
     def __str__(self):
