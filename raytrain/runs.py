@@ -173,6 +173,28 @@ def create(
     return run
 
 
+def write_attempt(run: Run, machines: Mapping[str, Any]) -> None:
+    """Adds to env.json what goes on with the run now: it may be other code on other machines.
+
+    Args:
+        run: that goes on.
+        machines: as for `create`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = storage.join(run.path, "env.json")
+    try:
+        content = storage.read_json(path)
+    except (FileNotFoundError, ValueError):
+        # A damaged file ends no run; the later attempts are at least known then.
+        content = {}
+    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    attempt = {"started": started, **lineage.lineage(), "machines": dict(machines)}
+    content.setdefault("later_attempts", []).append(attempt)
+    storage.write_json(path, content)
+
+
 def environment(dataset: Dataset) -> dict[str, Any]:
     """Versions, machine, command and dataset, as env.json keeps them.
 
@@ -381,13 +403,14 @@ def _hashes(path: str) -> dict[str, str]:
 
 
 def write_paths(run: Run, recipe: Recipe) -> None:
-    """Updates the paths of dataset and storage in config.yaml if they have moved.
+    """Updates the paths of dataset and storage, and MLflow's address, if they are other ones now.
 
     Raises:
         StorageError: it cannot be written.
     """
     known = run.recipe
-    moved = known.model_copy(update={"dataset": recipe.dataset, "storage": recipe.storage})
+    places = {field: getattr(recipe, field) for field in ("dataset", "storage", "mlflow")}
+    moved = known.model_copy(update=places)
     if moved != known:
         storage.write_text(storage.join(run.path, "config.yaml"), moved.to_yaml())
 

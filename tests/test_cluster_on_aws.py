@@ -98,23 +98,25 @@ def replaced(before, after, count=1):
 
 OPEN_PORT = """GroupName: raytrain
     IpPermissions: [{FromPort: 8265, ToPort: 8265, IpProtocol: tcp, IpRanges: [{CidrIp: 0.0.0.0/0}]}]"""
+# By what is found then.
 MUTATIONS = {
     "IMDSv1": replaced("{HttpTokens: required}", "{HttpTokens: optional}"),
-    "on demand": replaced("      InstanceMarketOptions: {MarketType: spot}\n", ""),
-    "a spot head": replaced(
+    "workers at the full price": replaced("      InstanceMarketOptions: {MarketType: spot}\n", ""),
+    "a head that can be taken away": replaced(
         "      InstanceType: m5.xlarge\n",
         "      InstanceType: m5.xlarge\n      InstanceMarketOptions: {MarketType: spot}\n",
     ),
-    "an open dashboard": replaced("GroupName: raytrain", OPEN_PORT),
-    "an unknown machine": replaced("InstanceType: g5.4xlarge", "InstanceType: g5.5xlarge"),
-    "machines at once": replaced("min_workers: 0", "min_workers: 4"),
+    "the security group is open": replaced("GroupName: raytrain", OPEN_PORT),
+    "unknown instance type": replaced("InstanceType: g5.4xlarge", "InstanceType: g5.5xlarge"),
+    "machines that nobody waits for": replaced("min_workers: 0", "min_workers: 4"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutation_of_the_cluster_file_is_noticed(mutation, account):
-    assert flaws(account, MUTATIONS[mutation](cluster_file()))
+    found = flaws(account, MUTATIONS[mutation](cluster_file()))
+    assert any(mutation in flaw for flaw in found)
 
 
 def test_a_misspelt_key_of_the_cluster_file_is_refused(account):

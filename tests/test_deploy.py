@@ -46,6 +46,9 @@ def broken_rules(content):
         found.append("no entrypoint")
     if content["kind"] == "RayJob" and not content["spec"].get("backoffLimit"):
         found.append("a failed job is not tried again")
+    # An object of a fixed name stays when its job has ended, and the same command would fail then.
+    if content["kind"] == "RayJob" and "name" in content["metadata"]:
+        found.append("the second one fails")
     if cluster.get("rayVersion") != ray_version:
         found.append("another version of Ray than the pinned one")
     if cluster.get("authOptions", {}).get("mode") != "token":
@@ -63,6 +66,9 @@ def broken_rules(content):
 def broken_rules_of_pod(pod):
     found = []
     volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+    # KubeRay replaces the image's ENTRYPOINT, and with it an init process of the image.
+    if not pod.get("shareProcessNamespace"):
+        found.append("nobody reaps ended jobs")
     if not pod.get("securityContext", {}).get("runAsNonRoot"):
         found.append("may run as root")
     for container in pod["containers"]:
@@ -105,18 +111,26 @@ def workers(content):
     return cluster_of(content)["workerGroupSpecs"][0]
 
 
-RULE_MUTATIONS = {
-    "no entrypoint": lambda job: job["spec"].pop("entrypoint"),
-    "no backoff": lambda job: job["spec"].update(backoffLimit=0),
-    "no version": lambda job: cluster_of(job).pop("rayVersion"),
-    "another version": lambda job: cluster_of(job).update(rayVersion="2.59.0"),
-    "no token": lambda job: cluster_of(job).pop("authOptions"),
-    "a head with CPUs": lambda job: head(job)["rayStartParams"].pop("num-cpus"),
-    "min above max": lambda job: workers(job).update(minReplicas=5),
-    "no image": lambda job: container_of_head(job).pop("image"),
-    "small /dev/shm": lambda job: container_of_head(job)["volumeMounts"].pop(0),
-    "root": lambda job: head(job)["template"]["spec"].pop("securityContext"),
-}
+def pod_of_head(content):
+    return head(content)["template"]["spec"]
+
+
+OTHER_VERSION = "another version of Ray than the pinned one"
+# The rule that each breaks.
+RULE_MUTATIONS = [
+    ("no entrypoint", lambda job: job["spec"].pop("entrypoint")),
+    ("a failed job is not tried again", lambda job: job["spec"].update(backoffLimit=0)),
+    (OTHER_VERSION, lambda job: cluster_of(job).pop("rayVersion")),
+    (OTHER_VERSION, lambda job: cluster_of(job).update(rayVersion="2.59.0")),
+    ("no token", lambda job: cluster_of(job).pop("authOptions")),
+    ("the head would train", lambda job: head(job)["rayStartParams"].pop("num-cpus")),
+    ("min above max", lambda job: workers(job).update(minReplicas=5)),
+    ("no image", lambda job: container_of_head(job).pop("image")),
+    ("/dev/shm is small", lambda job: container_of_head(job)["volumeMounts"].pop(0)),
+    ("may run as root", lambda job: pod_of_head(job).pop("securityContext")),
+    ("nobody reaps ended jobs", lambda job: pod_of_head(job).pop("shareProcessNamespace")),
+    ("the second one fails", lambda job: job["metadata"].update(name="raytrain")),
+]
 SCHEMA_MUTATIONS = {
     "misspelt key": lambda job: cluster_of(job).update(rayversion="2.60.0"),
     "text for a number": lambda job: job["spec"].update(backoffLimit="5"),
@@ -125,11 +139,11 @@ SCHEMA_MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("mutation", RULE_MUTATIONS)
-def test_a_mutation_breaks_a_rule(mutation):
+@pytest.mark.parametrize(("rule", "mutation"), RULE_MUTATIONS)
+def test_a_mutation_breaks_a_rule(rule, mutation):
     content = copy.deepcopy(resource("rayjob"))
-    RULE_MUTATIONS[mutation](content)
-    assert broken_rules(content)
+    mutation(content)
+    assert rule in broken_rules(content)
 
 
 @pytest.mark.parametrize("mutation", SCHEMA_MUTATIONS)

@@ -1,8 +1,13 @@
 """Runs in MLflow: a file of SQLite is written by training and read back with MLflow's own client."""
 
 import json
+import os
+import queue
 import shutil
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
 import pytest
@@ -124,43 +129,103 @@ def test_another_address_gets_a_record_of_its_own(recipe, empty, run, tmp_path):
 
 def test_the_step_of_an_epoch_counts_the_stages_before(recipe, address, run):
     tracking.begin(run, recipe)
-    tracking.Epochs(run, recipe).report(EPOCH)
+    with tracking.Epochs(run, recipe) as epochs:
+        epochs.report(EPOCH)
     client, record = found(address, run)
     assert steps(client, record, "f2") == {recipe.stages[0].epochs + 1: 0.5}
     assert "checkpoint" not in record.data.metrics and "stage" not in record.data.metrics
 
 
-def test_an_epoch_that_was_refused_is_sent_with_the_next(recipe, address, run, monkeypatch, logged):
-    tracking.begin(run, recipe)
-    epochs = tracking.Epochs(run, recipe)
+def refused(patch, name):
+    """A function of MLflow's client that fails, and an event for each of its calls."""
+    calls = queue.SimpleQueue()
 
     def refuse(self, *args, **kwargs):
+        calls.put(name)
         raise OSError("the server is away\nand more")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "log_batch", refuse)
-        epochs.report(EPOCH)
-        epochs.report(EPOCH | {"epoch": 2})
+    patch.setattr(mlflow.MlflowClient, name, refuse)
+    return calls
+
+
+def test_an_epoch_that_was_refused_is_sent_with_the_next(recipe, address, run, monkeypatch, logged):
+    tracking.begin(run, recipe)
+    with tracking.Epochs(run, recipe) as epochs:
+        with monkeypatch.context() as patch:
+            calls = refused(patch, "log_batch")
+            epochs.report(EPOCH)
+            calls.get(timeout=20)
+            epochs.report(EPOCH | {"epoch": 2})
+            calls.get(timeout=20)
+        epochs.report(EPOCH | {"epoch": 3})
     first = recipe.stages[0].epochs + 1
     told = [line for line in logged if "got no metrics" in line]
     assert told == [
         f"MLflow got no metrics of epoch {first}: the server is away; "
         "training goes on, and they are sent after a later epoch"
     ]
-    epochs.report(EPOCH | {"epoch": 3})
     client, record = found(address, run)
     assert sorted(steps(client, record, "f2")) == [first, first + 1, first + 2]
 
 
-def test_what_mlflow_refuses_ends_no_run(recipe, run, monkeypatch, logged):
-    def refuse(self, *args, **kwargs):
-        raise OSError("no")
-
-    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", refuse)
+def test_epochs_that_never_arrived_are_counted_at_the_end(recipe, run, monkeypatch, logged):
     tracking.begin(run, recipe)
-    tracking.Epochs(run, recipe).report(EPOCH)
+    refused(monkeypatch, "log_batch")
+    with tracking.Epochs(run, recipe) as epochs:
+        epochs.report(EPOCH)
+        epochs.report(EPOCH | {"epoch": 2})
+    assert "MLflow lacks the metrics of 2 epochs; history.csv has them" in logged
+
+
+def test_training_does_not_wait_for_mlflow(recipe, run, monkeypatch, logged):
+    tracking.begin(run, recipe)
+    monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
+    hangs = threading.Event()
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *a, **k: hangs.wait(60))
+    with tracking.Epochs(run, recipe) as epochs:
+        epochs.report(EPOCH)
+        while not epochs.waiting:
+            time.sleep(0.01)
+    assert "MLflow lacks the metrics of 1 epoch; history.csv has them" in logged
+    hangs.set()
+
+
+def test_what_mlflow_refuses_ends_no_run(recipe, run, monkeypatch, logged):
+    refused(monkeypatch, "get_experiment_by_name")
+    tracking.begin(run, recipe)
+    with tracking.Epochs(run, recipe) as epochs:
+        epochs.report(EPOCH)
     tracking.end(run, recipe, tracking.FINISHED)
-    assert [line for line in logged if "has no run: no" in line]
+    assert len(logged) == 1 and "does not record this run: the server is away" in logged[0]
+
+
+def test_settings_that_are_refused_leave_no_second_record(
+    recipe, address, run, monkeypatch, logged
+):
+    with monkeypatch.context() as patch:
+        refused(patch, "log_batch")
+        tracking.begin(run, recipe)
+    assert any("has no settings of this run" in line for line in logged)
+    _, before = found(address, run)
+    tracking.begin(run, recipe)
+    client, after = found(address, run)
+    assert after.info.run_id == before.info.run_id
+    assert len(client.search_runs([after.info.experiment_id])) == 1
+
+
+def test_two_runs_that_begin_at_once_share_the_experiment(recipe, address, tmp_path):
+    paths = [str(tmp_path / "runs" / name) for name in ("one", "two", "three")]
+    for path in paths:
+        os.makedirs(path)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda path: tracking.begin(path, recipe), paths))
+    records = [found(address, path)[1] for path in paths]
+    assert len({record.info.experiment_id for record in records}) == 1
+
+
+def test_a_search_is_not_recorded_and_says_so(recipe, logged):
+    assert tracking.unrecorded(recipe, "a search").mlflow is None
+    assert logged == ["a search is not recorded in MLflow, only runs of raytrain train are"]
 
 
 def test_without_an_address_nothing_is_written(run, tmp_path):
@@ -179,7 +244,9 @@ def test_without_an_address_nothing_is_written(run, tmp_path):
         ("localhost:5000", "is no address of MLflow"),
         ("file:///data/mlruns", "is no address of MLflow"),
         ("sqlite:///mlflow.db", "is a relative path"),
-        ("http://me:secret@host:5000", "names a password for host"),
+        ("http://me:secret@host:5000", "holds a name or a password for host"),
+        ("http://secret@host:5000", "holds a name or a password for host"),
+        ("http://[::1", "is no address of MLflow"),
     ],
 )
 def test_wrong_addresses_are_refused(given, said):
@@ -192,6 +259,18 @@ def test_a_server_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ResourceError, match=r"MLflow does not answer at http://127\.0\.0\.1:9"):
         tracking.check("http://127.0.0.1:9")
+
+
+def test_a_file_that_cannot_be_written_is_named_before_mlflow_tries(tmp_path, monkeypatch):
+    # It alone would try for 101 s.
+    monkeypatch.setattr(mlflow, "MlflowClient", None)
+    with pytest.raises(ResourceError, match="unable to open database file"):
+        tracking.check(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+
+
+def test_every_machine_has_to_reach_the_folder_of_a_file():
+    assert tracking.folder("sqlite:////data/runs/mlflow.db") == "/data/runs"
+    assert tracking.folder("http://host:5000") is None and tracking.folder(None) is None
 
 
 def test_a_missing_package_is_named(monkeypatch, address):

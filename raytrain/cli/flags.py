@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.types import NonNegativeFloat
 from pydantic import field_validator
 
 from raytrain.config import (
@@ -30,6 +31,13 @@ from raytrain.data.names import SUFFIXES
 from raytrain.data.sources import Images, images_at, images_in
 from raytrain.errors import ConfigError
 
+Wait = Annotated[
+    NonNegativeFloat,
+    Parameter(
+        help="seconds to wait for room in the cluster, which its autoscaler may make; "
+        "default: 0, a cluster without room is refused"
+    ),
+]
 Storage = Annotated[
     str,
     Parameter(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from raytrain import registry
-from raytrain.cli.flags import BandFlags, SourceFlags
+from raytrain.cli.flags import BandFlags, SourceFlags, Wait
 from raytrain.cli.job import check_written
 from raytrain.cli.split_flags import SPLIT_HELP, SplitBy, SplitFlags
 from raytrain.data.label_format import LabelFormat
@@ -49,6 +49,20 @@ class PathFlags:
             negative="",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class LimitFlags:
+    """How many bad files are accepted, and how long the command waits."""
+
+    max_bad: Annotated[
+        int | None,
+        Parameter(
+            help="maximum number of unusable tiles, above which no dataset is written; "
+            "default: max(10, 0.1 %)"
+        ),
+    ] = None
+    wait: Wait = 0
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,7 @@ class LabelFlags:
 
 # Defaults of the commands: none of the group's flags given.
 NO_SOURCE_FLAGS = SourceFlags()
+NO_LIMIT_FLAGS = LimitFlags()
 NO_LABEL_FLAGS = LabelFlags()
 NO_SPLIT_FLAGS = SplitFlags()
 NO_BAND_FLAGS = BandFlags()
@@ -184,13 +199,7 @@ def ingest(
     form: Annotated[LabelFlags, Parameter(name="*")] = NO_LABEL_FLAGS,
     split: Annotated[SplitBy, Parameter(help=SPLIT_HELP)] = "random",
     split_flags: Annotated[SplitFlags, Parameter(name="*")] = NO_SPLIT_FLAGS,
-    max_bad: Annotated[
-        int | None,
-        Parameter(
-            help="maximum number of unusable tiles, above which no dataset is written; "
-            "default: max(10, 0.1 %)"
-        ),
-    ] = None,
+    limits: Annotated[LimitFlags, Parameter(name="*")] = NO_LIMIT_FLAGS,
     bands: Annotated[BandFlags, Parameter(name="*")] = NO_BAND_FLAGS,
 ) -> None:
     """Make a dataset of Parquet shards from tiles and labels; resumes an interrupted ingest."""
@@ -208,8 +217,10 @@ def ingest(
     divided = tiles.divide(rule, groups)
     # Only here, where nothing can be wrong with the flags any more: it imports Ray.
     from raytrain.distributed.ingest import ingest as run_ingest
+    from raytrain.distributed.waiting import with_machine
 
-    done = run_ingest(divided, paths.out, max_bad=max_bad, bands=band_rule)
+    with with_machine(limits.wait):
+        done = run_ingest(divided, paths.out, max_bad=limits.max_bad, bands=band_rule)
     _print_dataset(done)
     chosen = ""
     if split != "random":

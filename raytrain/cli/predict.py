@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from raytrain import registry, runs, storage
-from raytrain.cli.flags import BandFlags, SourceFlags, Storage
+from raytrain.cli.flags import BandFlags, SourceFlags, Storage, Wait
 from raytrain.cli.ingest import NO_BAND_FLAGS, NO_SOURCE_FLAGS
 from raytrain.cli.job import check_written
 from raytrain.distributed.environment import check_session
@@ -53,6 +53,7 @@ def predict(
     ] = False,
     bands: Annotated[BandFlags, Parameter(name="*")] = NO_BAND_FLAGS,
     where: Storage = "runs",
+    wait: Wait = 0,
 ) -> None:
     """Predict the tiles of a dataset or of folders, and write their logits."""
     _check_tiles(tiles, bands)
@@ -65,16 +66,18 @@ def predict(
     sources = [tiles.source.find(folder) for folder in tiles.images or []]
     from raytrain.data.listing import left_out_lines
     from raytrain.distributed.predict import predict as run_predict
+    from raytrain.distributed.waiting import with_machine
 
-    done = run_predict(
-        path,
-        out,
-        dataset_path=tiles.dataset,
-        part=tiles.part,
-        sources=sources,
-        tta=tta,
-        bands=rule,
-    )
+    with with_machine(wait):
+        done = run_predict(
+            path,
+            out,
+            dataset_path=tiles.dataset,
+            part=tiles.part,
+            sources=sources,
+            tta=tta,
+            bands=rule,
+        )
     for line in left_out_lines(done.left_out):
         print(line)
     print(f"{done.tiles} predictions in {done.path}")

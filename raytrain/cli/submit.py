@@ -11,9 +11,10 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from raytrain import lineage, storage
-from raytrain.config import Recipe
+from raytrain import lineage, storage, tracking
+from raytrain.config import ENV_PREFIX, Recipe, field_paths
 from raytrain.errors import ConfigError, masked
 
 # Seconds that Ray gives a stopped job to write its checkpoint. By itself it gives 3.
@@ -90,6 +91,26 @@ def _refuse_keys(words: Sequence[str]) -> None:
         )
 
 
+def refuse_variables(given: Mapping[str, Any]) -> None:
+    """Refuses settings that only the environment of this process has.
+
+    Args:
+        given: nested values of `config.environment`.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if not given:
+        return
+    paths = sorted(field_paths(given))
+    names = [ENV_PREFIX + path.upper().replace(".", "__") for path in paths]
+    raise ConfigError(
+        f"the submission would not have {', '.join(names)}, which this command has",
+        "a job gets the flags of its line, and not the variables of this shell",
+        f"unset {' '.join(names)}, and give flags instead",
+    )
+
+
 def check_paths(recipe: Recipe) -> None:
     """Refuses paths that a job would not find, or whose files nobody would find again.
 
@@ -99,6 +120,8 @@ def check_paths(recipe: Recipe) -> None:
     Raises:
         ConfigError: a path is relative.
     """
+    if recipe.mlflow is not None:
+        tracking.check_form(recipe.mlflow)
     for flag, path in (("--dataset", recipe.dataset), ("--storage", recipe.storage)):
         if path is None or storage.is_uri(path) or os.path.isabs(os.path.expanduser(path)):
             continue

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeFloat, NonNegativeInt
+from cyclopts.types import NonNegativeInt
 
 from raytrain import runlock, runs, storage
-from raytrain.cli.flags import RecipeFlags
+from raytrain.cli.flags import RecipeFlags, Wait
 from raytrain.cli.job import check_written
-from raytrain.config import Recipe, field_paths, load_recipe, merge, nested
+from raytrain.config import Recipe, environment, field_paths, load_recipe, merge, nested
 from raytrain.distributed.environment import check_session
 from raytrain.errors import ConfigError, typed
 
@@ -53,13 +53,7 @@ class RunFlags:
         NonNegativeInt,
         Parameter(help="maximum number of automatic restarts if the run or its Ray dies"),
     ] = 0
-    wait: Annotated[
-        NonNegativeFloat,
-        Parameter(
-            help="seconds to wait for room in the cluster, which its autoscaler may make; "
-            "default: 0, a cluster without room is refused"
-        ),
-    ] = 0
+    wait: Wait = 0
     dry_run: Annotated[
         bool,
         Parameter(negative="", help="check everything, run one step per stage, and print the plan"),
@@ -88,7 +82,6 @@ def train(
     """
     if run.name is not None:
         runs.check_name(run.name)
-    _refuse_wait(run)
     if run.print_submit:
         _print_submission(recipe, run)
         return None
@@ -101,7 +94,7 @@ def train(
 
 def _print_submission(flags: RecipeFlags, run: RunFlags) -> None:
     """Prints the line that submits the command as a job."""
-    from raytrain.cli.submit import check_paths, submission
+    from raytrain.cli.submit import check_paths, refuse_variables, submission
 
     if run.resume not in (None, AUTO):
         raise ConfigError(
@@ -111,24 +104,12 @@ def _print_submission(flags: RecipeFlags, run: RunFlags) -> None:
         )
     recipe = flags.load()
     check_paths(recipe)
+    refuse_variables(environment())
     words = sys.argv[1:]
     # jobs/train.py gets them without the name of the command.
     if words[:1] == ["train"]:
         words = words[1:]
     print(submission(words, _name(flags, run), folder=Path.cwd()))
-
-
-def _refuse_wait(run: RunFlags) -> None:
-    """Refuses --wait where the command waits in another way."""
-    others = {"--restarts": run.restarts, "--folds": run.folds}
-    given = [flag for flag, value in others.items() if value]
-    if not run.wait or not given:
-        return
-    raise ConfigError(
-        f"--wait and {given[0]} cannot be used together",
-        f"{given[0]} waits for room in the cluster by itself",
-        "leave --wait out",
-    )
 
 
 def unnamed() -> ConfigError:
@@ -190,7 +171,7 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
         # This process only supervises: the one that trains may die with its Ray.
         from raytrain.distributed.supervisor import supervise_run
 
-        return supervise_run(recipe, name, run.restarts)
+        return supervise_run(recipe, name, run.restarts, run.wait)
     check_session()
     from raytrain.distributed.train import train as run_train
 
@@ -223,7 +204,7 @@ def _train_folds(recipe: Recipe, run: RunFlags, name: str) -> int | None:
     if run.restarts and not run.dry_run:
         from raytrain.distributed.supervisor import supervise_folds
 
-        return supervise_folds(recipe, run.folds, name, run.restarts)
+        return supervise_folds(recipe, run.folds, name, run.restarts, run.wait)
     check_session()
     from raytrain.distributed import folds
 
@@ -234,7 +215,7 @@ def _train_folds(recipe: Recipe, run: RunFlags, name: str) -> int | None:
         dry_run(found.recipe_of(found.splits[0]))
         print(folds.plan_in_words(found))
         return None
-    _conclude_folds(folds.train_folds(recipe, run.folds, name))
+    _conclude_folds(folds.train_folds(recipe, run.folds, name, wait_s=run.wait))
     return None
 
 
@@ -260,7 +241,7 @@ def _resume(name: str, flags: RecipeFlags, run: RunFlags) -> int | None:
     check_session()
     from raytrain.distributed.folds import opened, resume_folds
 
-    _conclude_folds(resume_folds(opened(folds.path), changes))
+    _conclude_folds(resume_folds(opened(folds.path), changes, wait_s=run.wait))
     return None
 
 
@@ -269,7 +250,7 @@ def _go_on(found: runs.Run, changes: dict[str, Any], run: RunFlags) -> int | Non
     if run.restarts:
         from raytrain.distributed.supervisor import supervise_resume
 
-        return supervise_resume(found, changes, run.restarts)
+        return supervise_resume(found, changes, run.restarts, run.wait)
     check_session()
     from raytrain.distributed.train import resume as run_resume
 
@@ -348,6 +329,7 @@ def lr_find(
     name: Annotated[
         str | None, Parameter(help="name of the folder under --storage; default: a unique one")
     ] = None,
+    wait: Wait = 0,
 ) -> None:
     """Find peak learning rates: plot the loss while the rate rises.
 
@@ -364,7 +346,7 @@ def lr_find(
     from raytrain.distributed.train import find_rates
     from raytrain.report import rates
 
-    find_rates(settings, name)
+    find_rates(settings, name, wait_s=wait)
     path = storage.join(storage.absolute(settings.storage), name)
     tests = rates.read(path, settings.stage_names)
     pictures = rates.draw(path, settings.stage_names)

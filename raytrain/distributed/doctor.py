@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,15 @@ import ray
 from raytrain import machine, storage
 from raytrain.data.dataset import open_dataset
 from raytrain.distributed import environment, links
-from raytrain.distributed.diagnosis import FAILURE, Finding, Here, diagnosed, of_links, of_ports
+from raytrain.distributed.diagnosis import (
+    FAILURE,
+    NOTE,
+    Finding,
+    Here,
+    diagnosed,
+    of_links,
+    of_ports,
+)
 from raytrain.distributed.network import is_loopback
 from raytrain.distributed.nodes import Answer, ask, marked, working_nodes
 from raytrain.distributed.session import session
@@ -25,6 +34,8 @@ from raytrain.machine import Question
 
 # MB that are written to the storage and read back.
 STORAGE_MB = 8
+# Seconds that a dashboard may take to answer.
+DASHBOARD_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,11 @@ def _this_machine(question: Question, needed: int | None, bandwidth: bool) -> Ex
             "one machine has no links",
             "export RAY_ADDRESS=HOST:6379 on a machine of the cluster, or leave it out",
         )
+    return _alone(question, needed, secrets(None))
+
+
+def _alone(question: Question, needed: int | None, findings: list[Finding]) -> Examined:
+    """Looks at the machine of the command alone, and adds what it finds."""
     facts = machine.facts(question)
     # A local Ray declares what torch sees.
     node = {
@@ -87,12 +103,16 @@ def _this_machine(question: Question, needed: int | None, bandwidth: bool) -> Ex
     }
     answers = [Answer(node, facts)]
     here = Here(facts, facts.files, needed)
-    return Examined([*secrets(None), *diagnosed(answers, here)], answers)
+    return Examined([*findings, *diagnosed(answers, here)], answers)
 
 
 def _cluster(question: Question, needed: int | None, bandwidth: bool) -> Examined:
     nodes = working_nodes()
     findings = secrets(_dashboard())
+    if not nodes:
+        what = "the cluster has no machine that may work now; this one was looked at"
+        findings.append(Finding(NOTE, "", what, "--wait 600 lets an autoscaler add machines"))
+        return _alone(question, needed, findings)
     try:
         with marked(question.directories) as marker:
             answers = ask(nodes, replace(question, marker=marker))
@@ -131,12 +151,29 @@ def secrets(dashboard: str | None, variables: Mapping[str, str] = os.environ) ->
     if file.is_file() and stat.S_IMODE(file.stat().st_mode) & 0o077:
         what = f"the token {file} can be read by other users, who could run code with it"
         found.append(Finding(FAILURE, "this machine", what, f"chmod 600 {file}"))
-    if dashboard is None:
+    if not dashboard:
         return found
     host, _, _ = dashboard.rpartition(":")
-    has_token = variables.get(environment.MODE, "token").lower() == "token"
-    if dashboard and not has_token and not is_loopback(host):
+    if not is_loopback(host) and is_open(dashboard):
         what = f"the dashboard at {dashboard} takes jobs from everybody who reaches it"
         fix = f"export {environment.MODE}=token on every machine before ray start"
         found.append(Finding(FAILURE, "", what, fix))
     return found
+
+
+def is_open(dashboard: str) -> bool:
+    """Returns whether a dashboard lists its jobs to somebody without a token.
+
+    The cluster is asked: what this process has in its variables says nothing about it.
+
+    Args:
+        dashboard: HOST:PORT.
+    """
+    # As Ray's own connections, without a proxy.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(f"http://{dashboard}/api/jobs/", timeout=DASHBOARD_S).close()
+    except OSError:
+        # It refuses (401), or cannot be reached from here.
+        return False
+    return True

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import torch
 
-from raytrain import machine, registry
+from raytrain import machine, registry, tracking
 from raytrain.config import LAYER_GROUPS, Recipe, Stage
 from raytrain.data.dataset import Dataset, decoded_images
 from raytrain.distributed.memory import available, check_memory, needed
@@ -54,6 +54,7 @@ def dry_run(recipe: Recipe) -> None:
     """
     check_group(recipe)
     recipe, dataset = check_recipe(recipe)
+    tracking.check(recipe.mlflow)
     check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     device = _device(recipe)
     recipe = _with_resolved_precision(recipe, device)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from raytrain import runs, storage
+from raytrain import runs, storage, tracking
 from raytrain.config import Recipe, different_fields, merge, nested, parse_yaml, validate
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, slots
@@ -33,6 +33,7 @@ from raytrain.distributed.messages import Stop
 from raytrain.distributed.preflight import check_group, check_recipe, refuse_range, use_gpu
 from raytrain.distributed.session import cpus, session, to_go
 from raytrain.distributed.train import resume, train
+from raytrain.distributed.waiting import wait_for_room
 from raytrain.errors import (
     ConfigError,
     DataError,
@@ -110,7 +111,14 @@ class Folds:
         return storage.exists(storage.join(self.run(split).path, "config.yaml"))
 
 
-def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Metric] = ()) -> Folds:
+def train_folds(
+    recipe: Recipe,
+    family: str,
+    name: str,
+    *,
+    metrics: Sequence[Metric] = (),
+    wait_s: float = 0.0,
+) -> Folds:
     """Trains one run for each fold, as many at once as fit, and joins their predictions.
 
     The same call again goes on: complete runs stay, the one that was cut is resumed.
@@ -120,6 +128,7 @@ def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Met
         family: name of the family of splits.
         name: of the directory under `recipe.storage`, and beginning of the names of the runs.
         metrics: as for `train`.
+        wait_s: seconds to wait for room for one fold in the cluster; 0 for none.
 
     Returns:
         The complete cross-validation.
@@ -133,7 +142,7 @@ def train_folds(recipe: Recipe, family: str, name: str, *, metrics: Sequence[Met
         folds = _begun_or_new(new, threads=recipe.train.threads)
         _write_recipe(folds)
         _write_state(folds)
-        return _train_all(folds, metrics)
+        return _train_all(folds, metrics, wait_s)
 
 
 def planned(recipe: Recipe, family: str, name: str) -> Folds:
@@ -155,7 +164,11 @@ def _begun_or_new(given: Folds, *, threads: int | None) -> Folds:
 
 
 def resume_folds(
-    folds: Folds, overrides: Mapping[str, Any], *, metrics: Sequence[Metric] = ()
+    folds: Folds,
+    overrides: Mapping[str, Any],
+    *,
+    metrics: Sequence[Metric] = (),
+    wait_s: float = 0.0,
 ) -> Folds:
     """Goes on with a cross-validation.
 
@@ -163,6 +176,7 @@ def resume_folds(
         folds: that was begun.
         overrides: nested values of the fields that a resumed run may change.
         metrics: the functions that `train_folds` was given.
+        wait_s: as for `train_folds`.
 
     Raises:
         RaytrainError: as `train_folds`.
@@ -174,7 +188,7 @@ def resume_folds(
     folds = replace(folds, recipe=recipe.model_copy(update=where))
     with held(folds.path):
         _write_recipe(folds)
-        return _train_all(folds, metrics)
+        return _train_all(folds, metrics, wait_s)
 
 
 def checked(recipe: Recipe, family: str, name: str) -> Folds:
@@ -195,6 +209,7 @@ def checked(recipe: Recipe, family: str, name: str) -> Folds:
     splits = family_of(open_dataset(recipe.dataset), family)
     first, dataset = check_recipe(_with_split(recipe, splits[0]))
     _refuse_start(first, dataset)
+    tracking.check(recipe.mlflow)
     path = storage.join(first.storage, name)
     # Absolute paths, but nothing that was computed from the tiles of one fold.
     where = {key: getattr(first, key) for key in ("dataset", "storage", "init_from", "model")}
@@ -371,7 +386,7 @@ def _continued(begun: Folds, given: Folds, *, threads: int | None) -> Folds:
     return replace(begun, recipe=recipe)
 
 
-def _train_all(folds: Folds, metrics: Sequence[Metric]) -> Folds:
+def _train_all(folds: Folds, metrics: Sequence[Metric], wait_s: float) -> Folds:
     """Trains the runs that are left, and joins the predictions of all."""
     with _failure_recorded(folds):
         dataset = _checked_dataset(folds)
@@ -380,6 +395,7 @@ def _train_all(folds: Folds, metrics: Sequence[Metric]) -> Folds:
     # A session that does not begin is no failure of the folds: with --restarts it is tried again.
     with session(), _failure_recorded(folds):
         if _left(folds):
+            wait_for_room(folds.recipe, wait_s)
             folds = _Training(folds, metrics, _limit(folds.recipe, most)).run()
         predictions.write(folds.predictions, join(folds, dataset))
     return folds

@@ -68,15 +68,22 @@ def blocked(nodes: Sequence[Node]) -> list[tuple[str, str]]:
     listeners = {
         node["NodeID"]: listener.options(scheduling_strategy=_on(node)).remote() for node in nodes
     }
-    ports = {identifier: ray.get(actor.port.remote()) for identifier, actor in listeners.items()}
+    ports = {}
+    for identifier, actor in listeners.items():
+        # A machine that has just died listens nowhere.
+        with suppress(ray.exceptions.RayError):
+            ports[identifier] = ray.get(actor.port.remote(), timeout=LINK_S)
     task = ray.remote(num_cpus=0, max_retries=0)(connects)
+    found = []
     tried = []
     for first, second in pairs(nodes):
         for start, end in ((first, second), (second, first)):
+            if end["NodeID"] not in ports:
+                found.append((node_name(start), node_name(end)))
+                continue
             pinned = task.options(scheduling_strategy=_on(start))
             answer = pinned.remote(end["NodeManagerAddress"], ports[end["NodeID"]])
             tried.append((start, end, answer))
-    found = []
     for start, end, answer in tried:
         reached = False
         with suppress(ray.exceptions.RayError):
@@ -109,13 +116,13 @@ def measured(nodes: Sequence[Node]) -> dict[tuple[str, str], float | None]:
     task = ray.remote(num_cpus=0, max_retries=0)(reduce_between)
     found: dict[tuple[str, str], float | None] = {}
     for first, second in neighbours(nodes):
-        port = ray.get(_free_port_on(first))
         started = []
-        for rank, node in enumerate((first, second)):
-            pinned = task.options(scheduling_strategy=_on(node))
-            started.append(pinned.remote(first["NodeManagerAddress"], port, rank))
         taken = None
         with suppress(ray.exceptions.RayError):
+            port = ray.get(_free_port_on(first), timeout=LINK_S)
+            for rank, node in enumerate((first, second)):
+                pinned = task.options(scheduling_strategy=_on(node))
+                started.append(pinned.remote(first["NodeManagerAddress"], port, rank))
             taken = max(ray.get(started, timeout=LINK_S + PORT_S))
         for reference in started:
             ray.cancel(reference, force=True)

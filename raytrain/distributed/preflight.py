@@ -67,7 +67,8 @@ def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, D
         dataset = open_dataset(recipe.dataset)
     else:
         dataset = _dataset_of(run, recipe, recipe.dataset)
-    tracking.check(recipe.mlflow)
+    if recipe.mlflow is not None:
+        tracking.check_form(recipe.mlflow)
     split = recipe.data.split
     train_rows = training_rows(recipe, dataset)
     valid_rows = dataset.part_rows(split, "valid")
@@ -352,7 +353,11 @@ def places_of(recipe: Recipe) -> Places:
         read["--model.weights"] = [recipe.model.weights]
     if recipe.init_from is not None:
         read["--init-from"] = [storage.join(recipe.init_from, "MANIFEST.json")]
-    return Places({"--storage": recipe.storage}, read)
+    written = {"--storage": recipe.storage}
+    tracked = tracking.folder(recipe.mlflow)
+    if tracked is not None:
+        written["--mlflow"] = tracked
+    return Places(written, read)
 
 
 def check_networks(answers: Sequence[Answer], num_workers: int, gpu: bool) -> None:

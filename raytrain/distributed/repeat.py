@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raytrain import runs, storage
+from raytrain import runs, storage, tracking
 from raytrain.checkpoints import layout, reading
 from raytrain.config import Recipe, different_fields
 from raytrain.distributed import search_setup
@@ -85,7 +85,7 @@ def options_of(
         RaytrainError: as `check_recipe`.
     """
     known = search_setup.read(directory)
-    resolved, _ = check_recipe(recipe)
+    resolved, _ = check_recipe(tracking.unrecorded(recipe, "a search"))
     if content is None:
         content = default.values(resolved)
     changed = sorted(different_fields(known.recipe, resolved) - {"storage"})

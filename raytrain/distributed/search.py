@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from raytrain import runs, storage
+from raytrain import runs, storage, tracking
 from raytrain.checkpoints import winner
 from raytrain.checkpoints.joined import TrialFacts, joined, write_trial_events
 from raytrain.config import Recipe
@@ -123,7 +123,7 @@ def search(
         RaytrainError: the class that fits the failure.
     """
     check_options(options)
-    recipe, dataset = check_recipe(recipe)
+    recipe, dataset = check_recipe(tracking.unrecorded(recipe, "a search"))
     if content is None:
         content = default.values(recipe)
     space = space_file.read(content, recipe)

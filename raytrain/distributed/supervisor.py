@@ -190,13 +190,14 @@ def _missing_head() -> str:
     return ""
 
 
-def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
+def supervise_run(recipe: Recipe, name: str, restarts: int, wait_s: float = 0.0) -> int:
     """Runs `supervise` for a new run.
 
     Args:
         recipe: of the run, as this process has resolved it.
         name: of the run.
         restarts: the largest number of restarts.
+        wait_s: seconds that each attempt waits for room in the cluster; 0 for none.
 
     Returns:
         The exit code.
@@ -204,11 +205,13 @@ def supervise_run(recipe: Recipe, name: str, restarts: int) -> int:
     runs.refuse_taken(name, recipe.storage)
     path = storage.join(storage.absolute(recipe.storage), name)
     with _given(recipe) as flags:
-        first = ["train", *flags, "--name", name]
-        return supervise(first, _resume(path, []), path, restarts)
+        first = ["train", *flags, "--name", name, *_waiting(wait_s)]
+        return supervise(first, _resume(path, _waiting(wait_s)), path, restarts)
 
 
-def supervise_folds(recipe: Recipe, family: str, name: str, restarts: int) -> int:
+def supervise_folds(
+    recipe: Recipe, family: str, name: str, restarts: int, wait_s: float = 0.0
+) -> int:
     """Runs `supervise` for a cross-validation; the command that began it also goes on with it.
 
     Args:
@@ -216,6 +219,7 @@ def supervise_folds(recipe: Recipe, family: str, name: str, restarts: int) -> in
         family: name of the family of splits.
         name: of the cross-validation.
         restarts: the largest number of restarts.
+        wait_s: as for `supervise_run`.
 
     Returns:
         The exit code.
@@ -223,6 +227,7 @@ def supervise_folds(recipe: Recipe, family: str, name: str, restarts: int) -> in
     path = storage.join(storage.absolute(recipe.storage), name)
     with _given(recipe) as flags:
         command = ["train", *flags, "--name", name, "--folds", family]
+        command += _waiting(wait_s)
         return supervise(command, command, path, restarts)
 
 
@@ -237,13 +242,16 @@ def _given(recipe: Recipe) -> Iterator[list[str]]:
         yield ["--config", str(file), *_flags(_with_keys(recipe.model_dump(mode="json")))]
 
 
-def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) -> int:
+def supervise_resume(
+    run: runs.Run, overrides: dict[str, Any], restarts: int, wait_s: float = 0.0
+) -> int:
     """Runs `supervise` for an existing run, or for the directory of a cross-validation.
 
     Args:
         run: to resume.
         overrides: fields of the recipe that the user has changed.
         restarts: the largest number of restarts.
+        wait_s: as for `supervise_run`.
 
     Returns:
         The exit code.
@@ -251,12 +259,18 @@ def supervise_resume(run: runs.Run, overrides: dict[str, Any], restarts: int) ->
     Raises:
         ConfigError: one of these fields must not change.
     """
-    again = _resume(run.path, _flags(runs.placement(run, overrides)))
+    again = _resume(run.path, [*_flags(runs.placement(run, overrides)), *_waiting(wait_s)])
     return supervise(again, again, run.path, restarts)
 
 
 def _resume(path: str, flags: list[str]) -> list[str]:
     return ["train", "--resume", storage.name_of(path), "--storage", storage.parent(path), *flags]
+
+
+def _waiting(seconds: float) -> list[str]:
+    if seconds <= 0:
+        return []
+    return ["--wait", f"{seconds:g}"]
 
 
 def _with_keys(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def train(
         metrics: further functions on (probabilities, targets), beside those that the recipe names.
             No file holds them: resuming asks for them again.
         stop: tells of signals, where a command trains several runs at once. That command gets the
-            signals, and has counted the memory of all its runs.
+            signals, has counted the memory of all its runs, and has asked MLflow.
         wait_s: seconds to wait for room in the cluster; 0 for none.
 
     Returns:
@@ -124,6 +124,7 @@ def train(
     recipe, dataset = check_recipe(recipe)
     if stop is None:
         check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
+        tracking.check(recipe.mlflow)
     _end_if_asked(stop)
     with held(storage.join(recipe.storage, name)):
         # With the lock held: of two commands that start at the same time, one is refused.
@@ -173,8 +174,9 @@ def resume(
     _end_if_asked(stop)
     with held(run.path), session():
         wait_for_room(recipe, wait_s)
-        check_cluster(recipe)
+        answers = check_cluster(recipe)
         runs.write_paths(run, recipe)
+        runs.write_attempt(run, software_of(answers))
         storage.remove(storage.join(run.path, "failure.json"))
         logger.info(f"run {run.name} in {run.path}")
         return _attempt(run, recipe, metrics, stop)
@@ -217,8 +219,8 @@ def _attempt(
     run: runs.Run, recipe: Recipe, own: Sequence[Metric] = (), stop: Stop | None = None
 ) -> Trained:
     """Trains a run to its end. Writes failure.json into its directory if it fails or is stopped."""
-    tracking.begin(run.path, recipe)
     try:
+        tracking.begin(run.path, recipe)
         metrics = _train_while_progressing(run, recipe, own, stop)
         signal_name = metrics.get("stopped")
         if signal_name:
@@ -227,13 +229,13 @@ def _attempt(
         return Trained(run, metrics)
     except BaseException as raised:
         error = _final_error(run, raised, stop)
+        # The storage may be what failed. The user needs the error itself, not this second one.
+        with suppress(StorageError):
+            runs.write_failure(run, error, exit_code_of(error))
         status = tracking.FAILED
         if isinstance(error, UnfinishedError | Interrupted):
             status = tracking.STOPPED
         tracking.end(run.path, recipe, status)
-        # The storage may be what failed. The user needs the error itself, not this second one.
-        with suppress(StorageError):
-            runs.write_failure(run, error, exit_code_of(error))
         if error is raised:
             raise
         raise error from None
@@ -312,12 +314,13 @@ def _stopped(
     )
 
 
-def find_rates(recipe: Recipe, name: str) -> dict[int, Curve]:
+def find_rates(recipe: Recipe, name: str, *, wait_s: float = 0.0) -> dict[int, Curve]:
     """Runs the learning-rate range test for the selected stages.
 
     Args:
         recipe: its `dataset` is set; paths may be relative.
         name: of the directory under `recipe.storage`, whose `lr-find` gets the curves.
+        wait_s: as for `train`.
 
     Returns:
         The curve of each stage by its number, which counts from 1.
@@ -326,10 +329,11 @@ def find_rates(recipe: Recipe, name: str) -> dict[int, Curve]:
         RaytrainError: as `train`.
     """
     check_group(recipe)
-    recipe, dataset = check_recipe(recipe)
+    recipe, dataset = check_recipe(tracking.unrecorded(recipe, "a range test"))
     check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
     path = storage.join(recipe.storage, name)
     with session():
+        wait_for_room(recipe, wait_s)
         check_cluster(recipe)
         curves: dict[int, Curve] = _group(lr_find_worker, path, recipe)
     return curves
@@ -517,9 +521,11 @@ def train_worker(config: dict[str, Any]) -> Metrics:
         The metrics of the last epoch.
     """
     recipe, dataset, path, worker, hooks = _set_up_worker(config)
-    if recipe.mlflow is not None and worker.rank == 0:
-        hooks = _with_report(hooks, tracking.Epochs(path, recipe).report)
-    return loop.fit(recipe, dataset, path, worker, hooks, backoff=True)
+    if recipe.mlflow is None or worker.rank > 0:
+        return loop.fit(recipe, dataset, path, worker, hooks, backoff=True)
+    with tracking.Epochs(path, recipe) as epochs:
+        hooks = _with_report(hooks, epochs.report)
+        return loop.fit(recipe, dataset, path, worker, hooks, backoff=True)
 
 
 def _with_report(hooks: Hooks, report: Callable[[Metrics], None]) -> Hooks:

@@ -29,6 +29,7 @@ import numpy as np
 from raytrain import storage
 from raytrain.data import row_labels
 from raytrain.data.dataset import PARTS, Array, Dataset, MappedRows
+from raytrain.errors import StorageError
 from raytrain.machine import cache_directory
 from raytrain.tiles.cache import CACHE_LOCK, CONTENT_FILE
 
@@ -77,7 +78,7 @@ def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None
                 mapped = _mapped(dataset, split, root)
             os.utime(root / CONTENT_FILE)
             return replace(dataset, mapped=mapped)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         logger.info(f"labels are kept in memory, since {directory} cannot be used: {error}")
         return dataset
 

@@ -62,6 +62,8 @@ def test_flags_that_the_line_replaces_are_left_out(given):
 def printed(monkeypatch, capsys, *words):
     given = ["train", *words, "--print-submit"]
     monkeypatch.setattr(sys, "argv", ["raytrain", *given])
+    # The tests' own; a job would not have it.
+    monkeypatch.delenv("RAYTRAIN_MODEL__ARCH", raising=False)
     code = run_command(given)
     return code, capsys.readouterr()
 
@@ -84,6 +86,13 @@ def test_the_command_prints_it(monkeypatch, capsys):
 def test_what_a_job_could_not_use_is_refused(words, message, monkeypatch, capsys):
     code, said = printed(monkeypatch, capsys, "--config", "smoke", *words)
     assert code == 2 and message in said.err and said.out == "" and "HIDDEN" not in said.err
+
+
+def test_settings_of_the_shell_are_refused_by_name(monkeypatch, capsys):
+    monkeypatch.setenv("RAYTRAIN_TRAIN__BATCH_SIZE", "128")
+    code, said = printed(monkeypatch, capsys, *WORDS, "--name", "first")
+    assert code == 2 and said.out == ""
+    assert "the submission would not have RAYTRAIN_TRAIN__BATCH_SIZE" in said.err
 
 
 # What env.json says about the code

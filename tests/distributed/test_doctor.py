@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import ray
@@ -209,18 +211,46 @@ def test_a_token_that_others_can_read_is_a_failure(mode, count, token):
     assert all(f"chmod 600 {token}" in str(finding) for finding in findings)
 
 
-@pytest.mark.parametrize(
-    ("dashboard", "mode", "count"),
-    [
-        ("10.0.0.1:8265", "disabled", 1),
-        ("127.0.0.1:8265", "disabled", 0),
-        ("10.0.0.1:8265", "token", 0),
-        ("", "disabled", 0),
-    ],
-)
-def test_a_dashboard_that_anybody_reaches_needs_a_token(dashboard, mode, count, token):
-    variables = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_MODE": mode}
-    assert len(doctor.secrets(dashboard, variables)) == count
+@pytest.fixture
+def dashboard_of():
+    """A function that starts a server, which answers every request with a status: HOST:PORT of it."""
+    started = []
+
+    def start(host, status):
+        class Answers(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *words):
+                """Says nothing."""
+
+        server = ThreadingHTTPServer((host, 0), Answers)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started.append(server)
+        return f"{host}:{server.server_address[1]}"
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("status", "count"), [(200, 1), (401, 0)])
+def test_a_dashboard_that_answers_without_a_token_is_a_failure(status, count, dashboard_of, token):
+    variables = {"RAY_AUTH_TOKEN_PATH": str(token)}
+    own = ray.util.get_node_ip_address()
+    findings = doctor.secrets(dashboard_of(own, status), variables)
+    assert len(findings) == count
+    assert all("takes jobs from everybody" in str(finding) for finding in findings)
+    # Only this machine reaches it.
+    assert doctor.secrets(dashboard_of("127.0.0.1", status), variables) == []
+
+
+def test_without_a_dashboard_nobody_is_asked(token):
+    variables = {"RAY_AUTH_TOKEN_PATH": str(token)}
+    assert doctor.secrets("", variables) == doctor.secrets(None, variables) == []
+    assert not doctor.is_open("127.0.0.1:9")
 
 
 # The command
@@ -239,6 +269,14 @@ def test_the_command_ends_with_5_where_something_would_fail(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run_command(["doctor", "--storage", str(tmp_path / "file" / "runs")]) == 5
     assert "failure " in capsys.readouterr().out
+
+
+def test_a_cluster_without_machines_that_work_says_so(cluster, monkeypatch):
+    monkeypatch.setattr(doctor.environment, "connects", lambda: True)
+    monkeypatch.setattr(doctor, "working_nodes", list)
+    found = doctor.examine(None, None, False)
+    assert found.is_sound and len(found.answers) == 1
+    assert any("no machine that may work now" in str(finding) for finding in found.findings)
 
 
 def test_facts_are_printed_as_json(tmp_path, capsys):

@@ -49,6 +49,9 @@ def test_the_same_command_begins_goes_on_and_says_that_it_is_complete(
     stopped.undo()
     assert run_command(command) == 0
     assert "resuming " in capsys.readouterr().out and not (run / "failure.json").exists()
+    env = json.loads((run / "env.json").read_text())
+    [attempt] = env["later_attempts"]
+    assert attempt["source"] == env["source"] and attempt["started"] >= env["started"]
     undisturbed = [word if word != "first" else "second" for word in command]
     assert run_command(undisturbed) == 0
     assert trace(run) == trace(run.parent / "second")

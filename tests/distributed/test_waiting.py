@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import waiting
-from raytrain.distributed.waiting import wait_for_room
+from raytrain.distributed.waiting import wait_for_room, with_machine
 from raytrain.errors import ResourceError
 
 BIN = Path(sys.executable).parent
@@ -58,10 +57,20 @@ def test_no_wait_asks_for_nothing(monkeypatch):
     wait_for_room(recipe(4000), 0)
 
 
-@pytest.mark.parametrize("flag", [["--restarts", "2"], ["--folds", "cv"]])
-def test_commands_that_wait_by_themselves_refuse_it(flag, capsys):
-    assert run_command(["train", "--config", "smoke", "--wait", "9", *flag]) == 2
-    assert f"--wait and {flag[0]} cannot be used together" in capsys.readouterr().err
+def test_where_machines_turn_out_to_have_gpus_it_waits_for_those(cluster, monkeypatch):
+    monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(waiting.gpus, "usable", lambda wanted: ["a machine with a GPU"])
+    with pytest.raises(ResourceError, match="2 workers take 2 GPUs, the cluster declares 0"):
+        wait_for_room(recipe(2), 2)
+    wait_for_room(recipe(2, use_gpu=False), 2)
+
+
+def test_a_session_begins_once_there_is_a_machine(cluster, monkeypatch):
+    with with_machine(30):
+        assert set(groups()) <= {"REMOVED"}
+    monkeypatch.setattr(waiting, "placement_group", None)
+    with with_machine(0):
+        pass
 
 
 # An autoscaler
@@ -151,15 +160,17 @@ def autoscaled(no_cluster, tmp_path):
     head.wait(10)
 
 
-def train(address, dataset, storage, *words):
-    given = ["--config", "smoke", "--dataset", dataset.path, "--storage", str(storage), *words]
-    return subprocess.run(
-        [str(BIN / "raytrain"), "train", *given],
+def raytrain(address, *words):
+    """Runs a command on the cluster. Returns what it has printed, and its exit code."""
+    done = subprocess.run(
+        [str(BIN / "raytrain"), *map(str, words)],
         env=os.environ | {"RAY_ADDRESS": address},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=400,
     )
+    return done.stdout, done.returncode
 
 
 def answers(address):
@@ -173,16 +184,23 @@ def answers(address):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ray.__version__.startswith("2.60."), reason="a private module of Ray 2.60")
-def test_an_autoscaler_makes_room(autoscaled, dataset, tmp_path):
+def test_an_autoscaler_makes_room(autoscaled, tiles, tmp_path):
     end = time.monotonic() + 60
     while not answers(autoscaled) and time.monotonic() < end:
         time.sleep(0.5)
-    refused = train(autoscaled, dataset, tmp_path / "runs")
-    assert refused.returncode == 5 and "--wait 600" in refused.stderr
-    lacking = train(autoscaled, dataset, tmp_path / "runs", "--num-workers", "3", "--wait", "20")
-    assert lacking.returncode == 5, lacking.stderr
-    assert "3 workers take 3 CPUs" in lacking.stderr and "--wait 20 is over" in lacking.stderr
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/config.yaml"))
-    done = train(autoscaled, dataset, tmp_path / "runs", "--num-workers", "2", "--wait", "120")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "starting 2 CPU workers" in done.stdout + done.stderr
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    ingest = ["ingest", "--images", tiles[0], "--labels", tiles[1], "--out", data]
+    said, code = raytrain(autoscaled, *ingest, "--wait", "120")
+    assert code == 0, said
+    train = ["train", "--config", "smoke", "--dataset", data, "--storage", runs, "--name", "r"]
+    said, code = raytrain(autoscaled, *train, "--num-workers", "2")
+    assert code == 5 and "--wait 600" in said, said
+    said, code = raytrain(autoscaled, *train, "--num-workers", "3", "--wait", "20")
+    assert code == 5, said
+    assert "3 workers take 3 CPUs" in said and "--wait 20 is over" in said
+    assert not runs.exists() or not list(runs.glob("*/config.yaml"))
+    said, code = raytrain(autoscaled, *train, "--num-workers", "2", "--wait", "120")
+    assert code == 0 and "starting 2 CPU workers" in said, said
+    predict = ["predict", "--checkpoint", "r", "--storage", runs, "--dataset", data]
+    said, code = raytrain(autoscaled, *predict, "--out", tmp_path / "p.parquet", "--wait", "120")
+    assert code == 0, said

@@ -70,6 +70,7 @@ class Machine:
         gpus: that it declares to Ray. There are none.
         token: that its Ray asks for; None for a Ray that anybody may use.
         on_debian: whether its host name has the address 127.0.1.1, as after an installation of Debian or Ubuntu.
+        is_unknown: whether its host name has no address at all.
     """
 
     number: int
@@ -78,6 +79,7 @@ class Machine:
     gpus: int = 0
     token: str | None = None
     on_debian: bool = False
+    is_unknown: bool = False
     process: subprocess.Popen | None = field(default=None, init=False)
 
     @property
@@ -136,7 +138,9 @@ class Machine:
 
     def _hosts(self) -> str:
         own = LOOPBACK_NAME if self.on_debian else self.address
-        lines = ["127.0.0.1 localhost", f"{own} {self.name}"]
+        lines = ["127.0.0.1 localhost"]
+        if not self.is_unknown:
+            lines.append(f"{own} {self.name}")
         lines += [f"{SUBNET}.{n} node{n}" for n in range(1, 10) if n != self.number]
         return "\n".join(lines) + "\n"
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import yaml
 from group import run_group
 from namespaced import ROOT, Cluster, why_not
 
+from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.data.dataset import open_dataset
 from raytrain.evaluation import predictions
+from raytrain.search.table import State, read
 
 WHY_NOT = why_not()
 pytestmark = [
@@ -24,14 +27,16 @@ pytestmark = [
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 # A driver that has no GPU; torch says why in its own words.
+REFUSED_S = 20  # the limit that the work on several machines was given
 GPU_WITHOUT_CUDA = "node3 (10.77.0.3) declares 1 GPU, torch sees none there"
 
 
 @pytest.fixture(scope="module")
 def machines():
-    """Three machines of one CPU, as an installation of Debian or Ubuntu leaves them.
+    """Three machines of one CPU.
 
-    The third declares a GPU that does not exist.
+    The host name of the first has the address 127.0.1.1, as after an installation of Debian or Ubuntu. That of the second has
+    none. The third declares a GPU that does not exist.
     """
     import ray
 
@@ -39,7 +44,8 @@ def machines():
     # A short path, since Ray keeps sockets in it.
     folder = Path(tempfile.mkdtemp(prefix="m-"))
     debian = {"cpus": 1, "on_debian": True}
-    with Cluster(folder, [debian, debian, debian | {"gpus": 1}]) as found:
+    unknown = {"cpus": 1, "is_unknown": True}
+    with Cluster(folder, [debian, unknown, debian | {"gpus": 1}]) as found:
         yield found
     shutil.rmtree(folder)
 
@@ -97,7 +103,9 @@ def labels_of(machines):
 def refused(machines, code, *words):
     """Submits what has to be refused with an exit code before a worker starts. Returns what was said."""
     before = machines.machines_of_workers()
+    began = time.monotonic()
     done = machines.submit(*words)
+    assert time.monotonic() - began < REFUSED_S
     said = done.stdout + done.stderr
     assert done.returncode != 0 and f"raytrain ends with exit code {code}" in said, said
     assert machines.machines_of_workers() == before
@@ -134,19 +142,27 @@ def test_predictions_of_two_machines_are_those_of_the_run(machines, ingested, tr
     np.testing.assert_allclose(found.logits[rows], known.logits, atol=1e-5)
 
 
-def test_a_search_of_two_machines_names_a_winner(machines, recipe, trained):
+def test_a_search_of_two_machines_gives_the_losses_of_one(machines, recipe, trained, tmp_path):
     space = machines.shared / "space.yaml"
     space.write_text(yaml.safe_dump({"stages.1.lr": {"loggrid": [0.003, 0.03, 3]}}))
-    runs = trained.parent
-    given = ["--config", machines.shared / "recipe.yaml", "--storage", runs, "--num-workers", "1"]
+    given = ["--config", machines.shared / "recipe.yaml", "--num-workers", "1"]
     limits = ["--space", space, "--num-samples", "2", "--reruns", "0", "--name", "search"]
-    line = ["tune", *given, *limits, "--resume", "auto"]
+    line = [*given, *limits, "--objective", "valid_loss", "--resume", "auto"]
+    there = machines.shared / "runs"
     for _ in range(2):
-        done = machines.submit(*line)
+        done = machines.submit("tune", *line, "--storage", there)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "winner: trial" in done.stdout
-    table = json.loads((runs / "search" / "trials.json").read_text())
-    assert [row["state"] for row in table["trials"]] == ["complete"] * 2
+    assert run_command([str(w) for w in ("tune", *line, "--storage", tmp_path)]) == 0
+    for mine, other in zip(losses(tmp_path), losses(there), strict=True):
+        assert mine == pytest.approx(other, abs=1e-6)
+
+
+def losses(storage):
+    """The validation losses of the stages of each trial of a search."""
+    table = read(str(storage / "search"))
+    assert [row.state for row in table.trials] == [State.COMPLETE] * 2
+    return [[part.score for part in row.parts] for row in table.trials]
 
 
 # What is refused before anything starts

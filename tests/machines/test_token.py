@@ -84,6 +84,8 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_line(machines, recipe)
     assert "resuming" in again and "the run first is complete" in last
     env = json.loads((machines.shared / "runs" / "first" / "env.json").read_text())
     assert env["submission_id"] == "train-1" and len(env["machines"]) == 3
+    [later] = env["later_attempts"]
+    assert later["submission_id"] != "train-1" and len(later["machines"]) == 3
 
 
 def test_a_search_that_is_stopped_goes_on_with_the_same_line(machines, recipe):
@@ -139,6 +141,11 @@ def test_keys_are_in_no_log_file_or_detail_of_a_job(machines, recipe):
     assert TOKEN not in machines.read("/api/jobs/")
     for log in machines.folder.glob("*.log"):
         assert TOKEN not in log.read_text()
+    for machine in machines.machines:
+        # The logs of Ray, of its workers and of its jobs.
+        logs = machine.shell("grep", "-rhE", f"{KEY}|{TOKEN}", f"{machines.folder}/local/tmp")
+        lines = [line for line in logs.stdout.splitlines() if "entrypoint" not in line]
+        assert lines == []
 
 
 # The doctor
