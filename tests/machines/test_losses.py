@@ -29,6 +29,8 @@ SAVE_EVERY_S = 1
 WITH_SPARE_S = 60
 WITHOUT_S = 90
 GROWN_S = 90
+# The log of a job arrives some seconds after it was written.
+LOG_S = 30
 
 
 @pytest.fixture
@@ -108,7 +110,9 @@ def test_a_spare_machine_takes_over(cluster_of):
     machine_of_a_worker(cluster).kill()
     seconds = seconds_to_the_next_epoch(cluster, WITH_SPARE_S, log)
     print(f"\nwith a spare machine: {seconds:.0f} s until the next epoch was saved")
-    assert "the workers start again" in log.read_text()
+    wait_until(
+        lambda: "the workers start again" in log.read_text(), LOG_S, lambda: written(cluster)
+    )
     job.kill()
 
 
@@ -122,8 +126,7 @@ def test_without_a_spare_machine_fewer_workers_go_on_and_a_new_one_is_used(clust
     lost.kill()
     seconds = seconds_to_the_next_epoch(cluster, WITHOUT_S, log)
     print(f"\nwith one machine less: {seconds:.0f} s until the next epoch was saved")
-    # The log of a job arrives some seconds later.
-    wait_until(lambda: groups(log) == [2, 1], 15, log.read_text)
+    wait_until(lambda: groups(log) == [2, 1], LOG_S, lambda: written(cluster))
     lost.start()
     cluster.wait_for(2)
     took = wait_until(lambda: groups(log) == [2, 1, 2], GROWN_S, log.read_text)
@@ -131,6 +134,12 @@ def test_without_a_spare_machine_fewer_workers_go_on_and_a_new_one_is_used(clust
     epochs = [row["epoch"] for row in rows(cluster)]
     assert len(epochs) == len(set(epochs))
     job.kill()
+
+
+def written(cluster):
+    """What the job has written on the head, of which the log shows a part some seconds later."""
+    logs = f"{cluster.folder}/local/tmp/ray/session_latest/logs/job-driver-*.log"
+    return cluster.machines[0].shell("sh", "-c", f"tail -n 40 {logs}").stdout
 
 
 def groups(log):
