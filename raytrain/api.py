@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from raytrain import log, registry, runs, storage, tile_sheets
+from raytrain import log, registry, runs, storage, tile_sheets, tracking
 from raytrain.config import Recipe, load_recipe
 from raytrain.data import dataset as datasets
 from raytrain.data.drawing import drawn
@@ -387,6 +387,7 @@ def train(recipe: Recipe, *, name: str | None = None, metrics: Sequence[Metric] 
     with _session():
         from raytrain.distributed.train import train as run_train
 
+        tracking.check(recipe.mlflow)
         done = run_train(recipe, name=name or runs.new_name("train"), metrics=metrics)
     return _concluded(done.run)
 

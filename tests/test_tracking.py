@@ -105,6 +105,20 @@ def test_the_worker_of_rank_0_sends_the_metrics_of_each_epoch(
     assert record.data.metrics["images_per_s"] > 0
 
 
+def test_a_server_that_is_away_ends_no_run_that_was_begun(
+    in_this_process, dataset, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    where = ["--dataset", dataset.path, "--storage", str(tmp_path / "runs"), "--name", "first"]
+    words = ["train", "--config", "smoke", "--stages", "1", *where, "--resume", "auto"]
+    nowhere = ["--mlflow", "http://127.0.0.1:9"]
+    assert run_command([*words, *nowhere]) == 5
+    assert "MLflow does not answer" in capsys.readouterr().err
+    assert run_command(words) == 0
+    # Complete, so nothing is trained.
+    assert run_command([*words, *nowhere]) == 0
+
+
 # Begun, gone on with, ended
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt
 
-from raytrain import runlock, runs, storage
+from raytrain import runlock, runs, storage, tracking
 from raytrain.cli.flags import RecipeFlags, Wait
 from raytrain.cli.job import check_written
 from raytrain.config import Recipe, environment, field_paths, load_recipe, merge, nested
@@ -173,6 +173,8 @@ def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:
 
         return supervise_run(recipe, name, run.restarts, run.wait)
     check_session()
+    # Only here: a fold, or a run that goes on, does not end because MLflow is away.
+    tracking.check(recipe.mlflow)
     from raytrain.distributed.train import train as run_train
 
     _conclude(run_train(recipe, name=name, wait_s=run.wait).run)

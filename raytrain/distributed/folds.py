@@ -160,6 +160,7 @@ def _begun_or_new(given: Folds, *, threads: int | None) -> Folds:
     if begun is not None:
         return _continued(begun, given, threads=threads)
     refuse_taken(given)
+    tracking.check(given.recipe.mlflow)
     return given
 
 
@@ -209,7 +210,6 @@ def checked(recipe: Recipe, family: str, name: str) -> Folds:
     splits = family_of(open_dataset(recipe.dataset), family)
     first, dataset = check_recipe(_with_split(recipe, splits[0]))
     _refuse_start(first, dataset)
-    tracking.check(recipe.mlflow)
     path = storage.join(first.storage, name)
     # Absolute paths, but nothing that was computed from the tiles of one fold.
     where = {key: getattr(first, key) for key in ("dataset", "storage", "init_from", "model")}

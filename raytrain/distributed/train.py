@@ -109,7 +109,7 @@ def train(
         metrics: further functions on (probabilities, targets), beside those that the recipe names.
             No file holds them: resuming asks for them again.
         stop: tells of signals, where a command trains several runs at once. That command gets the
-            signals, has counted the memory of all its runs, and has asked MLflow.
+            signals, and has counted the memory of all its runs.
         wait_s: seconds to wait for room in the cluster; 0 for none.
 
     Returns:
@@ -124,7 +124,6 @@ def train(
     recipe, dataset = check_recipe(recipe)
     if stop is None:
         check_memory(recipe, len(dataset.classes), dataset.tile_format.channels)
-        tracking.check(recipe.mlflow)
     _end_if_asked(stop)
     with held(storage.join(recipe.storage, name)):
         # With the lock held: of two commands that start at the same time, one is refused.
