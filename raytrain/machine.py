@@ -14,6 +14,7 @@ import platform
 import resource
 import shutil
 import socket
+import threading
 import time
 import uuid
 import warnings
@@ -47,6 +48,8 @@ CACHE_ID = "cache-id"
 # Bytes at the beginning of a file that are compared between machines.
 COMPARED_BYTES = 2**20
 MB = 10**6
+# Seconds to wait for the address of a host name.
+NAME_S = 1.0
 # Variables that name the network interfaces of a worker group.
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -274,10 +277,21 @@ def _interface_variables(environment: Mapping[str, str] = os.environ) -> dict[st
 
 
 def _address_of_name() -> str:
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return ""
+    """The address of this machine's host name; empty if it has none, or if nobody answers in time.
+
+    Without a line for it in /etc/hosts, a name server is asked. If that is away, it takes 10 s.
+    """
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(OSError):
+            found.append(socket.gethostbyname(socket.gethostname()))
+
+    # A daemon, since nothing ends such a question.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NAME_S)
+    return "".join(found)
 
 
 # Software

@@ -1,5 +1,6 @@
 """What the machines of a cluster are asked before a command starts, and what is refused."""
 
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -187,6 +188,15 @@ def test_a_directory_that_cannot_be_made_is_a_problem(tmp_path):
 def test_a_name_without_an_address_has_none(monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "no-such-host.invalid")
     assert machine.facts(Question()).name_address == ""
+
+
+def test_a_name_server_that_is_away_does_not_hold_the_facts_up(monkeypatch):
+    answers = threading.Event()
+    monkeypatch.setattr(machine, "NAME_S", 0.01)
+    monkeypatch.setattr(machine.socket, "gethostbyname", lambda name: answers.wait(60))
+    # Without the limit this would wait for the event.
+    assert machine.facts(Question()).name_address == ""
+    answers.set()
 
 
 def test_interfaces_have_an_address(monkeypatch):
