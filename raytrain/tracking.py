@@ -276,9 +276,9 @@ class Epochs:
     ) -> None:
         self.arriving.put(None)
         self.thread.join(LAST_WAIT_S)
-        # Without a run there, `begin` has told why.
         lost = len(self.waiting)
-        if lost and _run_id(self.path, self.uri) is not None:
+        # Without a run there, nothing fails, and `begin` has told why.
+        if lost and (self.failing or self.thread.is_alive()):
             noun = "epoch" if lost == 1 else "epochs"
             logger.warning(f"MLflow lacks the metrics of {lost} {noun}; history.csv has them")
 

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from raytrain.config import load_recipe
-from raytrain.distributed import waiting
+from raytrain.distributed import supervisor, waiting
 from raytrain.distributed.waiting import wait_for_room, with_machine
 from raytrain.errors import ResourceError
 
@@ -71,6 +71,21 @@ def test_a_session_begins_once_there_is_a_machine(cluster, monkeypatch):
     monkeypatch.setattr(waiting, "placement_group", None)
     with with_machine(0):
         pass
+
+
+def test_each_attempt_of_a_supervised_run_waits(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        supervisor, "supervise", lambda first, again, *rest: commands.extend([first, again])
+    )
+    given = recipe(2, storage=str(tmp_path))
+    supervisor.supervise_run(given, "one", 3, 600.0)
+    supervisor.supervise_folds(given, "cv", "two", 3, 600.0)
+    assert len(commands) == 4
+    assert all("--wait 600" in " ".join(words) for words in commands)
+    commands.clear()
+    supervisor.supervise_run(given, "one", 3)
+    assert all("--wait" not in words for words in commands)
 
 
 # An autoscaler
