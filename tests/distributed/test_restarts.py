@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 
 from raytrain import memory
-from raytrain.config import load_recipe
+from raytrain.config import Recipe, load_recipe
 from raytrain.distributed import train
 from raytrain.distributed.messages import Unstarted
 from raytrain.distributed.restarts import MOST_IN_VAIN, Judge, permanent_failure, restarts
@@ -197,7 +197,7 @@ def test_a_signal_while_room_is_waited_for_ends_the_run(tmp_path, monkeypatch, t
 
     monkeypatch.setattr(train, "_group", group)
     with pytest.raises(UnfinishedError if trained else Interrupted) as caught:
-        train._attempt(run, None)
+        train._attempt(run, Recipe())
     code = 75 if trained else 143
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert len(groups) == 1 and exit_code_of(caught.value) == failure["exit_code"] == code

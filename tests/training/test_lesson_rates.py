@@ -186,7 +186,7 @@ def test_the_range_test_alone_shows_the_pair_and_draws_it(
 def test_the_command_prints_the_pair_as_it_is_typed(
     recipe, whole, tmp_path, shorter, monkeypatch, capsys
 ):
-    def in_this_process(settings, name):
+    def in_this_process(settings, name, *, wait_s):
         data = open_dataset(settings.dataset)
         find_rates(settings, data, str(tmp_path / name), Worker(), Hooks())
 
