@@ -27,7 +27,7 @@ from pathlib import Path
 
 from raytrain import control_groups, memory, storage
 from raytrain.control_groups import CGROUPS, PROC
-from raytrain.errors import StorageError
+from raytrain.errors import ConfigError, StorageError
 
 # The packages whose versions decide what training computes.
 PACKAGES = (
@@ -48,6 +48,8 @@ CACHE_ID = "cache-id"
 # Bytes at the beginning of a file that are compared between machines.
 COMPARED_BYTES = 2**20
 MB = 10**6
+# Files that a Ray of this machine alone may have open, where the hard limit allows so many.
+RAY_OPEN_FILES = 65_536
 # Seconds to wait for the address of a host name.
 NAME_S = 1.0
 # Variables that name the network interfaces of a worker group.
@@ -128,12 +130,14 @@ class Cache:
         path: of the folder.
         problem: why it cannot be written; empty if it can.
         free: free bytes of its disk.
+        limit: bytes that all caches there may have together, see `cache_limit`.
         identity: text that is the same on two machines only if they share the folder.
     """
 
     path: str
     problem: str
     free: int = 0
+    limit: int = 0
     identity: str = ""
 
 
@@ -209,7 +213,7 @@ def facts(question: Question) -> Facts:
     )
 
 
-# CPUs and memory
+# CPUs, limits and GPUs
 
 
 def usable_cpus(cgroups: Path = CGROUPS, proc: Path = PROC) -> int:
@@ -235,6 +239,17 @@ def _shared_memory() -> int | None:
         return shutil.disk_usage(SHARED_MEMORY).total
     except OSError:
         return None
+
+
+def raised_open_files() -> int:
+    """Returns how many files a process may have open once it has started Ray.
+
+    As `ray.init` raises the limit: ray/_private/worker.py.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = RAY_OPEN_FILES
+    return max(soft, min(hard, RAY_OPEN_FILES))
 
 
 def seen_gpus() -> Gpus:
@@ -334,15 +349,34 @@ def cache_directory() -> Path:
     return Path(f"{user_cache}/raytrain").expanduser()
 
 
+def cache_limit() -> int:
+    """Returns how many bytes the decoded tiles in the cache folder may have together.
+
+    Raises:
+        ConfigError: RAYTRAIN_CACHE_GB is not a number.
+    """
+    text = os.environ.get("RAYTRAIN_CACHE_GB") or "100"
+    try:
+        return int(float(text) * 1e9)
+    except ValueError:
+        raise ConfigError(
+            f'the environment variable RAYTRAIN_CACHE_GB = "{text}" is not a number',
+            "it limits the tile cache, in gigabytes",
+            "export RAYTRAIN_CACHE_GB=100",
+        ) from None
+
+
 def _cache() -> Cache:
     folder = cache_directory()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         identity = _identity(folder / CACHE_ID)
         free = shutil.disk_usage(folder).free
+        return Cache(str(folder), "", free, cache_limit(), identity)
+    except ConfigError as error:
+        return Cache(str(folder), error.what)
     except OSError as error:
         return Cache(str(folder), error.strerror or str(error))
-    return Cache(str(folder), "", free, identity)
 
 
 def _identity(file: Path) -> str:
@@ -376,7 +410,7 @@ def _directory(path: str, question: Question) -> Directory:
 
 def _speed(path: str, megabytes: int) -> float:
     """Returns MB/s of writing a file and reading it back together."""
-    file = storage.join(path, f".raytrain-speed-{uuid.uuid4().hex[:8]}")
+    file = storage.join(path, f"{storage.PROBES}speed-{uuid.uuid4().hex[:8]}")
     content = os.urandom(megabytes * MB)
     began = time.perf_counter()
     try:

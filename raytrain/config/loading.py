@@ -14,7 +14,7 @@ from raytrain import storage
 from raytrain.config.environment import environment
 from raytrain.config.mistakes import as_config_error
 from raytrain.config.names import SELECTION, shown
-from raytrain.config.overrides import merge, refuse_set_twice, with_fields
+from raytrain.config.overrides import overridden, refuse_set_twice, with_fields
 from raytrain.config.recipe import Recipe
 from raytrain.errors import ConfigError, did_you_mean
 
@@ -54,8 +54,8 @@ def load_recipe(
         text = _recipe_text(source)
         label = source
     flags = overrides or {}
-    values = merge(parse_yaml(text, label), environment())
-    values = merge(values, flags)
+    values = overridden(parse_yaml(text, label), environment())
+    values = overridden(values, flags)
     if not fields:
         return validate(values, label, text)
     # Both are flags, so neither can override the other.

@@ -52,11 +52,13 @@ def parse_assignments(texts: Iterable[str], flag: str = "--set") -> dict[str, An
 
 
 def _parse_value(path: str, written: str, flag: str) -> Any:
-    import yaml
+    from yaml import YAMLError
+
+    from raytrain.config import yaml_values
 
     try:
-        value = yaml.safe_load(written)
-    except yaml.YAMLError:
+        value = yaml_values.load(written)
+    except YAMLError:
         raise ConfigError(
             f"{flag} {path}={written}: the value is not valid YAML",
             "values are written as in a recipe file",
@@ -77,7 +79,7 @@ def with_fields(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[st
     Raises:
         ConfigError: a path that does not exist.
     """
-    changed: dict[str, Any] = copy.deepcopy(dict(values))
+    changed: dict[str, Any] = copy.deepcopy(_without_range(values, fields))
     for path in sorted(fields, key=lambda path: (path != "stages", path)):
         # A copy, because a later path may change a part of this value.
         set_field(changed, path, copy.deepcopy(fields[path]))
@@ -273,6 +275,22 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def overridden(values: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested fields of a recipe with others laid over them.
+
+    A number of workers replaces a range, whose two numbers are two fields.
+    """
+    return merge(_without_range(values, above), above)
+
+
+def _without_range(values: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's fields; without the largest number where others set the number alone."""
+    kept = dict(values)
+    if "num_workers" in fields and "max_workers" not in fields:
+        kept["max_workers"] = None
+    return kept
 
 
 def nested(keys: Sequence[str], value: Any) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+# Values of `model.weights` that are not a path.
+NAMED_WEIGHTS = ("imagenet", "none")
 # Normalisations by name. `dataset` becomes `Statistics` when a run starts.
 IMAGENET = "imagenet"
 OF_DATASET = "dataset"
@@ -94,11 +96,13 @@ def normalization(value: Any) -> Normalization:
 
 
 def _mapping(text: str) -> Any:
-    import yaml
+    from yaml import YAMLError
+
+    from raytrain.config import yaml_values
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml_values.load(text)
+    except YAMLError:
         raise ValueError("this is not valid YAML, such as {mean: [0.5], std: [0.2]}") from None
 
 
@@ -112,11 +116,13 @@ def by_label(values: Any) -> Any:
         The mapping with labels as text: YAML reads the label 7 as a number. Anything else as it is.
     """
     if isinstance(values, str):
-        import yaml
+        from yaml import YAMLError
+
+        from raytrain.config import yaml_values
 
         try:
-            values = yaml.safe_load(values)
-        except yaml.YAMLError:
+            values = yaml_values.load(values)
+        except YAMLError:
             raise ValueError("not a mapping in YAML, such as {label: 2}") from None
     if not isinstance(values, Mapping):
         return values

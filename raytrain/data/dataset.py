@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -218,8 +218,8 @@ class Dataset:
             part: `train`, `valid` or `test`.
 
         Raises:
-            DataError: training or validation has tiles without a target; see also `split` and
-                `table`.
+            DataError: training or validation has tiles without a target; see also `split`
+                and `row_labels`.
         """
         if self.mapped is not None and self.mapped.split == split:
             return np.flatnonzero(self.mapped.parts == 1 + PARTS.index(part)).astype(np.int64)
@@ -286,6 +286,21 @@ def names_of(dataset: Dataset, rows: Sequence[int] | Array) -> list[str]:
     """Returns the names of some rows, in their order. Raises as `Dataset.row_labels`."""
     found: list[str] = dataset.row_labels.names.take(pa.array(rows, pa.int64())).to_pylist()
     return found
+
+
+def names_alone(dataset: Dataset, rows: Array) -> pa.StringArray:
+    """Reads the names of some rows, and keeps nothing else of the labels in memory.
+
+    Args:
+        dataset: an opened dataset.
+        rows: int64 (N,) row numbers.
+
+    Raises:
+        DataError: as `Dataset.row_labels`.
+    """
+    # A copy, since `row_labels` would stay with the dataset, whose targets are mapped.
+    source = dataset if dataset.mapped is None else replace(dataset)
+    return source.row_labels.names.take(pa.array(rows, pa.int64()))
 
 
 def _labels_of_shards(dataset: Dataset) -> RowLabels:
@@ -635,7 +650,7 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
         rows: row numbers in any order. The pictures come in the same order.
 
     Raises:
-        DataError: a shard cannot be read.
+        DataError: a shard cannot be read, or is not the one that was written.
     """
     wanted = np.asarray(rows)
     starts = dataset.shard_starts
@@ -643,7 +658,8 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> Iterator[bytes]:
     found: dict[int, bytes] = {}
     # Shard by shard: each is read once, and only one is in memory at a time.
     for shard in np.unique(shard_of):
-        column = read_shard(dataset.shards[shard], ["image"]).column("image")
+        sha256 = dataset.manifest["shards"][shard]["sha256"]
+        column = read_shard(dataset.shards[shard], ["image"], sha256).column("image")
         first = int(starts[shard])
         in_shard = wanted[shard_of == shard]
         for row in in_shard.tolist():

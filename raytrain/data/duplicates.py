@@ -304,17 +304,20 @@ def near(prints: Array) -> Array:
     hashes = prints["dhash"][grid.order]
     found = [np.zeros((0, 2), np.int64)]
     links = 0
+    most = MAX_LINKS
     for cell in range(len(grid.starts) - 1):
         for block, others in _comparisons(grid, cell):
             pairs = grid.order[_alike_pairs(prints, hashes, grid, block, others)]
             found.append(np.sort(pairs, axis=1))
             links += len(pairs)
-        if links > MAX_LINKS:
+            if links <= most:
+                continue
             # A star of each component needs fewer links than tiles.
-            component = _components(np.concatenate(found), len(prints))
-            stars = star(component)
+            stars = star(_components(np.concatenate(found), len(prints)))
             found = [stars]
             links = len(stars)
+            # Where the stars alone are that many, not after every block.
+            most = max(MAX_LINKS, 2 * links)
     return np.concatenate(found)
 
 

@@ -169,12 +169,16 @@ def _of_cache(name: str, facts: Facts, needed: int | None) -> Iterator[Finding]:
         what = f"the tile cache {cache.path} cannot be written: {cache.problem}"
         yield Finding(FAILURE, name, what, "export RAYTRAIN_CACHE=DIR on a local disk, there")
         return
-    if needed is not None and cache.free < needed:
-        what = (
-            f"the decoded tiles need {needed / 1e9:.1f} GB, the tile cache {cache.path} has "
-            f"{cache.free / 1e9:.1f} GB free, so tiles are streamed"
-        )
+    if needed is None:
+        return
+    tiles = f"the decoded tiles need {needed / 1e9:.1f} GB, the tile cache {cache.path}"
+    if cache.free < needed:
+        what = f"{tiles} has {cache.free / 1e9:.1f} GB free, so tiles are streamed"
         yield Finding(NOTE, name, what, "export RAYTRAIN_CACHE=DIR on a larger disk is faster")
+    elif cache.limit < needed:
+        what = f"{tiles} may hold {cache.limit / 1e9:.1f} GB, so tiles are streamed"
+        enough = -(-needed // 10**9)
+        yield Finding(NOTE, name, what, f"export RAYTRAIN_CACHE_GB={enough} is faster")
 
 
 def _of_shared_caches(answers: Sequence[Answer]) -> Iterator[Finding]:

@@ -275,8 +275,8 @@ class Predictor:
 
         Args:
             block: order, image_name, target, known (whether the target is), and where each
-                picture is: `path` of a file with `row` -1, or `path` of a shard with the `row` in
-                it.
+                picture is: `path` of a file with `row` -1, or `path` and `sha256` of a shard with
+                the `row` in it.
 
         Returns:
             order, image_name, target and known as they were; `logits`, float32 (K,), zeros for a
@@ -340,10 +340,10 @@ def _contents(block: pd.DataFrame) -> Iterable[bytes | images.BadImage]:
         return contents(block["path"].to_list())
     found: list[bytes | images.BadImage] = []
     # Usually the rows of one shard. Ray may join small blocks: then those of several, in turn.
-    rows = zip(block["path"], block["row"], strict=True)
-    for shard, rows_of_shard in itertools.groupby(rows, key=operator.itemgetter(0)):
-        column = read_shard(shard, ["image"]).column("image")
-        found += [column[int(row)].as_py() for _, row in rows_of_shard]
+    rows = zip(block["path"], block["sha256"], block["row"], strict=True)
+    for (shard, sha256), rows_of_shard in itertools.groupby(rows, key=operator.itemgetter(0, 1)):
+        column = read_shard(shard, ["image"], sha256).column("image")
+        found += [column[int(row)].as_py() for _, _, row in rows_of_shard]
     return found
 
 
@@ -466,6 +466,7 @@ def _dataset_blocks(dataset: Dataset, split: str, part: str) -> list[pd.DataFram
         order = np.arange(done, done + len(mine))
         done += len(mine)
         block = pd.DataFrame({"order": order, "path": path, "row": mine - starts[shard]})
+        block["sha256"] = dataset.manifest["shards"][shard]["sha256"]
         block["image_name"] = names_of(dataset, mine)
         block["target"] = list(dataset.targets[mine])
         block["known"] = dataset.known[mine]
@@ -492,6 +493,7 @@ def _picture_blocks(sources: Sequence[Images]) -> list[pd.DataFrame]:
     table = pd.DataFrame(
         {"order": range(len(paths)), "path": paths.values(), "row": -1, "image_name": paths.keys()}
     )
+    table["sha256"] = ""
     table["target"] = [np.zeros(0, np.uint8)] * len(table)
     table["known"] = False
     starts = range(0, len(table), TILES_PER_BLOCK)

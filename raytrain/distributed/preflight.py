@@ -14,7 +14,7 @@ import torch
 
 from raytrain import registry, runs, storage, tracking
 from raytrain.checkpoints import fitting, layout
-from raytrain.config import Recipe
+from raytrain.config import NAMED_WEIGHTS, Recipe
 from raytrain.data import bands
 from raytrain.data.dataset import Array, Dataset, open_dataset
 from raytrain.data.splits import only_in_valid
@@ -39,8 +39,6 @@ ADAM_MOMENTS = 2
 # Checkpoints to resume from that exist at the same time: the one of the last epoch, those within
 # an epoch, and the one that is being written.
 FULL_CHECKPOINTS = 2 + layout.KEPT_STEPS
-# Values of `model.weights` that are not a path.
-NAMED_WEIGHTS = ("imagenet", "none")
 
 
 def check_recipe(recipe: Recipe, run: runs.Run | None = None) -> tuple[Recipe, Dataset]:
@@ -324,8 +322,12 @@ def refuse_range(recipe: Recipe, what: str) -> None:
     )
 
 
-def check_cluster(recipe: Recipe) -> list[Answer]:
+def check_cluster(recipe: Recipe, *, started: bool = False) -> list[Answer]:
     """Compares a recipe with the connected cluster.
+
+    Args:
+        recipe: of `check_recipe`.
+        started: as for `places_of`.
 
     Returns:
         The answers of its machines, as `check_machines`.
@@ -335,23 +337,24 @@ def check_cluster(recipe: Recipe) -> list[Answer]:
         DataError, ResourceError, StorageError: as `check_machines`.
     """
     check_workers(recipe.num_workers)
-    answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
+    answers = check_machines(places_of(recipe, started=started), gpus=recipe.use_gpu is not False)
     gpu = use_gpu(recipe, answers)
-    check_networks(answers, recipe.num_workers, gpu)
+    check_networks(answers, recipe.most_workers, gpu)
     return answers
 
 
-def places_of(recipe: Recipe) -> Places:
+def places_of(recipe: Recipe, *, started: bool = False) -> Places:
     """Returns the paths that workers of a recipe use on their machines.
 
     Args:
         recipe: of `check_recipe`.
+        started: whether the run has a checkpoint, and so needs no weights to start from.
     """
     assert recipe.dataset is not None  # check_recipe has seen it
     read = {"--dataset": [storage.join(recipe.dataset, "dataset.json")]}
-    if recipe.model.weights not in NAMED_WEIGHTS:
+    if not started and recipe.model.weights not in NAMED_WEIGHTS:
         read["--model.weights"] = [recipe.model.weights]
-    if recipe.init_from is not None:
+    if not started and recipe.init_from is not None:
         read["--init-from"] = [storage.join(recipe.init_from, "MANIFEST.json")]
     written = {"--storage": recipe.storage}
     tracked = tracking.folder(recipe.mlflow)
@@ -365,14 +368,14 @@ def check_networks(answers: Sequence[Answer], num_workers: int, gpu: bool) -> No
 
     Args:
         answers: of the machines.
-        num_workers: number of workers of the run.
+        num_workers: largest number of workers of the run.
         gpu: whether they use GPUs and so connect through NCCL.
 
     Raises:
         ConfigError: an environment variable names no interface of a machine, or workers on several
             machines would not find each other.
     """
-    # Ray packs workers onto one machine where they fit, but does not promise it.
+    # Ray may put any two workers onto two machines.
     several = len(answers) > 1 and num_workers > 1
     for answer in answers:
         facts = facts_of(answer)

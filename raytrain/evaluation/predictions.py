@@ -204,7 +204,8 @@ def _metadata(
 class Writer:
     """Writes predictions piece by piece, each as a row group; see `writing`."""
 
-    def __init__(self, sink: pq.ParquetWriter, has_target: bool) -> None:
+    def __init__(self, path: str, sink: pq.ParquetWriter, has_target: bool) -> None:
+        self.path = path
         self.sink = sink
         self.has_target = has_target
         # Predictions so far, and those whose labels are known.
@@ -219,6 +220,9 @@ class Writer:
             logits: float32 (N, K).
             target: uint8 (N, K); it does not count in a file without targets.
             known: bool (N,), whether the labels of each tile are known.
+
+        Raises:
+            StorageError: the file cannot be written.
         """
         columns = {
             "image_name": pa.array(names, pa.string()),
@@ -226,7 +230,8 @@ class Writer:
         }
         if self.has_target:
             columns["target"] = list_column(target, np.uint8, known)
-        self.sink.write_table(pa.table(columns).cast(self.sink.schema))
+        with storage.failures("write", self.path):
+            self.sink.write_table(pa.table(columns).cast(self.sink.schema))
         self.tiles += len(names)
         self.known += int(known.sum())
 
@@ -252,12 +257,15 @@ def writing(
         columns.append(("target", pa.list_(pa.uint8())))
     has_unknown = has_target and known is not None and not known.all()
     schema = pa.schema(columns).with_metadata(_metadata(classes, meta, has_unknown))
-    with (
-        storage.new_file(path) as file,
-        storage.failures("write", path),
-        pq.ParquetWriter(file, schema, **PARQUET) as sink,
-    ):
-        yield Writer(sink, has_target)
+    # Around each step alone: errors of the block have nothing to do with this file.
+    with storage.new_file(path) as file:
+        with storage.failures("write", path):
+            sink = pq.ParquetWriter(file, schema, **PARQUET)
+        try:
+            yield Writer(path, sink, has_target)
+        finally:
+            with storage.failures("write", path):
+                sink.close()
 
 
 def read(path: str) -> Predictions:

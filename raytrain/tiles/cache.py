@@ -46,7 +46,7 @@ from raytrain.data.dataset import POOL_FROM_TILES, PROGRESS_EVERY_S, Dataset, re
 from raytrain.data.pixels import decode
 from raytrain.data.tile_format import TileFormat
 from raytrain.errors import ConfigError, DataError, StorageError
-from raytrain.machine import cache_directory
+from raytrain.machine import cache_directory, cache_limit
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ def _make_store(dataset: Dataset, size: int, directory: Path) -> tuple[Path, IO[
     with storage.file_lock(directory / CACHE_LOCK):
         if not (root / CONTENT_FILE).exists():
             layout = _layout(dataset, size)
-            _make_room(directory, layout.bytes)
+            make_room(directory, layout.bytes)
             _reserve(root, layout)
             storage.write_json(str(root / CONTENT_FILE), content)
         # The lease keeps other processes from removing the store for as long as this one lives.
@@ -313,22 +313,17 @@ def _reserve(root: Path, layout: Layout) -> None:
         raise
 
 
-def _limit() -> int:
-    """The most bytes that the cache may hold."""
-    text = os.environ.get("RAYTRAIN_CACHE_GB") or "100"
-    try:
-        return int(float(text) * 1e9)
-    except ValueError:
-        raise ConfigError(
-            f'the environment variable RAYTRAIN_CACHE_GB = "{text}" is not a number',
-            "it limits the tile cache, in gigabytes",
-            "export RAYTRAIN_CACHE_GB=100",
-        ) from None
+def make_room(directory: Path, needed: int) -> None:
+    """Removes unused stores until new files fit, the least recently opened ones first.
 
+    Args:
+        directory: the cache folder, whose lock is held.
+        needed: bytes of the new files.
 
-def _make_room(directory: Path, needed: int) -> None:
-    """Removes unused stores until `needed` bytes fit, the least recently opened ones first."""
-    limit = _limit()
+    Raises:
+        StorageError: they do not fit into the limit, or not on the disk.
+    """
+    limit = cache_limit()
     sizes = _store_sizes(directory)
     for root in sizes:
         within_limit = sum(sizes.values()) + needed <= limit
@@ -364,7 +359,7 @@ def _check_room(directory: Path, needed: int, used: int, removable: int) -> None
     Raises:
         StorageError: it does not fit into the limit, or not on the disk.
     """
-    limit = _limit()
+    limit = cache_limit()
     free = shutil.disk_usage(directory).free + removable
     if used + needed > limit:
         # Rounded up to whole gigabytes.

@@ -18,7 +18,9 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from raytrain.data import row_labels
 from raytrain.data.dataset import PARTS, Array, Dataset, MappedRows
 from raytrain.errors import StorageError
 from raytrain.machine import cache_directory
-from raytrain.tiles.cache import CACHE_LOCK, CONTENT_FILE
+from raytrain.tiles.cache import CACHE_LOCK, CONTENT_FILE, make_room
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ TARGETS = "targets.u8"
 KNOWN = "known.u8"
 PARTS_FILE = "parts.u8"
 FILES = (TARGETS, KNOWN, PARTS_FILE)
+# End of the names of files that are not complete.
+NEW = ".new"
 # Starting a process takes a second or two. The labels of so many rows take 30 MB.
 APART_FROM_ROWS = 200_000
 
@@ -55,6 +59,7 @@ def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None
 
     Raises:
         DataError: labels or split are not those that were written.
+        StorageError: the dataset cannot be read.
     """
     if split not in dataset.splits:
         # What reads its parts says so.
@@ -74,43 +79,67 @@ def with_mapped_rows(dataset: Dataset, split: str, directory: Path | None = None
         with storage.file_lock(directory / CACHE_LOCK):
             mapped = _verified(dataset, split, root)
             if mapped is None:
+                _make_room(directory, dataset)
                 _write_apart(dataset, split, root, content)
                 mapped = _mapped(dataset, split, root)
             os.utime(root / CONTENT_FILE)
             return replace(dataset, mapped=mapped)
-    except (OSError, StorageError) as error:
+    # Only of the cache. A StorageError is of the dataset, which must be read in any case.
+    except OSError as error:
         logger.info(f"labels are kept in memory, since {directory} cannot be used: {error}")
         return dataset
 
 
+def _make_room(directory: Path, dataset: Dataset) -> None:
+    needed = dataset.rows * (len(dataset.classes) + 2)
+    try:
+        make_room(directory, needed)
+    except StorageError as error:
+        raise OSError(error.what) from None
+
+
 def _write_apart(dataset: Dataset, split: str, root: Path, content: dict[str, Any]) -> None:
-    """Calls `_write`, for many rows in a process of its own, whose memory is given back."""
+    """Calls `_write`, for many rows in a process of its own, whose memory is given back.
+
+    Raises:
+        OSError: the cache cannot be written, or that process was killed.
+    """
     if dataset.rows < APART_FROM_ROWS:
         _write(dataset, split, root, content)
         return
     # spawn: a forked copy of a process that runs Ray's threads may inherit a lock that nobody will
     # ever release.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_write, dataset, split, root, content).result()
+        try:
+            pool.submit(_write, dataset, split, root, content).result()
+        except BrokenProcessPool:
+            raise OSError("the process that wrote them was killed") from None
 
 
 def _write(dataset: Dataset, split: str, root: Path, content: dict[str, Any]) -> None:
-    root.mkdir(exist_ok=True)
     parts = np.zeros(dataset.rows, np.uint8)
     for number, part in enumerate(PARTS, 1):
         parts[dataset.part_rows(split, part)] = number
-    dataset.targets.tofile(root / TARGETS)
-    dataset.known.astype(np.uint8).tofile(root / KNOWN)
-    parts.tofile(root / PARTS_FILE)
-    sums = {name: crc32((root / name).read_bytes()) for name in FILES}
-    # Last: it promises that the others are complete.
-    storage.write_json(str(root / CONTENT_FILE), content | {"crc32": sums})
+    arrays = {TARGETS: dataset.targets, KNOWN: dataset.known.view(np.uint8), PARTS_FILE: parts}
+    sums = {name: crc32(np.ascontiguousarray(values).data) for name, values in arrays.items()}
+    try:
+        root.mkdir(exist_ok=True)
+        for name, values in arrays.items():
+            # A new file: other processes may have mapped the one that is there.
+            written = root / f"{name}{NEW}"
+            values.tofile(written)
+            written.replace(root / name)
+        # Last: it promises that the others are complete.
+        (root / CONTENT_FILE).write_text(json.dumps(content | {"crc32": sums}))
+    except OSError:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
 def _verified(dataset: Dataset, split: str, root: Path) -> MappedRows | None:
     """Maps the files of an earlier process; None where one is missing or has changed."""
     try:
-        sums = storage.read_json(str(root / CONTENT_FILE))["crc32"]
+        sums = json.loads((root / CONTENT_FILE).read_text())["crc32"]
         mapped = _mapped(dataset, split, root)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from raytrain.config import Recipe, Stage
 from raytrain.data.dataset import Dataset
 from raytrain.evaluation.own_metrics import Metric
@@ -34,6 +36,7 @@ class Job:
         source: tiles and targets of batches, by row.
         train_rows, valid_rows: int64 rows of the dataset, ascending. `data.repeat` lets a row stand
             several times in the first.
+        valid_names: names of the tiles of `valid_rows` on rank 0; None on the others.
         loss: of a batch, the sum over its tiles.
         task: metrics of a validation, and what says which epoch is best.
         own_metrics: further metrics by name, which decide nothing.
@@ -49,6 +52,7 @@ class Job:
     source: Source
     train_rows: sampling.Rows
     valid_rows: sampling.Rows
+    valid_names: pa.StringArray | None
     loss: Loss
     task: Evaluation
     own_metrics: Mapping[str, Metric]

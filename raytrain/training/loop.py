@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import torch.distributed as dist
 
 from raytrain.config import Recipe
-from raytrain.data.dataset import Dataset, names_of
+from raytrain.data.dataset import Dataset
 from raytrain.evaluation import own_metrics
 from raytrain.models.networks import running_statistics
 from raytrain.tiles import sampling
@@ -152,11 +153,13 @@ def _judged(job: Job, rows: sampling.Rows, logits: validation.Logits) -> validat
 
     Args:
         job: of this process.
-        rows: int64 (N,) rows of the dataset, in any order.
+        rows: int64 (N,) those of `valid_rows`, in any order.
         logits: (N, K), all finite.
     """
-    names = tuple(names_of(job.dataset, rows))
-    validation.prove_cover(names, len(job.valid_rows))
+    validation.prove_cover(rows, job.valid_rows)
+    assert job.valid_names is not None  # this is rank 0
+    position = np.searchsorted(job.valid_rows, rows)
+    names = tuple(job.valid_names.take(pa.array(position)).to_pylist())
     target = job.dataset.targets[rows]
     metrics = job.task.epoch_metrics(logits, target)
     if job.own_metrics:

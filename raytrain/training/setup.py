@@ -8,8 +8,9 @@ The order matters, since each step needs what the ones before have settled:
 4. the weights it begins with: the run's own checkpoint, else `init_from`, else initial weights
 5. the network on its device, and its averages
 6. the tiles, decoded or mapped; a run that resumes keeps the order of its tiles
-7. the history up to where the run begins
-8. what works beside the algorithm; nothing of it is started here
+7. on rank 0 the names of the validation tiles, for the predictions
+8. the history up to where the run begins
+9. what works beside the algorithm; nothing of it is started here
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import pyarrow as pa
 import torch
 
 from raytrain import registry, storage
 from raytrain.checkpoints.history import History
 from raytrain.checkpoints.saver import Saver
 from raytrain.config import Recipe
-from raytrain.data.dataset import Dataset
+from raytrain.data.dataset import Dataset, names_alone
 from raytrain.evaluation import own_metrics
 from raytrain.models import networks
 from raytrain.models.precision import agreed_precision, dtype_of, keep_fp32
@@ -95,6 +97,7 @@ def opened(
         source=Source(tiles.feed, targets),
         train_rows=train_rows,
         valid_rows=valid_rows,
+        valid_names=_names(dataset, valid_rows, worker),
         loss=loss_of(recipe, dataset, worker.device),
         task=registry.evaluation(dataset.task),
         own_metrics=own_metrics.combined(recipe.metrics, hooks.metrics, dataset.task),
@@ -118,6 +121,16 @@ def _rows(recipe: Recipe, dataset: Dataset) -> tuple[sampling.Rows, sampling.Row
     if recipe.data.repeat:
         logger.info(sampling.repeated_in_words(train_rows))
     return train_rows, valid_rows
+
+
+def _names(dataset: Dataset, valid_rows: sampling.Rows, worker: Worker) -> pa.StringArray | None:
+    """The names of the validation tiles on rank 0, None on the others.
+
+    They are read before the watchdog starts: a dataset without labels.parquet takes minutes.
+    """
+    if not worker.leads:
+        return None
+    return names_alone(dataset, valid_rows)
 
 
 def _prepared_process(recipe: Recipe, worker: Worker) -> Recipe:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from raytrain import config, storage
 from raytrain.checkpoints import layout
-from raytrain.config import Recipe, Stage
+from raytrain.config import NAMED_WEIGHTS, Recipe, Stage
 from raytrain.data import images
 from raytrain.data.dataset import Dataset
 from raytrain.errors import StorageError
@@ -38,7 +38,7 @@ from raytrain.worker import Worker
 # Raised with every change of the code after which the same recipe gives other bits.
 CODE_VERSION = 1
 # SHA-256 of the sources that were last compared with that number, see `sources_hash`.
-SOURCES = "50802c209ba1d68f1722c272d95bbabdffb1adb8473364cd993810d3e1e62623"
+SOURCES = "29ffce604b36f770213269d1b8feffe99cc8b482ea4564a0d828d771e8de7b3e"
 # The modules that compute a result. Those that only record one are among them: telling them apart
 # by hand would go wrong sooner than noting a hash once more.
 SOURCE_PATTERNS = (
@@ -56,7 +56,6 @@ SOURCE_PATTERNS = (
 NOT_SOURCES = ("stage_keys.py", "stages.py")
 # Hexadecimal digits of a key: 80 bits, so that 10^9 stages collide with a probability of 10^-6.
 KEY_DIGITS = 20
-NAMED_WEIGHTS = ("imagenet", "none")
 
 # Each field of the configuration is in one of the next three tables; a test holds them complete.
 # Fields whose value is in the key as it stands.

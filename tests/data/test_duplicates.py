@@ -160,7 +160,14 @@ def test_a_flood_of_near_copies_stays_small_in_memory(monkeypatch):
     prints = hashed(300)
     for field in ("dhash", "grey", "colour"):
         prints[field][:200] = prints[field][0]
+    held = []
+    components = duplicates._components
+    monkeypatch.setattr(
+        duplicates, "_components", lambda links, n: held.append(len(links)) or components(links, n)
+    )
     assert len(duplicates.near(prints)) <= 500 + 300
+    # A block of 64 tiles adds at most its pairs with all others.
+    assert held and max(held) <= 2 * 500 + duplicates.BLOCK * 300
     assert [group.rows for group in groups(prints)] == [tuple(range(200))]
 
 

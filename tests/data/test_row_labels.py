@@ -65,8 +65,9 @@ def shard_of(copy):
 
 
 def test_a_missing_shard_is_refused_by_name(copy):
-    shard_of(copy).unlink()
-    with pytest.raises(DataError, match=f"the shard .*{shard_of(copy).name[:4]}.* is missing"):
+    shard = shard_of(copy)
+    shard.unlink()
+    with pytest.raises(DataError, match=f"the shard .*/{shard.name} is missing"):
         _ = ds.open_dataset(str(copy)).targets
 
 
@@ -133,3 +134,14 @@ def test_a_foreign_column_is_never_read():
     pyarrow.parquet.write_table(table, sink)
     with pytest.raises(DataError, match=r"column image_name of labels\.parquet has another type"):
         row_labels.parse(sink.getvalue().to_pybytes(), 1)
+
+
+def test_pictures_come_from_the_shard_that_the_manifest_names_only(copy):
+    opened = ds.open_dataset(str(copy))
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["shards"][1]["sha256"] = "0" * 64
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    row = int(opened.shard_starts[1])
+    assert list(ds.read_images(opened, [row]))
+    with pytest.raises(DataError, match="it is not the file that"):
+        list(ds.read_images(ds.open_dataset(str(copy)), [row]))

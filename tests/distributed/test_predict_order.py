@@ -83,6 +83,15 @@ def test_an_error_leaves_what_was_there_before(tmp_path):
     assert path.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_error_of_the_caller_is_not_one_of_the_file(tmp_path):
+    with (
+        pytest.raises(TimeoutError),
+        predictions.writing(str(tmp_path / "p.parquet"), CLASSES, {}, None),
+    ):
+        raise TimeoutError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_a_fault_of_the_storage(tmp_path):
     (tmp_path / "file").touch()
     with (
