@@ -506,13 +506,18 @@ def local_directory(path: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+# How names of files begin that only show whether a directory can be used. A process that is killed
+# may leave one behind.
+PROBES = ".raytrain-"
+
+
 def probe(path: str) -> None:
     """Writes, reads and removes a small file, so that a bad path fails before any work is done.
 
     Raises:
         StorageError: one of the three did not work.
     """
-    file = join(path, f".raytrain-probe-{uuid.uuid4().hex[:8]}")
+    file = join(path, f"{PROBES}probe-{uuid.uuid4().hex[:8]}")
     make_dir(path)
     write_bytes(file, b"probe")
     if read_bytes(file) != b"probe":

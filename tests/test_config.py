@@ -473,3 +473,18 @@ def test_another_range_is_refused(text):
 def test_one_number_of_workers_is_also_the_largest():
     recipe = load_recipe(None, {"num_workers": 3})
     assert recipe.max_workers is None and recipe.most_workers == 3
+
+
+def test_one_number_replaces_a_range(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("{num_workers: 2, max_workers: 8}")
+    for flags, fields in (({"num_workers": "12"}, {}), ({}, {"num_workers": 12})):
+        recipe = load_recipe(str(path), flags, fields)
+        assert (recipe.num_workers, recipe.max_workers) == (12, None)
+    both = load_recipe(str(path), {}, {"max_workers": 4, "num_workers": 3})
+    assert (both.num_workers, both.max_workers) == (3, 4)
+
+
+def test_a_range_is_set_by_its_path_too():
+    fields = parse_assignments(["num_workers=2:8"])
+    assert load_recipe(None, {}, fields).max_workers == 8

@@ -83,6 +83,8 @@ def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, m
         with pytest.raises(KeyboardInterrupt):
             ingest(divided, out)
     storage.remove(storage.join(out, "progress", "00001.json"))
+    # Of a process that was killed while it tried the place.
+    storage.write_bytes(storage.join(out, ".raytrain-marker-0123abcd"), b"marker")
     with pytest.raises(DataError, match="is not a dataset"):
         open_dataset(out)
     assert ingest(divided, out).dataset.hash == dataset.hash

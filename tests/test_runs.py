@@ -151,7 +151,7 @@ def test_a_user_that_does_not_exist_is_no_home(tmp_path):
 def no_ray(monkeypatch, in_this_process):
     """A run in this process, without a session."""
     monkeypatch.setattr("raytrain.distributed.train.session", nullcontext)
-    monkeypatch.setattr("raytrain.distributed.train.check_cluster", lambda recipe: [])
+    monkeypatch.setattr("raytrain.distributed.train.check_cluster", lambda recipe, **more: [])
 
 
 def tiles(seed):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeFloat
+from cyclopts.validators import Number
 from pydantic import field_validator
 
 from raytrain.config import (
@@ -31,11 +31,14 @@ from raytrain.data.names import SUFFIXES
 from raytrain.data.sources import Images, images_at, images_in
 from raytrain.errors import ConfigError
 
+# At most a year, so that `inf` is refused, too.
+WAIT_LIMITS = Number(gte=0, lte=366 * 86_400)
 Wait = Annotated[
-    NonNegativeFloat,
+    float,
     Parameter(
+        validator=WAIT_LIMITS,
         help="seconds to wait for room in the cluster, which its autoscaler may make; "
-        "default: 0, a cluster without room is refused"
+        "default: 0, a cluster without room is refused",
     ),
 ]
 Storage = Annotated[

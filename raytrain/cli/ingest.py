@@ -217,10 +217,10 @@ def ingest(
     divided = tiles.divide(rule, groups)
     # Only here, where nothing can be wrong with the flags any more: it imports Ray.
     from raytrain.distributed.ingest import ingest as run_ingest
-    from raytrain.distributed.waiting import with_machine
 
-    with with_machine(limits.wait):
-        done = run_ingest(divided, paths.out, max_bad=limits.max_bad, bands=band_rule)
+    done = run_ingest(
+        divided, paths.out, max_bad=limits.max_bad, bands=band_rule, wait_s=limits.wait
+    )
     _print_dataset(done)
     chosen = ""
     if split != "random":

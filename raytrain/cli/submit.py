@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raytrain import lineage, storage, tracking
-from raytrain.config import ENV_PREFIX, Recipe, field_paths
+from raytrain.config import ENV_PREFIX, NAMED_WEIGHTS, Recipe, field_paths, recipe_names
 from raytrain.errors import ConfigError, masked
 
 # Seconds that Ray gives a stopped job to write its checkpoint. By itself it gives 3.
@@ -48,20 +48,26 @@ def submission(
     entry = [*_kept(words), "--name", name, "--resume", "auto"]
     _refuse_keys(entry)
     line = ["ray", "job", "submit", "--address", environment.get(SERVER, UNKNOWN_SERVER)]
-    if (folder / "jobs" / "train.py").exists():
+    commit = None
+    if is_uploaded(folder):
         line += ["--working-dir", "."]
+        commit = lineage.commit(folder)
         entry = ["python", "jobs/train.py", *entry]
     else:
         entry = ["raytrain", "train", *entry]
     line += ["--runtime-env-json", json.dumps({"env_vars": {STOP_WAIT: str(STOP_WAIT_S)}})]
     metadata = {"run": name}
-    commit = lineage.commit()
     if commit is not None:
         metadata[lineage.COMMIT_KEY] = commit
     line += ["--metadata-json", json.dumps(metadata)]
     # Ray takes an id only once, and the shell makes a new one for each submission.
     identifier = f"{shlex.quote(name)}-$(date +%s)"
     return f"{shlex.join(line)} --submission-id {identifier} -- {shlex.join(entry)}"
+
+
+def is_uploaded(folder: Path) -> bool:
+    """Returns whether the line uploads the folder that it is typed in: a checkout of raytrain."""
+    return (folder / "jobs" / "train.py").exists()
 
 
 def _kept(words: Sequence[str]) -> list[str]:
@@ -111,18 +117,28 @@ def refuse_variables(given: Mapping[str, Any]) -> None:
     )
 
 
-def check_paths(recipe: Recipe) -> None:
+def check_paths(recipe: Recipe, config: str | None, folder: Path) -> None:
     """Refuses paths that a job would not find, or whose files nobody would find again.
 
     Args:
         recipe: as the user gave it.
+        config: name or file that the recipe comes from.
+        folder: that the line will be typed in.
 
     Raises:
         ConfigError: a path is relative.
     """
     if recipe.mlflow is not None:
         tracking.check_form(recipe.mlflow)
-    for flag, path in (("--dataset", recipe.dataset), ("--storage", recipe.storage)):
+    paths = {"--dataset": recipe.dataset, "--storage": recipe.storage}
+    if recipe.model.weights not in NAMED_WEIGHTS:
+        paths["--model.weights"] = recipe.model.weights
+    # RUN and RUN:CHECKPOINT are looked up in the storage.
+    if recipe.init_from is not None and "/" in recipe.init_from:
+        paths["--init-from"] = recipe.init_from
+    if config is not None and config not in recipe_names() and not _is_sent(config, folder):
+        paths["--config"] = config
+    for flag, path in paths.items():
         if path is None or storage.is_uri(path) or os.path.isabs(os.path.expanduser(path)):
             continue
         raise ConfigError(
@@ -130,3 +146,8 @@ def check_paths(recipe: Recipe) -> None:
             "a job starts in a folder that Ray chose, on a machine that it chose",
             f"{flag} with a path on a disk that every machine reaches, or an s3:// or gs:// URI",
         )
+
+
+def _is_sent(file: str, folder: Path) -> bool:
+    """Whether a job finds a file under the same relative path in the folder that it is sent."""
+    return is_uploaded(folder) and (folder / file).resolve().is_relative_to(folder.resolve())

@@ -102,8 +102,15 @@ def _print_submission(flags: RecipeFlags, run: RunFlags) -> None:
             "a submission begins a run, or goes on with it, with the flags of its beginning",
             f"the flags of the beginning and --name {typed(run.resume)} --print-submit",
         )
+    for flag, is_given in (("--dry-run", run.dry_run), ("--print-config", run.print_config)):
+        if is_given:
+            raise ConfigError(
+                f"--print-submit and {flag} cannot be used together",
+                "the job that is submitted would train nothing",
+                f"leave {flag} out, or give it without --print-submit",
+            )
     recipe = flags.load()
-    check_paths(recipe)
+    check_paths(recipe, flags.config, Path.cwd())
     refuse_variables(environment())
     words = sys.argv[1:]
     # jobs/train.py gets them without the name of the command.
@@ -126,17 +133,21 @@ def _begin_or_resume(flags: RecipeFlags, run: RunFlags) -> int | None:
     if run.name is None:
         raise unnamed()
     new = replace(run, resume=None)
-    # The folds of a name go on by themselves.
-    if run.folds is not None or run.dry_run or run.print_config:
+    if run.dry_run or run.print_config:
         return _train_new(flags, new)
     recipe = flags.load()
     check_written("--storage", recipe.storage)
+    # Its machine may just have died, also before it wrote a recipe.
+    path = storage.join(storage.absolute(recipe.storage), run.name)
+    runlock.outwait(path)
+    # The folds of a name go on by themselves.
+    if run.folds is not None:
+        _outwait_folds(path)
+        return _train_new(flags, new)
     _refuse_search(run.name, recipe.storage)
     begun = runs.begun(run.name, recipe.storage)
     if begun is None:
         return _train_new(flags, new)
-    # Its machine may just have died.
-    runlock.outwait(begun.path)
     check_session()
     from raytrain.distributed.repeat import changes_of, is_complete
 
@@ -146,6 +157,21 @@ def _begin_or_resume(flags: RecipeFlags, run: RunFlags) -> int | None:
         _conclude(begun)
         return None
     return _go_on(begun, changes, run)
+
+
+def _outwait_folds(path: str) -> None:
+    """Waits for the locks of the runs of a cross-validation, as `runlock.outwait`.
+
+    Args:
+        path: of its directory.
+    """
+    from raytrain.distributed.folds import find
+
+    begun = find(path)
+    if begun is None:
+        return
+    for split in begun.splits:
+        runlock.outwait(begun.run(split).path)
 
 
 def _train_new(flags: RecipeFlags, run: RunFlags) -> int | None:

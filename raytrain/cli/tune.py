@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeFloat
 
 from raytrain import runlock, runs, storage
-from raytrain.cli.flags import RecipeFlags
+from raytrain.cli.flags import WAIT_LIMITS, RecipeFlags
 from raytrain.cli.job import check_written
 from raytrain.cli.train import AUTO, NO_RECIPE_FLAGS, unnamed
 from raytrain.config import Recipe, field_paths, parse_yaml
@@ -101,8 +100,10 @@ class SearchFlags:
         Parameter(help="GPUs of each worker of a trial, such as 0.5; default: 1 if there are any"),
     ] = None
     wait: Annotated[
-        NonNegativeFloat | None,
-        Parameter(help="seconds to wait for room for a trial in the cluster (0)"),
+        float | None,
+        Parameter(
+            validator=WAIT_LIMITS, help="seconds to wait for room for a trial in the cluster (0)"
+        ),
     ] = None
     dry_run: Annotated[
         bool,
@@ -145,6 +146,8 @@ def tune(
         if name is None:
             raise unnamed()
         directory = storage.join(storage.absolute(settings.storage), name)
+        # Its machine may just have died, also before it wrote search.yaml.
+        runlock.outwait(directory)
         if storage.exists(storage.join(directory, runs.SEARCH)):
             _go_on(what, settings, directory)
             return
@@ -172,13 +175,16 @@ def _search(what: SearchFlags, settings: Recipe, name: str) -> None:
 
 def _go_on(what: SearchFlags, settings: Recipe, directory: str) -> None:
     """Goes on with a search that the same command has begun."""
-    # Its machine may just have died.
-    runlock.outwait(directory)
     check_session()
-    from raytrain.distributed.repeat import options_of
+    from raytrain.distributed.repeat import found_by, options_of
     from raytrain.distributed.search import resume
 
     options = options_of(directory, settings, _content(what), _options(what))
+    found = found_by(directory, options)
+    if found is not None:
+        print(f"the search {storage.name_of(directory)} is complete")
+        _print_found(found)
+        return
     _print_found(
         resume(directory, options, changed=partial(_show, directory), wait_s=what.wait or 0)
     )

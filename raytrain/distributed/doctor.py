@@ -95,6 +95,9 @@ def _this_machine(question: Question, needed: int | None, bandwidth: bool) -> Ex
 def _alone(question: Question, needed: int | None, findings: list[Finding]) -> Examined:
     """Looks at the machine of the command alone, and adds what it finds."""
     facts = machine.facts(question)
+    if not environment.connects():
+        # A Ray of this machine alone raises the limit when a command starts it.
+        facts = replace(facts, open_files=machine.raised_open_files())
     # A local Ray declares what torch sees.
     node = {
         "NodeManagerHostname": facts.host,
@@ -117,7 +120,7 @@ def _cluster(question: Question, needed: int | None, bandwidth: bool) -> Examine
         with marked(question.directories) as marker:
             answers = ask(nodes, replace(question, marker=marker))
     except StorageError as error:
-        # This machine cannot write there. The others may tell more.
+        # This machine cannot write there, so it has no marker that the others could look for.
         findings.append(Finding(FAILURE, "this machine", error.what, error.fix))
         answers = ask(nodes, replace(question, directories=()))
     own = machine.facts(replace(question, directories=(), gpus=False))

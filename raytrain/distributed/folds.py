@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from raytrain import runs, storage, tracking
-from raytrain.config import Recipe, different_fields, merge, nested, parse_yaml, validate
+from raytrain.config import (
+    Recipe,
+    different_fields,
+    merge,
+    nested,
+    overridden,
+    parse_yaml,
+    validate,
+)
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed import environment, slots
 from raytrain.distributed.controllers import end_controllers
@@ -182,8 +190,9 @@ def resume_folds(
     Raises:
         RaytrainError: as `train_folds`.
     """
-    changed = merge(folds.recipe.model_dump(), overrides)
-    recipe = Recipe.model_validate(changed)
+    changed = overridden(folds.recipe.model_dump(), overrides)
+    recipe = validate(changed, "the command line")
+    refuse_range(recipe, "a cross-validation")
     # The directory, or a dataset that is named by another path, may have been moved.
     where = {"storage": folds.storage, "dataset": storage.absolute(recipe.dataset or "")}
     folds = replace(folds, recipe=recipe.model_copy(update=where))

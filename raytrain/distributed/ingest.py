@@ -47,6 +47,7 @@ from raytrain.distributed.session import (
     session,
     to_go,
 )
+from raytrain.distributed.waiting import with_machine
 from raytrain.errors import DataError, StorageError, masked
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ def ingest(
     *,
     max_bad: int | None = None,
     bands: BandRule | KeptBands | None = None,
+    wait_s: float = 0.0,
 ) -> Ingested:
     """Makes a dataset directory, or opens it if it is already there.
 
@@ -155,6 +157,7 @@ def ingest(
             is 10 or 0.1 % of the rows, whichever is larger.
         bands: what becomes of the bands of TIFF files, unless their pixels are 8-bit grey or RGB.
             Kept bands have the type of the first usable file, in the order of the labels.
+        wait_s: seconds to wait for a machine of the cluster; 0 for none.
 
     Returns:
         The dataset and how it was made.
@@ -183,7 +186,8 @@ def ingest(
         chosen = _format_of_first(tiles.usable(), bands)
     else:
         chosen = bands
-    written = _build(out, tiles, source, budget, chosen)
+    with with_machine(wait_s):
+        written = _build(out, tiles, source, budget, chosen)
     # From an earlier ingest that had too many bad files.
     storage.remove(_quarantine_path(out))
     dataset = ds.open_dataset(out)
@@ -259,7 +263,7 @@ def _existing_dataset(out: str, source: Record) -> ds.Dataset | None:
     Raises:
         DataError: something else is there, or a dataset that was made from other input.
     """
-    files = storage.names(out)
+    files = [name for name in storage.names(out) if not name.startswith(storage.PROBES)]
     folders = storage.names(out, directories=True)
     if "dataset.json" not in files:
         # A local ingest that was stopped leaves `<out>.partial`, and nothing at `out`.

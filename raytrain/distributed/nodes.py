@@ -32,20 +32,11 @@ ANSWERS_S = 60.0
 # variable. A task that asks for a GPU would have to wait until one is free.
 SEES_ALL_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
-# A machine as `ray.nodes` describes it.
-Node = dict[str, Any]
-
-
 # Of many files, how many are compared between machines.
 COMPARED_FILES = 8
 
-
-def spread(paths: Sequence[str]) -> list[str]:
-    """Returns the first and the last of many paths, and some at equal distances between them."""
-    if len(paths) <= COMPARED_FILES:
-        return list(paths)
-    step = (len(paths) - 1) / (COMPARED_FILES - 1)
-    return [paths[round(step * number)] for number in range(COMPARED_FILES)]
+# A machine as `ray.nodes` describes it.
+Node = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -197,6 +188,9 @@ def _as_they_come(asked: Mapping[Any, int], nodes: Sequence[Node]) -> Iterator[t
 def _answer(reference: Any, node: Node, now: float) -> Answer:
     try:
         found: Facts = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        # Its own text begins with where the task ran. The cause is what failed there.
+        return Answer(node, None, f"{type(error.cause).__name__}: {first_line(error.cause)}")
     except ray.exceptions.RayError as error:
         return Answer(node, None, first_line(error))
     return Answer(node, found, clock_s=found.clock - now)
@@ -204,7 +198,7 @@ def _answer(reference: Any, node: Node, now: float) -> Answer:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text: Ray's errors go on with stack traces and advice."""
-    return str(error).splitlines()[0]
+    return str(error).partition("\n")[0]
 
 
 @contextmanager
@@ -214,7 +208,7 @@ def marked(directories: Sequence[str]) -> Iterator[str]:
     Raises:
         StorageError: this machine cannot write a directory.
     """
-    marker = f".raytrain-marker-{uuid.uuid4().hex[:8]}"
+    marker = f"{storage.PROBES}marker-{uuid.uuid4().hex[:8]}"
     written: list[str] = []
     try:
         for path in directories:
@@ -269,6 +263,14 @@ def _check_source(name: str, found: Facts) -> None:
     )
 
 
+def spread(paths: Sequence[str]) -> list[str]:
+    """Returns the first and the last of many paths, and some at equal distances between them."""
+    if len(paths) <= COMPARED_FILES:
+        return list(paths)
+    step = (len(paths) - 1) / (COMPARED_FILES - 1)
+    return [paths[round(step * number)] for number in range(COMPARED_FILES)]
+
+
 def _check_files(name: str, found: Facts, flag: str, here: Sequence[machine.File]) -> None:
     """Compares files of a flag with what this machine reads."""
     there = {file.path: file for file in found.files}
@@ -276,9 +278,13 @@ def _check_files(name: str, found: Facts, flag: str, here: Sequence[machine.File
         other = there[own.path]
         if (other.size, other.sha256, other.problem) == (own.size, own.sha256, own.problem):
             continue
+        reader = f"the machine {name}"
         problem = other.problem or "another file of that name is there"
+        if own.problem and not other.problem:
+            reader = "this machine"
+            problem = own.problem
         raise DataError(
-            f"the machine {name} cannot read {masked(own.path)} ({flag}): {problem}",
+            f"{reader} cannot read {masked(own.path)} ({flag}): {problem}",
             "every machine reads these files itself",
             f"a {flag} that every machine reaches under the same path: a shared disk, "
             "s3:// or gs://",

@@ -6,6 +6,7 @@ back all give the command of the beginning again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 from raytrain import runs, storage, tracking
 from raytrain.checkpoints import layout, reading
 from raytrain.config import Recipe, different_fields
-from raytrain.distributed import search_setup
+from raytrain.distributed import search_finals, search_setup
 from raytrain.distributed.preflight import check_recipe
+from raytrain.distributed.search import BEST, Found
 from raytrain.distributed.search_setup import Options
-from raytrain.errors import ConfigError
-from raytrain.search import default
+from raytrain.errors import ConfigError, RaytrainError
+from raytrain.search import default, table
 
-# What a run knows by now from its own checkpoints.
-START = ("init_from", "model.weights")
+logger = logging.getLogger(__name__)
+
 # Options that a search keeps, and their flags. The others are limits and resources.
 FIXED_OPTIONS = {
     "tries": "--try",
@@ -46,7 +48,10 @@ def changes_of(run: runs.Run, recipe: Recipe) -> dict[str, Any]:
     """
     # What the run holds was resolved in the same way when it began.
     resolved, _ = check_recipe(recipe, run)
-    may_differ = {*runs.PLACEMENT, *START, "storage"}
+    if run.checkpoints:
+        # Only of a run without checkpoints the start has been looked up.
+        resolved = _with_start(resolved, run)
+    may_differ = {*runs.PLACEMENT, "storage"}
     changed = sorted(different_fields(run.recipe, resolved) - may_differ)
     if changed:
         raise ConfigError(
@@ -55,6 +60,19 @@ def changes_of(run: runs.Run, recipe: Recipe) -> dict[str, Any]:
             f"{runs.resume_command(run.name, storage.parent(run.path))}, or another --name",
         )
     return _only(resolved.model_dump(), runs.PLACEMENT)
+
+
+def _with_start(recipe: Recipe, run: runs.Run) -> Recipe:
+    """The recipe with the path of the checkpoint that it starts from."""
+    if recipe.init_from is None or run.recipe.init_from is None:
+        return recipe
+    try:
+        path = runs.find_checkpoint(recipe.init_from, recipe.storage)
+    except RaytrainError:
+        # It was needed for the beginning alone, and may have been removed.
+        logger.info(f"{recipe.init_from} is not there any more; {run.name} does not need it now")
+        path = run.recipe.init_from
+    return recipe.model_copy(update={"init_from": path})
 
 
 def _only(values: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
@@ -113,3 +131,29 @@ def is_complete(run: runs.Run) -> bool:
     _, last = recipe.selected
     end = layout.Position(last, recipe.stages[last - 1].epochs)
     return reading.furthest(storage.join(run.path, "checkpoints")) >= end
+
+
+def found_by(directory: str, options: Options) -> Found | None:
+    """Returns what a search has found that has nothing left to do; None for any other.
+
+    Args:
+        directory: of the search.
+        options: of the command that is given again, as `options_of` returns them.
+    """
+    known = search_setup.read(directory).options
+    if (known.num_samples, known.budget_s) != (options.num_samples, options.budget_s):
+        return None
+    if storage.exists(storage.join(directory, "failure.json")):
+        return None
+    trials = table.read(directory).trials
+    if any(trial.state is table.State.OPEN for trial in trials):
+        return None
+    # Where time is limited, a search may end with fewer trials.
+    if options.budget_s is None and len(trials) < options.num_samples:
+        return None
+    try:
+        content = storage.read_json(storage.join(directory, search_finals.FILE))
+    except FileNotFoundError:
+        return None
+    best = storage.join(directory, BEST)
+    return Found(directory, content["winner"], content["reason"], best)

@@ -28,7 +28,7 @@ from raytrain.distributed import search_finals, search_setup, slots, tune
 from raytrain.distributed.messages import ANSWERS_S, interruptible, mailbox
 from raytrain.distributed.nodes import check_machines
 from raytrain.distributed.planner import StopAll, Suggestions, Verdicts, Watch
-from raytrain.distributed.preflight import check_recipe, places_of
+from raytrain.distributed.preflight import check_recipe, places_of, refuse_range
 from raytrain.distributed.search_checks import check_disk, check_draws, check_options
 from raytrain.distributed.search_finals import Finals
 from raytrain.distributed.search_lines import Lines
@@ -123,6 +123,7 @@ def search(
         RaytrainError: the class that fits the failure.
     """
     check_options(options)
+    refuse_range(recipe, "a search")
     recipe, dataset = check_recipe(tracking.unrecorded(recipe, "a search"))
     if content is None:
         content = default.values(recipe)
@@ -134,7 +135,7 @@ def search(
     with held(directory):
         runs.refuse_taken(name, recipe.storage)
         with session():
-            wait_for_room(recipe, wait_s)
+            wait_for_room(recipe, wait_s, worker_cpus=options.trial_cpus)
             answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
             share = share_of(recipe, options, answers)
             check_disk(recipe, space, options, slots_of(recipe, dataset, share)())
@@ -167,7 +168,7 @@ def resume(
     recipe, _ = check_recipe(setup.recipe)
     setup = replace(setup, recipe=recipe)
     with held(directory), session():
-        wait_for_room(recipe, wait_s)
+        wait_for_room(recipe, wait_s, worker_cpus=options.trial_cpus)
         answers = check_machines(places_of(recipe), gpus=recipe.use_gpu is not False)
         share = share_of(recipe, options, answers)
         _check_facts(directory, setup, share)

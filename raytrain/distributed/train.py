@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from raytrain import registry, runs, storage, tracking
 from raytrain.checkpoints import layout, reading
 from raytrain.checkpoints.history import read_epochs
-from raytrain.config import Recipe, merge
+from raytrain.config import Recipe, overridden, validate
 from raytrain.data.dataset import Dataset, open_dataset
 from raytrain.distributed.gauges import Gauges
 from raytrain.distributed.memory import check_memory
@@ -74,9 +74,10 @@ logger = logging.getLogger(__name__)
 
 # Exit code of a worker that ends itself because it hangs. Ray then starts the group again.
 STALLED = 70
-# How many times Ray waits a minute for the CPUs or GPUs of a worker group. A machine that replaces
-# a lost one needs several minutes until it has joined the cluster.
+# How many times Ray waits for the CPUs or GPUs of a worker group, and the seconds of one wait. A
+# machine that replaces a lost one needs several minutes until it has joined the cluster.
 START_ATTEMPTS = 5
+RAY_WAITS_S = 60
 # Seconds between two looks for room for more workers.
 GROWS_EVERY_S = 30.0
 # Seconds of one wait for a group that may be smaller: Ray counts the CPUs of a lost machine until
@@ -162,7 +163,8 @@ def resume(
         DataError: the dataset is not the one that the run was trained on.
         RaytrainError: as `train`.
     """
-    recipe = Recipe.model_validate(merge(run.recipe.model_dump(), runs.placement(run, overrides)))
+    changed = overridden(run.recipe.model_dump(), runs.placement(run, overrides))
+    recipe = validate(changed, "the command line")
     check_group(recipe)
     # The run directory may have been moved since its recipe was written.
     recipe = recipe.model_copy(update={"storage": storage.parent(run.path)})
@@ -173,7 +175,7 @@ def resume(
     _end_if_asked(stop)
     with held(run.path), session():
         wait_for_room(recipe, wait_s)
-        answers = check_cluster(recipe)
+        answers = check_cluster(recipe, started=bool(run.checkpoints))
         runs.write_paths(run, recipe)
         runs.write_attempt(run, software_of(answers))
         storage.remove(storage.join(run.path, "failure.json"))
@@ -370,11 +372,7 @@ def _group(
     elif recipe.num_workers > 1:
         workers = f"{recipe.num_workers} {kind} workers"
     logger.info(f"starting {workers} (about 15 seconds)")
-    attempts = START_ATTEMPTS
-    if recipe.max_workers is not None:
-        os.environ.setdefault(SMALLER_AFTER, str(SMALLER_AFTER_S))
-        attempts = 2 * START_ATTEMPTS
-    with mailbox() as box:
+    with mailbox() as box, _waits(recipe) as attempts:
         config = {
             "recipe": recipe.model_dump(mode="json"),
             "run": path,
@@ -397,6 +395,19 @@ def _group(
             deliver = Outbox(box, announced=stop is not None).deliver
         with relayed(stop, deliver):
             return _result(trainer, deliver, recipe.num_workers)
+
+
+@contextmanager
+def _waits(recipe: Recipe) -> Iterator[int]:
+    """Sets how long Ray waits for room for a group. Yields how many times it does."""
+    if recipe.max_workers is None or SMALLER_AFTER in os.environ:
+        yield START_ATTEMPTS
+        return
+    os.environ[SMALLER_AFTER] = str(SMALLER_AFTER_S)
+    try:
+        yield START_ATTEMPTS * RAY_WAITS_S // SMALLER_AFTER_S
+    finally:
+        del os.environ[SMALLER_AFTER]
 
 
 def _scaling(recipe: Recipe, gpu: bool) -> ray.train.ScalingConfig:
@@ -484,7 +495,8 @@ def not_placed(error: ray.train.TrainingFailedError, workers: int) -> NoRoomErro
     if type(cause).__name__ != "WorkerGroupStartupTimeoutError":
         return None
     return NoRoomError(
-        f"{workers} workers found no room in the cluster, in {START_ATTEMPTS} waits for it",
+        f"{workers} workers found no room in the cluster within "
+        f"{START_ATTEMPTS * RAY_WAITS_S // 60} minutes",
         "it declares enough CPUs or GPUs, but others use them or one of its machines is missing",
         "ray status shows who uses what; the same command, or --resume, once there is room",
     )

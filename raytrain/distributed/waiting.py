@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from raytrain.config import Recipe
 from raytrain.distributed import gpus
 from raytrain.distributed.session import session
+from raytrain.distributed.slots import cpus_of_gpu_worker
 from raytrain.errors import ResourceError
 from raytrain.log import duration
 
@@ -26,29 +27,32 @@ logger = logging.getLogger(__name__)
 TOLD_EVERY_S = 15.0
 # Seconds of one wait inside Ray, which no signal can end.
 LOOK_EVERY_S = 1.0
-# What a worker with a GPU asks for. Its share of the CPUs is known only once its machine is there.
-WITH_GPU = {"CPU": 0.01, "GPU": 1.0}
-WITH_CPU = {"CPU": 1.0}
+# What a worker with a GPU asks for until its machine is there, whose CPUs it will share.
+ANY_GPU = {"CPU": 0.01, "GPU": 1.0}
 
 
-def wait_for_room(recipe: Recipe, seconds: float) -> None:
+def wait_for_room(recipe: Recipe, seconds: float, *, worker_cpus: float | None = None) -> None:
     """Waits until the connected cluster has room for the workers of a recipe, if told to.
 
     Args:
         recipe: of the command; for a range of workers, room for the smallest number is enough.
         seconds: the longest wait; 0 does nothing.
+        worker_cpus: CPUs of each worker; None where the command leaves them open.
 
     Raises:
         ResourceError: there was no room within that time, or GPUs that are there cannot be used.
     """
     if seconds <= 0:
         return
-    began = time.monotonic()
-    with_gpus = recipe.use_gpu is True
-    _wait(recipe.num_workers, seconds, began, with_gpus=with_gpus)
+    workers = recipe.num_workers
+    end = time.monotonic() + seconds
+    if recipe.use_gpu is not True:
+        _wait(workers, {"CPU": worker_cpus or 1.0}, seconds, end)
     # Whether GPUs are used by default is known only once machines are there.
-    if recipe.use_gpu is None and gpus.usable(None):
-        _wait(recipe.num_workers, seconds, began, with_gpus=True)
+    if recipe.use_gpu is False or (recipe.use_gpu is None and not gpus.usable(None)):
+        return
+    _wait(workers, ANY_GPU, seconds, end)
+    _wait(workers, {"CPU": worker_cpus or cpus_of_gpu_worker(), "GPU": 1.0}, seconds, end)
 
 
 @contextmanager
@@ -67,19 +71,25 @@ def with_machine(seconds: float) -> Iterator[None]:
         yield
         return
     with session():
-        _wait(1, seconds, time.monotonic(), with_gpus=False)
+        _wait(1, {"CPU": 1.0}, seconds, time.monotonic() + seconds)
         yield
 
 
-def _wait(workers: int, seconds: float, began: float, *, with_gpus: bool) -> None:
-    each = WITH_GPU if with_gpus else WITH_CPU
-    group = placement_group([each] * workers, strategy="PACK")
-    end = began + seconds
+def _wait(workers: int, each: Mapping[str, float], seconds: float, end: float) -> None:
+    """Waits for room for some workers.
+
+    Args:
+        workers: their number.
+        each: what each of them takes of Ray.
+        seconds: that the user gave, for the message.
+        end: when to give up, by the monotonic clock.
+    """
+    group = placement_group([dict(each)] * workers, strategy="PACK")
     told = time.monotonic()
     try:
         while not group.wait(LOOK_EVERY_S):
             now = time.monotonic()
-            lacking = missing(workers, with_gpus=with_gpus)
+            lacking = missing(workers, each)
             if now > end:
                 raise ResourceError(
                     f"{lacking}; --wait {seconds:g} is over",
@@ -94,12 +104,26 @@ def _wait(workers: int, seconds: float, began: float, *, with_gpus: bool) -> Non
         remove_placement_group(group)
 
 
-def missing(workers: int, *, with_gpus: bool) -> str:
-    """Returns what some workers need, and what the connected cluster has."""
-    kind = "GPU" if with_gpus else "CPU"
-    declared = ray.cluster_resources().get(kind, 0.0)
-    free = ray.available_resources().get(kind, 0.0)
-    needed = f"{workers} workers take {workers} {kind}s"
+def missing(workers: int, each: Mapping[str, float]) -> str:
+    """Returns what some workers need, and what the connected cluster has.
+
+    Args:
+        workers: their number.
+        each: what each of them takes of Ray.
+    """
+    who = f"{workers} workers take"
     if workers == 1:
-        needed = f"1 worker takes 1 {kind}"
-    return f"{needed}, the cluster declares {declared:g}, and {free:g} of them are free"
+        who = "1 worker takes"
+    declared = ray.cluster_resources()
+    free = ray.available_resources()
+    found = []
+    for kind in sorted(each, reverse=True):  # GPUs first
+        if each[kind] == ANY_GPU["CPU"]:
+            continue  # so little that it is never what is missing
+        count = workers * each[kind]
+        plural = "" if count == 1 else "s"
+        found.append(
+            f"{who} {count:g} {kind}{plural}, the cluster declares {declared.get(kind, 0.0):g}, "
+            f"and {free.get(kind, 0.0):g} of them are free"
+        )
+    return "; ".join(found)

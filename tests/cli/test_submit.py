@@ -13,7 +13,8 @@ from raytrain.cli.main import run_command
 from raytrain.cli.submit import STOP_WAIT, submission
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["--config", "smoke", "--dataset", "/shared/planet", "--storage", "s3://bucket/runs"]
+PATHS = ["--dataset", "/shared/planet", "--storage", "s3://bucket/runs"]
+WORDS = ["--config", "smoke", *PATHS]
 
 
 def option(words, flag):
@@ -32,9 +33,10 @@ def test_the_line_begins_the_run_or_goes_on_with_it():
 
 
 def test_the_commit_travels_with_the_job(monkeypatch):
-    monkeypatch.setattr(lineage, "commit", lambda: "0123abcd")
+    monkeypatch.setattr(lineage, "commit", lambda folder: f"of {folder}")
     words = shlex.split(submission(WORDS, "first", folder=ROOT, environment={}))
-    assert json.loads(option(words, "--metadata-json")) == {"run": "first", "commit": "0123abcd"}
+    metadata = json.loads(option(words, "--metadata-json"))
+    assert metadata == {"run": "first", "commit": f"of {ROOT}"}
 
 
 def test_elsewhere_the_installed_program_runs(tmp_path):
@@ -42,6 +44,8 @@ def test_elsewhere_the_installed_program_runs(tmp_path):
         WORDS, "first", folder=tmp_path, environment={"RAY_API_SERVER_ADDRESS": "http://h:1"}
     )
     words = shlex.split(found)
+    # Which commit is installed there is not known here.
+    assert json.loads(option(words, "--metadata-json")) == {"run": "first"}
     assert "--working-dir" not in words and option(words, "--address") == "http://h:1"
     assert words[words.index("--") + 1 :][:2] == ["raytrain", "train"]
 
@@ -81,11 +85,31 @@ def test_the_command_prints_it(monkeypatch, capsys):
         (["--dataset", "/planet"], "--storage runs is relative"),
         (["--dataset", "s3://KEY:HIDDEN@b/p", "--storage", "/runs"], "would hold the keys of"),
         (["--resume", "first"], "--print-submit and --resume first cannot be used together"),
+        ([*PATHS, "--model.weights", "w.pt"], "--model.weights w.pt is relative"),
+        ([*PATHS, "--init-from", "runs/old"], "--init-from runs/old is relative"),
+        ([*PATHS, "--dry-run"], "--print-submit and --dry-run cannot be used together"),
+        ([*PATHS, "--print-config"], "--print-submit and --print-config cannot be used together"),
     ],
 )
 def test_what_a_job_could_not_use_is_refused(words, message, monkeypatch, capsys):
     code, said = printed(monkeypatch, capsys, "--config", "smoke", *words)
     assert code == 2 and message in said.err and said.out == "" and "HIDDEN" not in said.err
+
+
+def test_a_recipe_file_has_to_travel_with_the_job(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("num_workers: 1\n")
+    monkeypatch.chdir(tmp_path)
+    given = ["--config", "mine.yaml", *PATHS, "--name", "first"]
+    code, said = printed(monkeypatch, capsys, *given)
+    assert code == 2 and "--config mine.yaml is relative" in said.err
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "train.py").touch()
+    code, said = printed(monkeypatch, capsys, *given)
+    assert code == 0 and "--working-dir ." in said.out and "--config mine.yaml" in said.out
+    (tmp_path / "jobs" / "more").mkdir()
+    monkeypatch.chdir(tmp_path / "jobs")
+    code, said = printed(monkeypatch, capsys, "--config", "../mine.yaml", *PATHS)
+    assert code == 2 and "--config ../mine.yaml is relative" in said.err
 
 
 def test_settings_of_the_shell_are_refused_by_name(monkeypatch, capsys):

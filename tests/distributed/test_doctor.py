@@ -43,7 +43,7 @@ def sound():
         cpu_quota=None,
         shared_memory=8000 * MB,
         open_files=65_535,
-        cache=Cache("/cache", "", 10**12, "of b"),
+        cache=Cache("/cache", "", 10**12, 10**12, "of b"),
         directories=(Directory(STORAGE, "", True),),
         files=(HERE_FILE,),
         gpus=Gpus(1),
@@ -84,9 +84,14 @@ FAULTS = {
     "dataset unseen": ({"files": (File(DATASET, "no such file"),)}, FAILURE, "no such file"),
     "another dataset": ({"files": (File(DATASET, "", 10, "1" * 64),)}, FAILURE, "another file"),
     "cache disk too small": (
-        {"cache": Cache("/cache", "", 10**6, "of b")},
+        {"cache": Cache("/cache", "", 10**6, 10**12, "of b")},
         NOTE,
         "so tiles are streamed",
+    ),
+    "cache limit too small": (
+        {"cache": Cache("/cache", "", 10**12, 10**6, "of b")},
+        NOTE,
+        "may hold 0.0 GB, so tiles are streamed",
     ),
     "cache not writable": (
         {"cache": Cache("/cache", "Permission denied")},

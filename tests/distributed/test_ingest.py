@@ -87,6 +87,20 @@ def test_a_second_ingest_says_what_is_there_and_changes_nothing(tiles, dataset, 
     assert {p: p.stat().st_mtime_ns for p in dataset_folder(dataset).rglob("*")} == before
 
 
+def test_a_dataset_that_is_there_needs_no_machine(tiles, dataset, monkeypatch, capsys):
+    monkeypatch.setattr("raytrain.distributed.ingest.with_machine", None)
+    command = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1])]
+    assert run_command([*command, "--out", dataset.path, "--wait", "600"]) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["inf", "-1", "nan", "1e9"])
+def test_a_wait_without_an_end_is_refused(seconds, tiles, tmp_path, capsys):
+    command = ["ingest", "--images", str(tiles[0]), "--labels", str(tiles[1])]
+    assert run_command([*command, "--out", str(tmp_path / "out"), "--wait", seconds]) == 2
+    assert "--wait" in capsys.readouterr().err
+
+
 def test_a_dataset_is_never_overwritten_by_another(tiles, dataset, capsys):
     arguments = [
         "ingest",

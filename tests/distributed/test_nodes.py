@@ -92,6 +92,22 @@ def test_another_file_of_the_same_path_is_named(altered, tmp_path):
         check_machines(Places(read={"--dataset": [path]}))
 
 
+def test_a_file_that_only_this_machine_lacks_is_its_own_fault(altered, tmp_path):
+    path = str(tmp_path / "list.txt")
+    altered(lambda facts: replace(facts, files=(machine.File(path, "", 2, "0" * 64),)))
+    with pytest.raises(DataError, match=f"this machine cannot read {path} .--images.: no such"):
+        check_machines(Places(read={"--images": [path]}))
+
+
+def test_a_machine_that_fails_says_why(cluster, monkeypatch):
+    def facts(question):
+        raise ImportError("no module named psutil")
+
+    monkeypatch.setattr(machine, "facts", facts)
+    [answer] = ask(ray.nodes(), Question())
+    assert answer.facts is None and answer.silence == "ImportError: no module named psutil"
+
+
 def test_a_file_that_no_machine_has_is_left_to_the_command(two, tmp_path):
     check_machines(Places(read={"--init-from": [str(tmp_path / "gone")]}))
 

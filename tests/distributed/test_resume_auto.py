@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 from group import trace
@@ -83,3 +84,54 @@ def test_what_a_resumed_run_may_change_is_taken_from_the_command(command, stoppe
     stopped.setattr(GROUP, group)
     assert run_command([*command, "--train.save-every-s", "7"]) == 75
     assert asked == [7]
+
+
+def test_a_range_becomes_one_number_and_another_mistake_is_a_sentence(
+    command, stopped, tmp_path, capsys
+):
+    given = [*command, "--num-workers", "1:4"]
+    assert run_command(given) == 75
+    resumed = ["train", "--resume", str(tmp_path / "runs" / "first")]
+    asked = []
+
+    def group(function, path, recipe, own=(), stop=None):
+        asked.append((recipe.num_workers, recipe.max_workers))
+        raise KeyboardInterrupt
+
+    stopped.setattr(GROUP, group)
+    assert run_command([*resumed, "--num-workers", "1"]) == 75
+    assert asked == [(1, None)]
+    assert run_command([*resumed, "--set", "max_workers=1", "--num-workers", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "max_workers = 1 is less than num_workers = 2" in said and "Traceback" not in said
+
+
+def test_other_weights_to_start_from_are_another_recipe(command, stopped, capsys):
+    assert run_command(command) == 75
+    assert run_command([*command, "--model.weights", "imagenet"]) == 2
+    assert "was begun with another recipe: model.weights" in capsys.readouterr().err
+
+
+def test_the_checkpoint_that_a_run_began_with_is_compared_while_it_is_there(
+    command, stopped, tmp_path, capsys
+):
+    assert run_command(command) == 75
+    runs = tmp_path / "runs"
+    second = [word if word != "first" else "second" for word in command]
+    with_start = [*second, "--init-from", "first:step-00000004"]
+    assert run_command(with_start) == 75
+    assert run_command(second) == 2
+    assert "was begun with another recipe: init_from" in capsys.readouterr().err
+    stopped.undo()
+    shutil.rmtree(runs / "first")
+    assert run_command(with_start) == 0
+
+
+def test_a_lock_is_outwaited_before_anything_is_written(command, monkeypatch, tmp_path):
+    """A machine that died while the first command waited for room has left only the lock."""
+    waited = []
+    monkeypatch.setattr("raytrain.runlock.outwait", waited.append)
+    monkeypatch.setattr(GROUP, None)
+    assert run_command([*command, "--folds", "none"]) == 3
+    assert run_command(["tune", *command[1:], "--space", str(tmp_path / "none.yaml")]) == 2
+    assert waited == [str(tmp_path / "runs" / "first")] * 2

@@ -65,6 +65,21 @@ def test_where_machines_turn_out_to_have_gpus_it_waits_for_those(cluster, monkey
     wait_for_room(recipe(2, use_gpu=False), 2)
 
 
+def test_it_waits_for_the_cpus_that_the_command_sets(cluster, monkeypatch):
+    monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.2)
+    wait_for_room(recipe(1), 30, worker_cpus=2)
+    with pytest.raises(ResourceError, match="1 worker takes 4 CPUs, the cluster declares 2"):
+        wait_for_room(recipe(1), 1, worker_cpus=4)
+
+
+def test_a_worker_with_a_gpu_waits_for_its_share_of_the_cpus_too(cluster, monkeypatch):
+    asked = []
+    monkeypatch.setattr(waiting, "_wait", lambda workers, each, *rest: asked.append(each))
+    monkeypatch.setattr(waiting, "cpus_of_gpu_worker", lambda: 7)
+    wait_for_room(recipe(1, use_gpu=True), 30)
+    assert asked == [waiting.ANY_GPU, {"CPU": 7, "GPU": 1.0}]
+
+
 def test_a_session_begins_once_there_is_a_machine(cluster, monkeypatch):
     with with_machine(30):
         assert set(groups()) <= {"REMOVED"}
