@@ -8,6 +8,7 @@ import pytest
 import yaml
 from moto import mock_aws
 from ray.autoscaler._private.aws import config as aws
+from ray.autoscaler._private.aws import utils as aws_utils
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 from test_project import ROOT
@@ -15,7 +16,6 @@ from test_project import ROOT
 REGION = "us-west-2"
 IMAGE = "ami-REPLACE"
 SSH = 22
-ANYBODY = "0.0.0.0/0"
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def account(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setattr(aws, "time", SimpleNamespace(sleep=lambda seconds: None))
     # Ray keeps clients between calls.
-    for cached in (aws._resource_cache, aws._client_cache) if hasattr(aws, "_client_cache") else ():
-        cached.cache_clear()
+    aws_utils.resource_cache.cache_clear()
+    aws_utils.client_cache.cache_clear()
     with mock_aws():
         yield boto3.client("ec2", REGION)
 
@@ -71,8 +71,9 @@ def flaws(account, text):
     if machines["worker"].get("InstanceLifecycle") != "spot":
         found.append("workers at the full price")
     for rule in rules:
-        is_open = any(source["CidrIp"] == ANYBODY for source in rule["IpRanges"])
-        if is_open and (rule.get("FromPort"), rule.get("ToPort")) != (SSH, SSH):
+        # Machines of the cluster are allowed by their group, not by addresses.
+        addresses = rule.get("IpRanges", []) + rule.get("Ipv6Ranges", [])
+        if addresses and (rule.get("FromPort"), rule.get("ToPort")) != (SSH, SSH):
             found.append("the security group is open")
     worker = config["available_node_types"]["worker"]
     if worker["min_workers"]:

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -293,14 +293,15 @@ def names_alone(dataset: Dataset, rows: Array) -> pa.StringArray:
 
     Args:
         dataset: an opened dataset.
-        rows: int64 (N,) row numbers.
+        rows: int64 (N,) row numbers, ascending.
 
     Raises:
         DataError: as `Dataset.row_labels`.
     """
-    # A copy, since `row_labels` would stay with the dataset, whose targets are mapped.
-    source = dataset if dataset.mapped is None else replace(dataset)
-    return source.row_labels.names.take(pa.array(rows, pa.int64()))
+    sha256 = dataset.manifest.get(row_labels.HASH_KEY)
+    if sha256 is None:
+        return _labels_of_shards(dataset).names.take(pa.array(rows, pa.int64()))
+    return row_labels.parse_names(_verified(dataset, row_labels.FILE, sha256), rows)
 
 
 def _labels_of_shards(dataset: Dataset) -> RowLabels:

@@ -389,7 +389,7 @@ def _blocks(index: pd.DataFrame, seed: int, bands: Bands) -> list[pd.DataFrame]:
         tiles = index[index["known"] == known]
         # Shuffled once, so that a shard is a random sample of the tiles.
         order = np.random.default_rng([seed, len(tiles)]).permutation(len(tiles))
-        sizes = [_file_size(stamp) for stamp in tiles["stamp"]]
+        sizes = [_file_size(stamp) for stamp in tiles["stamp"].to_list()]
         for rows in _cut(order, sizes, rows_per_shard(len(tiles))):
             block = tiles.iloc[rows]
             columns = block[["image_name", "path", "row", "target", "known"]]

@@ -145,3 +145,19 @@ def test_pictures_come_from_the_shard_that_the_manifest_names_only(copy):
     assert list(ds.read_images(opened, [row]))
     with pytest.raises(DataError, match="it is not the file that"):
         list(ds.read_images(ds.open_dataset(str(copy)), [row]))
+
+
+def test_names_of_some_rows_are_read_in_pieces(monkeypatch):
+    names = [f"tile_{number}" for number in range(10)]
+    column = row_labels.target_array([np.array([1, 0], np.uint8)] * 10)
+    data = row_labels.content(pa.array(names), column, [10], [9])
+    monkeypatch.setattr(row_labels, "NAMES_AT_ONCE", 3)
+    for rows in ([], [0], [2, 3, 9], range(10)):
+        found = row_labels.parse_names(data, np.array(rows, np.int64)).to_pylist()
+        assert found == [names[row] for row in rows]
+
+
+def test_an_older_dataset_gives_the_same_names(dataset, copy):
+    older = without_file(copy)
+    rows = dataset.part_rows("random", "valid")
+    assert ds.names_alone(older, rows).to_pylist() == ds.names_alone(dataset, rows).to_pylist()

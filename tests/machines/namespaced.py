@@ -29,13 +29,16 @@ def why_not() -> str:
     """Returns why machines cannot be simulated here; empty if they can."""
     if os.geteuid() != 0:
         return "simulated machines need root"
-    missing = [tool for tool in ("ip", "unshare", "nsenter", "mount") if shutil.which(tool) is None]
+    tools = ("ip", "tc", "unshare", "nsenter", "mount")
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         return f"simulated machines need {', '.join(missing)}"
-    tried = subprocess.run(["ip", "netns", "add", "rt-try"], capture_output=True, text=True)
+    # A name of its own: several processes of pytest may ask at the same time.
+    name = f"rt-try-{os.getpid()}"
+    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if tried.returncode:
         return f"no network namespace can be made here: {tried.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", "rt-try"], check=True)
+    subprocess.run(["ip", "netns", "del", name], check=True)
     return ""
 
 

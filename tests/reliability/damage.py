@@ -209,7 +209,7 @@ def _refused(outcomes: list[Outcome]) -> str:
 
 
 # A tile that changes after it was cached changes nothing: the cache holds the one that dataset.json names. Nor does a
-# label: labels.parquet holds it.
+# label in a shard: labels.parquet holds it. `data check` finds both.
 TRIED = [
     (what, tiles)
     for what in ("a tile", "a label", "a shard")
@@ -232,7 +232,7 @@ FIGURES = [
     ),
     Figure(
         "R21",
-        "a tile, a label changed or a shard lost since ingest: refused, shard named",
+        "a tile or label changed when its shard is decoded, a shard or labels.parquet at a start: refused by name",
         "all",
         [
             Case(

@@ -1,6 +1,7 @@
 """Figures for docs/scale.md: what a million tiles, a thousand shards and a thousand runs cost one process.
 
     python tests/scale/measure.py labels [ROWS]      a label file on the driver of an ingest
+    python tests/scale/measure.py pictures [ROWS]    the same, joined with pictures and cut into shards
     python tests/scale/measure.py opening [SHARDS]   opening a dataset, at 30 ms a request
     python tests/scale/measure.py rank [ROWS]        the memory that labels take in one rank
     python tests/scale/measure.py runs [RUNS]        raytrain runs list, at 30 ms a request
@@ -21,14 +22,16 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from slow_store import BUCKET, mounted
 
 from raytrain import summaries
 from raytrain.data import dataset as ds
-from raytrain.data import duplicates, row_labels
+from raytrain.data import duplicates, row_labels, sources
 from raytrain.data.labels import read_labels
 from raytrain.data.splits import as_split, random_parts
+from raytrain.distributed.ingest import _blocks as blocks_of
 from raytrain.tiles.rows import with_mapped_rows
 
 MB = 10**6
@@ -70,8 +73,8 @@ def _anonymous():
     raise RuntimeError("no RssAnon")
 
 
-def labels(folder, rows=1_000_000):
-    """A label file as Planet's."""
+def label_file(folder, rows):
+    """Writes a label file as Planet's. Returns its path."""
     path = folder / "labels.csv"
     generator = np.random.default_rng(0)
     with path.open("w") as file:
@@ -79,10 +82,35 @@ def labels(folder, rows=1_000_000):
         for row in range(rows):
             few = generator.choice(17, 1 + row % 4, replace=False)
             file.write(f"train_{row},{' '.join(CLASSES[number] for number in sorted(few))}\n")
+    return str(path)
+
+
+def labels(folder, rows=1_000_000):
+    """A label file alone."""
+    path = label_file(folder, rows)
     with Memory() as memory:
-        found = read_labels(str(path))
+        found = read_labels(path)
         targets = found.targets
     print(f"labels of {rows:,} rows: {memory} ({targets.shape[1]} classes)")
+
+
+def pictures(folder, rows=1_000_000):
+    """All that an ingest does before Ray starts, but for listing the folder of the pictures."""
+    path = label_file(folder, rows)
+    names = [f"train_{row}" for row in range(rows)]
+    table = pd.DataFrame(
+        {
+            "image_name": names,
+            "file": [f"{name}.jpg" for name in names],
+            "path": [f"/shared/planet/train-jpg/{name}.jpg" for name in names],
+            "stamp": ["15000 1700000000000000000"] * rows,
+        }
+    )
+    found = sources.Images(table, {"images": "a folder"}, "", ())
+    with Memory() as memory:
+        divided = found.label_from_file(path).split()
+        shards = blocks_of(divided.usable(), divided.rule.seed, None)
+    print(f"labels and pictures of {rows:,} rows: {memory} ({len(shards):,} shards)")
 
 
 def written(folder, rows, shards=None):
@@ -134,7 +162,7 @@ def opening(folder, shards=1000):
 
 
 def rank(folder, rows=1_000_000):
-    """A rank that is not the first of its machine."""
+    """The first rank of all, which writes what the others map and holds the names of validation, and another rank."""
     size = written(folder / "dataset", rows)
     path = str(folder / "dataset")
     # In processes of their own: memory that was freed is used again.
@@ -154,7 +182,10 @@ def _open_as_rank(path, cache, number):
         train = found.part_rows("random", "train")
         valid = found.part_rows("random", "valid")
         batch = found.targets[train[:4096]]
-    print(f"rank {number}: {memory} ({len(train):,} + {len(valid):,} rows, batch {batch.shape})")
+        names = ds.names_alone(found, valid) if number == 0 else None
+    print(
+        f"rank {number}: {memory} ({len(train):,} + {len(valid):,} rows, batch {batch.shape}, {0 if names is None else len(names):,} names)"
+    )
 
 
 def run_list(folder, runs=1000):
@@ -233,6 +264,7 @@ def near_duplicates(folder, tiles=400_000):
 
 PARTS = {
     "labels": labels,
+    "pictures": pictures,
     "opening": opening,
     "rank": rank,
     "runs": run_list,
