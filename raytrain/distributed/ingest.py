@@ -497,7 +497,7 @@ def _gated(blocks: list[pd.DataFrame], path: str, bands: Bands) -> Iterator[Reco
                 yield json.loads(record)
 
 
-def _joined(blocks: list[pd.DataFrame], cpus: int) -> list[pd.DataFrame]:
+def _joined(blocks: list[pd.DataFrame], cluster_cpus: int) -> list[pd.DataFrame]:
     """Joins the rows of several shards into one task where there are many of them.
 
     Ray's driver takes 20 ms for a task, and a CPU 0.5 s for a shard of Planet's tiles. With one
@@ -505,9 +505,9 @@ def _joined(blocks: list[pd.DataFrame], cpus: int) -> list[pd.DataFrame]:
 
     Args:
         blocks: the rows of each shard.
-        cpus: of the cluster.
+        cluster_cpus: number of CPUs of the cluster.
     """
-    together = len(blocks) // (max(1, cpus) * TASKS_OF_CPU)
+    together = len(blocks) // (max(1, cluster_cpus) * TASKS_OF_CPU)
     together = max(1, min(together, MOST_SHARDS_OF_TASK))
     if together == 1:
         return blocks

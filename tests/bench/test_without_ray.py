@@ -100,6 +100,7 @@ def test_the_check_of_a_gpu_starts_too_and_finds_none(bench, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_schedule_runs_whole_and_says_what_it_left_out(bench, tmp_path):
     out = tmp_path / "bench.json"
     words = [

@@ -281,7 +281,7 @@ def python_blocks():
     ]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_five_steps_of_the_python_page_run(
     number, request, tiles, tmp_path, monkeypatch, capsys
 ):

@@ -119,6 +119,7 @@ def test_a_failed_trial_is_named_and_nothing_is_recommended(tmp_path, monkeypatc
     assert not (tmp_path / "thresholds.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_printed_next_command_uses_what_was_found(tmp_path, capsys):
     p = calibrated(rows=400)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from raytrain import runs, storage
 from raytrain.cli.main import run_command
 from raytrain.config import load_recipe
 from raytrain.distributed import search_resources, search_setup, trial
+from raytrain.distributed.repeat import found_by
 from raytrain.distributed.search_setup import Options
 from raytrain.errors import ConfigError, DivergedError, MemoryExceededError, StorageError
 from raytrain.evaluation import judgement, predictions
@@ -143,14 +145,19 @@ def test_a_search_without_a_name_does_not_go_on_by_itself(searched, capsys):
     assert "--resume auto is given without --name" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_cluster")
-def test_the_same_command_finds_the_complete_search_and_trains_nothing(searched):
+def test_the_same_command_finds_the_complete_search_and_needs_no_ray(searched, monkeypatch, capsys):
     folder, _ = searched
-    before = trained(folder)
-    driver = Driver(folder, [*command(folder), *AGAIN])
-    assert driver.end(200) == 0, driver.text
-    assert "winner: trial" in driver.text and trained(folder) == before
+    monkeypatch.setattr("raytrain.distributed.search.session", None)
+    assert run_command([*command(folder), *AGAIN]) == 0
+    said = capsys.readouterr().out
+    assert "the search s is complete" in said and "winner: trial" in said and "results: " in said
+
+
+def test_a_search_of_more_trials_is_not_complete(searched):
+    folder, _ = searched
+    options = search_setup.read(str(folder / "runs/s")).options
+    assert found_by(str(folder / "runs/s"), options) is not None
+    assert found_by(str(folder / "runs/s"), replace(options, num_samples=5)) is None
 
 
 @pytest.mark.slow

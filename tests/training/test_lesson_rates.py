@@ -130,7 +130,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_has_the_rates_of_an_undisturbed_one(
     recipe, whole, tmp_path, shorter, monkeypatch, epoch
 ):
