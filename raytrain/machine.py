@@ -358,7 +358,7 @@ def cache_limit() -> int:
     text = os.environ.get("RAYTRAIN_CACHE_GB") or "100"
     try:
         return int(float(text) * 1e9)
-    except ValueError:
+    except (OverflowError, ValueError):
         raise ConfigError(
             f'the environment variable RAYTRAIN_CACHE_GB = "{text}" is not a number',
             "it limits the tile cache, in gigabytes",

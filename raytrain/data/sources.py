@@ -717,14 +717,14 @@ def _look_up(table: pd.DataFrame, others: pd.Index[Any], paths: Mapping[str, str
         paths: path of each known name.
     """
     known = KnownNames(paths, spelling)
-    for row in others:
-        found = _picture_of(table.at[row, "image_name"], paths, known)
-        table.at[row, "image_name"] = found.name
-        table.at[row, "path"] = found.path
-        # A problem of the label row itself says more than a missing picture.
-        if not found.path and table.at[row, "problem"] == "":
-            table.at[row, "problem"] = found.problem
-            table.at[row, "detail"] = found.detail
+    names = table.loc[others, "image_name"].to_list()
+    found = pd.DataFrame([_picture_of(name, paths, known) for name in names], index=others)
+    table.loc[others, "image_name"] = found["name"]
+    table.loc[others, "path"] = found["path"]
+    # A problem of the label row itself says more than a missing picture.
+    lost = others[(found["path"] == "") & (table.loc[others, "problem"] == "")]
+    for column in ("problem", "detail"):
+        table.loc[lost, column] = found.loc[lost, column]
 
 
 def _mark_same_pictures(table: pd.DataFrame) -> None:

@@ -263,12 +263,11 @@ def _existing_dataset(out: str, source: Record) -> ds.Dataset | None:
     Raises:
         DataError: something else is there, or a dataset that was made from other input.
     """
-    files = [name for name in storage.names(out) if not name.startswith(storage.PROBES)]
+    files = storage.names(out)
     folders = storage.names(out, directories=True)
     if "dataset.json" not in files:
         # A local ingest that was stopped leaves `<out>.partial`, and nothing at `out`.
-        ours = LEFT_IN_STORE if storage.is_uri(out) else set()
-        if set(files + folders) <= ours:
+        if all(storage.is_uri(out) and _is_left(name) for name in files + folders):
             return None
         raise DataError(
             f"{out} exists and is not a dataset",
@@ -288,6 +287,11 @@ def _existing_dataset(out: str, source: Record) -> ds.Dataset | None:
         "ingest never overwrites a dataset; runs may depend on it",
         "give another --out, or remove that directory first",
     )
+
+
+def _is_left(name: str) -> bool:
+    """Whether an ingest that was stopped may have left a file or folder of this name."""
+    return name in LEFT_IN_STORE or name.startswith(storage.PROBES)
 
 
 def _build(

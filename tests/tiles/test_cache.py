@@ -122,9 +122,10 @@ def test_the_limit_of_the_cache_holds_and_must_be_a_number(dataset, tmp_path, mo
     monkeypatch.setenv("RAYTRAIN_CACHE_GB", "0.000001")
     with pytest.raises(StorageError, match="RAYTRAIN_CACHE_GB=1"):
         cache.open_store(dataset, 32, directory=tmp_path)
-    monkeypatch.setenv("RAYTRAIN_CACHE_GB", "10GB")
-    with pytest.raises(ConfigError, match="is not a number"):
-        cache.open_store(dataset, 32, directory=tmp_path)
+    for text in ("10GB", "inf"):
+        monkeypatch.setenv("RAYTRAIN_CACHE_GB", text)
+        with pytest.raises(ConfigError, match="is not a number"):
+            cache.open_store(dataset, 32, directory=tmp_path)
     assert not list(tmp_path.glob("*/*"))
 
 
