@@ -42,6 +42,7 @@ def test_ratios_are_those_of_each_round():
         ratios([1.0], [1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_a_group_sums_the_rates_of_its_processes_and_ends_them():
     group = Group(2, Fake)
     try:

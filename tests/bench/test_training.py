@@ -135,6 +135,7 @@ def test_checkpoints_come_at_the_interval_of_the_saver_and_the_rests_of_their_si
         assert side.saves == 3
 
 
+@pytest.mark.slow
 def test_what_checkpoints_cost(recipe, dataset, monkeypatch):
     monkeypatch.setattr(saver, "LEAST_INTERVAL_S", 0.1)
     monkeypatch.setattr(saver, "TIMES_COST", 1)

@@ -621,6 +621,7 @@ def test_a_folder_named_test_is_no_class_and_nothing_is_written(parted, tmp_path
     assert open_dataset(str(tmp_path / "out")).classes == ["3", "7", "test"]
 
 
+@pytest.mark.slow
 def test_an_ingest_with_a_test_folder_that_was_cut_goes_on_to_the_same_bytes(
     parted, tmp_path, monkeypatch, logged
 ):

@@ -176,6 +176,7 @@ class Reached(Exception):
     """Training would begin."""
 
 
+@pytest.mark.slow
 def test_quickstart_takes_the_workers_that_fit_and_says_so(
     own_network, no_cluster, free, monkeypatch, tmp_path, logged
 ):

@@ -105,6 +105,7 @@ with rooms.session():
 """
 
 
+@pytest.mark.slow
 def test_a_pool_that_finds_no_free_cpu_says_so_and_its_end_names_the_cause(no_cluster):
     command = [sys.executable, "-c", BUSY_CLUSTER]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -339,6 +339,7 @@ def test_predictions_of_the_symmetries_are_their_mean(trained, dataset):
     assert not np.allclose(plain.logits_of_tiles(tiles), plain.logits_of_tiles(turned), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_range_test_of_two_workers_leaves_curve_suggestions_and_picture(
     dataset, tmp_path, capsys
 ):

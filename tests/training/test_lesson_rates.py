@@ -148,6 +148,7 @@ def test_a_resumed_run_has_the_rates_of_an_undisturbed_one(
     assert trace(tmp_path / "run") == trace(whole)
 
 
+@pytest.mark.slow
 def test_half_the_rates_after_a_divergence_are_half_the_lessons(
     recipe, whole, tmp_path, shorter, monkeypatch
 ):
