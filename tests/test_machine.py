@@ -1,6 +1,7 @@
 """Limits of memory and CPUs as the kernel tells them, in folders made by hand."""
 
 import os
+import resource
 
 import pytest
 
@@ -142,3 +143,17 @@ def test_threads_follow_the_smaller_of_affinity_and_quota(tmp_path, monkeypatch,
 def test_without_a_quota_the_affinity_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6})
     assert machine.usable_cpus(tmp_path, tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised"),
+    [
+        (1024, 4096, 4096),
+        (1024, 10**6, machine.RAY_OPEN_FILES),
+        (1024, resource.RLIM_INFINITY, machine.RAY_OPEN_FILES),
+        (10**6, 10**6, 10**6),
+    ],
+)
+def test_ray_raises_the_limit_of_open_files_as_far_as_it_may(monkeypatch, soft, hard, raised):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, hard))
+    assert machine.raised_open_files() == raised

@@ -71,7 +71,6 @@ def test_an_ingest_from_and_to_a_bucket_gives_the_local_bytes(
     assert set(open_dataset(out).split("cv-1")["part"]) == {"train", "valid"}
 
 
-@pytest.mark.slow
 def test_an_ingest_to_a_bucket_that_was_cut_goes_on(uploaded, bucket, dataset, monkeypatch, logged):
     out = bucket("datasets/cut")
     divided = images_in(uploaded[0]).label_from_file(uploaded[1]).split()

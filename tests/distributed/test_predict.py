@@ -17,7 +17,7 @@ from raytrain.data.dataset import all_names
 from raytrain.data.images import MAX_BYTES
 from raytrain.distributed.ingest import gate_shard
 from raytrain.distributed.predict import Predictor
-from raytrain.errors import StorageError
+from raytrain.errors import DataError, StorageError
 from raytrain.evaluation import predictions
 
 
@@ -113,6 +113,16 @@ def test_the_gate_of_predict_is_that_of_ingest(tmp_path, checkpoint):
     } == dict.fromkeys(("memory.jpg", "folder.jpg", "pipe.jpg", "loop.jpg"), "unreadable")
     assert refused["gone.jpg"] == refused["absent.jpg"] == "missing"
     assert sum(kind != "" for kind in refused.values()) == len(QUARANTINED) + 6
+
+
+def test_a_shard_that_is_not_the_one_of_the_dataset_is_not_predicted(dataset, checkpoint):
+    shard = dataset.shards[0]
+    right = dataset.manifest["shards"][0]["sha256"]
+    rows = block([shard, shard]).assign(row=[0, 1], sha256=right)
+    predictor = Predictor(checkpoint, False)
+    assert list(predictor(rows)["kind"]) == ["", ""]
+    with pytest.raises(DataError, match=r"it is not the file that dataset\.json names"):
+        predictor(rows.assign(sha256="0" * 64))
 
 
 def test_bands_mean_the_same_for_both(tmp_path, checkpoint):
